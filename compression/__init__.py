@@ -1,0 +1,1 @@
+"""Tensors to fewer bytes: feature codecs and, later, quantization, pruning, distillation and bottlenecks."""

@@ -1,0 +1,1 @@
+"""Machines: what one is, its engines, its sensors, and the lab that emulates it."""

@@ -1,0 +1,1 @@
+"""The service on an edge box: serves the box's models and keeps them up to date."""

@@ -1,0 +1,1 @@
+"""What was measured of links and machines, with its variance."""

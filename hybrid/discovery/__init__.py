@@ -1,0 +1,1 @@
+"""Finding gateways on the network, and proof of who they are."""

@@ -1,0 +1,1 @@
+"""Models as shipped, bound to one shape key, normalised, and seen as a graph of tensors."""

@@ -1,0 +1,1 @@
+"""From what was measured to a plan: pure functions of recorded inputs."""

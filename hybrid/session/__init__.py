@@ -1,0 +1,1 @@
+"""The public face: an onnxruntime session that may run in two places."""

@@ -1,0 +1,1 @@
+"""One I/O thread, one connection a gateway: requests out, replies in."""
