@@ -1,0 +1,110 @@
+"""The link to a gateway: round trip and goodput each way, measured on the transfers that happen anyway.
+
+Design: no clock of the other side is used. The gateway says how long it received, queued and computed; what remains of
+the total is the network. Small messages teach the round trip, large ones the goodput: one that is too small to tell a
+rate from the round trip's noise teaches nothing about the rate.
+"""
+
+from dataclasses import dataclass
+from threading import Lock
+
+from hybrid.cost.running import RunningEstimate
+
+MIN_RATE_SAMPLE_BYTES = 8 * 1024
+"""Transfers below this say nothing about goodput."""
+
+STALE_S = 10.0
+"""Age at which a goodput estimate deserves a fresh sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkView:
+    """What is believed of a link at one moment.
+
+    Attributes:
+        rtt_s: round trip in seconds, None while unknown.
+        uplink_bps: goodput device to gateway in bit/s, None while unknown.
+        downlink_bps: goodput gateway to device in bit/s, None while unknown.
+        rtt_spread_ratio: relative deviation of the round trip.
+        uplink_spread_ratio: relative deviation of the uplink's goodput.
+        measured_s: monotonic time of the last goodput sample, 0 when there is none.
+    """
+
+    rtt_s: float | None = None
+    uplink_bps: float | None = None
+    downlink_bps: float | None = None
+    rtt_spread_ratio: float = 0.0
+    uplink_spread_ratio: float = 0.0
+    measured_s: float = 0.0
+
+    def transfer_s(self, n_bytes_up: int, n_bytes_down: int) -> float | None:
+        """Seconds that the network takes for a request of these sizes; None while the link is unknown."""
+        if self.rtt_s is None or self.uplink_bps is None:
+            return None
+        down_bps = self.downlink_bps or self.uplink_bps
+        return self.rtt_s + 8 * n_bytes_up / self.uplink_bps + 8 * n_bytes_down / down_bps
+
+    def is_stale(self, now_s: float) -> bool:
+        """Whether the goodput is unknown or old enough to deserve a probe."""
+        return self.uplink_bps is None or now_s - self.measured_s > STALE_S
+
+
+class LinkEstimate:
+    """Passive measurement of one link; fed by the connection, read by the planner, safe between threads."""
+
+    def __init__(self) -> None:
+        self._rtt = RunningEstimate()
+        self._uplink = RunningEstimate()
+        self._downlink = RunningEstimate()
+        self._lock = Lock()
+        self.view = LinkView()
+
+    def observe_rtt(self, rtt_s: float, now_s: float) -> None:
+        """One round trip of a small frame, in seconds."""
+        with self._lock:
+            self._rtt.observe(rtt_s, now_s)
+            self._publish()
+
+    def observe_transfer(
+        self, n_bytes_up: int, n_bytes_down: int, network_s: float, now_s: float, receive_s: float = 0.0
+    ) -> None:
+        """One finished request.
+
+        Args:
+            n_bytes_up: bytes sent, as on the wire.
+            n_bytes_down: bytes of the reply.
+            network_s: total seconds less what the gateway queued and computed.
+            now_s: monotonic time of the reply.
+            receive_s: seconds between the first and the last byte of the request at the gateway.
+        """
+        with self._lock:
+            rtt_s = min(self._rtt.value or network_s, network_s)
+            moving_s = network_s - rtt_s
+            down_bps = self._downlink.value or self._uplink.value
+            down_s = min(8 * n_bytes_down / down_bps, moving_s / 2) if down_bps else 0.0
+            up_s = max(receive_s, moving_s - down_s)
+            if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
+                self._uplink.observe(8 * n_bytes_up / up_s, now_s)
+            remaining_s = moving_s - up_s if receive_s else moving_s - (moving_s - down_s)
+            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and n_bytes_down > n_bytes_up / 4 and remaining_s > 0:
+                self._downlink.observe(8 * n_bytes_down / remaining_s, now_s)
+            if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES / 4:
+                self._rtt.observe(network_s, now_s)
+            self._publish()
+
+    def forget(self) -> None:
+        """A new connection over an unknown path: nothing measured before holds."""
+        with self._lock:
+            for estimate in (self._rtt, self._uplink, self._downlink):
+                estimate.forget()
+            self._publish()
+
+    def _publish(self) -> None:
+        self.view = LinkView(
+            rtt_s=self._rtt.value,
+            uplink_bps=self._uplink.value,
+            downlink_bps=self._downlink.value,
+            rtt_spread_ratio=self._rtt.spread_ratio,
+            uplink_spread_ratio=self._uplink.spread_ratio,
+            measured_s=self._uplink.updated_s if self._uplink.n_samples else 0.0,
+        )

@@ -1,0 +1,63 @@
+"""A running estimate of a positive quantity that drifts, jumps and is noisy."""
+
+from math import exp, log
+
+GAIN = 0.25
+"""Weight of a new sample; about the last eight samples count."""
+
+JUMP_LOG_RATIO = log(1.5)
+"""A residual of this size, or of four deviations, is suspected to be a change and not noise."""
+
+FLOOR = 1e-9
+
+
+class RunningEstimate:
+    """Exponentially weighted mean and deviation of log(x), with a reset at change points.
+
+    Times and rates are positive and their noise is multiplicative, hence the logarithm: a rate that halves and one that
+    doubles are equally surprising. Two residuals in a row on the same side, each larger than four deviations and than
+    a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan).
+
+    Source: the deviation is Jacobson's smoothed mean deviation (RFC 6298, section 2) in the log domain.
+    """
+
+    __slots__ = ("_deviation", "_log_mean", "_suspect", "n_samples", "updated_s")
+
+    def __init__(self) -> None:
+        self._log_mean = 0.0
+        self._deviation = 0.0
+        self._suspect = 0.0
+        self.n_samples = 0
+        self.updated_s = 0.0
+
+    @property
+    def value(self) -> float | None:
+        """The estimate, or None before the first sample."""
+        return exp(self._log_mean) if self.n_samples else None
+
+    @property
+    def spread_ratio(self) -> float:
+        """Deviation relative to the value, 0 for a steady quantity."""
+        return self._deviation
+
+    def observe(self, x: float, now_s: float) -> None:
+        """Takes one sample (> 0; smaller ones count as a nanounit)."""
+        sample = log(max(x, FLOOR))
+        self.updated_s = now_s
+        self.n_samples += 1
+        if self.n_samples == 1:
+            self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
+            return
+        residual = sample - self._log_mean
+        jump = abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation)
+        if jump and self._suspect * residual > 0:
+            self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
+            return
+        self._suspect = residual if jump else 0.0
+        gain = max(GAIN, 1 / self.n_samples)
+        self._deviation += gain * (abs(residual) - self._deviation)
+        self._log_mean += gain * residual
+
+    def forget(self) -> None:
+        """Back to the state before the first sample."""
+        self.n_samples = 0
