@@ -79,17 +79,11 @@ class LinkEstimate:
         """
         with self._lock:
             rtt_s = min(self._rtt.value or network_s, network_s)
-            moving_s = network_s - rtt_s
-            down_bps = self._downlink.value or self._uplink.value
-            down_s = min(8 * n_bytes_down / down_bps, moving_s / 2) if down_bps else 0.0
-            up_s = max(receive_s, moving_s - down_s)
+            up_s, down_s = _split_moving_s(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s)
             if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
                 self._uplink.observe(8 * n_bytes_up / up_s, now_s)
-            remaining_s = moving_s - up_s if receive_s else moving_s - (moving_s - down_s)
-            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and n_bytes_down > n_bytes_up / 4 and remaining_s > 0:
-                self._downlink.observe(8 * n_bytes_down / remaining_s, now_s)
-            if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES / 4:
-                self._rtt.observe(network_s, now_s)
+            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
+                self._downlink.observe(8 * n_bytes_down / down_s, now_s)
             self._publish()
 
     def forget(self) -> None:
@@ -108,3 +102,16 @@ class LinkEstimate:
             uplink_spread_ratio=self._uplink.spread_ratio,
             measured_s=self._uplink.updated_s if self._uplink.n_samples else 0.0,
         )
+
+
+def _split_moving_s(n_bytes_up: int, n_bytes_down: int, moving_s: float, receive_s: float) -> tuple[float, float]:
+    """Shares the seconds that bytes were moving between the two directions.
+
+    The larger direction takes nearly all of it; only where both are large does the gateway's own receive time decide.
+    """
+    if n_bytes_down * 4 < n_bytes_up:
+        return moving_s, 0.0
+    if n_bytes_up * 4 < n_bytes_down:
+        return 0.0, moving_s
+    up_s = min(receive_s, moving_s) if receive_s > 0 else moving_s * n_bytes_up / max(1, n_bytes_up + n_bytes_down)
+    return up_s, moving_s - up_s
