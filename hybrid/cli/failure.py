@@ -1,0 +1,70 @@
+"""How a failed command reads: what was seen, why that happens, what to do, and an exit code that scripts can trust."""
+
+import sys
+from dataclasses import dataclass
+
+from hybrid.cli.explanations import EXPLANATIONS, PAGE
+from hybrid.cli.output import encode
+from hybrid.cli.words import MissingExtra
+from hybrid.errors import ExitCode, HybridError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A failure as people and programs read it.
+
+    Attributes:
+        code: stable, a heading of the error page.
+        what: what was seen, with the facts of this case.
+        why: how that comes about.
+        do: what to do now.
+        docs: where more is written.
+        exit_code: how the process ends.
+    """
+
+    code: str
+    what: str
+    why: str
+    do: str
+    docs: str
+    exit_code: ExitCode
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The failure that an exception means; what nobody foresaw is `internal`."""
+    code, exit_code, what = _facts(error)
+    known = EXPLANATIONS.get(code, EXPLANATIONS["internal"])
+    return Failure(code=code, what=what, why=known.why, do=known.do, docs=f"{PAGE}#{code}", exit_code=exit_code)
+
+
+def usage_failure(what: str, do: str) -> Failure:
+    """A command line that does not parse, with the advice that fits it."""
+    why = EXPLANATIONS["usage"].why
+    return Failure(code="usage", what=what, why=why, do=do, docs=f"{PAGE}#usage", exit_code=ExitCode.USAGE)
+
+
+def show(failure: Failure, *, json: bool) -> None:
+    """Write a failure: one JSON object to stdout with `json`, else two lines to stderr."""
+    if json:
+        error = {key: getattr(failure, key) for key in ("code", "what", "why", "do", "docs")}
+        print(encode({"ok": False, "data": None, "error": error}), flush=True)
+        return
+    print(f"error[{failure.code}]: {failure.what}\n  do: {failure.do}", file=sys.stderr)
+    print(f"  more: hybrid explain {failure.code}", file=sys.stderr, flush=True)
+
+
+def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
+    if isinstance(error, HybridError):
+        return error.code, error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", ExitCode.INTERRUPTED, "interrupted"
+    if isinstance(error, MissingExtra):
+        return "missing_extra", ExitCode.FAILED, str(error)
+    if isinstance(error, FileNotFoundError):
+        return "not_found", ExitCode.NOT_FOUND, str(error)
+    if isinstance(error, PermissionError):
+        return "forbidden", ExitCode.PERMISSION, str(error)
+    code = getattr(error, "code", "")
+    if code in EXPLANATIONS:  # the errors of compression and devices carry codes of their own
+        return code, ExitCode.FAILED, str(error)
+    return "internal", ExitCode.FAILED, f"{type(error).__name__}: {error}"

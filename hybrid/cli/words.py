@@ -1,0 +1,78 @@
+"""The words that may follow `hybrid`: found by entry points, loaded only when one is used."""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, cast
+
+GROUP = "hybrid.commands"
+"""The entry-point group in which a package offers a subcommand: a name, and a `typer.Typer` or a typer command."""
+
+SUMMARIES = {
+    "agent": "Run the service of an edge box.",
+    "demo": "See a device and a gateway answer together while the link between them changes.",
+    "gateway": "Run the gateway, and make its tokens.",
+    "models": "Push models to a gateway, list them, pull them.",
+    "plan": "Show where a model can be cut, and what each cut costs.",
+}
+"""One line for each word that this project offers, so that the list of commands loads none of them."""
+
+OWN_PACKAGES = ("hybrid", "edge_agent", "cloud_gateway", "compression", "devices")
+
+
+class Command(Protocol):
+    """A loaded subcommand: the part of typer's command that the root needs."""
+
+    def main(self, args: list[str], prog_name: str, standalone_mode: bool) -> object:
+        """Parse the arguments and run; with `standalone_mode` off, errors are raised to the caller."""
+        ...
+
+
+class MissingExtra(Exception):
+    """A subcommand whose package was installed without what it needs."""
+
+    def __init__(self, word: str, module: str) -> None:
+        super().__init__(f"`hybrid {word}` needs the package {module!r}, which is not installed")
+        self.word = word
+
+
+def found() -> dict[str, EntryPoint]:
+    """Every subcommand that is installed, by its word, in alphabetical order."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def summary(point: EntryPoint) -> str:
+    """One line on what a subcommand does, without loading it."""
+    if point.name in SUMMARIES:
+        return SUMMARIES[point.name]
+    return f"Offered by {point.dist.name}." if point.dist else "Offered by another package."
+
+
+def load(point: EntryPoint) -> Command:
+    """Import a subcommand and make it ready to run.
+
+    Raises:
+        MissingExtra: a package of an extra is not installed.
+    """
+    try:
+        app = point.load()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in OWN_PACKAGES or not missing:
+            raise
+        raise MissingExtra(point.name, missing) from error
+    import typer
+
+    return cast("Command", typer.main.get_command(app) if isinstance(app, typer.Typer) else app)
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word that was most likely meant, or None."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(word, known, n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def wants_json(arguments: list[str]) -> bool:
+    """Whether `--json` stands among the arguments, before any `--`: also true where parsing them failed."""
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in before
