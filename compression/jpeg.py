@@ -49,7 +49,9 @@ class JpegCodec:
         where = _image_layout(datatype, values.shape)
         if where is None:
             raise NotEncodable(f"jpeg carries images of 1 or 3 channels, not {datatype} {list(values.shape)}")
-        channels = planes.split_planes(values, where).reshape(where.n_images, where.n_channels, where.height, where.width)
+        channels = planes.split_planes(values, where).reshape(
+            where.n_images, where.n_channels, where.height, where.width
+        )
         pieces: list[bytes] = []
         bytes_of = np.empty(channels.shape, np.uint8)
         for index in range(where.n_channels):
@@ -103,17 +105,19 @@ def _to_bytes(channel: np.ndarray, low: float, high: float) -> np.ndarray:
     if channel.dtype == np.uint8:
         return channel
     scale = 255.0 / (high - low) if high > low else 0.0
-    if not math.isfinite(scale):
-        scale = 0.0
-    wide = np.float64 if channel.dtype == np.float64 else np.float32
-    return np.rint((channel.astype(wide) - wide(low)) * wide(scale)).clip(0, 255).astype(np.uint8)
+    if scale > np.finfo(np.float32).max:
+        scale = 0.0  # a channel as good as flat
+    wide = channel if channel.dtype == np.float64 else channel.astype(np.float32)
+    scaled: np.ndarray = np.rint((wide - low) * scale).clip(0, 255)
+    return scaled.astype(np.uint8)
 
 
 def _from_bytes(pixels: np.ndarray, low: float, high: float, dtype: np.dtype) -> np.ndarray:
     """`low + pixels * (high - low) / 255` by a table of 256; a value beyond the dtype's range saturates."""
     limit = float(np.finfo(dtype).max)
     table = (low + np.arange(256) * ((high - low) / 255.0)).clip(-limit, limit).astype(dtype)
-    return table[pixels]
+    values: np.ndarray = table[pixels]
+    return values
 
 
 def _compress(image: np.ndarray) -> bytes:

@@ -39,7 +39,7 @@ class LosslessCodec:
     def encode(self, array: np.ndarray) -> bytes:
         """The smallest form that is quickly found; at worst raw and one byte."""
         datatype, values = raw.canonical(array)
-        plain = raw.raw_bytes(values) if datatype == BYTES else raw.byte_view(values).data
+        plain: Payload = raw.raw_bytes(values) if datatype == BYTES else raw.byte_view(values).data
         form = None
         if len(plain) > _SMALL_BYTES:
             if datatype == BYTES:
@@ -75,7 +75,7 @@ class LosslessCodec:
         raise CorruptPayload(f"{spec.name}: unknown form {form} for {spec.dtype}")
 
 
-def _squeezed_strings(plain: bytes) -> bytes | None:
+def _squeezed_strings(plain: Payload) -> bytes | None:
     frame = entropy.squeeze(plain)
     if len(plain) > _MAX_EXPANSION * len(frame):
         return None
@@ -85,13 +85,15 @@ def _squeezed_strings(plain: bytes) -> bytes | None:
 def _from_squeezed_strings(rest: memoryview, spec: TensorSpec) -> np.ndarray:
     n_bytes, frame = _prefixed(rest)
     if n_bytes > _MAX_EXPANSION * len(frame):
-        raise CorruptPayload(f"{spec.name}: {len(frame)} bytes claim to hold {n_bytes}, over {_MAX_EXPANSION} times more")
+        raise CorruptPayload(
+            f"{spec.name}: {len(frame)} bytes claim to hold {n_bytes}, over {_MAX_EXPANSION} times more"
+        )
     return raw.from_raw(entropy.expand(frame, n_bytes), spec)
 
 
 def _byte_planes(values: np.ndarray) -> bytes | None:
     """Byte planes of wider numbers, each as it is or through zstd; None where a sample shows that none pays."""
-    sample = planes.shuffled(values.reshape(-1)[: _SAMPLE_BYTES])
+    sample = planes.shuffled(values.reshape(-1)[:_SAMPLE_BYTES])
     pays = [len(entropy.squeeze(plane.data)) < _PAYS_RATIO * plane.size for plane in sample]
     if not any(pays):
         return None

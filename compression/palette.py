@@ -73,4 +73,5 @@ def _plane_levels(patterns: np.ndarray, dtype: np.dtype, out: np.ndarray) -> np.
     level_of = np.zeros(_N_ADDRESSES, np.uint8)
     level_of[used] = np.arange(used.size, dtype=np.uint8)
     np.take(level_of, address, out=out, mode="clip")
-    return table[used]
+    palette: np.ndarray = table[used]
+    return palette

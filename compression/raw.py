@@ -105,9 +105,7 @@ def _string_bytes(array: np.ndarray) -> bytes:
         if isinstance(element, str):
             element = element.encode()
         if not isinstance(element, bytes) or len(element) > 0xFFFFFFFF:
-            raise NotEncodable(
-                f"a string tensor holds {type(element).__name__}; elements are bytes or str below 4 GiB"
-            )
+            raise NotEncodable(f"a string tensor holds {type(element).__name__}; elements are bytes or str below 4 GiB")
         pieces += (_LENGTH.pack(len(element)), element)
     return b"".join(pieces)
 

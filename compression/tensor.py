@@ -90,6 +90,4 @@ def datatype_of(array: np.ndarray) -> str:
         ) from None
 
 
-_DATATYPE_OF_NUMPY: Final = {
-    (dtype.kind, dtype.itemsize): name for name, dtype in NUMPY_OF.items() if name != BYTES
-}
+_DATATYPE_OF_NUMPY: Final = {(dtype.kind, dtype.itemsize): name for name, dtype in NUMPY_OF.items() if name != BYTES}

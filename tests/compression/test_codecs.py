@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from compression import catalog
-from compression.errors import CorruptPayload, NotEncodable, UnknownCodec
+from compression.errors import NotEncodable, UnknownCodec
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 
 LOSSLESS = ("none", "lossless")

@@ -1,4 +1,4 @@
-"""Bytes that are wrong: random, mutated, truncated, lying about sizes; all end in `CorruptPayload` or a whole tensor."""
+"""Bytes that are wrong (random, mutated, cut off, lying about sizes) end in `CorruptPayload` or in a whole tensor."""
 
 import io
 import struct
@@ -24,12 +24,11 @@ def decodes_or_refuses(name: str, payload: Payload, spec: TensorSpec) -> None:
     """The promise of `Codec.decode`, whatever the bytes."""
     try:
         array = catalog.get(name).decode(payload, spec)
-    except CorruptPayload as error:
-        assert str(error)
-    else:
-        assert array.shape == spec.shape
-        assert array.dtype == NUMPY_OF[spec.dtype]
-        assert array.flags.writeable
+    except CorruptPayload:
+        return
+    assert array.shape == spec.shape
+    assert array.dtype == NUMPY_OF[spec.dtype]
+    assert array.flags.writeable
 
 
 def sample(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -62,7 +61,8 @@ def test_random_bytes_behind_every_lossless_form(form: int, payload: bytes, dtyp
 def test_mutated_payloads(data: st.DataObject) -> None:
     """A valid payload with bytes flipped, removed, doubled or cut off, also read as another tensor."""
     name = data.draw(st.sampled_from(list(catalog.CODECS)))
-    dtype = data.draw(st.sampled_from({"fp16": ["FP16", "FP32", "FP64"], "jpeg": ["UINT8", "FP32"]}.get(name, list(NUMPY_OF))))
+    carried = {"fp16": ["FP16", "FP32", "FP64"], "jpeg": ["UINT8", "FP32"]}
+    dtype = data.draw(st.sampled_from(carried.get(name, list(NUMPY_OF))))
     shape = data.draw(st.sampled_from(SHAPES[:3] if name == "jpeg" else SHAPES))
     payload = bytearray(catalog.get(name).encode(sample(dtype, shape)))
     for _ in range(data.draw(st.integers(1, 4))):
