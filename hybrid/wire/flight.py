@@ -1,0 +1,71 @@
+"""How many unacknowledged bytes a sender keeps on the way, so that buffers in between do not fill.
+
+Design: a delay-based window as in LEDBAT (RFC 6817), on the application's own acknowledgements: TCP's own window fills
+whatever buffer the path has, and a CANCEL or PING would wait behind it.
+"""
+
+from collections import deque
+from typing import Final
+
+FLOOR_BYTES: Final = 64 * 1024
+START_BYTES: Final = 128 * 1024
+CEILING_BYTES: Final = 64 * 1024 * 1024
+QUEUE_S: Final = 0.15
+"""Acknowledgements may come this much later than the fastest seen."""
+
+MEMORY_S: Final = 10.0
+"""How long the fastest acknowledgement counts: paths change."""
+
+
+class Flight:
+    """The window of one connection and direction."""
+
+    def __init__(self) -> None:
+        self.window_bytes = START_BYTES
+        self._sent_bytes = 0
+        self._acked_bytes = 0
+        self._sent: deque[tuple[int, float]] = deque()
+        self._fastest_s = float("inf")
+        self._fastest_at_s = 0.0
+        self._shrunk_at_s = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be sent."""
+        return self._sent_bytes - self._acked_bytes < self.window_bytes
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Bytes on the way."""
+        return self._sent_bytes - self._acked_bytes
+
+    def sent(self, n_bytes: int, now_s: float) -> None:
+        """Counts data handed to the socket."""
+        self._sent_bytes += n_bytes
+        self._sent.append((self._sent_bytes, now_s))
+
+    def dropped(self, n_bytes: int) -> None:
+        """Counts bytes that nobody will acknowledge any more: their stream is over."""
+        self._settle(n_bytes)
+
+    def acked(self, n_bytes: int, now_s: float) -> None:
+        """Counts an acknowledgement and adapts the window to its delay."""
+        sent_s = self._settle(n_bytes)
+        if sent_s is None:
+            return
+        delay_s = now_s - sent_s
+        if delay_s < self._fastest_s or now_s - self._fastest_at_s > MEMORY_S:
+            self._fastest_s, self._fastest_at_s = delay_s, now_s
+        if delay_s - self._fastest_s <= QUEUE_S:
+            self.window_bytes = min(CEILING_BYTES, self.window_bytes + n_bytes)
+        elif now_s - self._shrunk_at_s > delay_s:  # once a trip: what is on the way was sent under the old window
+            self.window_bytes = max(FLOOR_BYTES, min(self.window_bytes, self.unacked_bytes) // 2)
+            self._shrunk_at_s = now_s
+
+    def _settle(self, n_bytes: int) -> float | None:
+        """Moves the acknowledged mark; when the last byte that it passed was sent."""
+        self._acked_bytes += n_bytes
+        sent_s: float | None = None
+        while self._sent and self._sent[0][0] <= self._acked_bytes:
+            sent_s = self._sent.popleft()[1]
+        return sent_s

@@ -1,0 +1,139 @@
+"""A message that is arriving: header first, checked, then its body into memory that was reserved for it."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from hybrid.errors import BadFrame, TooLarge
+from hybrid.wire.limits import ACK_BYTES, HEADER_BYTES, Limits
+from hybrid.wire.message import BodyPlan, InferRequest, InferResponse
+
+PREFIX_BYTES: Final = 4
+"""The header's length comes first, as a little-endian u32."""
+
+Decode = (
+    Callable[[memoryview, Limits], BodyPlan[InferRequest]] | Callable[[memoryview, Limits], BodyPlan[InferResponse]]
+)
+
+
+class Budget:
+    """Memory for bodies that are larger than a stream's initial credit, first come, first served."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._free_bytes = n_bytes
+        self._waiting: deque[Inbound] = deque()
+
+    def ask(self, inbound: "Inbound") -> bool:
+        """Whether it got its memory at once; else it waits in line."""
+        if self._waiting or inbound.n_body_bytes > self._free_bytes:
+            self._waiting.append(inbound)
+            return False
+        self._free_bytes -= inbound.n_body_bytes
+        return True
+
+    def give_back(self, inbound: "Inbound") -> list["Inbound"]:
+        """Frees what it held or its place in line; those whose turn came."""
+        if inbound in self._waiting:
+            self._waiting.remove(inbound)
+        else:
+            self._free_bytes += inbound.n_body_bytes
+        served: list[Inbound] = []
+        while self._waiting and self._waiting[0].n_body_bytes <= self._free_bytes:
+            served.append(self._waiting.popleft())
+            self._free_bytes -= served[-1].n_body_bytes
+        return served
+
+
+class Inbound:
+    """One message on its way in.
+
+    Attributes:
+        stream: where it arrives.
+        received_bytes: all bytes so far, prefix and header included.
+        limit_bytes: what the peer may send in all.
+        first_s: when its first byte came.
+        uses_budget: whether it holds, or waits for, memory of the budget.
+    """
+
+    __slots__ = ("_acked_bytes", "_body", "_decode", "_early", "_filled_bytes", "_limits", "_plan", "first_s",
+                 "limit_bytes", "received_bytes", "stream", "uses_budget")  # fmt: skip
+
+    def __init__(self, stream: int, decode: Decode, limits: Limits, first_s: float) -> None:
+        self.stream = stream
+        self.received_bytes = 0
+        self.limit_bytes = limits.initial_credit_bytes
+        self.first_s = first_s
+        self.uses_budget = False
+        self._decode = decode
+        self._limits = limits
+        self._early = bytearray()
+        self._plan: BodyPlan[InferRequest] | BodyPlan[InferResponse] | None = None
+        self._body: memoryview | None = None
+        self._filled_bytes = 0
+        self._acked_bytes = 0
+
+    @property
+    def n_body_bytes(self) -> int:
+        """Bytes of the body, once the header is known."""
+        return 0 if self._plan is None else self._plan.n_body_bytes
+
+    def take(self, payload: memoryview, budget: Budget, *, end: bool) -> InferRequest | InferResponse | None:
+        """Takes the next bytes; the message when they were the last.
+
+        Raises:
+            BadFrame: more than the credit, or an end in the wrong place.
+            BadMessage, TensorMismatch, TooLarge: the header fails its checks.
+        """
+        self.received_bytes += len(payload)
+        if self.received_bytes > self.limit_bytes:
+            raise BadFrame(f"stream {self.stream} sent {self.received_bytes} bytes, its credit is {self.limit_bytes}")
+        if self._body is None:
+            self._early += payload
+            if self._plan is None:
+                self._read_header(budget)
+        else:
+            self._fill(payload)
+        is_complete = self._body is not None and self._filled_bytes == len(self._body)
+        if end != is_complete or (not end and not payload):
+            raise BadFrame(f"stream {self.stream} ended after {self.received_bytes} bytes, not where its header says")
+        return self._plan.fill(self._body) if end and self._plan and self._body is not None else None
+
+    def _read_header(self, budget: Budget) -> None:
+        if len(self._early) < PREFIX_BYTES:
+            return
+        stop = PREFIX_BYTES + int.from_bytes(self._early[:PREFIX_BYTES], "little")
+        if stop > PREFIX_BYTES + HEADER_BYTES:
+            raise TooLarge(f"a message header of {stop - PREFIX_BYTES} bytes; the limit is {HEADER_BYTES}")
+        if len(self._early) < stop:
+            return
+        self._plan = self._decode(memoryview(bytes(self._early[PREFIX_BYTES:stop])), self._limits)
+        del self._early[:stop]
+        total_bytes = stop + self.n_body_bytes
+        self.uses_budget = total_bytes > self._limits.initial_credit_bytes
+        if len(self._early) > self.n_body_bytes:
+            raise BadFrame(f"stream {self.stream} sent more bytes than its header declares")
+        if not self.uses_budget or budget.ask(self):
+            self.serve()
+
+    def serve(self) -> None:
+        """Its memory is reserved: allocates the body and raises the limit to the whole message."""
+        self._body = np.empty(self.n_body_bytes, dtype=np.uint8).data  # not zeroed: memory is taken as bytes come
+        early = memoryview(bytes(self._early))
+        self.limit_bytes = max(self.limit_bytes, self.received_bytes - len(early) + self.n_body_bytes)
+        self._early = bytearray()
+        self._fill(early)
+
+    def _fill(self, payload: memoryview) -> None:
+        if self._body is None or self._filled_bytes + len(payload) > len(self._body):
+            raise BadFrame(f"stream {self.stream} sent more bytes than its header declares")
+        self._body[self._filled_bytes : self._filled_bytes + len(payload)] = payload
+        self._filled_bytes += len(payload)
+
+    def acknowledge(self, *, force: bool) -> bool:
+        """Whether a CREDIT is due now; counts it as sent."""
+        due = self.received_bytes - self._acked_bytes >= (1 if force else ACK_BYTES)
+        if due:
+            self._acked_bytes = self.received_bytes
+        return due

@@ -1,0 +1,69 @@
+"""A message on its way out: its buffers, cut into frames as far as the peer's credit reaches."""
+
+from hybrid.errors import BadFrame
+from hybrid.wire.frames import END, Kind, head
+from hybrid.wire.limits import FRAME_BYTES
+from hybrid.wire.message import Buffer, EncodedMessage
+
+
+class Outbound:
+    """One message on its way out.
+
+    Attributes:
+        n_bytes: all bytes, prefix and header included.
+        sent_bytes: handed out so far.
+        acked_bytes: what the peer says it has.
+        limit_bytes: what the peer allows in all.
+    """
+
+    __slots__ = ("_at", "_buffers", "_index", "acked_bytes", "limit_bytes", "n_bytes", "sent_bytes", "stream")
+
+    def __init__(self, stream: int, message: EncodedMessage, initial_credit_bytes: int) -> None:
+        self.stream = stream
+        first = len(message.header).to_bytes(4, "little") + message.header
+        self._buffers: list[Buffer] = [first, *(buffer for buffer in message.buffers if len(buffer))]
+        self._index = 0
+        self._at = 0
+        self.n_bytes = sum(map(len, self._buffers))
+        self.sent_bytes = 0
+        self.acked_bytes = 0
+        self.limit_bytes = initial_credit_bytes
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all is handed out."""
+        return self.sent_bytes == self.n_bytes
+
+    @property
+    def can_send(self) -> bool:
+        """Whether there is data and credit."""
+        return self.sent_bytes < min(self.n_bytes, self.limit_bytes)
+
+    def credit(self, received_bytes: int, limit_bytes: int) -> int:
+        """Takes a CREDIT; how many bytes it newly acknowledges.
+
+        Raises:
+            BadFrame: it acknowledges what was never sent.
+        """
+        if received_bytes > self.sent_bytes:
+            raise BadFrame(f"{received_bytes} bytes acknowledged on stream {self.stream}, {self.sent_bytes} were sent")
+        newly = max(0, received_bytes - self.acked_bytes)
+        self.acked_bytes += newly
+        self.limit_bytes = max(self.limit_bytes, limit_bytes)
+        return newly
+
+    def next_frame(self) -> list[Buffer]:
+        """The next DATA frame as buffers; `can_send` must hold."""
+        size = min(FRAME_BYTES, min(self.n_bytes, self.limit_bytes) - self.sent_bytes)
+        self.sent_bytes += size
+        parts: list[Buffer] = [head(Kind.DATA, self.stream, size, END if self.is_done else 0)]
+        while size:
+            buffer = self._buffers[self._index]
+            piece = memoryview(buffer)[self._at : self._at + size]
+            parts.append(piece)
+            size -= len(piece)
+            self._at += len(piece)
+            if self._at == len(buffer):
+                self._index += 1
+                self._at = 0
+        return parts
