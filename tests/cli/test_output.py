@@ -1,0 +1,88 @@
+"""The shared way to speak: results, streams, notes, progress, and amounts in real units."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hybrid.cli import output
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    path: Path
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _loud():
+    yield
+    output.be_quiet(quiet=False)
+
+
+def test_one_result_for_two_readers(capsys) -> None:
+    output.result([Row("a", Path("/x"))], "a  /x", json=True)
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "data": [{"name": "a", "path": "/x"}], "error": None}
+    output.result([Row("a", Path("/x"))], "a  /x", json=False)
+    assert capsys.readouterr().out == "a  /x\n"
+
+
+def test_a_stream_is_one_object_a_line(capsys) -> None:
+    output.event({"n": 1}, "one", json=True)
+    output.event({"n": 2}, "two", json=True)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"n": 1}, {"n": 2}]
+
+
+def test_notes_go_to_stderr_and_can_be_kept_back(capsys) -> None:
+    output.note("next: hybrid demo")
+    output.be_quiet(quiet=True)
+    output.note("nobody reads this")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "next: hybrid demo\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "decorated"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)], ids=str
+)
+def test_decoration_only_on_a_willing_terminal(monkeypatch, settings, decorated) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert output.decorated(Terminal()) is decorated
+    assert output.decorated(io.StringIO()) is False
+
+
+def test_without_a_terminal_progress_is_a_line_every_five_seconds() -> None:
+    clock, lines = [0.0], []
+    progress = output._Lines("pushing", 120e6, "bytes", write=lines.append, now_s=lambda: clock[0])
+    for second in range(11):
+        clock[0] = float(second)
+        progress.advance(10e6)
+    assert lines == ["pushing: 60.0 / 120.0 MB", "pushing: 110.0 / 120.0 MB"]
+
+
+def test_progress_writes_nothing_to_stdout(capsys) -> None:
+    with output.progress("counting", 3, "devices") as bar:
+        for _ in range(3):
+            bar.advance(1)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "unit", "text"),
+    [
+        (12, 14, "devices", "12 / 14 devices"),
+        (34.1e6, 120e6, "bytes", "34.1 / 120.0 MB"),
+        (0, 0, "bytes", "0.0 / 0.0 bytes"),
+    ],
+)
+def test_amounts_have_real_units(done, total, unit, text) -> None:
+    assert output.amount(done, total, unit) == text

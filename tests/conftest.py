@@ -1,0 +1,52 @@
+"""Fixtures that every part of the tests may ask for; each part keeps its own beside its tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def hybrid_command() -> Path:
+    """The installed command `hybrid` of the environment that runs the tests."""
+    return Path(sys.executable).parent / "hybrid"
+
+
+@pytest.fixture
+def run_hybrid(hybrid_command: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `hybrid WORDS...` in an empty folder, without the caller's settings, and returns how it ended."""
+
+    def run(*words: str, timeout_s: float = 60, **settings: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HYBRID_")}
+        command = [str(hybrid_command), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, env=kept | settings, cwd=tmp_path, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def blocking_calls_fail() -> Iterator[None]:
+    """Makes a call that would block the event loop an error, for tests in which a loop of ours runs."""
+    with blockbuster_ctx():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the person who runs the tests must not reach them."""
+    for name in [name for name in os.environ if name.startswith("HYBRID_")]:
+        monkeypatch.delenv(name)
