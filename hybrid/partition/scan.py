@@ -1,0 +1,142 @@
+"""Finds every cut along a topological order in one pass over its prefixes, keeping the set of live tensors.
+
+After a prefix of the order, the tensors that are made (or fed) and still to be read are what must cross there. Inputs are
+tensors like any other, and a tensor with many readers crosses once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from compression.tensor import TensorSpec
+
+from hybrid.graph.view import GraphView
+from hybrid.partition.cut import Cut, CutTable, cut_id
+from hybrid.partition.outputs import OutputSides
+from hybrid.partition.wiring import Wiring, wire
+
+
+def scan(view: GraphView, order: Sequence[int]) -> CutTable:
+    """The cut table of this graph.
+
+    Args:
+        view: the graph.
+        order: every node once, each after the producers of what it reads.
+
+    Complexity: O(nodes x live tensors).
+    """
+    wiring = wire(view)
+    sides = OutputSides(view, wiring)
+    total_work = sum(wiring.work) or 1.0
+    first = _input_cut(view)
+    cuts: dict[str, Cut] = {first.id: first}
+    for live, done_mask, done_work in prefixes(wiring, order):
+        if not all(wiring.crossable[tensor] for tensor in live):
+            continue
+        specs = tuple(sorted((view.specs[wiring.names[tensor]] for tensor in live), key=lambda spec: spec.name))
+        identity = cut_id(specs)
+        if identity in cuts:
+            continue
+        head_outputs, moved_work = sides.divide(live, done_mask)
+        if done_work - moved_work <= 0 and not sides.has_head_nodes(live, head_outputs):
+            continue  # nothing is computed before it: the input cut says the same
+        cuts[identity] = _interior_cut(view, identity, specs, head_outputs, (done_work - moved_work) / total_work)
+    last = _output_cut(view)
+    ordered = (first, *sorted(list(cuts.values())[1:], key=lambda cut: cut.head_work_ratio), last)
+    return _table(view, ordered)
+
+
+def prefixes(wiring: Wiring, order: Sequence[int]) -> Iterator[tuple[list[int], int, float]]:
+    """Live tensors, set of nodes as a bit mask, and work, after each proper prefix of the order that leaves any live."""
+    waiting = [len(readers) for readers in wiring.consumers]
+    live = dict.fromkeys(t for t, made_by in enumerate(wiring.producer) if made_by < 0 and waiting[t])
+    mask, work = 0, 0.0
+    for node in order[:-1]:
+        mask |= 1 << node
+        work += wiring.work[node]
+        for tensor in wiring.reads[node]:
+            waiting[tensor] -= 1
+            if not waiting[tensor]:
+                live.pop(tensor, None)
+        live.update((tensor, None) for tensor in wiring.makes[node] if waiting[tensor])
+        if live:
+            yield list(live), mask, work
+
+
+def _bytes_of(specs: Sequence[TensorSpec | None]) -> tuple[int, bool]:
+    sizes = [None if spec is None else spec.n_bytes for spec in specs]
+    return sum(size or 0 for size in sizes), None not in sizes
+
+
+def _input_cut(view: GraphView) -> Cut:
+    specs = tuple(sorted((view.specs[name] for name in view.inputs if name in view.specs), key=lambda spec: spec.name))
+    n_bytes, sized = _bytes_of(specs)
+    return Cut(
+        id=cut_id(specs),
+        kind="input",
+        tensors=specs,
+        n_bytes=n_bytes,
+        sized=sized and len(specs) == len(view.inputs),
+        head_work_ratio=0.0,
+        head_outputs=(),
+        tail_outputs=view.outputs,
+        reply_bytes=_bytes_of([view.specs.get(name) for name in view.outputs])[0],
+    )
+
+
+def _interior_cut(
+    view: GraphView, identity: str, specs: tuple[TensorSpec, ...], head_outputs: frozenset[str], ratio: float
+) -> Cut:
+    tail_outputs = tuple(name for name in view.outputs if name not in head_outputs)
+    n_bytes, sized = _bytes_of(specs)
+    return Cut(
+        id=identity,
+        kind="interior",
+        tensors=specs,
+        n_bytes=n_bytes,
+        sized=sized,
+        head_work_ratio=min(max(ratio, 0.0), 1.0),
+        head_outputs=tuple(name for name in view.outputs if name in head_outputs),
+        tail_outputs=tail_outputs,
+        reply_bytes=_bytes_of([view.specs.get(name) for name in tail_outputs])[0],
+    )
+
+
+def _output_cut(view: GraphView) -> Cut:
+    return Cut(
+        id=cut_id(()),
+        kind="output",
+        tensors=(),
+        n_bytes=0,
+        sized=True,
+        head_work_ratio=1.0,
+        head_outputs=view.outputs,
+        tail_outputs=(),
+        reply_bytes=0,
+    )
+
+
+def _table(view: GraphView, cuts: tuple[Cut, ...]) -> CutTable:
+    first, *interior, last = cuts
+    least = first.n_bytes if first.sized else None
+    pareto = [first.id]
+    for cut in interior:
+        if cut.sized and (least is None or cut.n_bytes < least):
+            pareto.append(cut.id)
+            least = cut.n_bytes
+    note = None if len(pareto) > 1 else _why_none(view, first, interior)
+    return CutTable(cuts=cuts, pareto=(*pareto, last.id), note=note, n_nodes=len(view.nodes))
+
+
+def _why_none(view: GraphView, first: Cut, interior: Sequence[Cut]) -> str:
+    """The plain sentence for a graph without a useful interior cut."""
+    open_sizes = f" {view.n_unsized} of its tensors have a size that only the data decides." if view.n_unsized else ""
+    sized = [cut for cut in interior if cut.sized]
+    if not interior:
+        return f"This graph has no interior cut: nothing can cross between its {len(view.nodes)} nodes.{open_sizes}"
+    if not sized:
+        return f"No interior cut can be a candidate: the bytes of each depend on the data.{open_sizes}"
+    smallest = min(sized, key=lambda cut: cut.n_bytes)
+    return (
+        f"No interior cut is worth anything: the smallest carries {smallest.n_bytes} bytes at "
+        f"{smallest.head_work_ratio:.0%} of the work, the input {first.n_bytes}; compute here, or send the "
+        f"input.{open_sizes}"
+    )

@@ -1,0 +1,82 @@
+"""The process that prepares one model: `python -m hybrid.partition.worker MODEL DIGEST SHAPE_KEY FOLDER`."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from hybrid.errors import EngineFailed, HybridError
+from hybrid.graph.shape_key import ShapeKey
+from hybrid.partition.prepared import Outcome
+
+_POLITENESS = 5  # this work can wait; requests cannot
+
+
+def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folder: Path) -> None:
+    """Normalise, scan, and leave graph, weights, table, and heads and tails of the Pareto cuts in `folder`."""
+    import onnxruntime
+
+    from hybrid.graph.model_file import files_of
+    from hybrid.graph.normalise import GRAPH_FILE, WEIGHTS_FILE, normalise
+    from hybrid.graph.read import read_view
+    from hybrid.graph.shapes import infer
+    from hybrid.partition import store
+    from hybrid.partition.extract import write_pieces
+    from hybrid.partition.order import cut_order
+    from hybrid.partition.scan import scan
+
+    store.require_room(folder, sum(file.stat().st_size for file in files_of(model_path)))
+    model = normalise(model_path, shape_key, folder)
+    view = read_view(model, infer(model, shape_key, folder))
+    table = scan(view, cut_order(view))
+    write_pieces(model, table, folder)
+    files = {name: store.stamp_of(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE) if (folder / name).exists()}
+    record = store.Record(
+        format=store.FORMAT,
+        engine=f"onnxruntime {onnxruntime.__version__}",
+        model_digest=model_digest,
+        shape_key=shape_key.text,
+        files=files,
+        table=table,
+    )
+    store.write_whole(folder / store.TABLE_FILE, msgspec.json.encode(record))
+
+
+def main() -> int:
+    """Run one task from the command line; the answer is one line of JSON on standard output."""
+    answer_to = os.dup(1)
+    os.dup2(2, 1)  # engines print; standard output carries the answer alone
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(_POLITENESS)
+    model_path, model_digest, shape_text, folder = sys.argv[1:]
+    outcome = Outcome()
+    try:
+        prepare_into(Path(model_path), model_digest, ShapeKey.parse(shape_text), Path(folder))
+    except HybridError as exc:
+        outcome = _outcome_of(exc)
+    except OSError as exc:
+        from hybrid.partition.store import storage_error
+
+        outcome = _outcome_of(storage_error(exc, Path(folder), 0))
+    except MemoryError:
+        outcome = _outcome_of(EngineFailed(f"{model_path}: not enough memory to prepare it", model=model_path))
+    os.write(answer_to, msgspec.json.encode(outcome) + b"\n")
+    return 0
+
+
+def _outcome_of(error: HybridError) -> Outcome:
+    facts = {key: value for key, value in error.fields.items() if isinstance(value, str | int | float | None)}
+    return Outcome(code=error.code, message=str(error), fields=facts)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
