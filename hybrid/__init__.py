@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from hybrid.errors import HybridError
     from hybrid.schedule.options import Options
-    from hybrid.session.candidate import Candidate
+    from hybrid.schedule.planner import Candidate
     from hybrid.session.inference import InferenceSession
     from hybrid.session.report import RunReport
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Candidate": "hybrid.session.candidate",
+    "Candidate": "hybrid.schedule.planner",
     "HybridError": "hybrid.errors",
     "InferenceSession": "hybrid.session.inference",
     "Options": "hybrid.schedule.options",

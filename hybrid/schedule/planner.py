@@ -4,7 +4,7 @@ Design: no clock, no I/O, no state. The caller hands in the prospects with their
 believed to be and the running speed ratios; the same inputs always give the same decision, so that one can be replayed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hybrid.cost.link import LinkView
@@ -91,6 +91,21 @@ class Candidate:
     reason: str
 
 
+def local_only(reason: str) -> Candidate:
+    """All that there is to explain where nothing remote is known."""
+    return Candidate(
+        placement="local",
+        cut="",
+        codec="none",
+        gateway="",
+        predicted_s=None,
+        bytes_up=0,
+        accuracy_drop=0.0,
+        chosen=True,
+        reason=reason,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
     """What a plan must keep: see `Options`; `uplink_left_bytes` is what the uplink budget still allows now."""
@@ -99,6 +114,23 @@ class Constraints:
     raw_input_may_leave: bool = True
     uplink_left_bytes: float | None = None
     lossy_allowed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beliefs:
+    """All that a decision rests on beside the prospects.
+
+    Attributes:
+        device_speed_ratio: running ratio of measured to profiled seconds on this device.
+        gateways: what is believed of each gateway that can be reached now, by URL.
+        constraints: what a plan must keep.
+        objective: what is minimised.
+    """
+
+    device_speed_ratio: float
+    gateways: Mapping[str, GatewayView]
+    constraints: Constraints
+    objective: Objective = "latency"
 
 
 def predicted_s(prospect: Prospect, device_speed_ratio: float, gateway: GatewayView | None) -> float | None:
@@ -161,22 +193,13 @@ class Decision:
 
 
 def choose(
-    prospects: Sequence[Prospect],
-    *,
-    device_speed_ratio: float,
-    gateways: dict[str, GatewayView],
-    constraints: Constraints,
-    objective: Objective = "latency",
-    current: tuple[str, str, str, str] | None = None,
+    prospects: Sequence[Prospect], beliefs: Beliefs, current: tuple[str, str, str, str] | None = None
 ) -> Decision:
     """The best prospect; the current plan stays unless another beats it by more than the switching gain.
 
     Args:
         prospects: all ways, the first one local (always possible).
-        device_speed_ratio: running ratio of measured to profiled seconds on this device.
-        gateways: what is believed of each gateway, by URL.
-        constraints: what a plan must keep.
-        objective: what is minimised.
+        beliefs: what is known now.
         current: key of the plan in use, None at first.
     """
     best, best_cost, best_s = prospects[0], None, None
@@ -184,38 +207,33 @@ def choose(
     costs: list[float | None] = []
     for prospect in prospects:
         total_s = None
-        if not refusal(prospect, constraints):
-            total_s = predicted_s(prospect, device_speed_ratio, gateways.get(prospect.gateway))
+        if not refusal(prospect, beliefs.constraints):
+            total_s = predicted_s(prospect, beliefs.device_speed_ratio, beliefs.gateways.get(prospect.gateway))
         if total_s is None:
             costs.append(None)
             continue
-        value = cost(prospect, total_s, device_speed_ratio, objective)
+        value = cost(prospect, total_s, beliefs.device_speed_ratio, beliefs.objective)
         costs.append(value)
         if prospect.key == current:
             kept, kept_cost, kept_s = prospect, value, total_s
         if best_cost is None or value < best_cost:
             best, best_cost, best_s = prospect, value, total_s
-    if kept is not None and best_cost is not None and kept_cost - best_cost < max(
-        SWITCH_GAIN_RATIO * kept_cost, SWITCH_GAIN_S
+    if (
+        kept is not None
+        and best_cost is not None
+        and kept_cost - best_cost < max(SWITCH_GAIN_RATIO * kept_cost, SWITCH_GAIN_S)
     ):
         return Decision(chosen=kept, predicted_s=kept_s, costs=tuple(costs))
     return Decision(chosen=best, predicted_s=best_s, costs=tuple(costs))
 
 
-def explained(
-    prospects: Sequence[Prospect],
-    decision: Decision,
-    *,
-    device_speed_ratio: float,
-    gateways: dict[str, GatewayView],
-    constraints: Constraints,
-) -> list[Candidate]:
+def explained(prospects: Sequence[Prospect], decision: Decision, beliefs: Beliefs) -> list[Candidate]:
     """Every prospect in words, for people."""
     rows = []
     for prospect in prospects:
         chosen = prospect.key == decision.chosen.key
-        why = refusal(prospect, constraints)
-        total_s = predicted_s(prospect, device_speed_ratio, gateways.get(prospect.gateway))
+        why = refusal(prospect, beliefs.constraints)
+        total_s = predicted_s(prospect, beliefs.device_speed_ratio, beliefs.gateways.get(prospect.gateway))
         rows.append(
             Candidate(
                 placement=prospect.placement,

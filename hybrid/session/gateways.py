@@ -1,0 +1,97 @@
+"""The gateways that one session may use: named ones, or those that discovery finds and proves."""
+
+import logging
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Protocol
+
+from hybrid.transport.client import GatewayClient, acquire, release
+from hybrid.transport.trust import Trust
+
+log = logging.getLogger("hybrid.session")
+
+
+class Finder(Protocol):
+    """Where gateways come from when none is named (`hybrid.discovery.find`)."""
+
+    def close(self) -> None:
+        """Stops looking."""
+        ...
+
+
+class Gateways:
+    """Clients of the gateways in use, in the order in which they were named or found; safe between threads.
+
+    Args:
+        token: the identity that is shown to them, None for none.
+    """
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+        self._on_change: Callable[[], None] = _nobody_waits
+        self._lock = Lock()
+        self._clients: tuple[GatewayClient, ...] = ()
+        self._finder: Finder | None = None
+
+    @property
+    def clients(self) -> tuple[GatewayClient, ...]:
+        """All clients, connected or not."""
+        return self._clients
+
+    @property
+    def ready(self) -> tuple[GatewayClient, ...]:
+        """The clients that are connected now, nearest first."""
+        connected = [client for client in self._clients if client.state == "ready"]
+        return tuple(sorted(connected, key=lambda client: client.link.view.rtt_s or 0.0))
+
+    def begin(self, urls: Sequence[str], on_change: Callable[[], None]) -> None:
+        """Connects to the named gateways, or looks for some on the network where none is named.
+
+        Without a token there is nothing that a found gateway could prove itself with, and so no search.
+
+        Args:
+            urls: named gateways; empty to discover them.
+            on_change: called (from any thread) when a gateway joins or leaves.
+        """
+        self._on_change = on_change
+        for url in urls:
+            self.join(url, None)
+        if not urls and self._token is not None:
+            self._discover(self._token)
+
+    def _discover(self, token: str) -> None:
+        from hybrid.discovery.find import find_gateways
+
+        self._finder = find_gateways(token, on_found=self.join, on_lost=self.leave)
+
+    def join(self, url: str, pin_sha256: str | None) -> None:
+        """Adds a gateway; one that is known already is left alone."""
+        trust = Trust(pin_sha256=pin_sha256)
+        with self._lock:
+            if any(client.url == url for client in self._clients):
+                return
+            self._clients = (*self._clients, acquire(url, self._token, trust=trust))
+        log.info("gateway.joined url=%s", url)
+        self._on_change()
+
+    def leave(self, url: str) -> None:
+        """Removes a gateway that discovery no longer sees."""
+        with self._lock:
+            gone = [client for client in self._clients if client.url == url]
+            self._clients = tuple(client for client in self._clients if client.url != url)
+        for client in gone:
+            release(client)
+        self._on_change()
+
+    def close(self) -> None:
+        """Stops looking and gives the clients back."""
+        if self._finder is not None:
+            self._finder.close()
+        with self._lock:
+            clients, self._clients = self._clients, ()
+        for client in clients:
+            release(client)
+
+
+def _nobody_waits() -> None:
+    """Before `begin`, nobody needs to hear of changes."""

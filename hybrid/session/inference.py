@@ -1,0 +1,295 @@
+"""The public session: onnxruntime's `InferenceSession`, computed here, at a gateway, or in both places."""
+
+import os
+from collections.abc import Mapping, Sequence
+from threading import Timer
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Self
+
+import onnxruntime
+
+from hybrid.errors import DeadlinePassed
+from hybrid.schedule.options import Options
+from hybrid.schedule.planner import Candidate, local_only
+from hybrid.session.engine import Settings, open_whole
+from hybrid.session.feeds import Declared
+from hybrid.session.report import ReportSlot, RunReport
+from hybrid.session.source import parse_model_string
+from hybrid.session.trip import Trip
+
+if TYPE_CHECKING:
+    from hybrid.session.connected import Connection
+    from hybrid.session.route import Route
+
+
+CLOSE_WAIT_S = 2.0
+"""How long `close` waits for background work in progress."""
+
+
+class InferenceSession:
+    """A model that runs on this device, at a gateway, or split between both; an answer always comes.
+
+    Takes onnxruntime's own parameters first and has its other methods too (on the local session). Thread-safe.
+
+    Args:
+        path_or_bytes: a model file, a model's bytes, or `NAME[:VERSION]` of a model that a gateway holds.
+        sess_options: onnxruntime's session options; thread settings hold for heads too.
+        providers: onnxruntime's execution providers.
+        provider_options: onnxruntime's options of the providers.
+        gateway: `"auto"` discovers gateways by DNS-SD (given a token); a URL or a list of them; None for this device
+            alone. The environment's `HYBRID_GATEWAY` stands in for `"auto"`; `none` there means None.
+        token: `hyb_ID_SECRET`; the environment's `HYBRID_TOKEN` stands in for None.
+        options: objective and constraints.
+
+    Raises:
+        ModelInvalid: a missing or corrupt model file.
+        ModelUnsupported: a model with an operator that this engine lacks.
+        ModelUnavailable: a named model that is neither cached nor to be had.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | bytes | os.PathLike[str],
+        sess_options: onnxruntime.SessionOptions | None = None,
+        providers: Sequence[Any] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        *,
+        gateway: str | Sequence[str] | None = "auto",
+        token: str | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self._options = options or Options()
+        self._reports = ReportSlot()
+        self._model_digest = ""
+        urls = _gateway_urls(gateway)
+        token = token if token is not None else os.environ.get("HYBRID_TOKEN") or None
+        source = parse_model_string(path_or_bytes)
+        if source.name:
+            from hybrid.session.named import fetched
+
+            source = fetched(source.name, urls, token)
+        settings = Settings(sess_options=sess_options, providers=providers, provider_options=provider_options)
+        model = source.data if source.data is not None else str(source.path)
+        self._engine = open_whole(model, settings, source.shown)
+        self._run_local = self._engine.run
+        self._connection: Connection | None = None
+        self._alone = "no gateway, or no request yet"
+        if urls is None or (urls == () and token is None) or self._options.placement == "local":
+            return
+        from hybrid.session.connected import connect
+
+        declared = Declared.of(self._engine.session)
+        self._alone = declared.obstacle or self._alone
+        if not declared.obstacle:
+            self._connection = connect(source, self._engine, declared, settings, self._options, urls=urls, token=token)
+
+    # -- running
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> list[Any]:
+        """Computes outputs, as onnxruntime's `run` does; wrong feeds raise what onnxruntime raises.
+
+        A run with `run_options` of its own stays on this device, where they mean something.
+
+        Args:
+            output_names: wanted outputs in order; None or empty for all.
+            input_feed: arrays by input name.
+            run_options: onnxruntime's.
+
+        Returns:
+            One array an output. Remote ones are writable, C-contiguous, and within 1e-4 of the local ones (or within
+            the bound of a lossy codec).
+
+        Raises:
+            DeadlinePassed: no answer within `deadline_s`.
+            PlacementUnavailable: a forced placement that cannot be had, with `fallback=False`.
+        """
+        connection = self._connection
+        if connection is None and self._options.deadline_s is None:
+            started_s = perf_counter()
+            outputs = self._run_local(output_names, input_feed, run_options)
+            self._reports.put_local(perf_counter() - started_s, self._model_digest)
+            return outputs
+        trip = Trip()
+        route = connection.remote.route(input_feed) if connection is not None and run_options is None else None
+        if connection is None or route is None:
+            return self._finish_locally(None, output_names, input_feed, run_options, trip)
+        arrival = connection.remote.run(route, output_names or connection.outputs, input_feed, trip)
+        if arrival is None:
+            return self._finish_locally(route, output_names, input_feed, None, trip)
+        self._reports.put(arrival.report)
+        return arrival.outputs
+
+    async def run_awaitable(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> list[Any]:
+        """`run` on asyncio: many may be in flight, heads and uploads overlap, cancelling cancels both sides."""
+        import asyncio
+
+        connection = self._connection
+        trip = Trip()
+        route = connection.remote.route(input_feed) if connection is not None and run_options is None else None
+        if connection is not None and route is not None:
+            names = output_names or connection.outputs
+            arrival = await connection.remote.run_awaitable(route, names, input_feed, trip)
+            if arrival is not None:
+                self._reports.put(arrival.report)
+                return arrival.outputs
+        run_options = run_options or onnxruntime.RunOptions()
+        try:
+            outputs, report = await asyncio.to_thread(
+                self._computed_here, route, output_names, input_feed, run_options, trip
+            )
+        except asyncio.CancelledError:
+            run_options.terminate = True
+            raise
+        self._reports.put(report)
+        return outputs
+
+    def _finish_locally(
+        self,
+        route: "Route | None",
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None,
+        trip: Trip,
+    ) -> list[Any]:
+        outputs, report = self._computed_here(route, output_names, feeds, run_options, trip)
+        self._reports.put(report)
+        return outputs
+
+    def _computed_here(
+        self,
+        route: "Route | None",
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None,
+        trip: Trip,
+    ) -> tuple[list[Any], RunReport]:
+        """The device's own answer, within what is left of the deadline."""
+        before_s = perf_counter()
+        if self._options.deadline_s is None:
+            outputs = self._run_local(output_names, feeds, run_options)
+        else:
+            left_s = self._options.deadline_s - (before_s - trip.started_s)
+            outputs = self._run_within(left_s, output_names, feeds, run_options or onnxruntime.RunOptions())
+        now_s = perf_counter()
+        if route is not None:
+            route.observe_local(now_s - before_s, now_s)
+        report = RunReport(
+            bytes_up=trip.bytes_up,
+            head_s=now_s - before_s,
+            total_s=now_s - trip.started_s,
+            predicted_s=trip.predicted_s,
+            plan_s=trip.plan_s,
+            wasted_s=trip.wasted_s,
+            wasted_bytes=trip.wasted_bytes,
+            attempts=trip.attempts + 1,
+            fallback=trip.fallback,
+            model_digest=self.model_digest,
+        )
+        return outputs, report
+
+    def _run_within(
+        self,
+        left_s: float,
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions,
+    ) -> list[Any]:
+        """A local run that is stopped at the deadline (a running session ends within a millisecond of the flag)."""
+        message = f"no answer within deadline_s={self._options.deadline_s}; allow more, or use a smaller model"
+        if left_s <= 0:
+            raise DeadlinePassed(message)
+        passed: list[bool] = []
+
+        def stop() -> None:
+            passed.append(True)
+            run_options.terminate = True
+
+        timer = Timer(left_s, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._run_local(output_names, feeds, run_options)
+        except Exception as exc:
+            if passed:
+                raise DeadlinePassed(message) from exc
+            raise
+        finally:
+            timer.cancel()
+
+    # -- knowing
+
+    @property
+    def report(self) -> RunReport | None:
+        """What this thread's or task's last run did; None before its first."""
+        return self._reports.get()
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the model; empty until it is hashed, which sessions without a gateway never need."""
+        return self._connection.remote.model_digest if self._connection is not None else self._model_digest
+
+    def explain(self) -> list[Candidate]:
+        """The ways to compute the shapes that were run last, with what each would cost and why it is taken or not."""
+        candidates = self._connection.remote.explain() if self._connection is not None else []
+        return candidates or [local_only(self._alone)]
+
+    def prepare(self, input_feed: Mapping[str, Any], timeout_s: float = 60.0) -> bool:
+        """Prepares for inputs of these shapes now and waits, where the first requests would otherwise run locally.
+
+        Returns:
+            Whether a verified remote way exists.
+        """
+        connection = self._connection
+        route = connection.remote.route(input_feed) if connection is not None else None
+        return connection is not None and route is not None and connection.remote.wait_prepared(route, timeout_s)
+
+    def __getattr__(self, name: str) -> Any:
+        """Gives onnxruntime's other methods, on the local session."""
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self._engine.session, name)
+
+    # -- ending
+
+    def close(self) -> None:
+        """Ends background work and gives the connection back; the session still runs locally afterwards."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._model_digest = connection.remote.model_digest
+            connection.close(wait_s=CLOSE_WAIT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        connection = self.__dict__.get("_connection")
+        if connection is not None:
+            connection.close(wait_s=0.0)
+
+
+def _gateway_urls(gateway: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Named gateways; an empty tuple to discover them; None for this device alone."""
+    if gateway == "auto":
+        gateway = os.environ.get("HYBRID_GATEWAY") or "auto"
+        if gateway.lower() == "none":
+            return None
+        if gateway != "auto":
+            gateway = [url.strip() for url in gateway.split(",") if url.strip()]
+    if gateway is None:
+        return None
+    if gateway == "auto":
+        return ()
+    return (gateway,) if isinstance(gateway, str) else tuple(gateway)

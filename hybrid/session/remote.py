@@ -1,0 +1,308 @@
+"""The half of a session that is not local: routes by shape, planning, attempts, and what happens when they fail."""
+
+import asyncio
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Lock
+from time import monotonic, perf_counter
+
+import numpy as np
+
+from compression.errors import CompressionError
+from hybrid.errors import (
+    DigestMismatch,
+    EngineFailed,
+    GatewayStalled,
+    HybridError,
+    LinkError,
+    NotFound,
+    PlacementUnavailable,
+    RefusedError,
+    UnknownCut,
+)
+from hybrid.schedule.options import Options
+from hybrid.schedule.planner import Candidate, Constraints
+from hybrid.session.feeds import Declared, Shapes
+from hybrid.session.preparation import Preparation
+from hybrid.session.report import RunReport
+from hybrid.session.route import Route
+from hybrid.session.trip import Trip
+from hybrid.session.uplink import UplinkBudget
+from hybrid.session.way import Outgoing, Way, assembled, outgoing
+from hybrid.wire.message import InferResponse
+
+log = logging.getLogger("hybrid.session")
+
+N_ROUTES = 8
+"""Shape keys that a session keeps; the one used least recently gives way."""
+
+MAX_ATTEMPTS = 2
+FORCED_TIMEOUT_S = 60.0
+FORCED_WAIT_S = 60.0
+LEAST_STALL_S = 0.5
+MOST_STALL_S = 3.0
+FAILURES = (HybridError, CompressionError, TimeoutError, RuntimeError, ValueError)
+"""What a remote attempt may raise (the last two from the engine that runs the head); the device answers then."""
+
+
+class Remote:
+    """Plans each request and carries it out remotely where that is better; answers None where the device should.
+
+    Args:
+        options: the session's.
+        declared: the model's inputs and outputs.
+        preparation: the background thread that makes ways.
+    """
+
+    def __init__(self, options: Options, declared: Declared, preparation: Preparation) -> None:
+        self._options = options
+        self._declared = declared
+        self._preparation = preparation
+        self._routes: OrderedDict[Shapes, Route] = OrderedDict()
+        self._lock = Lock()
+        self._budget = UplinkBudget(options.max_uplink_bytes_per_s) if options.max_uplink_bytes_per_s else None
+        self._constraints = Constraints(
+            max_accuracy_drop=options.max_accuracy_drop,
+            raw_input_may_leave=options.raw_input_may_leave,
+            lossy_allowed=options.codec not in ("auto", "none", "lossless"),
+        )
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the model, empty while it is being hashed."""
+        return self._preparation.model_digest
+
+    def route(self, feeds: Mapping[str, np.ndarray]) -> Route | None:
+        """The route of these feeds, made when it is new; None where onnxruntime has to judge them."""
+        shapes = self._declared.shapes_of(feeds)
+        if shapes is None:
+            return None
+        route = self._routes.get(shapes)
+        if route is None:
+            route = self._new_route(shapes, feeds)
+        route.last_used_s = monotonic()
+        return route
+
+    def run(self, route: Route, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip) -> "Arrival | None":
+        """Tries what the planner chooses; None when the device should compute (`trip.fallback` says why if it failed).
+
+        Raises:
+            PlacementUnavailable: a forced placement that cannot be had, with `fallback=False`.
+        """
+        while way := self._plan(route, trip):
+            sent: Outgoing | None = None
+            future: Future[InferResponse] | None = None
+            timeout_s = self._timeout_s(route, trip)
+            try:
+                sent = self._depart(route, way, names, feeds, timeout_s)
+                future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
+                return self._arrive(route, way, sent, future.result(timeout=timeout_s + 1.0), trip)
+            except FAILURES as exc:
+                self._fail(way, sent, exc, trip)
+            finally:
+                if future is not None:
+                    future.cancel()
+        return None
+
+    async def run_awaitable(
+        self, route: Route, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip
+    ) -> "Arrival | None":
+        """The same on asyncio: heads run in a thread, and cancelling cancels the gateway's work too."""
+        while way := await self._plan_awaitable(route, trip):
+            sent: Outgoing | None = None
+            timeout_s = self._timeout_s(route, trip)
+            try:
+                sent = await asyncio.to_thread(self._depart, route, way, names, feeds, timeout_s)
+                future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
+                async with asyncio.timeout(timeout_s + 1.0):
+                    response = await asyncio.wrap_future(future)
+                return self._arrive(route, way, sent, response, trip)
+            except FAILURES as exc:
+                self._fail(way, sent, exc, trip)
+        return None
+
+    def explain(self) -> list[Candidate]:
+        """The candidates of the shape key used last."""
+        routes = list(self._routes.values())
+        if not routes:
+            return []
+        return routes[-1].explain(self._options, self._allowed(), monotonic())
+
+    def wait_prepared(self, route: Route, timeout_s: float) -> bool:
+        """Waits until this route has a verified remote way; whether it has one."""
+        self._preparation.wait_for(lambda: route.has_way() or route.is_hopeless, timeout_s)
+        return route.has_way()
+
+    def _new_route(self, shapes: Shapes, feeds: Mapping[str, np.ndarray]) -> Route:
+        with self._lock:
+            if shapes in self._routes:
+                return self._routes[shapes]
+            route = self._routes[shapes] = Route(shapes, feeds)
+            dropped = self._routes.popitem(last=False)[1] if len(self._routes) > N_ROUTES else None
+        if dropped is not None:
+            self._preparation.drop(dropped)
+        self._preparation.add(route)
+        return route
+
+    # -- the steps of an attempt
+
+    def _plan(self, route: Route, trip: Trip) -> Way | None:
+        if self._options.kind == "local" or trip.attempts >= MAX_ATTEMPTS:
+            return None
+        self._preparation.ensure_running()
+        if self._options.kind != "auto" and not self._options.fallback and not route.has_way():
+            self.wait_prepared(route, self._options.deadline_s or FORCED_WAIT_S)
+        return self._choice(route, trip)
+
+    async def _plan_awaitable(self, route: Route, trip: Trip) -> Way | None:
+        if self._options.kind != "auto" and not self._options.fallback and not route.has_way():
+            return await asyncio.to_thread(self._plan, route, trip)
+        return self._plan(route, trip)
+
+    def _choice(self, route: Route, trip: Trip) -> Way | None:
+        before_s = perf_counter()
+        if self._options.kind == "auto":
+            way, decision = route.decide(self._options, self._allowed(), monotonic())
+            trip.predicted_s = decision.predicted_s
+        else:
+            way, why = route.forced(self._options, self._allowed(), monotonic())
+            if way is None:
+                trip.fallback = trip.fallback or f"not_available: {why or self._preparation.obstacle}"
+                if not self._options.fallback:
+                    raise PlacementUnavailable(
+                        f"placement {self._options.placement!r} cannot be had: {trip.fallback}; wait for it, choose"
+                        " another, or allow fallback",
+                        placement=self._options.placement,
+                    )
+        if way is not None and self._time_left_s(route, trip) <= 0:
+            way = None
+        trip.plan_s += perf_counter() - before_s
+        return way
+
+    def _depart(
+        self, route: Route, way: Way, names: Sequence[str], feeds: Mapping[str, np.ndarray], timeout_s: float
+    ) -> Outgoing:
+        sent = outgoing(
+            way,
+            feeds,
+            names,
+            model_digest=self._preparation.model_digest,
+            shape_key=route.shape_key.text,
+            deadline_s=timeout_s if self._options.deadline_s else None,
+            traceparent=current_traceparent(),
+        )
+        if self._budget is not None:
+            self._budget.spend(sent.bytes_up, monotonic())
+        return sent
+
+    def _arrive(self, route: Route, way: Way, sent: Outgoing, response: InferResponse, trip: Trip) -> "Arrival":
+        total_s = perf_counter() - sent.sent_s
+        outputs = assembled(sent, response)
+        now_s = monotonic()
+        way.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, now_s)
+        route.observe_head(sent.head_s, way.prospect.head_s, now_s)
+        report = RunReport(
+            placement=way.prospect.placement,
+            cut=way.prospect.cut,
+            codec=way.prospect.codec,
+            gateway=way.prospect.gateway,
+            bytes_up=trip.bytes_up + sent.bytes_up,
+            bytes_down=sum(len(tensor.payload) for tensor in response.outputs),
+            head_s=sent.head_s,
+            encode_s=sent.encode_s,
+            network_s=max(0.0, total_s - response.queue_s - response.compute_s),
+            queue_s=response.queue_s,
+            tail_s=response.compute_s,
+            total_s=perf_counter() - trip.started_s,
+            predicted_s=trip.predicted_s,
+            plan_s=trip.plan_s,
+            wasted_s=trip.wasted_s,
+            wasted_bytes=trip.wasted_bytes,
+            attempts=trip.attempts + 1,
+            fallback=trip.fallback,
+            model_digest=self._preparation.model_digest,
+        )
+        return Arrival(outputs, report)
+
+    def _fail(self, way: Way, sent: Outgoing | None, exc: Exception, trip: Trip) -> None:
+        """Counts a failed attempt and keeps the next requests from making the same one at once."""
+        trip.attempts += 1
+        code = _code_of(exc)
+        trip.fallback = f"{code}: {exc}"
+        if sent is not None:
+            trip.bytes_up += sent.bytes_up
+            trip.wasted_bytes += sent.bytes_up
+            trip.wasted_s += sent.head_s + sent.encode_s
+        retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
+        way.holding.failed(monotonic(), retry_after_s)
+        if isinstance(exc, DigestMismatch | UnknownCut | NotFound):
+            way.verified = False
+            self._preparation.wake()
+        elif isinstance(exc, LinkError):
+            self._preparation.wake()
+        log.info("attempt.failed placement=%s code=%s", way.prospect.placement, code)
+        if self._options.kind != "auto" and not self._options.fallback:
+            raise PlacementUnavailable(
+                f"placement {self._options.placement!r} failed: {trip.fallback}", placement=self._options.placement
+            ) from exc
+
+    # -- how long to wait
+
+    def _time_left_s(self, route: Route, trip: Trip) -> float:
+        """Seconds that a remote attempt may take so that the device can still answer before the deadline."""
+        if self._options.deadline_s is None:
+            return float("inf")
+        reserve_s = 1.2 * (route.local_s or 0.0) * route.device_speed_ratio + 0.002
+        return self._options.deadline_s - (perf_counter() - trip.started_s) - reserve_s
+
+    def _timeout_s(self, route: Route, trip: Trip) -> float:
+        patience_s = FORCED_TIMEOUT_S
+        if self._options.kind == "auto" and trip.predicted_s is not None:
+            patience_s = max(3 * trip.predicted_s, trip.predicted_s + LEAST_STALL_S)
+        return min(patience_s, self._time_left_s(route, trip))
+
+    def _allowed(self) -> Constraints:
+        if self._budget is None:
+            return self._constraints
+        return Constraints(
+            max_accuracy_drop=self._constraints.max_accuracy_drop,
+            raw_input_may_leave=self._constraints.raw_input_may_leave,
+            lossy_allowed=self._constraints.lossy_allowed,
+            uplink_left_bytes=self._budget.left_bytes(monotonic()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A remote answer and its report."""
+
+    outputs: list[np.ndarray]
+    report: RunReport
+
+
+def _code_of(exc: Exception) -> str:
+    if isinstance(exc, HybridError):
+        return exc.code
+    return GatewayStalled.code if isinstance(exc, TimeoutError) else EngineFailed.code
+
+
+def stall_s(way: Way) -> float:
+    """Silence after which a connection counts as stalled: a few round trips and two chunks of 16 KiB at its rate."""
+    link = way.holding.client.link.view
+    chunks_s = 2 * 8 * 16384 / link.uplink_bps if link.uplink_bps else 0.0
+    return min(MOST_STALL_S, max(LEAST_STALL_S, 4 * (link.rtt_s or 0.0) + chunks_s))
+
+
+def current_traceparent() -> str:
+    """W3C trace context of the caller's OpenTelemetry span, or an empty string; the library itself never imports it."""
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        return ""
+    context = api.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"

@@ -1,0 +1,160 @@
+"""All that is known of one shape key: how long the device takes, which gateways hold the model, which ways exist."""
+
+from collections.abc import Mapping
+from threading import Lock
+
+import numpy as np
+
+from hybrid.cost.running import RunningEstimate
+from hybrid.graph.shape_key import ShapeKey
+from hybrid.schedule.options import Options
+from hybrid.schedule.planner import (
+    Beliefs,
+    Candidate,
+    Constraints,
+    Decision,
+    GatewayView,
+    Prospect,
+    choose,
+    explained,
+    refusal,
+)
+from hybrid.session.feeds import Shapes
+from hybrid.session.way import Holding, Way
+
+PROFILE_RUNS = 5
+"""The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
+
+
+class Route:
+    """One shape key's ways, and the choice among them.
+
+    Written by the preparation thread and by finished runs, read by every run: what a run reads are tuples that are
+    replaced as a whole, so that it needs no lock.
+    """
+
+    def __init__(self, shapes: Shapes, feeds: Mapping[str, np.ndarray] | None) -> None:
+        self.shape_key = ShapeKey(tuple(sorted(shapes)))
+        self.sample = {name: np.array(array) for name, array in feeds.items()} if feeds is not None else None
+        self.reference: list[np.ndarray] | None = None
+        self.note = "not prepared yet"
+        self.is_hopeless = False
+        self.last_used_s = 0.0
+        self.holdings: tuple[Holding, ...] = ()
+        self.ways: tuple[Way, ...] = ()
+        self.current: tuple[str, str, str, str] | None = None
+        self.local_s: float | None = None
+        self._local = Prospect(placement="local", head_s=None)
+        self._usable: tuple[Way, ...] = ()
+        self._prospects: tuple[Prospect, ...] = (self._local,)
+        self._n_local_runs = 0
+        self._device = RunningEstimate()
+        self._lock = Lock()
+
+    # -- what was measured
+
+    def observe_local(self, seconds: float, now_s: float) -> None:
+        """One local run of the whole model; the second one replaces the first, which warmed up."""
+        self._n_local_runs += 1
+        n_runs = self._n_local_runs
+        if self.local_s is None or n_runs == 2 or (n_runs <= PROFILE_RUNS + 1 and seconds < self.local_s):
+            self.profile_local(seconds)
+        if self.local_s:
+            self._device.observe(seconds / self.local_s, now_s)
+
+    def profile_local(self, seconds: float) -> None:
+        """Sets the profiled seconds of the whole model on this device."""
+        with self._lock:
+            self.local_s = seconds
+            self._local = Prospect(placement="local", head_s=seconds)
+            self._prospects = (self._local, *self._prospects[1:])
+
+    def observe_head(self, seconds: float, profiled_s: float | None, now_s: float) -> None:
+        """One run of a head beside its profile: the device's running speed."""
+        if profiled_s:
+            self._device.observe(seconds / profiled_s, now_s)
+
+    @property
+    def device_speed_ratio(self) -> float:
+        """Running ratio of measured to profiled seconds on this device."""
+        return self._device.value or 1.0
+
+    # -- the ways
+
+    def put_ways(self, ways: tuple[Way, ...]) -> None:
+        """Replaces all ways at once; only verified ones that can run now are offered to requests."""
+        with self._lock:
+            self.ways = ways
+            self._usable = tuple(
+                way
+                for way in ways
+                if way.verified and not way.prospect.obstacle and (way.head is not None or way.prospect.cut == "")
+            )
+            self._prospects = (self._local, *(way.prospect for way in self._usable))
+
+    def has_way(self) -> bool:
+        """Whether some remote way is verified."""
+        return bool(self._usable)
+
+    def gateways(self, now_s: float) -> dict[str, GatewayView]:
+        """What the planner may believe of the gateways now; those that are down are missing."""
+        views = {}
+        for holding in self.holdings:
+            view = holding.view(now_s)
+            if view is not None:
+                views[holding.client.url] = view
+        return views
+
+    def decide(self, options: Options, constraints: Constraints, now_s: float) -> tuple[Way | None, Decision]:
+        """The way to take now (None for local) and the planner's decision."""
+        prospects, usable = self._prospects, self._usable
+        decision = choose(prospects, self._beliefs(options, constraints, now_s), self.current)
+        self.current = decision.chosen.key
+        if decision.chosen.placement == "local":
+            return None, decision
+        for way in usable:
+            if way.prospect is decision.chosen:
+                return way, decision
+        return None, decision
+
+    def forced(self, options: Options, constraints: Constraints, now_s: float) -> tuple[Way | None, str]:
+        """The best usable way of a forced placement, or None and why there is none."""
+        views = self.gateways(now_s)
+        best, best_s = None, float("inf")
+        for way in self._usable:
+            prospect = way.prospect
+            if prospect.placement != options.kind or options.forced_cut not in ("", prospect.cut):
+                continue
+            if prospect.gateway not in views or refusal(prospect, constraints):
+                continue
+            total_s = _total_s(prospect, views[prospect.gateway], self.device_speed_ratio)
+            if best is None or total_s < best_s:
+                best, best_s = way, total_s
+        if best is not None:
+            return best, ""
+        if self.holdings and not views:
+            return None, "no gateway that holds the model can be reached now"
+        return None, self.note or "no such way is verified"
+
+    def explain(self, options: Options, constraints: Constraints, now_s: float) -> list[Candidate]:
+        """Every prospect, usable or not, with the planner's reasons."""
+        prospects = (self._local, *(way.prospect for way in self.ways))
+        verified = {way.prospect.key for way in self._usable}
+        beliefs = self._beliefs(options, constraints, now_s)
+        usable = [p for p in prospects if p.placement == "local" or p.key in verified]
+        return explained(prospects, choose(usable, beliefs, self.current), beliefs)
+
+    def _beliefs(self, options: Options, constraints: Constraints, now_s: float) -> Beliefs:
+        return Beliefs(
+            device_speed_ratio=self.device_speed_ratio,
+            gateways=self.gateways(now_s),
+            constraints=constraints,
+            objective=options.objective,
+        )
+
+
+def _total_s(prospect: Prospect, view: GatewayView, device_speed_ratio: float) -> float:
+    """Expected seconds with unknown parts counted as nothing: enough to rank ways that are forced anyway."""
+    network_s = view.link.transfer_s(prospect.bytes_up, prospect.bytes_down) or 0.0
+    here_s = (prospect.head_s or 0.0) * device_speed_ratio + prospect.encode_s
+    return here_s + network_s + (prospect.tail_s or 0.0) * view.speed_ratio
