@@ -1,0 +1,41 @@
+"""What can go wrong with a machine, its engines and its emulation."""
+
+
+class DeviceError(Exception):
+    """Root of this package's errors: what was seen, what was wanted, what to do.
+
+    Attributes:
+        path: the file that was read, or "" for a model given as bytes.
+        operator: the graph operator that the engine named, or None.
+    """
+
+    code = "device"
+
+    def __init__(self, message: str, *, path: str = "", operator: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.operator = operator
+
+
+class ModelFileMissing(DeviceError, FileNotFoundError):
+    """The model's file, or a file of external data that it names, is not there or cannot be read."""
+
+    code = "model_file_missing"
+
+
+class ModelRejected(DeviceError, ValueError):
+    """The engine read the model and found it corrupt or no valid graph."""
+
+    code = "model_rejected"
+
+
+class OperatorUnsupported(DeviceError, NotImplementedError):
+    """A sound graph with an operator, opset or type that this engine has no kernel for."""
+
+    code = "operator_unsupported"
+
+
+class EmulationError(DeviceError, RuntimeError):
+    """The emulated machine or link cannot do what was asked."""
+
+    code = "emulation"
