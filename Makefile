@@ -33,7 +33,7 @@ docs: .venv-test/installed  ## Write the generated pages: docs/errors.md, docs/c
 	.venv-test/bin/python docs/generate.py
 
 bench: .venv-test/installed  ## Run every benchmark and write docs/benchmarks.md
-	.venv-test/bin/python benchmarks/run.py $(BENCH_ARGS)
+	.venv-test/bin/python -m benchmarks.run $(BENCH_ARGS)
 
 clean:  ## Remove the virtual environments and everything that was built
 	rm -rf .venv-test .venv-demo build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
