@@ -16,7 +16,8 @@ class RunningEstimate:
 
     Times and rates are positive and their noise is multiplicative, hence the logarithm: a rate that halves and one that
     doubles are equally surprising. Two residuals in a row on the same side, each larger than four deviations and than
-    a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan).
+    a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan). A single one
+    is an outlier and moves nothing; two on opposite sides are noise.
 
     Source: the deviation is Jacobson's smoothed mean deviation (RFC 6298, section 2) in the log domain.
     """
@@ -38,7 +39,7 @@ class RunningEstimate:
     @property
     def spread_ratio(self) -> float:
         """Deviation relative to the value, 0 for a steady quantity."""
-        return self._deviation
+        return self._deviation if self.n_samples else 0.0
 
     def observe(self, x: float, now_s: float) -> None:
         """Takes one sample (> 0; smaller ones count as a nanounit)."""
@@ -49,11 +50,14 @@ class RunningEstimate:
             self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
             return
         residual = sample - self._log_mean
-        jump = abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation)
-        if jump and self._suspect * residual > 0:
-            self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
-            return
-        self._suspect = residual if jump else 0.0
+        if abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation):
+            if self._suspect * residual > 0:
+                self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
+                return
+            if not self._suspect:
+                self._suspect = residual
+                return
+        self._suspect = 0.0
         gain = max(GAIN, 1 / self.n_samples)
         self._deviation += gain * (abs(residual) - self._deviation)
         self._log_mean += gain * residual

@@ -1,6 +1,6 @@
 """The device's engine: open models in the way that the caller asked for, run them, stop them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,5 @@ def _opened(model: str | bytes, settings: Settings, options: onnxruntime.Session
 
 
 def _model_error(exc: DeviceError, shown: str) -> ModelError:
-    operator = getattr(exc, "operator", "") or ""
-    kind = ModelUnsupported if operator else ModelInvalid
-    return kind(str(exc), path=shown, operator=operator)
-
-
-Feeds = Mapping[str, np.ndarray]
+    kind = ModelUnsupported if isinstance(exc, OperatorUnsupported) else ModelInvalid
+    return kind(str(exc), path=shown, operator=exc.operator)

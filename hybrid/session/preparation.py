@@ -9,7 +9,7 @@ from threading import Condition, Thread, current_thread
 from time import monotonic
 from weakref import WeakSet
 
-from hybrid.errors import HybridError, ModelError
+from hybrid.errors import HybridError
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.session.gateways import Gateways
 from hybrid.session.route import Route
@@ -187,13 +187,12 @@ class Preparation:
 
     def _graph(self, route: Route, progress: Progress) -> Prepared | None:
         """The prepared graph of a route; a model that cannot be cut is still offloaded whole."""
-        if self._wants_cuts and progress.graph is None:
+        if self._wants_cuts and progress.graph is None and not route.obstacle:
             try:
                 progress.graph = prepare(self._model_path(), self.model_digest, route.shape_key, self._cache)
-            except ModelError as exc:
-                log.warning("model.uncuttable code=%s", exc.code)
-                self._wants_cuts = False
-                self.obstacle = f"no cuts: {exc}"
+            except HybridError as exc:
+                log.warning("route.uncuttable shape=%s code=%s", route.shape_key.id, exc.code)
+                route.obstacle = f"no cuts: {exc}"
         return progress.graph
 
     def _ask_all(self, route: Route, progress: Progress) -> bool:
@@ -274,4 +273,4 @@ def _probe_is_due(route: Route, progress: Progress) -> bool:
     link = route.ways[0].holding.client.link.view
     way_s = link.transfer_s(min(way.prospect.bytes_up for way in route.ways), 0) or 0.0
     pause_s = max(PROBE_LEAST_S, way_s / PROBE_SHARE)
-    return now_s - max(link.measured_s, progress.probed_s) >= pause_s
+    return bool(now_s - max(link.measured_s, progress.probed_s) >= pause_s)

@@ -38,6 +38,7 @@ class Route:
         self.sample = {name: np.array(array) for name, array in feeds.items()} if feeds is not None else None
         self.reference: list[np.ndarray] | None = None
         self.note = "not prepared yet"
+        self.obstacle = ""
         self.is_hopeless = False
         self.last_used_s = 0.0
         self.holdings: tuple[Holding, ...] = ()
@@ -134,7 +135,7 @@ class Route:
             return best, ""
         if self.holdings and not views:
             return None, "no gateway that holds the model can be reached now"
-        return None, self.note or "no such way is verified"
+        return None, self.obstacle or self.note or "no such way is verified"
 
     def explain(self, options: Options, constraints: Constraints, now_s: float) -> list[Candidate]:
         """Every prospect, usable or not, with the planner's reasons."""
