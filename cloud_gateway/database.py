@@ -1,0 +1,153 @@
+"""SQLite as the gateway uses it: durable, shared by threads, and set aside when it cannot be read."""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from hybrid.errors import DiskFull, StorageError
+
+_BUSY_TIMEOUT_S: Final = 10.0
+_log = logging.getLogger("hybrid.database")
+
+
+class Database:
+    """One SQLite file: write-ahead log, synchronous=FULL (acknowledged rows survive power cuts), a connection a thread.
+
+    Attributes:
+        is_new: the file was made by this call, because there was none or none that could be read.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        """Open or make the file and bring it to the newest schema.
+
+        Args:
+            path: the file.
+            migrations: scripts; script i leads from schema i to i + 1. Never edited once released.
+
+        Raises:
+            DiskFull, StorageError: it can neither be opened nor made.
+        """
+        self._path = path
+        self._local = threading.local()
+        self._open: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._is_closed = False
+        self.is_new = not path.exists() or path.stat().st_size == 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._migrate(migrations)
+        except _Unreadable as exc:
+            self._set_aside(str(exc))
+            self.is_new = True
+            self._migrate(migrations)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, for reading.
+
+        Raises:
+            StorageError: the database refused.
+        """
+        with _mapped(self._path):
+            yield self._connection()
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction: on the disk when the block ends, undone when it raises.
+
+        Raises:
+            DiskFull, StorageError: nothing was written.
+        """
+        with _mapped(self._path):
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._guard:
+            self._is_closed = True
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        known: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if known is not None and not self._is_closed:
+            return known
+        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        with self._guard:
+            if self._is_closed:
+                connection.close()
+                raise StorageError(f"{self._path}: closed", path=str(self._path))
+            self._open.append(connection)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        self._local.connection = connection
+        return connection
+
+    def _migrate(self, migrations: Sequence[str]) -> None:
+        try:
+            connection = self._connection()
+            if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                raise _Unreadable("quick_check failed")
+            connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+        except sqlite3.OperationalError as exc:
+            raise _storage_error(self._path, exc) from exc
+        except sqlite3.DatabaseError as exc:
+            raise _Unreadable(str(exc)) from exc
+        with self.writing() as connection:
+            row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+            version = row[0] or 0
+            if version > len(migrations):
+                raise StorageError(
+                    f"{self._path}: schema {version} is newer than this program's {len(migrations)}; upgrade hybrid",
+                    path=str(self._path),
+                )
+            for script in migrations[version:]:
+                for statement in filter(None, map(str.strip, script.split(";"))):
+                    connection.execute(statement)
+            if version < len(migrations):
+                connection.execute("INSERT INTO schema_version VALUES (?)", (len(migrations),))
+
+    def _set_aside(self, reason: str) -> None:
+        with self._guard:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+        self._local = threading.local()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        aside = self._path.with_name(f"{self._path.name}.corrupt-{stamp}")
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        _log.error("database.set_aside path=%s reason=%r", aside, reason)
+
+
+class _Unreadable(Exception):
+    """The file is no database, or a damaged one."""
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise _storage_error(path, exc) from exc
+
+
+def _storage_error(path: Path, exc: sqlite3.Error) -> StorageError:
+    if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return DiskFull(f"{path}: no room; nothing was half-stored: make room and try again", path=str(path))
+    return StorageError(f"{path}: {exc}; check the disk and its permissions", path=str(path))

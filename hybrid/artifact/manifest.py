@@ -1,0 +1,189 @@
+"""The manifest: what an artifact says about itself, parsed strictly and never written again."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Final
+
+import msgspec
+
+from hybrid.artifact.digest import HashedFile, digest_of_files
+from hybrid.artifact.names import check_digest, check_distinct, check_relative, check_word
+from hybrid.errors import BadMessage, TooLarge
+
+SCHEMA: Final = 1
+MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_FILES: Final = 4096
+MAX_VARIANTS: Final = 64
+_MAX_INTEGER: Final = 1 << 53
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file: SHA-256 in hex, size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run the model; the first of `files` is what the engine opens."""
+
+    id: str
+    engine: str
+    precision: str
+    files: tuple[str, ...]
+    requires: dict[str, str] = {}
+    feature_tensor: str | None = None
+    trainable_files: tuple[str, ...] = ()
+
+
+class Golden(msgspec.Struct, frozen=True, kw_only=True):
+    """Inputs and the outputs they must give: {tensor: path of an .npy file}; tolerance {engine: max relative error}."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    tolerance: dict[str, float]
+
+
+class LineageStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of how the model came to be."""
+
+    step: str
+    artifact_digest: str | None = None
+    detail: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of `manifest.json`; docs/artifact.md says what each means."""
+
+    schema: int
+    name: str
+    version: str
+    sequence: int
+    model_digest: str
+    files: dict[str, FileEntry]
+    variants: tuple[Variant, ...]
+    base: str | None = None
+    classes: tuple[str, ...] | None = None
+    pre: msgspec.Raw | None = None
+    post: msgspec.Raw | None = None
+    golden: Golden | None = None
+    lineage: tuple[LineageStep, ...] = ()
+
+    @property
+    def model_file(self) -> str:
+        """Path, inside the artifact, of the shipped model."""
+        return self.variants[0].files[0]
+
+    @property
+    def model_files(self) -> tuple[HashedFile, ...]:
+        """The shipped model and its external data, named relative to the model's folder."""
+        return variant_files(self, self.variants[0])
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def parse(data: bytes) -> Manifest:
+    """The manifest that these bytes say, all cross references checked.
+
+    Raises:
+        BadMessage: not JSON of this schema, or it contradicts itself.
+        TooLarge: more than 1 MiB.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise TooLarge(f"the manifest has {len(data)} bytes where {MAX_MANIFEST_BYTES} are allowed")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raise BadMessage(f"the manifest does not follow schema {SCHEMA}: {exc}") from exc
+    _check(manifest)
+    return manifest
+
+
+def canonical_bytes(manifest: Manifest) -> bytes:
+    """The form in which this library writes a new manifest: sorted keys, no spaces, UTF-8."""
+    _check(manifest)
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def artifact_digest(data: bytes) -> str:
+    """SHA-256 of a manifest's exact bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def variant_files(manifest: Manifest, variant: Variant) -> tuple[HashedFile, ...]:
+    """The files of a variant, named relative to the folder of the one that its engine opens.
+
+    Raises:
+        BadMessage: a file lies outside that folder.
+    """
+    folder = PurePosixPath(variant.files[0]).parent
+    try:
+        return tuple(
+            HashedFile(
+                name=PurePosixPath(name).relative_to(folder).as_posix(),
+                size=manifest.files[name].size,
+                sha256=manifest.files[name].sha256,
+            )
+            for name in variant.files
+        )
+    except ValueError as exc:
+        raise BadMessage(f"variant {variant.id!r} has a file outside the folder of {variant.files[0]!r}") from exc
+
+
+def _check(manifest: Manifest) -> None:
+    if manifest.schema != SCHEMA:
+        raise BadMessage(f"the manifest is of schema {manifest.schema}, this version reads {SCHEMA}; upgrade hybrid")
+    check_word(manifest.name)
+    check_word(manifest.version, "version")
+    if not 0 <= manifest.sequence < _MAX_INTEGER:
+        raise BadMessage(f"sequence {manifest.sequence} is refused: 0 to 2^53 - 1 is wanted")
+    check_digest(manifest.model_digest)
+    if manifest.base is not None:
+        check_digest(manifest.base)
+    _check_files(manifest)
+    _check_variants(manifest)
+    _check_golden(manifest)
+
+
+def _check_files(manifest: Manifest) -> None:
+    if not 1 <= len(manifest.files) <= MAX_FILES:
+        raise BadMessage(f"the manifest lists {len(manifest.files)} files where 1 to {MAX_FILES} are allowed")
+    for name, entry in manifest.files.items():
+        check_relative(name)
+        check_digest(entry.sha256)
+        if not 0 <= entry.size < _MAX_INTEGER:
+            raise BadMessage(f"file {name!r} is said to have {entry.size} bytes")
+    check_distinct(manifest.files)
+
+
+def _check_variants(manifest: Manifest) -> None:
+    variants = manifest.variants
+    if not 1 <= len(variants) <= MAX_VARIANTS or len({variant.id for variant in variants}) != len(variants):
+        raise BadMessage(f"{len(variants)} variants: 1 to {MAX_VARIANTS} with different ids are wanted")
+    for variant in variants:
+        check_word(variant.id, "variant id")
+        _check_listed(manifest, variant.files, f"variant {variant.id!r}")
+        if not variant.files or len(set(variant.files)) != len(variant.files):
+            raise BadMessage(f"variant {variant.id!r} must list its files, each once")
+        if not set(variant.trainable_files) <= set(variant.files):
+            raise BadMessage(f"variant {variant.id!r}: trainable_files must be among its files")
+        variant_files(manifest, variant)
+    seen = digest_of_files(manifest.model_files)
+    if seen != manifest.model_digest:
+        raise BadMessage(f"model_digest is {manifest.model_digest}, but the first variant's files make {seen}")
+
+
+def _check_golden(manifest: Manifest) -> None:
+    if manifest.golden is not None:
+        _check_listed(manifest, manifest.golden.inputs.values(), "golden inputs")
+        _check_listed(manifest, manifest.golden.outputs.values(), "golden outputs")
+
+
+def _check_listed(manifest: Manifest, names: Iterable[str], what: str) -> None:
+    missing = [name for name in names if name not in manifest.files]
+    if missing:
+        raise BadMessage(f"{what} names {missing[0]!r}, which the manifest's files do not list")

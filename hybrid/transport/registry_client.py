@@ -1,0 +1,253 @@
+"""The registry of a gateway as a client sees it: its calls over HTTP, each under a timeout, each error typed."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from hybrid.artifact.manifest import MAX_MANIFEST_BYTES
+from hybrid.artifact.names import check_digest, check_word
+from hybrid.artifact.signature import Signature
+from hybrid.errors import BadMessage, ConnectionLost, GatewayStalled, GatewayUnreachable, RefusedError, from_code
+
+SIGNATURE_HEADER: Final = "Hybrid-Signature"
+LATEST: Final = "latest"
+_MAX_ANSWER_BYTES: Final = 16 << 20
+_T = TypeVar("_T")
+_STATUS_CODES: Final = {401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "too_large"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Limits of one call, in seconds."""
+
+    connect_s: float = 10.0
+    answer_s: float = 60.0
+    """Until an answer begins: committing a large model copies and syncs files."""
+    stall_s: float = 30.0
+    """Without a byte in either direction."""
+
+
+class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed version, as the gateway tells it."""
+
+    name: str
+    version: str
+    sequence: int
+    model_digest: str
+    artifact_digest: str
+    size_bytes: int
+    created_s: float
+    signed_by: str | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A name and its versions, oldest first."""
+
+    name: str
+    versions: tuple[VersionInfo, ...]
+
+
+class _ModelList(msgspec.Struct, frozen=True):
+    models: tuple[ModelInfo, ...]
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str = ""
+    code: str = ""
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobState:
+    """How much of a blob the gateway has."""
+
+    offset: int
+    is_complete: bool
+
+
+class RegistryClient:
+    """Calls to one gateway's registry; an async context manager that owns its connections."""
+
+    def __init__(self, url: str, token: str | None, *, timeouts: Timeouts | None = None) -> None:
+        """Nothing is sent before the context is entered.
+
+        Args:
+            url: `http(s)://HOST:PORT`, with a path in front of `/v2` where there is one.
+            token: goes with each call; None for a gateway without authentication.
+            timeouts: limits of each call.
+        """
+        self.url = url.rstrip("/")
+        self._token = token
+        self._timeouts = timeouts or Timeouts()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.answer_s
+        )
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=4),
+            headers=headers,
+            timeout=limits,
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding",),
+            trust_env=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """Every name with its versions."""
+        return _decode(await self._json("GET", "v2/hybrid/models"), _ModelList).models
+
+    async def versions(self, name: str) -> tuple[VersionInfo, ...]:
+        """The versions of a name, oldest first.
+
+        Raises:
+            NotFound: the gateway has no such model.
+        """
+        return _decode(await self._json("GET", f"v2/hybrid/models/{check_word(name)}"), ModelInfo).versions
+
+    async def version(self, name: str, version: str | None) -> VersionInfo:
+        """One version, the newest without a version.
+
+        Raises:
+            NotFound: the gateway has no such version.
+        """
+        return _decode(await self._json("GET", _version_path(name, version)), VersionInfo)
+
+    async def manifest(self, name: str, version: str) -> tuple[bytes, Signature | None]:
+        """The exact bytes of a manifest, and the signature that came with it."""
+        async with self._call("GET", f"{_version_path(name, version)}/manifest") as response:
+            data = await _read(response, MAX_MANIFEST_BYTES)
+            header = response.headers.get(SIGNATURE_HEADER)
+        return data, Signature.of_text(header) if header is not None else None
+
+    async def commit(self, name: str, manifest: bytes, signature: Signature | None) -> tuple[VersionInfo, bool]:
+        """Make a version visible; also whether it is new.
+
+        Raises:
+            NotFound: `fields["missing"]` has the digests to upload first.
+            Conflict: the version exists with other content.
+        """
+        headers = {SIGNATURE_HEADER: signature.text} if signature is not None else {}
+        path = f"v2/hybrid/models/{check_word(name)}/versions"
+        async with self._call("POST", path, data=manifest, headers=headers) as response:
+            return _decode(await _read(response, _MAX_ANSWER_BYTES), VersionInfo), response.status == 201
+
+    async def blob_state(self, sha256: str) -> BlobState:
+        """How much of a blob is there."""
+        async with self._call("HEAD", _blob_path(sha256), fine=(404,)) as response:
+            return _blob_state(response)
+
+    async def send_piece(self, sha256: str, piece: bytes, *, offset: int, total_bytes: int) -> BlobState:
+        """Send the bytes of a blob from `offset` on.
+
+        Raises:
+            Conflict: the blob stands elsewhere, or another upload of it is writing.
+            CorruptContent: it was the last piece and the digest is another one.
+            DiskFull: the gateway has no room.
+        """
+        headers = {"Upload-Offset": str(offset), "Upload-Length": str(total_bytes)}
+        async with self._call("PATCH", _blob_path(sha256), data=piece, headers=headers) as response:
+            return _blob_state(response)
+
+    async def read_blob(self, sha256: str, offset: int, block_bytes: int) -> AsyncIterator[bytes]:
+        """The bytes of a blob from `offset` on, in blocks as they come."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        async with self._call("GET", _blob_path(sha256), headers=headers) as response:
+            if offset and response.status != 206:
+                raise BadMessage(f"{self.url} ignored the wanted range; a proxy in between may have dropped it")
+            while block := await response.content.read(block_bytes):
+                yield block
+
+    async def _json(self, method: str, path: str) -> bytes:
+        async with self._call(method, path) as response:
+            return await _read(response, _MAX_ANSWER_BYTES)
+
+    @asynccontextmanager
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        fine: tuple[int, ...] = (),
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request; an answer of 400 and above is raised as the error that it names, unless `fine`."""
+        assert self._session is not None, "enter the context first"
+        try:
+            async with self._session.request(
+                method, URL(f"{self.url}/{path}"), data=data, headers=headers, allow_redirects=False
+            ) as response:
+                if response.status >= 300 and response.status not in fine:
+                    raise await _refusal(self.url, response)
+                yield response
+        except aiohttp.ClientConnectorError as exc:
+            raise GatewayUnreachable(
+                f"{self.url}: no connection ({exc.os_error.strerror or exc})", url=self.url
+            ) from exc
+        except TimeoutError as exc:
+            raise GatewayStalled(f"{self.url}: no byte within the time limit", url=self.url) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            reason = str(exc) or type(exc).__name__
+            raise ConnectionLost(f"{self.url}: the connection ended in a call ({reason})", url=self.url) from exc
+
+
+async def _refusal(url: str, response: aiohttp.ClientResponse) -> Exception:
+    """The error of an answer, as its code says, or as its status does where a proxy answered."""
+    body = await _read(response, _MAX_ANSWER_BYTES)
+    try:
+        told = msgspec.json.decode(body, type=_Refusal)
+    except msgspec.MsgspecError:
+        told = _Refusal()
+    code = told.code or _STATUS_CODES.get(response.status, "")
+    message = told.error or f"{url} answered {response.method} with HTTP {response.status}"
+    if not code:
+        return (ConnectionLost if response.status >= 500 else RefusedError)(message, url=url)
+    return from_code(code, message, url=url, missing=told.missing)
+
+
+async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    body = bytearray()
+    while block := await response.content.read(1 << 16):
+        body += block
+        if len(body) > most_bytes:
+            raise BadMessage(f"the gateway's answer has more than {most_bytes} bytes; refused")
+    return bytes(body)
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise BadMessage(f"the gateway's answer does not parse ({exc}); is the URL that of a hybrid gateway?") from exc
+
+
+def _blob_state(response: aiohttp.ClientResponse) -> BlobState:
+    text = response.headers.get("Upload-Offset", "0")
+    if not text.isascii() or not text.isdigit():
+        raise BadMessage(f"the gateway's Upload-Offset is {text[:40]!r}; is a proxy changing its answers?")
+    return BlobState(offset=int(text), is_complete=response.headers.get("Upload-Complete") == "?1")
+
+
+def _blob_path(sha256: str) -> str:
+    return f"v2/hybrid/blobs/{check_digest(sha256)}"
+
+
+def _version_path(name: str, version: str | None) -> str:
+    version = check_word(version, "version") if version else LATEST
+    return f"v2/hybrid/models/{check_word(name)}/versions/{version}"
