@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hybrid.errors import DiskFull, HybridError, ModelInvalid, ModelUnsupported, TensorMismatch
-from hybrid.graph.model_file import bodies_of, load_proto
+from hybrid.graph.model_file import bodies_of, captures_of, load_proto
 from hybrid.graph.shape_key import ShapeKey
 
 GRAPH_FILE = "graph.onnx"
@@ -52,6 +52,7 @@ def normalise(model_path: Path, shape_key: ShapeKey, folder: Path) -> onnx.Model
         DiskFull: no room in `folder`.
     """
     model = load_proto(model_path)
+    shipped = names_in(model.graph)
     hide_weights(model, keep=frozenset(name for name, _ in shape_key.shapes))
     dynamic = bind(model, shape_key)
     try:
@@ -67,7 +68,35 @@ def normalise(model_path: Path, shape_key: ShapeKey, folder: Path) -> onnx.Model
                 "run it with shapes that it accepts",
                 path=str(model_path),
             ) from failed
-    return load_proto(folder / GRAPH_FILE)
+    graph = load_proto(folder / GRAPH_FILE)
+    if rename_generated_weights(graph, shipped):
+        (folder / GRAPH_FILE).write_bytes(graph.SerializeToString(deterministic=True))
+    return graph
+
+
+def names_in(graph: onnx.GraphProto) -> frozenset[str]:
+    """Names of every tensor of the graph, those of subgraphs left out."""
+    made = {name for node in graph.node for name in node.output}
+    return frozenset(made | {value.name for value in (*graph.input, *graph.initializer, *graph.output)})
+
+
+def rename_generated_weights(model: onnx.ModelProto, shipped: frozenset[str]) -> int:
+    """Give weights that onnxruntime named itself names that it never makes; how many.
+
+    A head is optimised anew when it is loaded. onnxruntime 1.31 then makes the same names again (`gemm_input_shape`) and
+    refuses the graph if one is taken. Tensors that can cross keep their names: cut ids are made of them.
+    """
+    graph = model.graph
+    captured = {name for node in graph.node for name in captures_of(node)}
+    fixed = shipped | captured | {value.name for value in graph.output}
+    renamed = {tensor.name: f"hybrid/{tensor.name}" for tensor in graph.initializer if tensor.name not in fixed}
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name in renamed:
+                node.input[index] = renamed[name]
+    return len(renamed)
 
 
 def hide_weights(model: onnx.ModelProto, keep: frozenset[str]) -> None:
@@ -124,9 +153,7 @@ def _bind_input(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> bool:
             tensor.shape.dim.add().dim_value = size
         return True
     declared = [dim.dim_value if _is_fixed(dim) else None for dim in tensor.shape.dim]
-    fits = len(declared) == len(shape) and all(
-        mine in (None, size) for mine, size in zip(declared, shape, strict=True)
-    )
+    fits = len(declared) == len(shape) and all(mine in (None, size) for mine, size in zip(declared, shape, strict=True))
     if not fits:
         wanted = ["?" if size is None else size for size in declared]
         raise TensorMismatch(f"input {value.name!r} has shape {list(shape)}; the model wants {wanted}")
@@ -179,7 +206,9 @@ def explain(error: Exception, path: Path, folder: Path) -> HybridError:
     """The typed error for what onnxruntime said while it loaded or wrote a model."""
     said = " ".join(str(error).split())[:600]
     if _NO_ROOM.search(said):
-        return DiskFull(f"{folder}: no room for the normalised graph of {path}; make room and try again", path=str(folder))
+        return DiskFull(
+            f"{folder}: no room for the normalised graph of {path}; make room and try again", path=str(folder)
+        )
     operator = next((match[1] for match in (pattern.search(said) for pattern in _OPERATOR) if match), None)
     named = f" (operator {operator})" if operator else ""
     if _UNSUPPORTED.search(said):
@@ -190,5 +219,7 @@ def explain(error: Exception, path: Path, folder: Path) -> HybridError:
             operator=operator,
         )
     return ModelInvalid(
-        f"{path}: onnxruntime refuses it{named}: {said}; check the file with its exporter", path=str(path), operator=operator
+        f"{path}: onnxruntime refuses it{named}: {said}; check the file with its exporter",
+        path=str(path),
+        operator=operator,
     )

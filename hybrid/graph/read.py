@@ -10,7 +10,9 @@ from hybrid.graph.model_file import bodies_of, needs_of
 from hybrid.graph.view import GraphView, Node
 from hybrid.graph.work import work_of
 
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 
 
 def read_view(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> GraphView:

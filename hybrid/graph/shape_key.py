@@ -42,7 +42,7 @@ class ShapeKey:
         try:
             decoded = json.loads(text, object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as exc:
-            raise BadMessage(f"shape key is not JSON ({exc}); want an object like {{\"x\":[1,3,640,640]}}") from exc
+            raise BadMessage(f'shape key is not JSON ({exc}); want an object like {{"x":[1,3,640,640]}}') from exc
         if not isinstance(decoded, dict) or len(decoded) > _MAX_INPUTS:
             raise BadMessage('shape key must be an object of input name to sizes, like {"x":[1,3,640,640]}')
         return cls(tuple(sorted((name, _checked_shape(name, sizes)) for name, sizes in decoded.items())))
