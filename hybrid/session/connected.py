@@ -67,5 +67,5 @@ def connect(
     return Connection(declared.outputs, gateways, preparation, Remote(options, declared, preparation))
 
 
-def _leave_alone(client: object, model_digest: str) -> None:
+def _leave_alone(client: object) -> None:
     """What to do about a model that a gateway does not hold: nothing, unless asked to push it."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from devices import onnx_engine, pace
-from devices.errors import DeviceError
+from devices.errors import DeviceError, OperatorUnsupported
 from hybrid.errors import ModelError, ModelInvalid, ModelUnsupported
 
 EngineRun = Callable[..., list[np.ndarray]]

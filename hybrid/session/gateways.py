@@ -1,6 +1,7 @@
 """The gateways that one session may use: named ones, or those that discovery finds and proves."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Protocol
@@ -13,6 +14,10 @@ log = logging.getLogger("hybrid.session")
 
 class Finder(Protocol):
     """Where gateways come from when none is named (`hybrid.discovery.find`)."""
+
+    def ensure(self) -> None:
+        """Begins anew in a forked child."""
+        ...
 
     def close(self) -> None:
         """Stops looking."""
@@ -47,26 +52,37 @@ class Gateways:
     def begin(self, urls: Sequence[str], on_change: Callable[[], None]) -> None:
         """Connects to the named gateways, or looks for some on the network where none is named.
 
-        Without a token there is nothing that a found gateway could prove itself with, and so no search.
+        Without a token (or the pin of a certificate in `HYBRID_PIN`) nothing that is found could prove itself, and so
+        there is no search.
 
         Args:
-            urls: named gateways; empty to discover them.
+            urls: named gateways, each with `#sha256=HEX` behind it where its certificate is pinned; empty to discover.
             on_change: called (from any thread) when a gateway joins or leaves.
         """
         self._on_change = on_change
         for url in urls:
-            self.join(url, None)
-        if not urls and self._token is not None:
-            self._discover(self._token)
+            address, _, pin = url.partition("#sha256=")
+            self._join(address, Trust(pin_sha256=pin or None))
+        if not urls:
+            self._discover()
 
-    def _discover(self, token: str) -> None:
+    def ensure(self) -> None:
+        """Looks on in a forked child, where the parent's search does not go on."""
+        if self._finder is not None:
+            self._finder.ensure()
+
+    def _discover(self) -> None:
         from hybrid.discovery.find import find_gateways
 
-        self._finder = find_gateways(token, on_found=self.join, on_lost=self.leave)
+        self._finder = find_gateways(
+            self._token,
+            on_found=lambda url, pin_sha256: self._join(url, Trust(pin_sha256=pin_sha256, is_explicit=False)),
+            on_lost=self._leave,
+            pin_sha256=os.environ.get("HYBRID_PIN") or None,
+        )
 
-    def join(self, url: str, pin_sha256: str | None) -> None:
+    def _join(self, url: str, trust: Trust) -> None:
         """Adds a gateway; one that is known already is left alone."""
-        trust = Trust(pin_sha256=pin_sha256)
         with self._lock:
             if any(client.url == url for client in self._clients):
                 return
@@ -74,7 +90,7 @@ class Gateways:
         log.info("gateway.joined url=%s", url)
         self._on_change()
 
-    def leave(self, url: str) -> None:
+    def _leave(self, url: str) -> None:
         """Removes a gateway that discovery no longer sees."""
         with self._lock:
             gone = [client for client in self._clients if client.url == url]

@@ -81,7 +81,7 @@ class Preparation:
         gateways: Gateways,
         scout: Callable[[str], Scout],
         wants_cuts: bool,
-        on_unknown: Callable[[GatewayClient, str], None],
+        on_unknown: Callable[[GatewayClient], None],
     ) -> None:
         self._model_path = model_path
         self._digest = digest
@@ -149,6 +149,7 @@ class Preparation:
             self._thread.join(timeout=wait_s)
 
     def _run(self) -> None:
+        self._gateways.ensure()
         while not self._closed:
             try:
                 self._round()
@@ -227,7 +228,7 @@ class Preparation:
         if state == "unknown":
             route.note = "the gateway does not hold this model; push it with `hybrid models push`"
             progress.unknown_at.add(client.url)
-            self._on_unknown(client, self.model_digest)
+            self._on_unknown(client)
             return None
         progress.unknown_at.discard(client.url)
         if state != "ready":

@@ -1,0 +1,56 @@
+"""Uploads a model that a gateway does not hold, in the background, for sessions that were asked to."""
+
+import asyncio
+import logging
+import re
+from threading import Lock, Thread
+
+from hybrid.errors import HybridError
+from hybrid.session.source import Source
+from hybrid.transport.client import GatewayClient
+from hybrid.transport.model_push import PushOptions, push
+from hybrid.transport.registry_client import RegistryClient
+
+log = logging.getLogger("hybrid.session")
+
+
+class Pusher:
+    """Pushes one session's model to each gateway that lacks it, once.
+
+    Args:
+        source: the model.
+        token: a publisher's token.
+    """
+
+    def __init__(self, source: Source, token: str | None) -> None:
+        self._source = source
+        self._token = token
+        self._begun: set[str] = set()
+        self._lock = Lock()
+
+    def push(self, client: GatewayClient) -> None:
+        """Begins to push to this gateway, unless that was begun before."""
+        with self._lock:
+            if client.url in self._begun:
+                return
+            self._begun.add(client.url)
+        Thread(target=self._push, args=(client.url,), name="hybrid-push", daemon=True).start()
+
+    def _push(self, url: str) -> None:
+        try:
+            pushed = asyncio.run(self._send(url))
+        except HybridError as exc:
+            log.warning("model.push_failed url=%s code=%s", url, exc.code)
+            return
+        log.info("model.pushed url=%s version=%s bytes=%d", url, pushed, self._source.file().stat().st_size)
+
+    async def _send(self, url: str) -> str:
+        async with RegistryClient(url, self._token) as client:
+            pushed = await push(client, self._source.file(), model_name(self._source), PushOptions())
+        return pushed.version.version
+
+
+def model_name(source: Source) -> str:
+    """A name for a model that has only a file: the file's, with what names may not hold replaced."""
+    stem = re.sub(r"[^a-z0-9._-]+", "-", source.file().stem.lower()).strip("-._")
+    return stem[:64] or "model"
