@@ -193,9 +193,8 @@ class Channel:
         self.received_bytes += len(data)
         try:
             for frame in self._reader.feed(data):
-                self._take(frame, events)
-                if self.is_closed:
-                    break
+                if not self.is_closed:
+                    self._take(frame, events)
         except ProtocolError as exc:
             self._fail(exc, events, is_ours=True)
         return events
@@ -231,9 +230,10 @@ class Channel:
         hello = frames.read_hello(frame)
         version = min(hello.versions[1], frames.HIGHEST_VERSION)
         if version < max(hello.versions[0], frames.LOWEST_VERSION):
+            low, high = hello.versions
             raise VersionMismatch(
-                f"the peer ({hello.software or 'unnamed'}) speaks versions {hello.versions[0]} to {hello.versions[1]} of "
-                f"the channel, this side {frames.LOWEST_VERSION} to {frames.HIGHEST_VERSION}; upgrade the older one"
+                f"the peer ({hello.software or 'unnamed'}) speaks channel versions {low} to {high}, "
+                f"this side {frames.LOWEST_VERSION} to {frames.HIGHEST_VERSION}; upgrade the older one"
             )
         self.peer = hello
         if self.state == "opening":

@@ -1,0 +1,250 @@
+"""The gateway's end of the wire: the channel over a WebSocket, and the same message over HTTP POST."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from hybrid.errors import BadMessage, HybridError, Overloaded
+from hybrid.transport.http_carrier import HEADER_LENGTH, header_length
+from hybrid.transport.http_reply import body_of_error
+from hybrid.transport.pump import FramePump, keep_unsent_low
+from hybrid.wire.channel import Channel
+from hybrid.wire.events import Event, Failed, RequestCancelled, RequestReceived, RequestRefused
+from hybrid.wire.frames import Hello
+from hybrid.wire.limits import Limits
+from hybrid.wire.message import InferRequest, InferResponse, decode_request, encode_response
+
+SOFTWARE: Final = "hybrid-gateway"
+IDLE_TIMEOUT_S: Final = 60.0
+"""A client pings at least every 15 s; one that says nothing for so long is gone."""
+
+READ_TIMEOUT_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 2.0
+WS_MESSAGE_BYTES: Final = 256 * 1024
+
+Infer = Callable[[InferRequest, float], Awaitable[InferResponse]]
+Admit = Callable[[web.Request], object]
+
+_log = logging.getLogger("hybrid.serving")
+
+
+class SplitChannel:
+    """All channels of one application, and their routes."""
+
+    def __init__(self, infer: Infer, admit: Admit, limits: Limits) -> None:
+        self._infer = infer
+        self._admit = admit
+        self._limits = limits
+        self._connections: set[_Connection] = set()
+        self._is_draining = False
+
+    async def serve_channel(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v2/hybrid/channel`: one client's WebSocket until it ends."""
+        try:
+            self._admit(request)
+            if self._is_draining:
+                raise Overloaded("the gateway is draining; connect to another one or later", retry_after_s=1.0)
+        except HybridError as exc:
+            return failure(exc)
+        ws = web.WebSocketResponse(
+            compress=False, max_msg_size=WS_MESSAGE_BYTES, writer_limit=0, timeout=CLOSE_TIMEOUT_S
+        )
+        await ws.prepare(request)
+        keep_unsent_low(request.transport)
+        connection = _Connection(ws, self._infer, self._limits)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+        return ws
+
+    async def serve_post(self, request: web.Request) -> web.StreamResponse:
+        """`POST /v2/hybrid/infer`: one request."""
+        since_s = time.monotonic()
+        try:
+            self._admit(request)
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                message = await _read_request(request, self._limits)
+            response = await self._infer(message, time.monotonic() - since_s)
+            encoded = encode_response(response)
+        except HybridError as exc:
+            return failure(exc)
+        except TimeoutError:
+            return failure(BadMessage(f"the request's body did not arrive within {READ_TIMEOUT_S} s"))
+        except Exception:  # noqa: BLE001  (logged; whatever breaks inside is one failed request)
+            _log.exception("infer.failed")
+            return failure(HybridError("the gateway failed while it computed; its log says why"))
+        headers = {HEADER_LENGTH: str(len(encoded.header))}
+        body = b"".join((encoded.header, *encoded.buffers))
+        return web.Response(body=body, content_type="application/octet-stream", headers=headers)
+
+    async def serve_hello(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v2/hybrid/hello`: what a HELLO would say."""
+        try:
+            self._admit(request)
+        except HybridError as exc:
+            return failure(exc)
+        hello = Hello(
+            software=SOFTWARE,
+            initial_credit_bytes=self._limits.initial_credit_bytes,
+            max_streams=self._limits.streams,
+            max_message_bytes=self._limits.message_bytes,
+        )
+        return web.Response(body=msgspec.json.encode(hello), content_type="application/json")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no more requests, lets those in flight end, then closes every channel."""
+        self._is_draining = True
+        waits = [connection.leave() for connection in self._connections]
+        if waits:
+            await asyncio.wait([asyncio.ensure_future(wait) for wait in waits], timeout=timeout_s)
+        for connection in list(self._connections):
+            connection.cut()
+
+
+class _Connection:
+    """One client's channel."""
+
+    def __init__(self, ws: web.WebSocketResponse, infer: Infer, limits: Limits) -> None:
+        self._ws = ws
+        self._infer = infer
+        self._channel = Channel("server", limits=limits, software=SOFTWARE, now_s=time.monotonic())
+        self._pump = FramePump(self._channel, ws.send_bytes, time.monotonic)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._ended = asyncio.Event()
+        self._cut = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until the client leaves, breaks the protocol or is cut off."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(part) for part in (self._read(group), self._write(), self._cut.wait())]
+                await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                if self._channel.is_closed:  # our last words say why
+                    await asyncio.wait(parts[1:2], timeout=CLOSE_TIMEOUT_S)
+                for task in (*parts, *self._tasks.values()):
+                    task.cancel()
+        finally:
+            self._ended.set()
+            await self._ws.close(code=1002 if self._channel.is_closed else 1001)
+
+    async def leave(self) -> None:
+        """Tells the client to go; returns when it has gone."""
+        self._channel.go_away(Overloaded("the gateway is draining; ask another one or later", retry_after_s=1.0))
+        self._pump.wake()
+        await self._ended.wait()
+
+    def cut(self) -> None:
+        """Closes now."""
+        self._cut.set()
+
+    async def _read(self, group: asyncio.TaskGroup) -> None:
+        try:
+            while not self._channel.is_closed:
+                message = await self._ws.receive(timeout=IDLE_TIMEOUT_S)
+                if message.type is not web.WSMsgType.BINARY:
+                    return
+                for event in self._channel.receive(message.data, time.monotonic()):
+                    self._on_event(event, group)
+                if self._channel.has_frames or self._channel.is_closed:
+                    self._pump.wake()
+        except (TimeoutError, OSError) as exc:
+            _log.info("channel.lost reason=%r", exc)
+
+    async def _write(self) -> None:
+        try:
+            await self._pump.run()
+        except (TimeoutError, OSError, RuntimeError) as exc:
+            _log.info("channel.lost reason=%r", exc)
+
+    def _on_event(self, event: Event, group: asyncio.TaskGroup) -> None:
+        if isinstance(event, RequestReceived):
+            self._tasks[event.stream] = group.create_task(self._answer(event))
+        elif isinstance(event, RequestCancelled):
+            task = self._tasks.get(event.stream)
+            if task is not None:
+                task.cancel()
+        elif isinstance(event, RequestRefused | Failed):
+            _log.info("channel.refused code=%s reason=%s", event.error.code, event.error)
+
+    async def _answer(self, received: RequestReceived) -> None:
+        channel, stream = self._channel, received.stream
+        try:
+            response = await self._infer(received.request, received.receive_s)
+        except HybridError as exc:
+            channel.send_error(stream, exc)
+        except Exception:  # noqa: BLE001  (logged; whatever breaks inside is one failed request)
+            _log.exception("infer.failed")
+            channel.send_error(stream, HybridError("the gateway failed while it computed; its log says why"))
+        else:
+            channel.send_response(stream, response)
+        finally:
+            self._tasks.pop(stream, None)
+        self._pump.wake()
+
+
+def failure(error: HybridError) -> web.Response:
+    """The HTTP form of an error."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}
+    retry_after_s = error.fields.get("retry_after_s")
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after_s)))
+    return web.Response(
+        status=error.http_status, body=body_of_error(error), content_type="application/json", headers=headers
+    )
+
+
+async def _read_request(request: web.Request, limits: Limits) -> InferRequest:
+    """The message in a POST; its sizes are checked before its body is read."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise BadMessage("a Content-Encoding; send tensors with hybrid_codec instead")
+    n_header = header_length(request.headers.get(HEADER_LENGTH))
+    try:
+        header = await request.content.readexactly(n_header)
+        plan = decode_request(memoryview(header), limits)
+        if request.content_length not in {None, n_header + plan.n_body_bytes}:
+            raise BadMessage(
+                f"Content-Length is {request.content_length}, the message has {n_header + plan.n_body_bytes} bytes"
+            )
+        body = np.empty(plan.n_body_bytes, dtype=np.uint8)
+        at = 0
+        while at < len(body):
+            piece = await request.content.read(len(body) - at)
+            if not piece:
+                raise BadMessage(f"the body ends after {at} bytes, {len(body)} were declared")
+            body[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            at += len(piece)
+    except asyncio.IncompleteReadError as exc:
+        raise BadMessage(f"the body ends after {len(exc.partial)} bytes, {exc.expected} were declared") from exc
+    if await request.content.read(1):
+        raise BadMessage("there are bytes after the last declared tensor")
+    return plan.fill(body.data)
+
+
+def add_routes(app: web.Application, infer: Infer, admit: Admit, *, limits: Limits | None = None) -> SplitChannel:
+    """Adds channel, POST and hello to an application; on its shutdown the channels drain.
+
+    Args:
+        app: the application.
+        infer: computes a request, given its receive seconds; cancelled when the client cancels or is lost. Over POST a
+            lost client cancels it only where the runner was made with `handler_cancellation=True`.
+        admit: raises a HybridError for a request that may not come in.
+        limits: what is accepted.
+    """
+    split = SplitChannel(infer, admit, limits or Limits())
+    app.router.add_get("/v2/hybrid/channel", split.serve_channel)
+    app.router.add_post("/v2/hybrid/infer", split.serve_post)
+    app.router.add_get("/v2/hybrid/hello", split.serve_hello)
+
+    async def on_shutdown(_: web.Application) -> None:
+        await split.drain(CLOSE_TIMEOUT_S)
+
+    app.on_shutdown.append(on_shutdown)
+    return split

@@ -1,0 +1,58 @@
+"""What a gateway's HTTP reply means: the error that it names, by its body where it has one, else by its status."""
+
+from typing import Final
+
+import msgspec
+
+from hybrid.errors import (
+    Conflict,
+    DeadlinePassed,
+    Forbidden,
+    HybridError,
+    NotFound,
+    Overloaded,
+    RefusedError,
+    TooLarge,
+    Unauthenticated,
+    from_code,
+)
+
+_BY_STATUS: Final[dict[int, type[HybridError]]] = {
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    429: Overloaded,
+    503: Overloaded,
+    504: DeadlinePassed,
+}
+
+
+class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The JSON of a failed reply, Open Inference Protocol's `error` with our code."""
+
+    error: str
+    code: str = ""
+    retry_after_s: float | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(ErrorBody)
+
+
+def error_of_reply(status: int, body: bytes, url: str) -> HybridError:
+    """The error of a reply with status 400 or above."""
+    try:
+        found = _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = ErrorBody(error=f"{url} answered HTTP {status} without saying why")
+    fields = {} if found.retry_after_s is None else {"retry_after_s": found.retry_after_s}
+    if found.code:
+        return from_code(found.code, found.error, **fields)
+    return _BY_STATUS.get(status, RefusedError)(found.error, **fields)
+
+
+def body_of_error(error: HybridError) -> bytes:
+    """The JSON body that carries an error."""
+    retry_after_s = error.fields.get("retry_after_s")
+    return msgspec.json.encode(ErrorBody(error=str(error), code=error.code, retry_after_s=retry_after_s))

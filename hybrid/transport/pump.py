@@ -1,0 +1,63 @@
+"""Moves a channel's frames to a socket, with little enough unsent that control frames are never far behind."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from hybrid.wire.channel import Channel
+
+SEND_BYTES: Final = 32 * 1024
+"""Handed to the socket at a time."""
+
+UNSENT_BYTES: Final = 16 * 1024
+"""Beyond this in the transport's buffer, and in the kernel's, the pump waits."""
+
+SEND_TIMEOUT_S: Final = 60.0
+"""A peer that takes nothing for so long is dropped."""
+
+
+class FramePump:
+    """The writing half of a connection; one task runs it, anyone on the loop wakes it."""
+
+    def __init__(self, channel: Channel, send: Callable[[bytes], Awaitable[None]], clock: Callable[[], float]) -> None:
+        self._channel = channel
+        self._send = send
+        self._clock = clock
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Sends until the channel is closed and its last words are out.
+
+        Raises:
+            TimeoutError: the peer takes nothing. OSError, RuntimeError: the connection is gone.
+        """
+        channel = self._channel
+        while True:
+            self._wake.clear()
+            frames = channel.next_frames(SEND_BYTES, self._clock())
+            if frames:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await self._send(frames)
+            elif channel.is_closed:
+                return
+            else:
+                await self._wake.wait()
+
+
+def keep_unsent_low(transport: asyncio.BaseTransport | None) -> None:
+    """Bounds what the transport and, where the platform can, the kernel hold unsent; no delay for small frames."""
+    if not isinstance(transport, asyncio.WriteTransport):
+        return
+    transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 2)
+    tcp = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if tcp is not None and option is not None and tcp.family in {socket.AF_INET, socket.AF_INET6}:
+        try:
+            tcp.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
+        except OSError:
+            pass  # a platform that names the option and lacks it: only the transport's limit holds there
