@@ -1,0 +1,90 @@
+"""A real gateway process for tests and benchmarks: started, pushed to, killed, frozen, started again on its port."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+HYBRID = Path(sys.executable).parent / "hybrid"
+READY_TIMEOUT_S = 30.0
+
+
+class LiveGateway:
+    """`hybrid gateway serve` on loopback, with its own data folder.
+
+    Args:
+        data: the folder; kept between `kill` and `start`.
+        flags: further flags of `gateway serve`.
+    """
+
+    def __init__(self, data: Path, *flags: str) -> None:
+        self.data = data
+        self._flags = flags
+        self.url = ""
+        self._process: subprocess.Popen[str] | None = None
+        self._log = (data.parent / f"{data.name}.log").open("a")
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+        self._log.close()
+
+    @property
+    def port(self) -> int:
+        """The port that it serves on."""
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def token(self) -> str:
+        """The administrator's token."""
+        return (self.data / "admin.token").read_text().strip()
+
+    @property
+    def log(self) -> str:
+        """What it wrote to stderr so far."""
+        return Path(self._log.name).read_text()
+
+    def start(self) -> None:
+        """Starts it, on the same port as before, and waits for its ready line."""
+        port = self.port if self.url else 0
+        command = [str(HYBRID), "gateway", "serve", "--port", str(port), "--data", str(self.data), *self._flags]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line.startswith("ready http"), f"the gateway did not start: {line!r}\n{self.log}"
+        self.url = line.split()[1]
+
+    def push(self, model: Path, name: str) -> None:
+        """Pushes a model with the real command."""
+        command = [str(HYBRID), "models", "push", str(model), "--name", name, "--gateway", self.url]
+        settings = dict(os.environ) | {"HYBRID_TOKEN": self.token}
+        done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal: SIGKILL, SIGSTOP, SIGCONT, SIGTERM."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it at once, as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+
+    def stop(self) -> None:
+        """Ends it in order, or at once when it does not."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self._process.terminate()
+            try:
+                self._process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                self.kill()
