@@ -1,0 +1,227 @@
+"""The gateway service: builds its parts, serves until it is told to stop, and takes them down in order."""
+
+import asyncio
+import logging
+import socket
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+
+from aiohttp import web
+
+from cloud_gateway.auth import Tokens, ensure_admin_token
+from cloud_gateway.blobs import BlobStore
+from cloud_gateway.config import GatewayConfig
+from cloud_gateway.data_folder import DataFolder
+from cloud_gateway.http import FrontDoor, require
+from cloud_gateway.metrics import GatewayCollector, RequestMeter, exposition
+from cloud_gateway.proof_route import add_proof_route
+from cloud_gateway.registry import Registry
+from cloud_gateway.stop_signal import StopSignal
+from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
+from cloud_gateway.uploads import add_routes as add_upload_routes
+from hybrid.discovery.announce import Announcer
+from hybrid.serving.engine_session import EngineSettings
+from hybrid.serving.executor import Executor, ExecutorSettings
+from hybrid.serving.http_body import BodyLimits
+from hybrid.serving.inference_service import EXTENSIONS, InferenceService
+from hybrid.serving.listener import Listener, ListenerSettings
+from hybrid.serving.loaded_models import LoadedModels
+from hybrid.serving.rest import add_routes as add_inference_routes
+from hybrid.serving.shared_memory import SharedMemoryRegions
+
+_log = logging.getLogger("hybrid.gateway")
+
+_VERSIONS_PATH = "/v2/hybrid/models/{name}/versions"
+
+
+class Gateway:
+    """One gateway; `serve` runs it from start to end.
+
+    Attributes:
+        url: where it serves, known once it does.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._loaded = False
+        self._stopping = False
+        self.url = ""
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            Conflict: the port or the data folder is taken.
+            StorageError: the data folder, tokens or certificate cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            await self._serve(stack)
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        folder = stack.enter_context(await asyncio.to_thread(_held, config))
+        stop = stack.enter_context(StopSignal())
+        tokens = None if config.no_auth else await asyncio.to_thread(_tokens, config)
+        if tokens is not None:
+            stack.callback(tokens.close)
+        blobs = await asyncio.to_thread(BlobStore, folder.path)
+        registry = await asyncio.to_thread(Registry, folder.path, blobs)
+        stack.callback(registry.close)
+        executor = await stack.enter_async_context(Executor(_executor_settings(config)))
+        models = LoadedModels(registry, executor)
+        door = FrontDoor(tokens, RequestMeter())
+        app = web.Application(middlewares=[door.handle], client_max_size=config.max_body_bytes)
+        regions = SharedMemoryRegions() if config.allow_shared_memory else None
+        if regions is not None:
+            stack.callback(regions.close)
+        service = self._service(models, executor, regions)
+        add_inference_routes(app, service)
+        add_upload_routes(app, registry, blobs, require)
+        certificate = await asyncio.to_thread(_certificate, config) if config.speaks_tls else None
+        if certificate is not None and tokens is not None:
+            add_proof_route(app, tokens, certificate.spki_sha256)
+        listener = Listener(
+            app,
+            ListenerSettings(
+                header_timeout_s=config.header_timeout_s,
+                keepalive_s=config.keepalive_s,
+                max_connections=config.max_connections,
+            ),
+        )
+        self._add_metrics(app, door, service, listener)
+        app.on_response_prepare.append(partial(_after_push, executor, models))
+        await listener.start(config.host, config.port, certificate.context() if certificate else None)
+        stack.push_async_callback(listener.finish)
+        self.url = _url(config, listener.port)
+        announcer = await self._announce(listener.port, certificate)
+        if announcer is not None:
+            stack.push_async_callback(announcer.close)
+        executor.spawn(self._load(models), name="load-models")
+        print(f"ready {self.url}", file=sys.stdout, flush=True)
+        _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
+        await stop.first.wait()
+        await self._drain(door, listener, stop)
+
+    async def _drain(self, door: FrontDoor, listener: Listener, stop: StopSignal) -> None:
+        """Refuse new work, let running work end, for `drain_s` at most; a second signal ends the wait."""
+        self._stopping = True
+        door.is_draining = True
+        listener.close()
+        _log.info("gateway.draining n_active=%d", door.n_active)
+        try:
+            async with asyncio.timeout(self._config.drain_s):
+                while door.n_active and not stop.second.is_set():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            _log.warning("gateway.drain_cut n_active=%d", door.n_active)
+        _log.info("gateway.stopped n_active=%d", door.n_active)
+
+    async def _load(self, models: LoadedModels) -> None:
+        try:
+            await models.load_wanted()
+        finally:
+            self._loaded = True
+
+    def _service(
+        self, models: LoadedModels, executor: Executor, regions: SharedMemoryRegions | None
+    ) -> InferenceService:
+        config = self._config
+        return InferenceService(
+            name="hybrid",
+            version=_version(),
+            models=models,
+            executor=executor,
+            require=require,
+            is_ready=lambda: self._loaded and not self._stopping and not models.n_loading,
+            limits=BodyLimits(
+                max_body_bytes=config.max_body_bytes,
+                max_header_bytes=config.max_json_bytes,
+                idle_s=config.body_timeout_s,
+            ),
+            regions=regions,
+            extensions=EXTENSIONS if regions is None else (*EXTENSIONS, "system_shared_memory"),
+        )
+
+    def _add_metrics(
+        self, app: web.Application, door: FrontDoor, service: InferenceService, listener: Listener
+    ) -> None:
+        collector = GatewayCollector(
+            meter=door.meter,
+            board=service.statistics,
+            executor=service.executor,
+            models=service.models,
+            is_ready=service.is_ready,
+            n_connections=lambda: listener.n_connections,
+        )
+
+        async def metrics(request: web.Request) -> web.Response:
+            require(request, "read")
+            return web.Response(body=exposition(collector), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+        app.router.add_get("/metrics", metrics)
+
+    async def _announce(self, port: int, certificate: ServerCertificate | None) -> Announcer | None:
+        config = self._config
+        if config.no_announce or config.is_loopback or certificate is None:
+            return None  # nobody else can reach it, or devices would not trust it anyway
+        announcer = Announcer(
+            name=config.name or socket.gethostname(),
+            port=port,
+            tls=True,
+            properties={"version": _version(), "fp": certificate.certificate_sha256, "id": certificate.spki_sha256.hex()[:16]},
+            host=config.host,
+        )
+        await announcer.start()
+        return announcer
+
+
+async def _after_push(
+    executor: Executor, models: LoadedModels, request: web.Request, response: web.StreamResponse
+) -> None:
+    """Open a version that was pushed just now, so that unversioned requests move to it."""
+    resource = request.match_info.route.resource
+    if request.method == "POST" and resource is not None and resource.canonical == _VERSIONS_PATH:
+        if response.status in (200, 201):
+            name = request.match_info["name"]
+            executor.spawn(models.refresh(name), name=f"refresh-{name}")
+
+
+def _held(config: GatewayConfig) -> DataFolder:
+    return DataFolder(config.data)
+
+
+def _tokens(config: GatewayConfig) -> Tokens:
+    tokens = Tokens(config.data)
+    ensure_admin_token(config.data, tokens)
+    tokens.watch()
+    return tokens
+
+
+def _certificate(config: GatewayConfig) -> ServerCertificate:
+    if config.tls_cert is not None and config.tls_key is not None:
+        return load_certificate(config.tls_cert, config.tls_key)
+    return ensure_certificate(config.data)
+
+
+def _executor_settings(config: GatewayConfig) -> ExecutorSettings:
+    return ExecutorSettings(
+        engine=EngineSettings(n_intra_threads=config.n_intra_threads),
+        n_threads=config.n_runs,
+        max_waiting=config.max_waiting,
+        session_budget_bytes=config.session_memory_bytes,
+        cache=config.data / "prepared",
+        inline=not config.no_inline,
+    )
+
+
+def _url(config: GatewayConfig, port: int) -> str:
+    scheme = "https" if config.speaks_tls else "http"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{scheme}://{host}:{port}"
+
+
+def _version() -> str:
+    from hybrid import __version__
+
+    return __version__

@@ -1,0 +1,114 @@
+"""Metrics of the gateway for Prometheus, gathered from counters that exist anyway.
+
+Design: a request touches plain integers only; prometheus-client's own counters, with their locks and label look-ups,
+would cost more than a tiny model's run. Everything is turned into metric families when somebody asks for `/metrics`.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from hybrid.serving.executor import Executor
+from hybrid.serving.loaded_models import LoadedModels
+from hybrid.serving.statistics import StatisticsBoard
+
+BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper ends of the buckets of the request duration."""
+
+
+class RequestMeter:
+    """Counts requests by status and by duration; used from the event loop only."""
+
+    def __init__(self) -> None:
+        self.by_status: dict[int, int] = {}
+        self.buckets = [0] * (len(BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def observe(self, status: int, duration_s: float) -> None:
+        """Count one request."""
+        self.by_status[status] = self.by_status.get(status, 0) + 1
+        self.buckets[bisect_left(BUCKETS_S, duration_s)] += 1
+        self.total_s += duration_s
+
+
+class GatewayCollector(Collector):
+    """Turns the gateway's counters into metric families."""
+
+    def __init__(
+        self,
+        *,
+        meter: RequestMeter,
+        board: StatisticsBoard,
+        executor: Executor,
+        models: LoadedModels,
+        is_ready: Callable[[], bool],
+        n_connections: Callable[[], int],
+    ) -> None:
+        self._meter = meter
+        self._board = board
+        self._executor = executor
+        self._models = models
+        self._is_ready = is_ready
+        self._n_connections = n_connections
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, as they stand now."""
+        yield from self._requests()
+        yield from self._inferences()
+        yield from self._gauges()
+
+    def _requests(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("hybrid_http_requests", "HTTP requests answered.", labels=["status"])
+        for status, count in sorted(self._meter.by_status.items()):
+            requests.add_metric([str(status)], count)
+        yield requests
+        seen = 0
+        buckets: list[tuple[str, float]] = []
+        for limit_s, count in zip((*BUCKETS_S, float("inf")), self._meter.buckets, strict=True):
+            seen += count
+            buckets.append(("+Inf" if limit_s == float("inf") else str(limit_s), seen))
+        yield HistogramMetricFamily(
+            "hybrid_http_request_duration_seconds",
+            "Time from a request's headers to its answer.",
+            buckets=buckets,
+            sum_value=self._meter.total_s,
+        )
+
+    def _inferences(self) -> Iterator[Metric]:
+        labels = ["model", "version"]
+        count = CounterMetricFamily("hybrid_inferences", "Inferences by outcome.", labels=[*labels, "outcome"])
+        phases = CounterMetricFamily(
+            "hybrid_inference_seconds", "Time of answered inferences by phase.", labels=[*labels, "phase"]
+        )
+        for (name, version), entry in sorted(self._board.entries.items()):
+            stats = entry.inference_stats
+            count.add_metric([name, version, "success"], stats.success.count)
+            count.add_metric([name, version, "fail"], stats.fail.count)
+            for phase in ("queue", "compute_input", "compute_infer", "compute_output"):
+                phases.add_metric([name, version, phase], getattr(stats, phase).ns / 1e9)
+        yield count
+        yield phases
+
+    def _gauges(self) -> Iterator[Metric]:
+        pool, sessions = self._executor.pool, self._executor.sessions
+        for name, text, value in (
+            ("hybrid_ready", "1 while the gateway takes requests.", float(self._is_ready())),
+            ("hybrid_connections", "Open connections.", self._n_connections()),
+            ("hybrid_engine_waiting", "Requests that wait for the engine.", pool.n_waiting),
+            ("hybrid_engine_running", "Requests inside the engine.", pool.n_running),
+            ("hybrid_engine_sessions", "Opened models and tails.", len(sessions)),
+            ("hybrid_engine_session_bytes", "Memory that they are estimated to hold.", sessions.n_bytes),
+            ("hybrid_models_loading", "Model versions that are being opened.", self._models.n_loading),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+
+def exposition(collector: GatewayCollector) -> bytes:
+    """The text of `/metrics`."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return generate_latest(registry)

@@ -1,0 +1,47 @@
+"""Blocking work in daemon threads, so that a service can end while an engine still opens a model.
+
+Design: the threads of `ThreadPoolExecutor` are joined when the interpreter exits; a preparation of two minutes would keep
+a stopped service alive for that long.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Background:
+    """Runs blocking calls, at most `n_threads` at a time; later ones wait their turn."""
+
+    def __init__(self, name: str, *, n_threads: int) -> None:
+        self._name = name
+        self._turns = asyncio.Semaphore(n_threads)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """The call's result; a caller that is cancelled leaves the thread to end by itself."""
+        async with self._turns:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[T] = loop.create_future()
+            Thread(target=_work, args=(loop, future, call), name=self._name, daemon=True).start()
+            return await future
+
+
+def _work(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", call: Callable[[], T]) -> None:
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    result, error = None, None
+    try:
+        result = call()
+    except Exception as exc:  # noqa: BLE001 (handed to whoever awaits)
+        error = exc
+    with suppress(RuntimeError):  # the loop closed meanwhile: nobody waits
+        loop.call_soon_threadsafe(settle, result, error)

@@ -1,0 +1,189 @@
+"""One opened onnxruntime session with its signature, its cost in memory and its measured time."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from compression.tensor import BYTES, NUMPY_OF, TensorSpec
+from devices.errors import DeviceError, OperatorUnsupported
+from devices.onnx_engine import open_session
+from hybrid.errors import EngineFailed, ModelInvalid, ModelUnsupported, TensorMismatch
+from hybrid.serving.served_model import ModelSignature
+
+DATATYPE_OF_ENGINE: Final = {
+    "tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(double)": "FP64", "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16", "tensor(uint32)": "UINT32", "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8", "tensor(int16)": "INT16", "tensor(int32)": "INT32", "tensor(int64)": "INT64",
+    "tensor(string)": BYTES,
+}  # fmt: skip
+"""Datatype of each tensor type that onnxruntime names and the protocol carries."""
+
+INLINE_LIMIT_S: Final = 0.0003
+"""A median run shorter than this may run on the event loop: the hop to a thread would cost about a third of it."""
+
+INLINE_DEMOTE_S: Final = 0.001
+"""A run on the event loop longer than this counts as slow; three of them and the session never runs there again."""
+
+_N_TIMED: Final = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How sessions are opened.
+
+    Attributes:
+        n_intra_threads: threads inside one run; 0 leaves it to onnxruntime (one a core).
+        spin: whether idle engine threads spin; costs whole cores on a shared machine.
+        providers: execution providers in order of preference.
+    """
+
+    n_intra_threads: int = 0
+    spin: bool = False
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+
+class EngineSession:
+    """An onnxruntime session that is shared by all requests; onnxruntime's `run` is thread-safe.
+
+    Attributes:
+        signature: inputs and outputs that are tensors.
+        inputs: the signature's inputs by name.
+        output_names: the signature's outputs, in order.
+        n_bytes: estimate of the memory that it holds: file and external weights.
+    """
+
+    __slots__ = (
+        "_inline_bytes", "_n_slow", "_session", "_timed", "_timed_bytes", "inputs", "n_bytes",
+        "output_names", "signature",
+    )  # fmt: skip
+
+    def __init__(self, session: ort.InferenceSession, *, n_bytes: int, path: Path) -> None:
+        self._session = session
+        self.n_bytes = n_bytes
+        self.signature = _signature(session, path)
+        self.inputs = {spec.name: spec for spec in self.signature.inputs}
+        self.output_names = [spec.name for spec in self.signature.outputs]
+        self._timed: list[float] = []
+        self._timed_bytes = sys.maxsize
+        self._inline_bytes = -1
+        self._n_slow = 0
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, options: Any = None
+    ) -> list[np.ndarray]:
+        """Compute the named outputs (all of the signature's when None), in that order.
+
+        Args:
+            feeds: arrays that `check` accepted.
+            outputs: names of graph outputs.
+            options: an `onnxruntime.RunOptions` through which another thread may terminate the run.
+
+        Raises:
+            EngineFailed: onnxruntime refused the values or was terminated.
+        """
+        try:
+            found: list[np.ndarray] = self._session.run(outputs or self.output_names, feeds, options)
+        except Exception as exc:
+            raise EngineFailed(f"the engine could not run the model on these inputs: {_first_line(exc)}") from exc
+        return found
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Refuse feeds that are not the signature's inputs.
+
+        Raises:
+            TensorMismatch: a missing or unknown name, another dtype, rank or size.
+        """
+        if len(feeds) != len(self.inputs):
+            self._refuse_names(feeds)
+        for name, array in feeds.items():
+            spec = self.inputs.get(name)
+            if spec is None:
+                self._refuse_names(feeds)
+            elif not _fits(spec, array):
+                wanted = [-1 if size is None else size for size in spec.shape]
+                raise TensorMismatch(
+                    f"input {name!r} is {array.dtype} {list(array.shape)}; the model wants {spec.dtype} {wanted}"
+                )
+
+    def _refuse_names(self, feeds: Mapping[str, np.ndarray]) -> None:
+        raise TensorMismatch(f"inputs {sorted(feeds)} given; the model wants exactly {sorted(self.inputs)}")
+
+    def observe(self, run_s: float, n_bytes: int) -> None:
+        """Note the time of a run with that many input bytes; a few of them decide about `runs_inline`."""
+        if len(self._timed) < _N_TIMED:
+            self._timed.append(run_s)
+            self._timed_bytes = min(self._timed_bytes, n_bytes)
+            if len(self._timed) == _N_TIMED and median(self._timed) < INLINE_LIMIT_S:
+                self._inline_bytes = self._timed_bytes
+
+    def observe_inline(self, run_s: float) -> None:
+        """Note the time of a run on the event loop; slow ones end that for this session."""
+        if run_s > INLINE_DEMOTE_S:
+            self._n_slow += 1
+            if self._n_slow >= 3:
+                self._inline_bytes = -1
+
+    def runs_inline(self, n_bytes: int) -> bool:
+        """Whether a run with that many input bytes is known to be shorter than a thread hop is worth."""
+        return n_bytes <= self._inline_bytes
+
+    @property
+    def median_s(self) -> float | None:
+        """Median of the first runs, None before the first."""
+        return median(self._timed) if self._timed else None
+
+
+def open_engine(path: Path, settings: EngineSettings, *, n_bytes: int) -> EngineSession:
+    """Open a model file; takes milliseconds to seconds, so call it off the event loop.
+
+    Raises:
+        ModelInvalid: no file there, or no sound model in it.
+        ModelUnsupported: onnxruntime has no kernel for an operator, or an input is not a tensor.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.n_intra_threads
+    options.log_severity_level = 4
+    if not settings.spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    try:
+        session = open_session(path, options, settings.providers)
+    except OperatorUnsupported as exc:
+        raise ModelUnsupported(str(exc), path=str(path), operator=exc.operator) from exc
+    except DeviceError as exc:
+        raise ModelInvalid(str(exc), path=str(path)) from exc
+    return EngineSession(session, n_bytes=n_bytes, path=path)
+
+
+def _signature(session: ort.InferenceSession, path: Path) -> ModelSignature:
+    for node in session.get_inputs():
+        if node.type not in DATATYPE_OF_ENGINE:
+            raise ModelUnsupported(
+                f"{path.name}: input {node.name!r} is {node.type}; only tensors travel, so serve a model without it",
+                path=str(path),
+            )
+    return ModelSignature(
+        inputs=tuple(_spec(node) for node in session.get_inputs()),
+        outputs=tuple(_spec(node) for node in session.get_outputs() if node.type in DATATYPE_OF_ENGINE),
+    )
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorSpec(name=node.name, dtype=DATATYPE_OF_ENGINE[node.type], shape=shape)
+
+
+def _fits(spec: TensorSpec, array: np.ndarray) -> bool:
+    if array.dtype != NUMPY_OF[spec.dtype] or len(array.shape) != len(spec.shape):
+        return False
+    return all(mine is None or mine == theirs for mine, theirs in zip(spec.shape, array.shape, strict=True))
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,101 @@
+"""From an engine's arrays to the body of an inference reply."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from compression.tensor import BYTES, datatype_of
+from hybrid.errors import BadMessage
+from hybrid.serving.binary_tensor import bytes_of_array
+from hybrid.serving.classification import classify
+from hybrid.serving.json_tensor import list_of_array
+from hybrid.serving.oip_message import InferReply, OutputParameters, OutputTensor
+
+_encoder = msgspec.json.Encoder()
+
+
+class RegionWriter(Protocol):
+    """Writes to registered shared memory."""
+
+    def write(self, region: str, offset: int, n_bytes: int, data: bytes | memoryview) -> None:
+        """Put the data there, within `n_bytes`. Raises `NotFound` or `TensorMismatch`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOutput:
+    """One computed output and the form in which it was asked for."""
+
+    name: str
+    array: np.ndarray
+    binary: bool
+    parameters: OutputParameters
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedReply:
+    """The body in pieces; `n_json` is the size of the first one when raw tensors follow it, else None."""
+
+    parts: list[bytes | memoryview]
+    n_json: int | None
+
+
+def encode_reply(
+    model: tuple[str, str], request_id: str, outputs: Sequence[ReplyOutput], regions: RegionWriter | None
+) -> EncodedReply:
+    """The reply of one inference.
+
+    Args:
+        model: name and version.
+        request_id: echoed, "" leaves it out.
+        outputs: in the order of the reply.
+        regions: shared memory, None while that is not allowed.
+
+    Raises:
+        TensorMismatch: an output that has no JSON form was asked for in JSON, or does not fit its region.
+    """
+    tensors: list[OutputTensor] = []
+    buffers: list[bytes | memoryview] = []
+    binary = False
+    for output in outputs:
+        array = output.array
+        datatype = datatype_of(array)
+        if output.parameters.classification:
+            array = classify(output.name, datatype, array, output.parameters.classification, output.labels)
+            datatype = BYTES
+        tensor = OutputTensor(output.name, datatype, list(array.shape))
+        if output.parameters.shared_memory_region is not None:
+            tensor.parameters = _into_region(output, array, datatype, regions)
+        elif output.binary:
+            binary = True
+            data = bytes_of_array(array, datatype)
+            tensor.parameters = {"binary_data_size": len(data)}
+            buffers.append(data)
+        else:
+            tensor.data = list_of_array(output.name, datatype, array)
+        tensors.append(tensor)
+    header = _encoder.encode(InferReply(model[0], model[1], tensors, request_id))
+    return EncodedReply([header, *buffers], len(header) if binary else None)
+
+
+def _into_region(
+    output: ReplyOutput, array: np.ndarray, datatype: str, regions: RegionWriter | None
+) -> dict[str, int | str]:
+    parameters = output.parameters
+    region = parameters.shared_memory_region or ""
+    if regions is None or parameters.shared_memory_byte_size is None:
+        raise BadMessage(
+            f"output {output.name!r} names shared memory without a byte size, or this service does not allow it; "
+            "ask for binary data"
+        )
+    data = bytes_of_array(array, datatype)
+    regions.write(region, parameters.shared_memory_offset, parameters.shared_memory_byte_size, data)
+    return {
+        "shared_memory_region": region,
+        "shared_memory_byte_size": len(data),
+        "shared_memory_offset": parameters.shared_memory_offset,
+    }
