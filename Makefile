@@ -1,10 +1,9 @@
 # Needs make and a Python 3.11, 3.12 or 3.13; everything else is installed into virtual environments beside this file.
-# Another interpreter: make test PYTHON=/path/to/python3.12
+# To use another interpreter than the newest that is found: make test PYTHON=/path/to/python3.12
 
 SHELL := /bin/sh
 PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3 python,$(if $(shell $(call FITS,$(name))),$(name))))
 FITS = $(1) -c 'import sys, venv, ensurepip; print((3, 11) <= sys.version_info < (3, 14) or "")' 2>/dev/null
-NICE := nice -n 5
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -45,8 +44,10 @@ clean:  ## Remove the virtual environments and everything that was built
 .venv-%/installed: requirements/%.txt pyproject.toml
 	@test -n "$(PYTHON)" || { \
 	  echo "No Python 3.11, 3.12 or 3.13 with venv was found (tried python3.13, python3.12, python3.11, python3, python)." >&2; \
-	  echo "Install one (Debian: apt install python3 python3-venv), or name it: make $* PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "Setting up .venv-$* with $$($(PYTHON) --version) ..." >&2
+	  echo "Install one (Debian: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python ..." >&2; exit 1; }
+	@test -n "$$($(call FITS,$(PYTHON)))" || { \
+	  echo "PYTHON=$(PYTHON) does not run, has no venv, or is not a Python 3.11, 3.12 or 3.13." >&2; exit 1; }
+	@echo "Setting up .venv-$* with $$($(PYTHON) --version), once; this takes about a minute ..." >&2
 	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
