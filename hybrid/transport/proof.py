@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from hybrid.errors import GatewayUnreachable, GatewayUntrusted, Overloaded
+from hybrid.errors import GatewayUnreachable, GatewayUntrusted, HybridError, Overloaded
 from hybrid.transport.proof_mac import NONCE_BYTES, proof_mac, spki_sha256
 from hybrid.transport.token import Token
 
@@ -139,6 +139,8 @@ async def _get(
         ):
             rtt_s = time.perf_counter() - connected_s
             return response.status, await _read(url, response), rtt_s
+    except HybridError:  # which are OSErrors too
+        raise
     except aiohttp.ServerFingerprintMismatch as exc:
         raise GatewayUntrusted(
             f"{url} carries certificate {exc.got.hex()}, not the pinned {exc.expected.hex()}", url=url
