@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from report import Bar, Record, publish
 
 import hybrid
+from benchmarks.report import Bar, Record, publish
 from hybrid.schedule.options import Options
 
 N_BLOCKS = 60

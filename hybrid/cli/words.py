@@ -1,7 +1,10 @@
 """The words that may follow `hybrid`: found by entry points, loaded only when one is used."""
 
+import sys
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
+
+from hybrid.cli.output import decorated
 
 GROUP = "hybrid.commands"
 """The entry-point group in which a package offers a subcommand: a name, and a `typer.Typer` or a typer command."""
@@ -47,7 +50,7 @@ def summary(point: EntryPoint) -> str:
 
 
 def load(point: EntryPoint) -> Command:
-    """Import a subcommand and make it ready to run.
+    """Import a subcommand and make it ready to run; completion is the root's business, so typer's flags for it go.
 
     Raises:
         MissingExtra: a package of an extra is not installed.
@@ -61,7 +64,20 @@ def load(point: EntryPoint) -> Command:
         raise MissingExtra(point.name, missing) from error
     import typer
 
-    return cast("Command", typer.main.get_command(app) if isinstance(app, typer.Typer) else app)
+    if not isinstance(app, typer.Typer):
+        return cast("Command", app)
+    command = typer.main.get_command(app)
+    command.params = [param for param in command.params if param.name not in {"install_completion", "show_completion"}]
+    if not decorated(sys.stdout):
+        _set_plainly(command)
+    return cast("Command", command)
+
+
+def _set_plainly(command: Any) -> None:
+    """Let the help of a command and of all below it be plain text, without frames and colours."""
+    command.rich_markup_mode = None
+    for child in getattr(command, "commands", {}).values():
+        _set_plainly(child)
 
 
 def nearest(word: str, known: list[str]) -> str | None:
