@@ -9,7 +9,7 @@ from aiohttp import web
 
 from cloud_gateway.blobs import BlobStore, Upload
 from cloud_gateway.registry import Registry, VersionRecord
-from hybrid.artifact.manifest import MAX_MANIFEST_BYTES
+from hybrid.artifact.manifest import LATEST, MAX_MANIFEST_BYTES
 from hybrid.artifact.names import check_digest, check_word
 from hybrid.artifact.signature import Signature
 from hybrid.errors import BadMessage, GatewayStalled, HybridError, NotFound, TooLarge
@@ -20,7 +20,6 @@ MAX_PIECE_BYTES: Final = 8 << 20
 SIGNATURE_HEADER: Final = "Hybrid-Signature"
 _WRITE_BYTES: Final = 1 << 20
 _STALL_S: Final = 30.0
-_LATEST: Final = "latest"
 
 Admit = Callable[[web.Request, Right], None]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -157,7 +156,7 @@ class _Calls:
         self.admit(request, "read")
         name = check_word(request.match_info["name"])
         version = check_word(request.match_info["version"], "version")
-        record = await asyncio.to_thread(self.registry.resolve, name, None if version == _LATEST else version)
+        record = await asyncio.to_thread(self.registry.resolve, name, None if version == LATEST else version)
         return record, await asyncio.to_thread(self.registry.signature, record.artifact_digest)
 
 

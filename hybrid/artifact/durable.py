@@ -76,3 +76,23 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Whether this open file is now locked for its holder alone; the lock ends with the handle or its process."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        locking, non_blocking = getattr(msvcrt, "locking"), getattr(msvcrt, "LK_NBLCK")  # noqa: B009 (Windows only)
+        try:
+            locking(handle, non_blocking, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

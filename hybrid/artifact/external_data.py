@@ -2,8 +2,8 @@
 
 Design: `onnx.load` takes the whole file into memory and costs 150 ms to import; parsing fails above 2 GB. What is
 wanted here are a few short strings, so the protobuf encoding itself is walked through a memory map: tags and lengths
-are read, payloads that cannot hold a tensor are stepped over. The table of messages is onnx.proto's (a test compares it with the
-descriptors of the onnx package).
+are read, payloads that cannot hold a tensor are stepped over. The table of messages is onnx.proto's (a test compares it
+with the descriptors of the onnx package).
 """
 
 import mmap

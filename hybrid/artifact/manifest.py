@@ -12,6 +12,8 @@ from hybrid.artifact.names import check_digest, check_distinct, check_relative, 
 from hybrid.errors import BadMessage, TooLarge
 
 SCHEMA: Final = 1
+LATEST: Final = "latest"
+"""What stands for the newest version where one is asked for; no version may be called so."""
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILES: Final = 4096
 MAX_VARIANTS: Final = 64
@@ -139,6 +141,8 @@ def _check(manifest: Manifest) -> None:
         raise BadMessage(f"the manifest is of schema {manifest.schema}, this version reads {SCHEMA}; upgrade hybrid")
     check_word(manifest.name)
     check_word(manifest.version, "version")
+    if manifest.version == LATEST:
+        raise BadMessage(f"version {LATEST!r} is refused: it stands for the newest one; choose another version")
     if not 0 <= manifest.sequence < _MAX_INTEGER:
         raise BadMessage(f"sequence {manifest.sequence} is refused: 0 to 2^53 - 1 is wanted")
     check_digest(manifest.model_digest)

@@ -10,13 +10,21 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from hybrid.artifact.manifest import MAX_MANIFEST_BYTES
+from hybrid.artifact.manifest import LATEST, MAX_MANIFEST_BYTES
 from hybrid.artifact.names import check_digest, check_word
 from hybrid.artifact.signature import Signature
-from hybrid.errors import BadMessage, ConnectionLost, GatewayStalled, GatewayUnreachable, RefusedError, from_code
+from hybrid.errors import (
+    BadMessage,
+    ConnectionLost,
+    GatewayStalled,
+    GatewayUnreachable,
+    GatewayUntrusted,
+    RefusedError,
+    from_code,
+)
+from hybrid.transport.trust import Trust, Verifier
 
 SIGNATURE_HEADER: Final = "Hybrid-Signature"
-LATEST: Final = "latest"
 _MAX_ANSWER_BYTES: Final = 16 << 20
 _T = TypeVar("_T")
 _STATUS_CODES: Final = {401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "too_large"}
@@ -74,33 +82,44 @@ class BlobState:
 class RegistryClient:
     """Calls to one gateway's registry; an async context manager that owns its connections."""
 
-    def __init__(self, url: str, token: str | None, *, timeouts: Timeouts | None = None) -> None:
-        """Nothing is sent before the context is entered.
+    def __init__(
+        self, url: str, token: str | None, *, trust: Trust | None = None, timeouts: Timeouts | None = None
+    ) -> None:
+        """Nothing is sent before the first call; the gateway is verified before the token goes out.
 
         Args:
             url: `http(s)://HOST:PORT`, with a path in front of `/v2` where there is one.
             token: goes with each call; None for a gateway without authentication.
+            trust: how the gateway is verified; by default one that the user named.
             timeouts: limits of each call.
         """
         self.url = url.rstrip("/")
         self._token = token
         self._timeouts = timeouts or Timeouts()
+        self._verifier = Verifier(_base(self.url), token, trust or Trust())
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        return self
+
+    async def _connected(self) -> aiohttp.ClientSession:
+        """The session, made at the first call, once the gateway is verified."""
+        if self._session is not None:
+            return self._session
+        tls = await self._verifier.tls()
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.answer_s
         )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=4),
+            connector=aiohttp.TCPConnector(limit=4, ssl=tls),
             headers=headers,
             timeout=limits,
             auto_decompress=False,
             skip_auto_headers=("Accept-Encoding",),
             trust_env=True,
         )
-        return self
+        return self._session
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -188,14 +207,21 @@ class RegistryClient:
         fine: tuple[int, ...] = (),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; an answer of 400 and above is raised as the error that it names, unless `fine`."""
-        assert self._session is not None, "enter the context first"
+        session = await self._connected()
         try:
-            async with self._session.request(
+            async with session.request(
                 method, URL(f"{self.url}/{path}"), data=data, headers=headers, allow_redirects=False
             ) as response:
                 if response.status >= 300 and response.status not in fine:
                     raise await _refusal(self.url, response)
                 yield response
+        except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientSSLError) as exc:
+            self._verifier.forget()
+            raise GatewayUntrusted(
+                f"{self.url}: its certificate is not the one that was proved, pinned or signed ({exc}); "
+                "check the address, or give a token that the gateway holds",
+                url=self.url,
+            ) from exc
         except aiohttp.ClientConnectorError as exc:
             raise GatewayUnreachable(
                 f"{self.url}: no connection ({exc.os_error.strerror or exc})", url=self.url
@@ -205,6 +231,17 @@ class RegistryClient:
         except (aiohttp.ClientError, OSError) as exc:
             reason = str(exc) or type(exc).__name__
             raise ConnectionLost(f"{self.url}: the connection ended in a call ({reason})", url=self.url) from exc
+
+
+def _base(url: str) -> URL:
+    try:
+        base = URL(url)
+        is_sound = base.scheme in ("http", "https") and bool(base.host)
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise GatewayUnreachable(f"{url[:200]!r} is no gateway's URL; http(s)://HOST:PORT is wanted", url=url[:200])
+    return base
 
 
 async def _refusal(url: str, response: aiohttp.ClientResponse) -> Exception:

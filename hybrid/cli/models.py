@@ -1,0 +1,200 @@
+"""`hybrid models`: push models to a gateway, list what it has, pull them to this machine."""
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from hybrid.artifact.cache import cache_dir
+from hybrid.artifact.names import check_word
+from hybrid.cli.output import note, progress, result
+from hybrid.errors import BadMessage
+
+if TYPE_CHECKING:
+    from hybrid.transport.model_pull import Begin
+    from hybrid.transport.registry_client import ModelInfo, RegistryClient
+
+_T = TypeVar("_T")
+LOOPBACK = "http://127.0.0.1:8700"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Models of a gateway: versions that never change, found by name or by the digest of their bytes.
+
+    \b
+    Examples:
+      hybrid models push detector.onnx --name detector
+      hybrid models ls --json
+      hybrid models pull detector:3 --out ./models
+    """,
+)
+
+Gateway = Annotated[
+    str, typer.Option("--gateway", envvar="HYBRID_GATEWAY", help=f"The gateway's URL; `auto` is {LOOPBACK}.")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="Token; pushing needs a publisher's."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@app.command("push")
+def push(
+    file: Annotated[Path, typer.Argument(help="An .onnx file, or an artifact: a folder or .zip.", metavar="FILE")],
+    name: Annotated[str, typer.Option("--name", help="The model's name: a-z 0-9 . _ - and at most 64 of them.")],
+    version: Annotated[str | None, typer.Option("--version", help="By default the next whole number.")] = None,
+    gateway: Gateway = "auto",
+    token: TokenOption = None,
+    json: Json = False,
+) -> None:
+    """Upload a model as a new version; an interrupted push goes on where it stood when it is run again."""
+    from hybrid.transport.model_push import PushOptions
+    from hybrid.transport.model_push import push as push_model
+
+    _check(name, version)
+    with _showing(f"pushing {file.name}") as begin:
+        pushed = _run(
+            gateway, token, lambda client: push_model(client, file, name, PushOptions(version=version), begin=begin)
+        )
+    info = pushed.version
+    label = f"{info.name}:{info.version}"
+    data = {"model": info, "is_new": pushed.is_new, "sent_bytes": pushed.sent_bytes}
+    text = f"pushed {label}" if pushed.is_new else f"{label} already is this model; nothing changed"
+    result(data, f"{text}  model {info.model_digest[:16]}  {_size(info.size_bytes)}", json=json)
+    _next(f"hybrid models ls {info.name}", json=json)
+
+
+@app.command("ls")
+def ls(
+    name: Annotated[str | None, typer.Argument(help="Only this model.", metavar="[NAME]")] = None,
+    gateway: Gateway = "auto",
+    token: TokenOption = None,
+    json: Json = False,
+) -> None:
+    """List models and their versions, oldest first."""
+    from hybrid.transport.registry_client import ModelInfo
+
+    if name is not None:
+        _check(name, None)
+
+    async def ask(client: "RegistryClient") -> tuple[ModelInfo, ...]:
+        return await client.models() if name is None else (ModelInfo(name=name, versions=await client.versions(name)),)
+
+    models = _run(gateway, token, ask)
+    result({"models": models}, _table(models) or "no models", json=json)
+    if models:
+        _next(f"hybrid models pull {models[-1].name}", json=json)
+    else:
+        _next("hybrid models push FILE --name NAME", json=json)
+
+
+@app.command("pull")
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="The newest version of NAME, or the one named.", metavar="NAME[:VERSION]")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Put it into DIR/NAME/VERSION instead of the cache.", metavar="DIR")
+    ] = None,
+    gateway: Gateway = "auto",
+    token: TokenOption = None,
+    json: Json = False,
+) -> None:
+    """Download a version, verified; an interrupted pull goes on where it stood when it is run again."""
+    from hybrid.artifact.folder import Artifact
+    from hybrid.transport.model_pull import pull as pull_model
+    from hybrid.transport.model_pull import pull_to
+
+    name, _, version = model.partition(":")
+    _check(name, version or None)
+    with _showing(f"pulling {model}") as begin:
+
+        async def work(client: "RegistryClient") -> Artifact:
+            if out is None:
+                return await pull_model(client, name, version or None, cache_dir(), begin=begin)
+            info = await client.version(name, version or None)
+            destination, parts = out / info.name / info.version, out / ".parts"
+            artifact = await pull_to(client, info, destination, parts, begin=begin)
+            await asyncio.to_thread(shutil.rmtree, parts, ignore_errors=True)
+            return artifact
+
+        artifact = _run(gateway, token, work)
+    manifest = artifact.manifest
+    data = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "path": artifact.model_path,
+        "model_digest": manifest.model_digest,
+        "artifact_digest": artifact.digest,
+    }
+    result(data, str(artifact.model_path), json=json)
+    _next(f"hybrid.InferenceSession({os.fspath(artifact.model_path)!r})", json=json)
+
+
+def _run(gateway: str, token: str | None, work: "Callable[[RegistryClient], Awaitable[_T]]") -> _T:
+    """Do work with a client of the gateway."""
+    from hybrid.transport.registry_client import RegistryClient
+
+    async def inside() -> _T:
+        async with RegistryClient(LOOPBACK if gateway == "auto" else gateway, token) as client:
+            return await work(client)
+
+    return asyncio.run(inside())
+
+
+@contextmanager
+def _showing(label: str) -> "Iterator[Begin]":
+    """What a transfer tells its size, and then each step; shown on stderr until the block ends."""
+    from contextlib import ExitStack
+
+    with ExitStack() as shown:
+
+        def begin(total_bytes: int) -> Callable[[int], None]:
+            return shown.enter_context(progress(label, total_bytes, "bytes")).advance
+
+        yield begin
+
+
+def _check(name: str, version: str | None) -> None:
+    try:
+        check_word(name)
+        if version is not None:
+            check_word(version, "version")
+    except BadMessage as exc:
+        raise typer.BadParameter(str(exc)) from exc
+
+
+def _table(models: "tuple[ModelInfo, ...]") -> str:
+    rows = [
+        (
+            f"{info.name}:{info.version}",
+            _size(info.size_bytes),
+            info.model_digest[:16],
+            time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.created_s)) + "Z",
+        )
+        for model in models
+        for info in model.versions
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _size(n_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.1f} {unit}"
+    return f"{n_bytes} B"
+
+
+def _next(step: str, *, json: bool) -> None:
+    if not json:
+        note(f"next: {step}")
