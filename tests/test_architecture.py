@@ -131,6 +131,16 @@ def test_the_library_stays_light(code: str) -> None:
     assert not loaded & {"edge_agent", "cloud_gateway"}
 
 
+@pytest.mark.slow
+def test_importing_costs_little_more_than_the_engine() -> None:
+    """Also with the session's class touched, which brings onnxruntime with it; medians of ratios within one round."""
+    from benchmarks.import_time import LIMIT, measure, ratio
+
+    samples = measure(n_rounds=7, seed=0)
+    assert ratio(samples, "hybrid") <= LIMIT
+    assert ratio(samples, "session") <= LIMIT
+
+
 def test_python_ends_below_3_14() -> None:
     """From Python 3.14 the standard library has a package `compression` (PEP 784), and gzip and lzma use it.
 
