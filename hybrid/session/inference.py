@@ -1,6 +1,7 @@
 """The public session: onnxruntime's `InferenceSession`, computed here, at a gateway, or in both places."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from threading import Timer
 from time import perf_counter
@@ -277,7 +278,7 @@ class InferenceSession:
 
     def __del__(self) -> None:
         connection = self.__dict__.get("_connection")
-        if connection is not None:
+        if connection is not None and not sys.is_finalizing():
             connection.close(wait_s=0.0)
 
 

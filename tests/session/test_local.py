@@ -157,9 +157,7 @@ def test_a_report_belongs_to_its_task() -> None:
 
 def test_a_deadline_that_cannot_be_met_is_an_error_in_time() -> None:
     big = {"x": np.zeros((1, 3, 1600, 1600), np.float32)}
-    session = hybrid.InferenceSession(
-        zoo.path("ppocr_det"), gateway=None, options=hybrid.Options(deadline_s=0.05)
-    )
+    session = hybrid.InferenceSession(zoo.path("ppocr_det"), gateway=None, options=hybrid.Options(deadline_s=0.05))
     with pytest.raises(DeadlinePassed, match=r"deadline_s=0\.05"):
         session.run(None, big)
 
