@@ -209,6 +209,32 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The payload was damaged or declared wrongly, or somebody tries to exhaust memory.",
         "Upgrade both sides; report it with the message if it remains.",
     ),
+    # machines, their engines and their emulation
+    "device": Explanation(
+        "Something is wrong with this machine or one of its engines.",
+        "The message says what was seen.",
+        "Read the message; run again with -v for the traceback.",
+    ),
+    "model_file_missing": Explanation(
+        "The model's file, or a file of external data that it names, is not there or cannot be read.",
+        "A wrong path, weights that were left behind when the model was copied, or missing rights.",
+        "Copy the external data beside the model, under the names that the message gives.",
+    ),
+    "model_rejected": Explanation(
+        "The engine read the model and found it corrupt or no valid graph.",
+        "A download broke off, or the exporter wrote an invalid graph.",
+        "Transfer the file again, or export the model again.",
+    ),
+    "operator_unsupported": Explanation(
+        "A sound graph with an operator, opset or type that this engine has no kernel for.",
+        "The model is newer than the engine, or a custom operator's library is not registered.",
+        "Upgrade onnxruntime, export with an older opset, or register the operator's library.",
+    ),
+    "emulation": Explanation(
+        "The emulated machine or link cannot do what was asked.",
+        "A rate, a delay or a slowdown is out of range, or this system does not allow the emulation.",
+        "Read the message for the value that it wants.",
+    ),
     # the command itself
     "usage": Explanation(
         "The command line does not parse.",

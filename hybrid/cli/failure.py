@@ -60,11 +60,15 @@ def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
         return "interrupted", ExitCode.INTERRUPTED, "interrupted"
     if isinstance(error, MissingExtra):
         return "missing_extra", ExitCode.FAILED, str(error)
+    exit_code = next((exit_code for kind, exit_code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.FAILED)
+    code = getattr(error, "code", None)
+    if isinstance(code, str) and code in EXPLANATIONS:  # compression and devices own their errors
+        return code, exit_code, str(error)
     if isinstance(error, FileNotFoundError):
-        return "not_found", ExitCode.NOT_FOUND, str(error)
+        return "not_found", exit_code, str(error)
     if isinstance(error, PermissionError):
-        return "forbidden", ExitCode.PERMISSION, str(error)
-    code = getattr(error, "code", "")
-    if code in EXPLANATIONS:  # the errors of compression and devices carry codes of their own
-        return code, ExitCode.FAILED, str(error)
-    return "internal", ExitCode.FAILED, f"{type(error).__name__}: {error}"
+        return "forbidden", exit_code, str(error)
+    return "internal", exit_code, f"{type(error).__name__}: {error}"
+
+
+_EXIT_CODES = {FileNotFoundError: ExitCode.NOT_FOUND, PermissionError: ExitCode.PERMISSION}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from compression.errors import UnknownCodec
+from devices.errors import ModelFileMissing
 from hybrid.cli.failure import failure_of
 from hybrid.cli.main import main
 from hybrid.cli.words import MissingExtra
@@ -69,6 +70,7 @@ def test_as_json_a_failure_is_one_object_on_stdout(run_broken, capsys) -> None:
         (FileNotFoundError(2, "No such file", "model.onnx"), "not_found", ExitCode.NOT_FOUND),
         (PermissionError(13, "Permission denied", "data"), "forbidden", ExitCode.PERMISSION),
         (UnknownCodec("no codec 'zip'"), "unknown_codec", ExitCode.FAILED),
+        (ModelFileMissing("no weights.bin", path="m.onnx"), "model_file_missing", ExitCode.NOT_FOUND),
         (DiskFull("no room", path="data"), "disk_full", ExitCode.REFUSED),
         (ZeroDivisionError("division by zero"), "internal", ExitCode.FAILED),
     ],
