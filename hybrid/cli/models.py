@@ -40,7 +40,7 @@ Gateway = Annotated[
 ]
 TokenOption = Annotated[
     str | None,
-    typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="Token; pushing needs a publisher's."),
+    typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="Pushing needs a publisher's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -97,9 +97,7 @@ def ls(
 
 @app.command("pull")
 def pull(
-    model: Annotated[
-        str, typer.Argument(help="The newest version of NAME, or the one named.", metavar="NAME[:VERSION]")
-    ],
+    model: Annotated[str, typer.Argument(help="Without VERSION the newest.", metavar="NAME[:VERSION]")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Put it into DIR/NAME/VERSION instead of the cache.", metavar="DIR")
     ] = None,
