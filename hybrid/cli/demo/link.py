@@ -1,0 +1,57 @@
+"""The demo's link: what it is like in each phase, and when the phases begin."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from devices.shaped_proxy import Direction, Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One stretch of time with one shape of the link.
+
+    Attributes:
+        name: `good`, `poor` or `dead`.
+        says: the shape in a few words.
+        shape: rate and delay of both directions.
+        begins_s: seconds after the start.
+        ends_s: seconds after the start.
+    """
+
+    name: str
+    says: str
+    shape: Shape
+    begins_s: float
+    ends_s: float
+
+
+def _both(rate_bps: float, delay_s: float, *, is_open: bool = True) -> Shape:
+    one = Direction(rate_bps=rate_bps, delay_s=delay_s, open=is_open)
+    return Shape(up=one, down=one)
+
+
+GOOD: Final = _both(20e6, 0.010)
+_POOR: Final = _both(0.8e6, 0.075)
+_DEAD: Final = _both(20e6, 0.010, is_open=False)
+
+_PLAN: Final = (
+    ("good", "20 Mbit/s, 20 ms round trip", GOOD, 0.25),
+    ("poor", "0.8 Mbit/s, 150 ms round trip", _POOR, 0.25),
+    ("dead", "nothing passes", _DEAD, 0.20),
+    ("good", "20 Mbit/s, 20 ms round trip", GOOD, 0.30),
+)
+
+
+def schedule(seconds: float) -> tuple[Phase, ...]:
+    """Good, poor, dead and good again, together so many seconds."""
+    phases: list[Phase] = []
+    at_s = 0.0
+    for name, says, shape, share in _PLAN:
+        phases.append(Phase(name=name, says=says, shape=shape, begins_s=at_s, ends_s=at_s + share * seconds))
+        at_s += share * seconds
+    return tuple(phases)
+
+
+def phase_at(phases: tuple[Phase, ...], at_s: float) -> int:
+    """Index of the phase at this second; before the first it is the first, after the last the last."""
+    return next((index for index, phase in enumerate(phases) if at_s < phase.ends_s), len(phases) - 1)
