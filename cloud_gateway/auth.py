@@ -208,4 +208,8 @@ def ensure_admin_token(data: Path, tokens: Tokens) -> Path:
         tokens.adopt(text, "admin", ADMIN_TOKEN_FILE)
     except Unauthenticated as exc:
         raise StorageError(f"{path} does not hold a token; delete it to have one made", path=str(path)) from exc
+    except Conflict:
+        _LOG.info(
+            "auth.admin_token_known path=%s", path
+        )  # another process that started at the same moment took it over
     return path
