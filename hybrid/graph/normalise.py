@@ -83,8 +83,8 @@ def names_in(graph: onnx.GraphProto) -> frozenset[str]:
 def rename_generated_weights(model: onnx.ModelProto, shipped: frozenset[str]) -> int:
     """Give weights that onnxruntime named itself names that it never makes; how many.
 
-    A head is optimised anew when it is loaded. onnxruntime 1.31 then makes the same names again (`gemm_input_shape`) and
-    refuses the graph if one is taken. Tensors that can cross keep their names: cut ids are made of them.
+    A head is optimised anew when it is loaded. onnxruntime 1.31 then makes the same names again (`gemm_input_shape`)
+    and refuses the graph if one is taken. Tensors that can cross keep their names: cut ids are made of them.
     """
     graph = model.graph
     captured = {name for node in graph.node for name in captures_of(node)}
@@ -193,12 +193,14 @@ def _optimise(model: onnx.ModelProto, model_path: Path, folder: Path) -> None:
         options.add_session_config_entry(key, value)
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError, MemoryError, *_ORT_ERRORS) as exc:
+    except _ENGINE_ERRORS as exc:
         raise explain(exc, model_path, folder) from exc
 
 
-_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+_ENGINE_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 
 

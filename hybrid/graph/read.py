@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import onnx
 
 from compression.tensor import DATATYPE_OF_ONNX, TensorSpec
-
 from hybrid.graph.model_file import bodies_of, needs_of
 from hybrid.graph.view import GraphView, Node
 from hybrid.graph.work import work_of

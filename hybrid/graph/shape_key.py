@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,11 +59,11 @@ class ShapeKey:
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _shape_of(value: object) -> tuple[int, ...]:
+def _shape_of(value: Any) -> tuple[int, ...]:
     shape = getattr(value, "shape", None)
     if callable(shape):  # onnxruntime's OrtValue
         return tuple(shape())
-    return tuple(np.shape(value) if shape is None else shape)  # type: ignore[arg-type]
+    return tuple(np.shape(value) if shape is None else shape)
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

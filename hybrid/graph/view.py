@@ -36,7 +36,8 @@ class GraphView:
         inputs: names of the graph's inputs, in graph order.
         outputs: names of the graph's outputs, in graph order.
         specs: tensors that can cross, with what is known of their shapes. One that is missing here (a sequence, a map,
-            an optional, a datatype without a name in the inference protocol, a tensor of unknown rank) stays on one side.
+            an optional, a datatype that the inference protocol does not name, a tensor of unknown rank) stays on one
+            side.
         constant_outputs: graph outputs that depend on no input.
         n_unsized: how many tensors have a size that is known only at run time.
     """

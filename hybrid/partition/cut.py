@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from compression.tensor import TensorSpec
-
 from hybrid.errors import UnknownCut
 
 CutKind = Literal["input", "interior", "output"]
@@ -84,7 +83,7 @@ class CutTable:
 def cut_id(tensors: Iterable[TensorSpec]) -> str:
     """First 16 hex digits of the SHA-256 over the sorted [name, dtype, shape] triples as canonical JSON.
 
-    Unknown dimensions are written `"?"`. Nothing else enters: neither paths, nor weights, nor the bytes of a graph file.
+    Unknown dimensions are written `"?"`. Nothing else enters: no path, no weight, no byte of a graph file.
     """
     triples = [
         [spec.name, spec.dtype, ["?" if size is None else size for size in spec.shape]]

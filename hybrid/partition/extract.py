@@ -6,7 +6,6 @@ from pathlib import Path
 import onnx
 
 from compression.tensor import ONNX_OF, TensorSpec
-
 from hybrid.errors import ModelUnsupported
 from hybrid.graph.model_file import load_proto, needs_of
 from hybrid.partition.cut import SIDES, Cut, CutTable, Side

@@ -1,8 +1,8 @@
 """Prepares a model for one shape key in a process of its own, and opens what was prepared.
 
-Design: normalising and serialising a model of 100 MB stalls the other threads of its process for tens of milliseconds, so
-the worker does it elsewhere; requests go on meanwhile. What it leaves behind is small to read: a table, and graphs without
-weights.
+Design: normalising and serialising a model of 100 MB stalls the other threads of its process for tens of milliseconds,
+so a worker does it elsewhere; requests go on meanwhile. What it leaves behind is small to read: a table, and graphs
+without weights.
 """
 
 import logging
@@ -12,6 +12,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
+from typing import IO
 
 import msgspec
 
@@ -37,8 +39,8 @@ class Prepared:
     """One model, bound to one shape key, with its cuts.
 
     Attributes:
-        folder: holds the graph, the weights file, the heads and the tails. Leave them in it: graphs refer to the weights
-            by file name.
+        folder: holds the graph, the weights file, the heads and the tails. Leave them in it: graphs refer to the
+            weights by file name.
     """
 
     folder: Path
@@ -167,14 +169,14 @@ def _run_worker(model_path: Path, model_digest: str, shape_key: ShapeKey, draft:
 
 def _wait(worker: "subprocess.Popen[bytes]", timeout_s: float) -> tuple[bytes, bytes]:
     """Collect both outputs without closing the worker's standard input before it has ended."""
-    from threading import Thread
+    collected = {"out": b"", "err": b""}
 
-    assert worker.stdout is not None and worker.stderr is not None
-    collected: dict[str, bytes] = {}
-    readers = [
-        Thread(target=lambda name=name, pipe=pipe: collected.__setitem__(name, pipe.read()), daemon=True)  # type: ignore[misc]
-        for name, pipe in (("out", worker.stdout), ("err", worker.stderr))
-    ]
+    def collect(name: str, pipe: IO[bytes]) -> None:
+        collected[name] = pipe.read()
+
+    assert worker.stdout is not None
+    assert worker.stderr is not None
+    readers = [Thread(target=collect, args=pair) for pair in (("out", worker.stdout), ("err", worker.stderr))]
     for reader in readers:
         reader.start()
     try:
@@ -184,7 +186,7 @@ def _wait(worker: "subprocess.Popen[bytes]", timeout_s: float) -> tuple[bytes, b
             worker.kill()
         for reader in readers:
             reader.join()
-    return collected.get("out", b""), collected.get("err", b"")
+    return collected["out"], collected["err"]
 
 
 def _raise_outcome(model_path: Path, exit_status: int, said: bytes, complained: bytes) -> None:
@@ -194,7 +196,7 @@ def _raise_outcome(model_path: Path, exit_status: int, said: bytes, complained: 
         last_words = complained.decode("utf-8", "replace").strip()[-500:]
         how = f"signal {-exit_status}" if exit_status < 0 else f"status {exit_status}"
         raise EngineFailed(
-            f"{model_path}: the process that prepares it ended with {how} and no answer: {last_words or 'it said nothing'}",
+            f"{model_path}: the process that prepares it ended with {how} and no answer; it said: {last_words!r}",
             model=str(model_path),
         ) from None
     if outcome.code:

@@ -1,34 +1,34 @@
-"""Finds every cut along a topological order in one pass over its prefixes, keeping the set of live tensors.
+"""Finds every cut along some topological orders in one pass over their prefixes, keeping the set of live tensors.
 
-After a prefix of the order, the tensors that are made (or fed) and still to be read are what must cross there. Inputs are
+After a prefix of an order, the tensors that are made (or fed) and still to be read are what must cross there. Inputs are
 tensors like any other, and a tensor with many readers crosses once.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from compression.tensor import TensorSpec
-
 from hybrid.graph.view import GraphView
 from hybrid.partition.cut import Cut, CutTable, cut_id
 from hybrid.partition.outputs import OutputSides
 from hybrid.partition.wiring import Wiring, wire
 
 
-def scan(view: GraphView, order: Sequence[int]) -> CutTable:
+def scan(view: GraphView, orders: Sequence[Sequence[int]]) -> CutTable:
     """The cut table of this graph.
 
     Args:
         view: the graph.
-        order: every node once, each after the producers of what it reads.
+        orders: each holds every node once, after the makers of what it reads.
 
-    Complexity: O(nodes x live tensors).
+    Complexity: O(nodes x live tensors) for each order.
     """
     wiring = wire(view)
     sides = OutputSides(view, wiring)
     total_work = sum(wiring.work) or 1.0
     first = _input_cut(view)
     cuts: dict[str, Cut] = {first.id: first}
-    for live, done_mask, done_work in prefixes(wiring, order):
+    for live, done_mask, done_work in chain.from_iterable(prefixes(wiring, order) for order in orders):
         if not all(wiring.crossable[tensor] for tensor in live):
             continue
         specs = tuple(sorted((view.specs[wiring.names[tensor]] for tensor in live), key=lambda spec: spec.name))
@@ -45,7 +45,7 @@ def scan(view: GraphView, order: Sequence[int]) -> CutTable:
 
 
 def prefixes(wiring: Wiring, order: Sequence[int]) -> Iterator[tuple[list[int], int, float]]:
-    """Live tensors, set of nodes as a bit mask, and work, after each proper prefix of the order that leaves any live."""
+    """After each proper prefix that leaves tensors live: those tensors, the prefix as a bit mask of nodes, its work."""
     waiting = [len(readers) for readers in wiring.consumers]
     live = dict.fromkeys(t for t, made_by in enumerate(wiring.producer) if made_by < 0 and waiting[t])
     mask, work = 0, 0.0

@@ -135,7 +135,7 @@ def write_whole(path: Path, content: bytes) -> None:
         descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.replace(draft, path)
+        Path(draft).replace(path)
     except OSError as exc:
         if draft is not None:
             Path(draft).unlink(missing_ok=True)

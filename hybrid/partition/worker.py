@@ -24,13 +24,13 @@ def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folde
     from hybrid.graph.shapes import infer
     from hybrid.partition import store
     from hybrid.partition.extract import write_pieces
-    from hybrid.partition.order import cut_order
+    from hybrid.partition.order import cut_orders
     from hybrid.partition.scan import scan
 
     store.require_room(folder, sum(file.stat().st_size for file in files_of(model_path)))
     model = normalise(model_path, shape_key, folder)
     view = read_view(model, infer(model, shape_key, folder))
-    table = scan(view, cut_order(view))
+    table = scan(view, cut_orders(view))
     write_pieces(model, table, folder)
     files = {name: store.stamp_of(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE) if (folder / name).exists()}
     record = store.Record(
