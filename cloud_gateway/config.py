@@ -20,7 +20,7 @@ def setting(default: Value, text: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """All settings of one gateway. Field `max_waiting` is flag `--max-waiting`, variable `HYBRID_GATEWAY_MAX_WAITING`."""
+    """All settings of one gateway: field `drain_s` is flag `--drain-s` and variable `HYBRID_GATEWAY_DRAIN_S`."""
 
     host: str = setting("127.0.0.1", "Address to listen on; any but loopback speaks TLS.")
     port: int = setting(8700, "Port to listen on; 0 takes a free one, the ready line says which.")

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import socket
-import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from functools import partial
 
 from aiohttp import web
@@ -13,24 +14,35 @@ from cloud_gateway.auth import Tokens, ensure_admin_token
 from cloud_gateway.blobs import BlobStore
 from cloud_gateway.config import GatewayConfig
 from cloud_gateway.data_folder import DataFolder
-from cloud_gateway.http import FrontDoor, require
+from cloud_gateway.http import IDENTITY, FrontDoor, require
 from cloud_gateway.metrics import GatewayCollector, RequestMeter, exposition
 from cloud_gateway.proof_route import add_proof_route
 from cloud_gateway.registry import Registry
 from cloud_gateway.stop_signal import StopSignal
 from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
 from cloud_gateway.uploads import add_routes as add_upload_routes
+from hybrid.cli.output import event
 from hybrid.discovery.announce import Announcer
 from hybrid.serving.engine_session import EngineSettings
 from hybrid.serving.executor import Executor, ExecutorSettings
 from hybrid.serving.http_body import BodyLimits
+from hybrid.serving.identity import Identity
 from hybrid.serving.inference_service import EXTENSIONS, InferenceService
 from hybrid.serving.listener import Listener, ListenerSettings
 from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.rest import add_routes as add_inference_routes
+from hybrid.serving.rest_prepare import add_prepare_route
 from hybrid.serving.shared_memory import SharedMemoryRegions
+from hybrid.serving.split_channel import Infer, SplitChannel
+from hybrid.serving.split_channel import add_routes as add_channel_routes
+from hybrid.serving.split_service import SplitService
+from hybrid.serving.tail_shelf import TailShelf
+from hybrid.wire.message import InferRequest, InferResponse
 
 _log = logging.getLogger("hybrid.gateway")
+
+_DRAIN_POLL_S = 0.02
+_asking: ContextVar[Identity] = ContextVar("asking")
 
 _VERSIONS_PATH = "/v2/hybrid/models/{name}/versions"
 
@@ -77,6 +89,10 @@ class Gateway:
             stack.callback(regions.close)
         service = self._service(models, executor, regions)
         add_inference_routes(app, service)
+        shelf = TailShelf(executor, config.data / "prepared")
+        split = SplitService(executor, models, shelf, service.statistics)
+        add_prepare_route(app, service, split)
+        channels = add_channel_routes(app, _checked(split, tokens), _admit_channel)
         add_upload_routes(app, registry, blobs, require)
         certificate = await asyncio.to_thread(_certificate, config) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
@@ -98,24 +114,29 @@ class Gateway:
         if announcer is not None:
             stack.push_async_callback(announcer.close)
         executor.spawn(self._load(models), name="load-models")
-        print(f"ready {self.url}", file=sys.stdout, flush=True)
+        event({"ready": self.url}, f"ready {self.url}", json=False)
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
         await stop.first.wait()
-        await self._drain(door, listener, stop)
+        listener.close()
+        await self._drain(lambda: door.n_active + split.n_active, channels, door, stop)
 
-    async def _drain(self, door: FrontDoor, listener: Listener, stop: StopSignal) -> None:
+    async def _drain(
+        self, n_active: Callable[[], int], channels: SplitChannel, door: FrontDoor, stop: StopSignal
+    ) -> None:
         """Refuse new work, let running work end, for `drain_s` at most; a second signal ends the wait."""
         self._stopping = True
         door.is_draining = True
-        listener.close()
-        _log.info("gateway.draining n_active=%d", door.n_active)
-        try:
-            async with asyncio.timeout(self._config.drain_s):
-                while door.n_active and not stop.second.is_set():
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            _log.warning("gateway.drain_cut n_active=%d", door.n_active)
-        _log.info("gateway.stopped n_active=%d", door.n_active)
+        _log.info("gateway.draining n_active=%d", n_active())
+        async with asyncio.TaskGroup() as group:
+            leaving = group.create_task(channels.drain(self._config.drain_s))
+            try:
+                async with asyncio.timeout(self._config.drain_s):
+                    while n_active() and not stop.second.is_set():  # noqa: ASYNC110 (two counters, seen for seconds)
+                        await asyncio.sleep(_DRAIN_POLL_S)
+            except TimeoutError:
+                _log.warning("gateway.drain_cut n_active=%d", n_active())
+            leaving.cancel()
+        _log.info("gateway.stopped n_active=%d", n_active())
 
     async def _load(self, models: LoadedModels) -> None:
         try:
@@ -169,7 +190,11 @@ class Gateway:
             name=config.name or socket.gethostname(),
             port=port,
             tls=True,
-            properties={"version": _version(), "fp": certificate.certificate_sha256, "id": certificate.spki_sha256.hex()[:16]},
+            properties={
+                "version": _version(),
+                "fp": certificate.certificate_sha256,
+                "id": certificate.spki_sha256.hex()[:16],
+            },
             host=config.host,
         )
         await announcer.start()
@@ -181,10 +206,28 @@ async def _after_push(
 ) -> None:
     """Open a version that was pushed just now, so that unversioned requests move to it."""
     resource = request.match_info.route.resource
-    if request.method == "POST" and resource is not None and resource.canonical == _VERSIONS_PATH:
-        if response.status in (200, 201):
-            name = request.match_info["name"]
-            executor.spawn(models.refresh(name), name=f"refresh-{name}")
+    is_push = request.method == "POST" and resource is not None and resource.canonical == _VERSIONS_PATH
+    if is_push and response.status in (200, 201):
+        name = request.match_info["name"]
+        executor.spawn(models.refresh(name), name=f"refresh-{name}")
+
+
+def _admit_channel(request: web.Request) -> None:
+    """Admit a channel or a posted message; tasks that serve it inherit who asked."""
+    require(request, "infer")
+    _asking.set(request[IDENTITY])
+
+
+def _checked(split: SplitService, tokens: Tokens | None) -> Infer:
+    """The split service behind a look at the asker's token: a revoked one ends on open channels too."""
+    if tokens is None:
+        return split.infer
+
+    async def infer(request: InferRequest, receive_s: float) -> InferResponse:
+        tokens.check(_asking.get())
+        return await split.infer(request, receive_s)
+
+    return infer
 
 
 def _held(config: GatewayConfig) -> DataFolder:
@@ -210,7 +253,6 @@ def _executor_settings(config: GatewayConfig) -> ExecutorSettings:
         n_threads=config.n_runs,
         max_waiting=config.max_waiting,
         session_budget_bytes=config.session_memory_bytes,
-        cache=config.data / "prepared",
         inline=not config.no_inline,
     )
 

@@ -1,7 +1,7 @@
-"""Blocking work in daemon threads, so that a service can end while an engine still opens a model.
+"""Blocking work in daemon threads, so that a service can end while a model is still being opened.
 
-Design: the threads of `ThreadPoolExecutor` are joined when the interpreter exits; a preparation of two minutes would keep
-a stopped service alive for that long.
+Design: the threads of `ThreadPoolExecutor` are joined when the interpreter exits; a preparation of two minutes would
+keep a stopped service alive for that long.
 """
 
 import asyncio

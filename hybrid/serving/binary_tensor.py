@@ -16,13 +16,13 @@ _LENGTH: Final = struct.Struct("<I")
 
 
 def array_of_bytes(name: str, datatype: str, shape: list[int], data: memoryview) -> np.ndarray:
-    """The array that raw bytes stand for: a read-only view without a copy, except for strings and unaligned bytes.
+    """The array that raw bytes stand for: a view without a copy, except for strings, flags and unaligned bytes.
 
     Raises:
         TensorMismatch: more or fewer bytes than datatype and shape say.
     """
     if datatype == BYTES:
-        return _strings(name, shape, data)
+        return text_array(name, _strings(name, shape, data))
     kind = NUMPY_OF[datatype]
     wanted = prod(shape) * kind.itemsize
     if len(data) != wanted:
@@ -31,7 +31,8 @@ def array_of_bytes(name: str, datatype: str, shape: list[int], data: memoryview)
         )
     if datatype == "BOOL":
         # Any non-zero byte is true to the sender; numpy and the engine know only 0 and 1.
-        return (np.frombuffer(data, dtype=np.uint8) != 0).reshape(shape)
+        flags: np.ndarray = np.frombuffer(data, dtype=np.uint8) != 0
+        return flags.reshape(shape)
     array = np.frombuffer(data, dtype=kind).reshape(shape)
     return array if array.flags.aligned else array.copy()
 
@@ -48,6 +49,21 @@ def bytes_of_array(array: np.ndarray, datatype: str) -> bytes | memoryview:
     if array.nbytes < 4096:  # small buffers are joined with the header anyway
         return array.tobytes()
     return memoryview(array).cast("B")
+
+
+def text_array(name: str, array: np.ndarray) -> np.ndarray:
+    """Byte strings as the `str` that engines want.
+
+    Raises:
+        TensorMismatch: an element is not UTF-8, and onnxruntime's strings are.
+    """
+    found = np.empty(array.size, dtype=object)
+    for index, element in enumerate(array.ravel()):
+        try:
+            found[index] = element.decode() if isinstance(element, bytes) else str(element)
+        except UnicodeDecodeError as exc:
+            raise TensorMismatch(f"tensor {name!r}: string {index} is not UTF-8, which strings are here") from exc
+    return found.reshape(array.shape)
 
 
 def _strings(name: str, shape: list[int], data: memoryview) -> np.ndarray:

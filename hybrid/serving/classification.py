@@ -25,7 +25,9 @@ def classify(name: str, datatype: str, array: np.ndarray, k: int, labels: tuple[
     if k < 1:
         raise TensorMismatch(f"output {name!r}: classification wants {k} classes; ask for at least 1")
     if datatype == BYTES or array.size == 0 or array.ndim == 0:
-        raise TensorMismatch(f"output {name!r} is {datatype} of shape {list(array.shape)}; only numbers with an axis classify")
+        raise TensorMismatch(
+            f"output {name!r} is {datatype} {list(array.shape)}; only numbers with an axis have classes"
+        )
     n_classes = array.shape[-1]
     rows = array.reshape(-1, n_classes)
     best = np.argsort(-rows.astype(np.float64), axis=-1, kind="stable")[:, :k]

@@ -4,17 +4,16 @@ import asyncio
 import os
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from hybrid.errors import ModelInvalid
 from hybrid.serving.background import Background
 from hybrid.serving.engine_pool import EngineJob, EnginePool
 from hybrid.serving.engine_session import EngineSession, EngineSettings, open_engine
+from hybrid.serving.model_size import model_bytes
 from hybrid.serving.served_model import ServedModel
 from hybrid.serving.session_cache import SessionCache
 
@@ -30,7 +29,6 @@ class ExecutorSettings:
         n_threads: runs at the same time; further ones wait.
         max_waiting: waiting runs; further ones are refused with `Overloaded`.
         session_budget_bytes: memory that opened sessions may hold together.
-        cache: folder for prepared graphs.
         inline: whether tiny models may run on the event loop.
     """
 
@@ -38,7 +36,6 @@ class ExecutorSettings:
     n_threads: int = max(2, (os.cpu_count() or 2) // 2)
     max_waiting: int = 256
     session_budget_bytes: int = 2 << 30
-    cache: Path = Path(".cache/prepared")
     inline: bool = True
 
 
@@ -93,11 +90,7 @@ class Executor:
         return await self.sessions.get_or_open((model.model_digest,), lambda: self._build_whole(model))
 
     def _build_whole(self, model: ServedModel) -> EngineSession:
-        try:
-            n_bytes = sum(file.stat().st_size for file in model.path.parent.iterdir() if file.is_file())
-        except OSError as exc:
-            raise ModelInvalid(f"{model.path} cannot be read: {exc.strerror}", path=str(model.path)) from exc
-        return open_engine(model.path, self.settings.engine, n_bytes=n_bytes)
+        return open_engine(model.path, self.settings.engine, n_bytes=model_bytes(model.path))
 
     async def compute(
         self,

@@ -51,7 +51,7 @@ def array_of_json(name: str, datatype: str, shape: list[int], data: msgspec.Raw)
     nested = array.shape == tuple(shape)
     if not nested and not (depth == 1 and array.size == prod(shape)):
         raise TensorMismatch(
-            f"input {name!r}: data has the shape {list(array.shape)}, declared is {shape}; send it so or as one flat list"
+            f"input {name!r}: data has the shape {list(array.shape)}, declared is {shape}; send that or one flat list"
         )
     if not nested:
         array = array.reshape(shape)

@@ -1,7 +1,7 @@
-"""The HTTP listener of a service: aiohttp's server with our limits, JSON errors for what is not even HTTP, and clean ends.
+"""The HTTP listener of a service: aiohttp's server with limits and with JSON errors for what is not even HTTP.
 
-Design: aiohttp answers malformed requests in plain text and waits for the first request of a connection for ever, so its
-protocol class gets both corrected here; everything else is aiohttp's own.
+Design: aiohttp answers malformed requests in plain text and waits for ever for the first request of a connection;
+its protocol class gets both corrected here, everything else is aiohttp's own.
 """
 
 import asyncio

@@ -74,6 +74,20 @@ class LoadedModels:
             raise _not_loaded(name)
         return await self._open(model, newest=not version)
 
+    async def by_digest(self, model_digest: str) -> ServedModel:
+        """A loaded model with that digest.
+
+        Raises:
+            NotFound: there is none, or its name is not loaded.
+        """
+        for loaded in self._opened.values():
+            if loaded.model.model_digest == model_digest:
+                return loaded.model
+        model = await asyncio.to_thread(self._source.find_digest, model_digest)
+        if not await asyncio.to_thread(self._source.wanted, model.name):
+            raise _not_loaded(model.name)
+        return model
+
     async def load(self, name: str) -> LoadedModel:
         """Open the newest version of a name and remember that it is loaded.
 
@@ -116,7 +130,7 @@ class LoadedModels:
         """Every version held, with its state."""
         held = await asyncio.to_thread(self._source.models)
         wanted = {name: await asyncio.to_thread(self._source.wanted, name) for name in {model.name for model in held}}
-        return [self._entry(model, wanted[model.name]) for model in held]
+        return [self._entry(model, is_wanted=wanted[model.name]) for model in held]
 
     async def reason(self, name: str, version: str) -> str:
         """Why a version is not ready. One of a loaded name that was never opened is being opened from now on.
@@ -125,13 +139,14 @@ class LoadedModels:
             NotFound: no such model or version.
         """
         model = await asyncio.to_thread(self._source.find, name, version)
-        entry = self._entry(model, await asyncio.to_thread(self._source.wanted, name))
+        is_wanted = await asyncio.to_thread(self._source.wanted, name)
+        entry = self._entry(model, is_wanted=is_wanted)
         if entry.reason == _OPENS_LATER:
             self._executor.spawn(self._open_later(model), name=f"open-{model.name}-{model.version}")
             return "being opened"
         return entry.reason or entry.state
 
-    def _entry(self, model: ServedModel, is_wanted: bool) -> IndexEntry:
+    def _entry(self, model: ServedModel, *, is_wanted: bool) -> IndexEntry:
         key = (model.name, model.version)
         if key in self._opened:
             return IndexEntry(name=model.name, version=model.version, state="READY")

@@ -10,7 +10,7 @@ import numpy as np
 
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec
 from hybrid.errors import BadMessage, TensorMismatch
-from hybrid.serving.binary_tensor import array_of_bytes
+from hybrid.serving.binary_tensor import array_of_bytes, text_array
 from hybrid.serving.http_body import HEADER_LENGTH, Body
 from hybrid.serving.json_tensor import array_of_json
 from hybrid.serving.oip_message import NO_DATA, InferCall, InputTensor
@@ -58,7 +58,7 @@ async def decode_call(body: Body, inputs: Mapping[str, TensorSpec], regions: Reg
         raise BadMessage(f"the body is not an inference request: {exc}") from exc
     n_binary = 0
     for tensor in call.inputs:
-        n_binary += _check(tensor, body.n_json)
+        n_binary += _check(tensor)
     if body.n_json is None:
         if n_binary:
             raise BadMessage(f"an input has binary_data_size, but the request has no {HEADER_LENGTH} header; send it")
@@ -82,14 +82,14 @@ async def decode_call(body: Body, inputs: Mapping[str, TensorSpec], regions: Reg
     return Decoded(call, feeds)
 
 
-def _check(tensor: InputTensor, n_json: int | None) -> int:
+def _check(tensor: InputTensor) -> int:
     """Bytes that the tensor takes of the binary part, after its declarations were found consistent."""
     if tensor.datatype not in NUMPY_OF:
         raise TensorMismatch(
             f"input {tensor.name!r} has the datatype {tensor.datatype[:20]!r}; use one of {', '.join(NUMPY_OF)}"
         )
     if len(tensor.shape) > 32 or any(not 0 <= size <= _MAX_SIZE for size in tensor.shape):
-        raise TensorMismatch(f"input {tensor.name!r} has an impossible shape; sizes are whole numbers from 0, at most 32")
+        raise TensorMismatch(f"input {tensor.name!r} has an impossible shape; give at most 32 sizes from 0")
     parameters = tensor.parameters
     n_sources = (
         (parameters.binary_data_size is not None)
@@ -133,7 +133,8 @@ def _raw_call(data: memoryview, inputs: Mapping[str, TensorSpec]) -> Decoded:
     if spec.dtype == BYTES:
         array = np.empty(1, dtype=object)
         array[0] = bytes(data)
-        return Decoded(InferCall(inputs=[]), {spec.name: array.reshape([1] * len(spec.shape))}, raw=True)
+        array = text_array(spec.name, array).reshape([1] * len(spec.shape))
+        return Decoded(InferCall(inputs=[]), {spec.name: array}, raw=True)
     shape = _deduced(spec, len(data))
     return Decoded(InferCall(inputs=[]), {spec.name: array_of_bytes(spec.name, spec.dtype, shape, data)}, raw=True)
 

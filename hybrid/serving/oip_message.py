@@ -39,7 +39,6 @@ NO_DATA = msgspec.Raw(b"")
 """Stands where an input carries no JSON data."""
 
 
-
 class InputTensor(msgspec.Struct, frozen=True):
     """One input: its data stand here as JSON, behind the header as bytes, or in a shared memory region."""
 

@@ -92,7 +92,7 @@ def _encode(
 
 
 def _response(request: web.Request, reply: EncodedReply) -> web.Response:
-    body: bytes | bytearray | memoryview = reply.parts[0] if len(reply.parts) == 1 else b"".join(reply.parts)
+    body = reply.parts[0] if len(reply.parts) == 1 else b"".join(reply.parts)
     headers = {}
     if reply.n_json is None:
         headers["Content-Type"] = "application/json"

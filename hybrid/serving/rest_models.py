@@ -10,7 +10,6 @@ from hybrid.errors import NotFound
 from hybrid.serving.http_replies import json_reply
 from hybrid.serving.inference_service import InferenceService
 from hybrid.serving.loaded_models import LoadedModel
-from hybrid.serving.statistics import ModelStatistics
 
 PLATFORM: Final = "onnxruntime_onnx"
 """What Triton calls this platform; clients know it by that name."""
@@ -59,16 +58,16 @@ class ModelHandlers:
     def __init__(self, service: InferenceService) -> None:
         self._service = service
 
-    async def live(self, request: web.Request) -> web.Response:
+    async def live(self, _: web.Request) -> web.Response:
         """`GET /v2/health/live`: the process answers."""
         return json_reply({"live": True})
 
-    async def ready(self, request: web.Request) -> web.Response:
+    async def ready(self, _: web.Request) -> web.Response:
         """`GET /v2/health/ready`: whether requests are taken now; 503 while models load or the service drains."""
         is_ready = self._service.is_ready()
         return json_reply({"live": True, "ready": is_ready}, status=200 if is_ready else 503)
 
-    async def server(self, request: web.Request) -> web.Response:
+    async def server(self, _: web.Request) -> web.Response:
         """`GET /v2`: who answers, and which extensions it really has."""
         service = self._service
         return json_reply({"name": service.name, "version": service.version, "extensions": service.extensions})
@@ -123,10 +122,11 @@ class ModelHandlers:
         self._service.require(request, "read")
         board = self._service.statistics
         name, version = _named(request)
-        entries: list[ModelStatistics] = []
-        for entry in await self._service.models.index():
-            if name in ("", entry.name) and version in ("", entry.version) and entry.state == "READY":
-                entries.append(board.of(entry.name, entry.version))
+        entries = [
+            board.of(entry.name, entry.version)
+            for entry in await self._service.models.index()
+            if name in ("", entry.name) and version in ("", entry.version) and entry.state == "READY"
+        ]
         if name and not entries:
             raise NotFound(f"model {name!r} {version} is not loaded, so it has no statistics")
         return json_reply({"model_stats": entries})

@@ -89,7 +89,7 @@ class SessionCache:
         except HybridError as exc:
             _log.warning("session.failed key=%s error=%s", "/".join(key), exc.code)
             return exc
-        except Exception as exc:  # a fault of ours must not end the service's task group
+        except Exception as exc:  # noqa: BLE001 (a fault of ours must not end the service's task group)
             _log.exception("session.failed key=%s", "/".join(key))
             return EngineFailed(f"the session could not be opened: {type(exc).__name__}")
         finally:

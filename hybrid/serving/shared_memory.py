@@ -61,9 +61,7 @@ class SharedMemoryRegions:
         n_bytes = os.fstat(descriptor).st_size
         if offset < 0 or byte_size < 1 or offset + byte_size > n_bytes:
             os.close(descriptor)
-            raise BadMessage(
-                f"region {name!r} wants {byte_size} bytes from {offset}; the object {key!r} has {n_bytes}"
-            )
+            raise BadMessage(f"region {name!r} wants {byte_size} bytes from {offset}; the object {key!r} has {n_bytes}")
         self._regions[name] = Region(name=name, key=key, offset=offset, byte_size=byte_size, descriptor=descriptor)
 
     def unregister(self, name: str) -> None:
@@ -107,7 +105,7 @@ class SharedMemoryRegions:
         found = self._find(region)
         start = self._start(found, offset, n_bytes)
         if len(data) > n_bytes:
-            raise TensorMismatch(f"an output of {len(data)} bytes does not fit the {n_bytes} bytes of region {region!r}")
+            raise TensorMismatch(f"an output of {len(data)} bytes does not fit {n_bytes} bytes of region {region!r}")
         if os.pwrite(found.descriptor, data, start) != len(data):
             raise TensorMismatch(f"region {region!r} took only a part of an output of {len(data)} bytes")
 

@@ -1,0 +1,186 @@
+"""Answers the messages of devices: whole models by name or digest, tails by digest, shape key and cut."""
+
+import asyncio
+from collections.abc import Mapping
+from time import perf_counter
+
+import numpy as np
+
+from compression.tensor import BYTES, datatype_of
+from hybrid.errors import BadMessage, DeadlinePassed, DigestMismatch, HybridError, NotFound, TensorMismatch
+from hybrid.graph.shape_key import ShapeKey
+from hybrid.serving.binary_tensor import text_array
+from hybrid.serving.classification import classify
+from hybrid.serving.engine_session import EngineSession
+from hybrid.serving.executor import Executor
+from hybrid.serving.loaded_models import LoadedModels
+from hybrid.serving.served_model import ServedModel
+from hybrid.serving.statistics import StatisticsBoard
+from hybrid.serving.tail_shelf import PreparedReply, TailShelf
+from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
+from hybrid.wire.tensor import RAW, Tensor
+
+_OFF_LOOP_BYTES = 16 << 10
+"""Encoded tensors larger than this are decoded and encoded in a thread."""
+
+
+class SplitService:
+    """Runs what devices ask for.
+
+    Attributes:
+        n_active: requests between their message and their answer.
+    """
+
+    def __init__(self, executor: Executor, models: LoadedModels, shelf: TailShelf, statistics: StatisticsBoard) -> None:
+        self._executor = executor
+        self._models = models
+        self._shelf = shelf
+        self._statistics = statistics
+        self._shape_keys: dict[str, ShapeKey] = {}
+        self.n_active = 0
+
+    async def infer(self, request: InferRequest, receive_s: float = 0.0) -> InferResponse:
+        """Answer one message; cancelling the call ends its work.
+
+        Args:
+            request: a whole model's inputs, or a cut's tensors.
+            receive_s: how long the message took to arrive; counts against its deadline.
+
+        Raises:
+            NotFound: no such model here, or it is not loaded.
+            DigestMismatch: the name's model has another digest.
+            UnknownCut: the cut is not in this gateway's table.
+            Warming: the tail is not ready yet.
+            DeadlinePassed, Overloaded, TensorMismatch, EngineFailed.
+        """
+        self.n_active += 1
+        started_s = perf_counter()
+        deadline_s = None if request.deadline_s is None else started_s + request.deadline_s - receive_s
+        model: ServedModel | None = None
+        try:
+            if deadline_s is not None and deadline_s <= started_s:
+                raise DeadlinePassed("the deadline passed while the request was on its way; allow more time")
+            model = await self._model(request)
+            async with asyncio.timeout(None if deadline_s is None else deadline_s - started_s):
+                session = await self._session(model, request)
+                response = await self._answer(model, session, request, deadline_s)
+        except TimeoutError:
+            self._count_failure(model, started_s)
+            raise DeadlinePassed("the deadline passed before the gateway could answer; allow more time") from None
+        except HybridError:
+            self._count_failure(model, started_s)
+            raise
+        finally:
+            self.n_active -= 1
+        self._statistics.of(model.name, model.version).succeeded(
+            total_s=perf_counter() - started_s,
+            input_s=0.0,
+            queue_s=response.queue_s,
+            infer_s=response.compute_s,
+            output_s=0.0,
+        )
+        return InferResponse(
+            model_name=model.name,
+            model_version=model.version,
+            id=request.id,
+            outputs=response.outputs,
+            receive_s=receive_s,
+            queue_s=response.queue_s,
+            compute_s=response.compute_s,
+        )
+
+    async def prepare(self, model_digest: str, shape_key: str) -> PreparedReply:
+        """How far this gateway is with a model and shape key; begins what is missing.
+
+        Raises:
+            BadMessage: no shape key.
+            HybridError: the preparation failed.
+        """
+        key = self._key(shape_key)
+        try:
+            model = await self._models.by_digest(model_digest)
+        except NotFound:
+            return PreparedReply(state="unknown")
+        return self._shelf.reply(model, key)
+
+    async def _model(self, request: InferRequest) -> ServedModel:
+        if request.model_digest:
+            model = await self._models.by_digest(request.model_digest)
+            if request.model_name and request.model_name != model.name:
+                named = await self._models.open(request.model_name, request.model_version)
+                if named.model.model_digest != request.model_digest:
+                    raise _mismatch(named.model, request.model_digest)
+                return named.model
+            return model
+        if request.cut:
+            raise BadMessage("a request for a cut names no model digest; tails are never composed by name")
+        if not request.model_name:
+            raise BadMessage("the request names no model; give hybrid_model_digest or hybrid_model_name")
+        return (await self._models.open(request.model_name, request.model_version)).model
+
+    async def _session(self, model: ServedModel, request: InferRequest) -> EngineSession:
+        if not request.cut:
+            return await self._executor.open_whole(model)
+        session, cut = self._shelf.tail(model, self._key(request.shape_key), request.cut)
+        return session if cut.kind == "interior" else await self._executor.open_whole(model)
+
+    async def _answer(
+        self, model: ServedModel, session: EngineSession, request: InferRequest, deadline_s: float | None
+    ) -> InferResponse:
+        encoded = any(tensor.codec != RAW and tensor.n_bytes > _OFF_LOOP_BYTES for tensor in request.inputs)
+        feeds = await asyncio.to_thread(_feeds, request) if encoded else _feeds(request)
+        names = [output.name for output in request.outputs] or session.output_names
+        unknown = [name for name in names if name not in session.output_names]
+        if unknown:
+            raise TensorMismatch(f"outputs {unknown[:5]} wanted; there are {session.output_names[:50]}")
+        computed = await self._executor.compute(session, feeds, names, deadline_s)
+        found = dict(zip(names, computed.outputs, strict=True))
+        large = sum(array.nbytes for array in computed.outputs) > _OFF_LOOP_BYTES
+        if request.output_codec != RAW and large:
+            outputs = await asyncio.to_thread(_outputs, request, model, found)
+        else:
+            outputs = _outputs(request, model, found)
+        return InferResponse(outputs=outputs, queue_s=computed.queue_s, compute_s=computed.compute_s)
+
+    def _count_failure(self, model: ServedModel | None, started_s: float) -> None:
+        if model is not None:
+            self._statistics.of(model.name, model.version).failed(perf_counter() - started_s)
+
+    def _key(self, text: str) -> ShapeKey:
+        key = self._shape_keys.get(text)
+        if key is None:
+            if not text:
+                raise BadMessage("the request has no shape key; a tail belongs to one, send hybrid_shape_key")
+            if len(self._shape_keys) >= 1024:
+                self._shape_keys.clear()
+            key = self._shape_keys[text] = ShapeKey.parse(text)
+        return key
+
+
+def _feeds(request: InferRequest) -> dict[str, np.ndarray]:
+    """The arrays of a message; their bytes are checked against what they declare."""
+    feeds = {tensor.spec.name: tensor.to_array() for tensor in request.inputs}
+    for tensor in request.inputs:
+        if tensor.spec.dtype == BYTES:
+            feeds[tensor.spec.name] = text_array(tensor.spec.name, feeds[tensor.spec.name])
+    return feeds
+
+
+def _outputs(request: InferRequest, model: ServedModel, found: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+    wanted = {output.name: output for output in request.outputs}
+    return tuple(
+        _output(name, array, request.output_codec, wanted.get(name), model.classes) for name, array in found.items()
+    )
+
+
+def _output(name: str, array: np.ndarray, codec: str, wanted: OutputRequest | None, classes: tuple[str, ...]) -> Tensor:
+    if wanted is not None and wanted.classification:
+        return Tensor.of(name, classify(name, datatype_of(array), array, wanted.classification, classes))
+    return Tensor.of(name, array, codec)
+
+
+def _mismatch(model: ServedModel, wanted: str) -> DigestMismatch:
+    return DigestMismatch(
+        f"{model.name}:{model.version} has the digest {model.model_digest[:16]}…, the request wants {wanted[:16]}…; "
+        "use the same model on both sides"
+    )
