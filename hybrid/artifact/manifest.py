@@ -18,6 +18,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILES: Final = 4096
 MAX_VARIANTS: Final = 64
 _MAX_INTEGER: Final = 1 << 53
+_NULL: Final = msgspec.Raw(b"null")
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +57,7 @@ class LineageStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of `manifest.json`; docs/artifact.md says what each means."""
+    """The fields of `manifest.json`; see docs/artifact.md. `pre` and `post` are the JSON as it came."""
 
     schema: int
     name: str
@@ -67,8 +68,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[Variant, ...]
     base: str | None = None
     classes: tuple[str, ...] | None = None
-    pre: msgspec.Raw | None = None
-    post: msgspec.Raw | None = None
+    pre: msgspec.Raw = _NULL
+    post: msgspec.Raw = _NULL
     golden: Golden | None = None
     lineage: tuple[LineageStep, ...] = ()
 
@@ -148,6 +149,8 @@ def _check(manifest: Manifest) -> None:
     check_digest(manifest.model_digest)
     if manifest.base is not None:
         check_digest(manifest.base)
+    if any(bytes(raw).lstrip()[:1] not in (b"{", b"n") for raw in (manifest.pre, manifest.post)):
+        raise BadMessage("pre and post must each be an object or null")
     _check_files(manifest)
     _check_variants(manifest)
     _check_golden(manifest)
