@@ -91,7 +91,7 @@ svg .tick,svg .says{fill:var(--soft);font-size:12px}svg .in{font-size:12px}
 .lane.device{fill:var(--lane-device)}.lane.gateway{fill:var(--lane-gateway)}.lane.both{fill:var(--lane-both)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:6px 8px;border-bottom:1px solid var(--rule);text-align:right;font-weight:400}
-thead th{font-weight:600;vertical-align:bottom}th:first-child{text-align:left}
+thead th{font-weight:600;vertical-align:bottom}td{white-space:nowrap}th:first-child{text-align:left}
 td:last-child,thead th:last-child{color:var(--hybrid);font-weight:600}
 .page{display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start}
 .page img{width:384px;max-width:100%;height:auto;border:1px solid var(--rule)}
