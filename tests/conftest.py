@@ -24,6 +24,14 @@ def hybrid_command() -> Path:
     return Path(sys.executable).parent / "hybrid"
 
 
+@pytest.fixture(scope="session")
+def kserve_python() -> Path:
+    """The interpreter of the environment that holds KServe's own client, whose pins do not agree with ours."""
+    python = ROOT / ".venv-kserve" / "bin" / "python"
+    assert python.exists(), f"{python} is missing: `make .venv-kserve/installed` makes it, as `make test` does"
+    return python
+
+
 @pytest.fixture
 def run_hybrid(hybrid_command: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `hybrid WORDS...` in an empty folder, without the caller's settings, and returns how it ended."""
