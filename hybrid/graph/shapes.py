@@ -82,7 +82,7 @@ def _ask_engine(model: onnx.ModelProto, names: list[str], folder: Path) -> dict[
     learned = {}
     for value in answered:
         elem_type = _ELEM_TYPES.get(value.type)
-        if elem_type is not None and value.shape is not None:
+        if elem_type is not None and value.shape:  # onnxruntime says [] of a scalar and of an unknown rank alike
             shape = [size if isinstance(size, int) else None for size in value.shape]
             learned[value.name] = onnx.helper.make_tensor_type_proto(elem_type, shape)
     return learned
