@@ -24,7 +24,7 @@ class Flight:
         self.window_bytes = START_BYTES
         self._sent_bytes = 0
         self._acked_bytes = 0
-        self._sent: deque[tuple[int, float]] = deque()
+        self._sent: deque[tuple[int, float, int]] = deque()
         self._fastest_s = float("inf")
         self._fastest_at_s = 0.0
         self._shrunk_at_s = 0.0
@@ -42,7 +42,7 @@ class Flight:
     def sent(self, n_bytes: int, now_s: float) -> None:
         """Counts data handed to the socket."""
         self._sent_bytes += n_bytes
-        self._sent.append((self._sent_bytes, now_s))
+        self._sent.append((self._sent_bytes, now_s, self.unacked_bytes))
 
     def dropped(self, n_bytes: int) -> None:
         """Counts bytes that nobody will acknowledge any more: their stream is over."""
@@ -50,22 +50,26 @@ class Flight:
 
     def acked(self, n_bytes: int, now_s: float) -> None:
         """Counts an acknowledgement and adapts the window to its delay."""
-        sent_s = self._settle(n_bytes)
-        if sent_s is None:
+        passed = self._settle(n_bytes)
+        if passed is None:
             return
+        _, sent_s, ahead_bytes = passed
         delay_s = now_s - sent_s
         if delay_s < self._fastest_s or now_s - self._fastest_at_s > MEMORY_S:
             self._fastest_s, self._fastest_at_s = delay_s, now_s
-        if delay_s - self._fastest_s <= QUEUE_S:
-            self.window_bytes = min(CEILING_BYTES, self.window_bytes + n_bytes)
+        room_ratio = 1 - (delay_s - self._fastest_s) / QUEUE_S
+        if room_ratio >= 0:
+            self.window_bytes = min(CEILING_BYTES, self.window_bytes + int(n_bytes * room_ratio))
         elif now_s - self._shrunk_at_s > delay_s:  # once a trip: what is on the way was sent under the old window
-            self.window_bytes = max(FLOOR_BYTES, min(self.window_bytes, self.unacked_bytes) // 2)
+            # The path drained `ahead_bytes` in `delay_s`: so much would it drain in the time that is wanted.
+            wanted_bytes = int(ahead_bytes * (self._fastest_s + QUEUE_S / 2) / delay_s)
+            self.window_bytes = max(FLOOR_BYTES, min(self.window_bytes, wanted_bytes))
             self._shrunk_at_s = now_s
 
-    def _settle(self, n_bytes: int) -> float | None:
-        """Moves the acknowledged mark; when the last byte that it passed was sent."""
+    def _settle(self, n_bytes: int) -> tuple[int, float, int] | None:
+        """Moves the acknowledged mark; the last piece that it passed: its mark, when it went, what was on the way."""
         self._acked_bytes += n_bytes
-        sent_s: float | None = None
+        passed: tuple[int, float, int] | None = None
         while self._sent and self._sent[0][0] <= self._acked_bytes:
-            sent_s = self._sent.popleft()[1]
-        return sent_s
+            passed = self._sent.popleft()
+        return passed
