@@ -121,8 +121,8 @@ def row(param: Any) -> str:
 def main() -> int:
     """Write the pages, or compare them with what is written."""
     stale = 0
-    for name, text in (("errors.md", errors_page()), ("cli.md", cli_page())):
-        page = HERE / name
+    for name, written in (("errors.md", errors_page), ("cli.md", cli_page)):
+        page, text = HERE / name, written()
         if page.is_file() and page.read_text(encoding="utf-8") == text:
             continue
         stale += 1
