@@ -14,7 +14,7 @@ MIN_RATE_SAMPLE_BYTES = 8 * 1024
 """Transfers below this say nothing about goodput."""
 
 STALE_S = 10.0
-"""Age at which a goodput estimate deserves a fresh sample."""
+"""Age at which an estimate deserves a fresh sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class LinkView:
         downlink_bps: goodput gateway to device in bit/s, None while unknown.
         rtt_spread_ratio: relative deviation of the round trip.
         uplink_spread_ratio: relative deviation of the uplink's goodput.
-        measured_s: monotonic time of the last goodput sample, 0 when there is none.
+        measured_s: monotonic time of the last request or goodput sample, 0 when there is none.
     """
 
     rtt_s: float | None = None
@@ -38,15 +38,20 @@ class LinkView:
     measured_s: float = 0.0
 
     def transfer_s(self, n_bytes_up: int, n_bytes_down: int) -> float | None:
-        """Seconds that the network takes for a request of these sizes; None while the link is unknown."""
-        if self.rtt_s is None or self.uplink_bps is None:
+        """Seconds that the network takes for a request of these sizes; None while the link is unknown.
+
+        A message too small to measure a rate with takes a round trip, whatever the rate.
+        """
+        if self.rtt_s is None:
             return None
+        if self.uplink_bps is None:
+            return self.rtt_s if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES else None
         down_bps = self.downlink_bps or self.uplink_bps
         return self.rtt_s + 8 * n_bytes_up / self.uplink_bps + 8 * n_bytes_down / down_bps
 
     def is_stale(self, now_s: float) -> bool:
-        """Whether the goodput is unknown or old enough to deserve a probe."""
-        return self.uplink_bps is None or now_s - self.measured_s > STALE_S
+        """Whether nothing was sent for so long that a probe is deserved."""
+        return not self.measured_s or now_s - self.measured_s > STALE_S
 
 
 class LinkEstimate:
@@ -56,6 +61,7 @@ class LinkEstimate:
         self._rtt = RunningEstimate()
         self._uplink = RunningEstimate()
         self._downlink = RunningEstimate()
+        self._measured_s = 0.0
         self._lock = Lock()
         self.view = LinkView()
 
@@ -78,12 +84,15 @@ class LinkEstimate:
             receive_s: seconds between the first and the last byte of the request at the gateway.
         """
         with self._lock:
+            if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES:
+                self._rtt.observe(network_s, now_s)
             rtt_s = min(self._rtt.value or network_s, network_s)
             up_s, down_s = _split_moving_s(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s)
             if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
                 self._uplink.observe(8 * n_bytes_up / up_s, now_s)
             if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
                 self._downlink.observe(8 * n_bytes_down / down_s, now_s)
+            self._measured_s = now_s
             self._publish()
 
     def forget(self) -> None:
@@ -91,6 +100,7 @@ class LinkEstimate:
         with self._lock:
             for estimate in (self._rtt, self._uplink, self._downlink):
                 estimate.forget()
+            self._measured_s = 0.0
             self._publish()
 
     def _publish(self) -> None:
@@ -100,7 +110,7 @@ class LinkEstimate:
             downlink_bps=self._downlink.value,
             rtt_spread_ratio=self._rtt.spread_ratio,
             uplink_spread_ratio=self._uplink.spread_ratio,
-            measured_s=self._uplink.updated_s if self._uplink.n_samples else 0.0,
+            measured_s=self._measured_s,
         )
 
 

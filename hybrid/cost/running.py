@@ -14,10 +14,10 @@ FLOOR = 1e-9
 class RunningEstimate:
     """Exponentially weighted mean and deviation of log(x), with a reset at change points.
 
-    Times and rates are positive and their noise is multiplicative, hence the logarithm: a rate that halves and one that
-    doubles are equally surprising. Two residuals in a row on the same side, each larger than four deviations and than
-    a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan). A single one
-    is an outlier and moves nothing; two on opposite sides are noise.
+    Times and rates are positive and their noise is multiplicative, hence the logarithm: a rate that halves and one
+    that doubles are equally surprising. Two residuals in a row on the same side, each larger than four deviations and
+    than a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan). A
+    single one is an outlier and moves nothing; two on opposite sides are noise.
 
     Source: the deviation is Jacobson's smoothed mean deviation (RFC 6298, section 2) in the log domain.
     """

@@ -185,7 +185,7 @@ def refusal(prospect: Prospect, constraints: Constraints) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The planner's answer: the prospect taken, its expected seconds, and what the others would have cost."""
+    """The planner's answer: the prospect taken, its expected seconds, and all costs (none if it was forced)."""
 
     chosen: Prospect
     predicted_s: float | None
@@ -255,6 +255,8 @@ def _reason(why: str, total_s: float | None, decision: Decision, *, chosen: bool
         return why
     if total_s is None:
         return "not measured yet"
+    if chosen and not decision.costs:
+        return "forced by options.placement"
     if chosen:
         return "lowest expected cost, or not beaten by more than the switching gain"
     if decision.predicted_s is None:

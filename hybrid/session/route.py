@@ -17,6 +17,7 @@ from hybrid.schedule.planner import (
     Prospect,
     choose,
     explained,
+    predicted_s,
     refusal,
 )
 from hybrid.session.feeds import Shapes
@@ -142,8 +143,13 @@ class Route:
         prospects = (self._local, *(way.prospect for way in self.ways))
         verified = {way.prospect.key for way in self._usable}
         beliefs = self._beliefs(options, constraints, now_s)
-        usable = [p for p in prospects if p.placement == "local" or p.key in verified]
-        return explained(prospects, choose(usable, beliefs, self.current), beliefs)
+        if options.kind in ("auto", "local"):
+            usable = [p for p in prospects if p.placement == "local" or p.key in verified]
+            return explained(prospects, choose(usable, beliefs, self.current), beliefs)
+        way, _ = self.forced(options, constraints, now_s)
+        chosen = way.prospect if way is not None else self._local
+        total_s = predicted_s(chosen, beliefs.device_speed_ratio, beliefs.gateways.get(chosen.gateway))
+        return explained(prospects, Decision(chosen=chosen, predicted_s=total_s, costs=()), beliefs)
 
     def _beliefs(self, options: Options, constraints: Constraints, now_s: float) -> Beliefs:
         return Beliefs(

@@ -80,9 +80,15 @@ class Scout:
             self._scout_cuts(route, prepared, ways)
         route.put_ways(tuple(ways))
         usable = [way for way in ways if way.verified]
-        route.note = "" if usable else _first_obstacle(ways) or "no remote way could be verified"
+        route.note = "" if usable else self._why_none(ways, prepared)
         log.info("route.scouted shape=%s ways=%d usable=%d", route.shape_key.id, len(ways), len(usable))
         return self._n_unanswered == 0
+
+    def _why_none(self, ways: list[Way], prepared: Prepared | None) -> str:
+        said = next((way.prospect.obstacle for way in ways if way.prospect.obstacle), "")
+        if not said and self._options.kind == "split" and prepared is not None:
+            said = prepared.table.note or ""
+        return said or "no remote way could be verified yet"
 
     def probe(self, route: Route) -> None:
         """Sends the sample along the best verified way, beside no request, to learn what the link carries now."""
@@ -119,9 +125,13 @@ class Scout:
         """The cuts to consider, None standing for the input cut, which needs no head."""
         if prepared is None:
             return [None]
-        wanted = (self._options.forced_cut,) if self._options.forced_cut else prepared.table.pareto
-        found = [prepared.table.get(cut_id) for cut_id in wanted]
-        return [None, *(cut for cut in found if cut.kind == "interior")]
+        if self._options.forced_cut:
+            return [prepared.table.get(self._options.forced_cut)]
+        pareto = [cut for cut in prepared.table.interior if cut.id in prepared.table.pareto]
+        if self._options.kind == "split" and not pareto:
+            # No cut is worth it, but one is wanted: those with the fewest bytes.
+            pareto = sorted((cut for cut in prepared.table.interior if cut.sized), key=lambda cut: cut.n_bytes)[:3]
+        return [None, *pareto]
 
     def _prospect(self, route: Route, holding: Holding, cut: Cut | None, codec: str) -> Prospect:
         sample = route.sample or {}
@@ -179,7 +189,8 @@ class Scout:
             if prepared is not None and way.head is None:
                 way.head = self._opened(prepared, way.prospect.cut)
             head_s = _timed_s(way.head, sample) if way.head is not None else 0.0
-            sent = self._outgoing(route, way)
+            # The first encoding of a process loads the codec's library: the second one tells what a request pays.
+            sent = min((self._outgoing(route, way) for _ in range(2)), key=lambda sent: sent.encode_s)
         except (HybridError, CompressionError, RuntimeError, ValueError) as exc:
             way.prospect = replace(way.prospect, obstacle=f"the head cannot run here: {exc}")
             return
@@ -303,7 +314,3 @@ def _hope_s(route: Route, prepared: Prepared, way: Way) -> float:
     view = _view(way)
     network_s = view.link.transfer_s(way.prospect.bytes_up, way.prospect.bytes_down) if view else None
     return head_s * route.device_speed_ratio + (network_s or 0.0) + (way.prospect.tail_s or 0.0)
-
-
-def _first_obstacle(ways: list[Way]) -> str:
-    return next((way.prospect.obstacle for way in ways if way.prospect.obstacle), "")
