@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("hybrid.discovery")
 _TTL_S: Final = 120
-_LOOK_FOR_NAMESAKE_MS: Final = 700
+_LOOK_FOR_NAMESAKE_MS: Final = 1500  # a responder that has just spoken waits a second before it repeats itself
 _MAX_NAMESAKES: Final = 20
 _MAX_NAME_BYTES: Final = 48
 
@@ -117,7 +117,10 @@ class Announcer:
 
         zeroconf's own probe asks for a unicast answer, which a second process on the same machine never hears.
         """
-        other = endpoint.get_service_info(SERVICE_TYPE, info.name, _LOOK_FOR_NAMESAKE_MS)
+        from zeroconf import DNSQuestionType
+
+        multicast = DNSQuestionType.QM
+        other = endpoint.get_service_info(SERVICE_TYPE, info.name, _LOOK_FOR_NAMESAKE_MS, multicast)
         return other is not None and other.properties.get(b"id") != info.properties.get(b"id")
 
 

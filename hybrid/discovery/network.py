@@ -27,13 +27,14 @@ def present_addresses() -> tuple[str, ...]:
 def listening(present: Iterable[str]) -> list[str | int]:
     """Where to hear announcements, as zeroconf wants it: IPv4 addresses, and interface numbers for IPv6.
 
-    Link-local IPv6 addresses name their interface; every interface that speaks IPv6 has one, but loopback.
+    Link-local IPv6 addresses name their interface; every interface that speaks IPv6 has one, but loopback. An address
+    that left since it was seen is left out: zeroconf would lose a socket over it.
     """
     found: list[str | int] = []
     for address in present:
         host, _, scope = address.partition("%")
         if ipaddress.ip_address(host).version == 4:
-            found.append(host)
+            found += [host] if _is_ours(host) else []
         elif scope:
             found.append(_index(scope))
     return list(dict.fromkeys(entry for entry in found if entry != 0))
@@ -56,6 +57,15 @@ def _rank(address: str) -> int:
     """0 for an address others reach anywhere on the network, 1 for link-local, 2 for loopback."""
     ip = ipaddress.ip_address(address)
     return 2 if ip.is_loopback else 1 if ip.is_link_local else 0
+
+
+def _is_ours(ipv4: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((ipv4, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _index(scope: str) -> int:
