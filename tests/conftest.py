@@ -34,13 +34,13 @@ def kserve_python() -> Path:
 
 @pytest.fixture
 def run_hybrid(hybrid_command: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `hybrid WORDS...` in an empty folder, without the caller's settings, and returns how it ended."""
+    """Runs `hybrid WORDS...` in an empty folder and returns how it ended."""
 
     def run(*words: str, timeout_s: float = 60, **settings: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HYBRID_")}
         command = [str(hybrid_command), *words]
+        environment = os.environ | settings
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, env=kept | settings, cwd=tmp_path, check=False
+            command, capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=tmp_path, check=False
         )
 
     return run
@@ -53,8 +53,11 @@ def blocking_calls_fail() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of the person who runs the tests must not reach them."""
-    for name in [name for name in os.environ if name.startswith("HYBRID_")]:
-        monkeypatch.delenv(name)
+@pytest.fixture(scope="session", autouse=True)
+def _no_outside_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Settings of the person who runs the tests must not reach them, nor their caches be touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HYBRID_")]:
+            patch.delenv(name)
+        patch.setenv("HYBRID_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
