@@ -130,15 +130,16 @@ class Ledger:
 
     def gateways(self) -> tuple[FoundGateway, ...]:
         """One entry for each gateway that proved itself, nearest first, by an address that stays while it works."""
-        groups: dict[tuple[str, str], dict[str, FoundGateway]] = {}
-        for url, standing in self._standings.items():
+        groups: dict[tuple[str, str], list[_Standing]] = {}
+        for standing in self._standings.values():
             if standing.found is not None:
-                key = (standing.found.certificate_sha256, standing.found.gateway_id)
-                groups.setdefault(key, {})[url] = standing.found
+                groups.setdefault((standing.found.certificate_sha256, standing.found.gateway_id), []).append(standing)
         chosen = {}
         for key, group in groups.items():
-            kept = group.get(self._chosen.get(key, ""))
-            chosen[key] = kept or min(group.values(), key=lambda found: found.rtt_s)
+            current = [each for each in group if each.announced] or group
+            found = [each.found for each in current if each.found is not None]
+            kept = next((each for each in found if each.url == self._chosen.get(key)), None)
+            chosen[key] = kept or min(found, key=lambda each: each.rtt_s)
         self._chosen = {key: found.url for key, found in chosen.items()}
         return tuple(sorted(chosen.values(), key=lambda found: found.rtt_s))
 

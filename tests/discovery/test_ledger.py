@@ -81,6 +81,17 @@ def test_one_gateway_at_two_addresses_is_one_and_keeps_its_address() -> None:
     assert [found.url for found in search.gateways()] == ["https://[fd00::1]:8700"]
 
 
+def test_an_address_that_is_announced_no_more_gives_way_to_one_that_is() -> None:
+    search = ledger(candidate("192.0.2.1"))
+    search.take_due(0.0)
+    search.proved(URL, PIN, 0.1, 0.1)
+    search.announce([candidate("192.0.2.9")], 1.0)
+    search.take_due(2.0)
+    assert [found.url for found in search.gateways()] == [URL], "as long as the new one has not proved itself"
+    search.proved("https://192.0.2.9:8700", PIN, 0.5, 2.1)
+    assert [found.url for found in search.gateways()] == ["https://192.0.2.9:8700"]
+
+
 def test_a_failed_proof_ends_it_at_once() -> None:
     search = ledger(candidate())
     search.take_due(0.0)
