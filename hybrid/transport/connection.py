@@ -88,11 +88,15 @@ class ChannelConnection:
                 for task in tasks:
                     task.cancel()
             return error
+        except ExceptionGroup as exc:
+            _log.exception("connection.failed")
+            self.end(ConnectionLost(f"the connection was given up after a fault of this side: {exc.exceptions[0]!r}"))
+            return self._over.result()
         finally:
             await self._close()
 
     async def connected(self, timeout_s: float) -> None:
-        """Returns when both hellos have been said.
+        """Returns when both hellos have been said and the round trip is known.
 
         Raises:
             HybridError: the connection ended instead, or the gateway said nothing.
@@ -181,10 +185,11 @@ class ChannelConnection:
             if sent is not None:
                 sent.pending.fail(event.error)
         elif isinstance(event, PongReceived):
+            if not self._connected.done():
+                self._connected.set_result(None)
             if event.is_quiet:
                 self._link.observe_rtt(event.rtt_s, time.monotonic())
         elif isinstance(event, Connected):
-            self._connected.set_result(None)
             self._channel.ping(time.monotonic())
         elif isinstance(event, GoawayReceived):
             self.is_leaving.set()

@@ -1,7 +1,9 @@
 """The same message over HTTP POST, where the WebSocket is blocked: one exchange a request, the same errors."""
 
 import asyncio
+import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Final
 
 import aiohttp
@@ -14,11 +16,14 @@ from hybrid.transport.pending import Pending
 from hybrid.transport.trust import Tls
 from hybrid.wire.frames import Hello, parse_hello
 from hybrid.wire.limits import HEADER_BYTES, Limits
-from hybrid.wire.message import InferResponse, decode_response, encode_request
+from hybrid.wire.message import EncodedMessage, InferResponse, decode_response, encode_request
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 INFER_PATH: Final = "v2/hybrid/infer"
 HELLO_PATH: Final = "v2/hybrid/hello"
+PIECE_BYTES: Final = 64 * 1024
+
+_log = logging.getLogger("hybrid.transport")
 
 
 async def ask_hello(session: aiohttp.ClientSession, url: URL, tls: Tls, timeout_s: float) -> Hello:
@@ -112,6 +117,9 @@ class HttpCarrier:
             lost = ConnectionLost(f"the exchange with {self._url} broke: {group_error.exceptions[0]!r}")
             pending.fail(lost)
             self.end(lost)
+        except* Exception:  # noqa: BLE001  (logged; a fault of ours must end one request, not the carrier)
+            _log.exception("exchange.failed")
+            pending.fail(HybridError(f"the exchange with {self._url} failed; the log says why"))
 
     async def _post(self, pending: Pending) -> InferResponse:
         message = encode_request(pending.request)
@@ -119,13 +127,17 @@ class HttpCarrier:
             raise TooLarge(
                 f"the request has {message.n_body_bytes} bytes, the gateway takes {self._hello.max_message_bytes}"
             )
-        body = b"".join((message.header, *message.buffers))
-        headers = {HEADER_LENGTH: str(len(message.header)), "Content-Type": "application/octet-stream"}
+        n_bytes_up = len(message.header) + message.n_body_bytes
+        headers = {
+            HEADER_LENGTH: str(len(message.header)),
+            "Content-Length": str(n_bytes_up),
+            "Content-Type": "application/octet-stream",
+        }
         since_s = time.monotonic()
         async with (
             asyncio.timeout(pending.timeout_s),
             self._session.post(
-                self._url / INFER_PATH, data=body, headers=headers, ssl=self._tls, allow_redirects=False
+                self._url / INFER_PATH, data=_pieces(message), headers=headers, ssl=self._tls, allow_redirects=False
             ) as reply,
         ):
             if reply.status != 200:
@@ -133,7 +145,7 @@ class HttpCarrier:
             response, n_bytes = await read_message(reply, self._limits)
         now_s = time.monotonic()
         network_s = max(0.0, now_s - since_s - response.queue_s - response.compute_s)
-        self._link.observe_transfer(len(body), n_bytes, network_s, now_s, response.receive_s)
+        self._link.observe_transfer(n_bytes_up, n_bytes, network_s, now_s, response.receive_s)
         return response
 
     async def _watch(self, stall_s: float) -> None:
@@ -146,6 +158,13 @@ class HttpCarrier:
                 stalled = GatewayStalled(f"{self._url} did not answer within {stall_s} s")
                 self.end(stalled)
                 raise stalled from exc
+
+
+async def _pieces(message: EncodedMessage) -> AsyncIterator[bytes | memoryview]:
+    """The message in pieces small enough to leave the loop free in between."""
+    for buffer in (message.header, *message.buffers):
+        for at in range(0, len(buffer), PIECE_BYTES):
+            yield memoryview(buffer)[at : at + PIECE_BYTES]
 
 
 async def read_message(reply: aiohttp.ClientResponse, limits: Limits) -> tuple[InferResponse, int]:

@@ -263,6 +263,9 @@ class Supervisor:
                 f"{self._url} speaks versions {hello.versions[0]} to {hello.versions[1]}, this side "
                 f"{LOWEST_VERSION} to {HIGHEST_VERSION}; upgrade the older one"
             )
+        since_s = time.monotonic()
+        await ask_hello(session, self._url, tls, OPEN_TIMEOUT_S)  # again, on the open connection: one round trip
+        self._link.observe_rtt(time.monotonic() - since_s, time.monotonic())
         _log.info("gateway.websocket_blocked url=%s status=%d", self._url, refusal.status)
         self.hello = hello
         return HttpCarrier(session, self._url, tls, hello=hello, limits=self._limits, link=self._link)

@@ -23,7 +23,7 @@ from hybrid.wire.events import (
 )
 from hybrid.wire.frames import Frame, FrameReader, Hello, Kind
 from hybrid.wire.inbound import Budget, Inbound
-from hybrid.wire.limits import FRAME_BYTES, Limits
+from hybrid.wire.limits import ACK_BYTES, QUIET_BYTES, Limits
 from hybrid.wire.message import (
     InferRequest,
     InferResponse,
@@ -70,6 +70,8 @@ class Channel:
         self._streams: dict[int, _Stream] = {}
         self._highest_stream = 0
         self._refuse_above: int | None = None
+        self._unacked: dict[int, tuple[int, int]] = {}
+        self._unacked_bytes = 0
         self._ping: tuple[int, float, bool] | None = None
         self._n_pings = 0
         hello = Hello(
@@ -280,10 +282,7 @@ class Channel:
     def _take_piece(self, stream: _Stream, inbound: Inbound, frame: Frame, events: list[Event]) -> None:
         limit_bytes = inbound.limit_bytes
         message = inbound.take(frame.payload, self._budget, end=frame.end)
-        is_raised = inbound.limit_bytes > limit_bytes
-        is_long = inbound.received_bytes > FRAME_BYTES
-        if inbound.acknowledge(force=is_raised or (frame.end and is_long)):
-            self._sending.credit(frame.stream, inbound.received_bytes, inbound.limit_bytes)
+        self._acknowledge(frame, inbound, is_due=inbound.limit_bytes > limit_bytes)
         if message is None:
             return
         receive_s = self._now_s - inbound.first_s
@@ -294,6 +293,16 @@ class Channel:
         else:
             self._close_stream(frame.stream)
             events.append(ResponseReceived(frame.stream, message, receive_s, inbound.received_bytes))
+
+    def _acknowledge(self, frame: Frame, inbound: Inbound, *, is_due: bool) -> None:
+        """Queues CREDITs when one is due, or when so much of all streams together is not acknowledged yet."""
+        self._unacked[frame.stream] = (inbound.received_bytes, inbound.limit_bytes)
+        self._unacked_bytes += len(frame.payload)
+        if is_due or self._unacked_bytes >= ACK_BYTES:
+            for stream, pair in self._unacked.items():
+                self._sending.credit(stream, *pair)
+            self._unacked.clear()
+            self._unacked_bytes = 0
 
     def _refuse(self, number: int, error: HybridError, events: list[Event]) -> None:
         self._close_stream(number)
@@ -339,7 +348,7 @@ class Channel:
 
     @property
     def _is_quiet(self) -> bool:
-        return self._sending.flight.unacked_bytes == 0 and self._sending.unsent_bytes == 0
+        return self._sending.flight.unacked_bytes <= QUIET_BYTES and self._sending.unsent_bytes == 0
 
     def _control(self, frame: bytes) -> None:
         try:
@@ -350,6 +359,7 @@ class Channel:
     def _close_stream(self, number: int) -> None:
         stream = self._streams.pop(number, None)
         self._sending.drop(number)
+        self._unacked.pop(number, None)
         if stream is not None:
             self._free(stream)
 

@@ -59,7 +59,7 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class PongReceived:
-    """A ping came back; `is_quiet` when no data of ours was on its way at either end of the trip."""
+    """A ping came back; `is_quiet` when next to no data of ours was on its way at either end of the trip."""
 
     rtt_s: float
     is_quiet: bool

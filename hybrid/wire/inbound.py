@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from hybrid.errors import BadFrame, TooLarge
-from hybrid.wire.limits import ACK_BYTES, HEADER_BYTES, Limits
+from hybrid.wire.limits import HEADER_BYTES, Limits
 from hybrid.wire.message import BodyPlan, InferRequest, InferResponse
 
 PREFIX_BYTES: Final = 4
@@ -57,8 +57,10 @@ class Inbound:
         uses_budget: whether it holds, or waits for, memory of the budget.
     """
 
-    __slots__ = ("_acked_bytes", "_body", "_decode", "_early", "_filled_bytes", "_limits", "_plan", "first_s",
-                 "limit_bytes", "received_bytes", "stream", "uses_budget")  # fmt: skip
+    __slots__ = (
+        "_body", "_decode", "_early", "_filled_bytes", "_limits", "_plan", "first_s",
+        "limit_bytes", "received_bytes", "stream", "uses_budget",
+    )  # fmt: skip
 
     def __init__(self, stream: int, decode: Decode, limits: Limits, first_s: float) -> None:
         self.stream = stream
@@ -72,7 +74,6 @@ class Inbound:
         self._plan: BodyPlan[InferRequest] | BodyPlan[InferResponse] | None = None
         self._body: memoryview | None = None
         self._filled_bytes = 0
-        self._acked_bytes = 0
 
     @property
     def n_body_bytes(self) -> int:
@@ -130,10 +131,3 @@ class Inbound:
             raise BadFrame(f"stream {self.stream} sent more bytes than its header declares")
         self._body[self._filled_bytes : self._filled_bytes + len(payload)] = payload
         self._filled_bytes += len(payload)
-
-    def acknowledge(self, *, force: bool) -> bool:
-        """Whether a CREDIT is due now; counts it as sent."""
-        due = self.received_bytes - self._acked_bytes >= (1 if force else ACK_BYTES)
-        if due:
-            self._acked_bytes = self.received_bytes
-        return due

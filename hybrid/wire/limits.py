@@ -16,7 +16,10 @@ MAX_RANK: Final = 32
 """No tensor has more dimensions."""
 
 ACK_BYTES: Final = 32 * 1024
-"""The receiver acknowledges at least this often."""
+"""The receiver acknowledges at least this often, counting all streams together."""
+
+QUIET_BYTES: Final = 4 * 1024
+"""With no more than this on its way, a ping measures the round trip and not our own queue."""
 
 BACKLOG_BYTES: Final = 64 * 1024
 """Control frames that may wait for a peer that does not read."""

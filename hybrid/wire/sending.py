@@ -51,8 +51,9 @@ class Sending:
         self._control.append(frame)
 
     def credit(self, stream: int, received_bytes: int, limit_bytes: int) -> None:
-        """Queues a CREDIT; only the latest of a stream is sent."""
-        self._credits[stream] = (received_bytes, limit_bytes)
+        """Queues a CREDIT; those of one stream that still wait become one, and never take anything back."""
+        received_before, limit_before = self._credits.get(stream, (0, 0))
+        self._credits[stream] = (max(received_before, received_bytes), max(limit_before, limit_bytes))
 
     def pong(self, token: int) -> None:
         """Queues a PONG; only the latest is sent."""

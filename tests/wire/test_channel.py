@@ -100,6 +100,14 @@ def test_bodies_wait_for_the_budget_in_turn_and_all_arrive():
     assert order == streams
 
 
+def test_many_streams_together_do_not_wait_for_each_others_acknowledgements():
+    pair = open_pair()
+    for _ in range(60):
+        pair.client.send_request(request_of(30_000), 0.0)
+    _, events = pair.settle()
+    assert len(events) == 60
+
+
 def test_streams_take_turns():
     pair = open_pair()
     long = pair.client.send_request(request_of(200_000), 0.0)
