@@ -1,6 +1,5 @@
 """Every setting of the gateway, read once: a flag over an environment variable over the TOML file over the default."""
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -32,7 +31,7 @@ class GatewayConfig:
     no_announce: bool = setting(False, "Do not announce this gateway by DNS-SD.")
     name: str = setting("", "Name in the announcement; empty takes the machine's.")
     allow_shared_memory: bool = setting(False, "Let clients on this machine register shared memory; loopback only.")
-    n_runs: int = setting(max(2, (os.cpu_count() or 2) // 2), "Engine runs at the same time; further ones wait.")
+    n_runs: int = setting(0, "Engine runs at the same time; further ones wait. 0 takes half the cores, at least two.")
     n_intra_threads: int = setting(0, "Threads inside one run; 0 takes one a core.")
     max_waiting: int = setting(256, "Requests that may wait for the engine; further ones are refused with 503.")
     session_memory_bytes: int = setting(2 << 30, "Memory for opened models and tails; the least used ones leave.")
@@ -77,14 +76,14 @@ class GatewayConfig:
             raise ValueError(f"port {self.port} does not exist; give 0 to 65535")
         if self.event_loop not in ("auto", "asyncio", "uvloop"):
             raise ValueError(f"event loop {self.event_loop!r} is unknown; use auto, asyncio or uvloop")
-        for name in ("n_runs", "max_waiting", "session_memory_bytes", "max_body_bytes", "max_json_bytes"):
+        for name in ("max_waiting", "session_memory_bytes", "max_body_bytes", "max_json_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("body_timeout_s", "header_timeout_s", "keepalive_s", "max_connections"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        if self.n_intra_threads < 0 or self.drain_s < 0:
-            raise ValueError("n_intra_threads and drain_s must not be negative")
+        if min(self.n_runs, self.n_intra_threads, self.drain_s) < 0:
+            raise ValueError("n_runs, n_intra_threads and drain_s must not be negative")
 
 
 def settings() -> tuple[Field[Value], ...]:

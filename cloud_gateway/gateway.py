@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -250,7 +251,7 @@ def _certificate(config: GatewayConfig) -> ServerCertificate:
 def _executor_settings(config: GatewayConfig) -> ExecutorSettings:
     return ExecutorSettings(
         engine=EngineSettings(n_intra_threads=config.n_intra_threads),
-        n_threads=config.n_runs,
+        n_threads=config.n_runs or max(2, (os.cpu_count() or 2) // 2),
         max_waiting=config.max_waiting,
         session_budget_bytes=config.session_memory_bytes,
         inline=not config.no_inline,
