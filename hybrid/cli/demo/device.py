@@ -39,13 +39,16 @@ class Device:
         with Image.open(assignment.photo) as photo:
             self._photo = photo.convert("RGB")
 
-    def answer(self, number: int) -> Answered:
+    def answer(self, number: int, started_s: float) -> Answered:
         """Finds the lines of the page and reads one of them, the next at every number.
+
+        Args:
+            number: of the question.
+            started_s: when it was first asked.
 
         Raises:
             HybridError: cloud-only, and there was no answer in time.
         """
-        started_s = time.monotonic()
         stages: list[Stage] = []
         [chances] = self._run(self._detector, reading.detector_input(self._photo), stages)
         boxes = reading.find_lines(chances)
@@ -111,7 +114,7 @@ def _warm_up(device: Device, policy: str) -> None:
     n_answers = 0
     while time.monotonic() < until_s:
         try:
-            device.answer(n_answers)
+            device.answer(n_answers, time.monotonic())
             n_answers += 1
         except HybridError:
             time.sleep(_PAUSE_AFTER_FAILURE_S)
@@ -124,7 +127,23 @@ def _say(message: Ready | Answered | Failed | Done) -> None:
     sys.stdout.flush()
 
 
-def _work(device: Device, stopped: threading.Event) -> None:
+def _asked(device: Device, number: int, patience_s: float) -> Answered:
+    """One answer; a failed question is asked again until the patience is over, as a plain client would.
+
+    Raises:
+        HybridError: what the last try ended with.
+    """
+    started_s = time.monotonic()
+    while True:
+        try:
+            return device.answer(number, started_s)
+        except HybridError:
+            if time.monotonic() - started_s >= patience_s:
+                raise
+            time.sleep(_PAUSE_AFTER_FAILURE_S)
+
+
+def _work(device: Device, patience_s: float, stopped: threading.Event) -> None:
     n_started = n_answered = 0
     for number in count():
         if stopped.is_set():
@@ -132,11 +151,10 @@ def _work(device: Device, stopped: threading.Event) -> None:
         n_started += 1
         started_s = time.monotonic()
         try:
-            _say(device.answer(number))
+            _say(_asked(device, number, patience_s))
             n_answered += 1
         except HybridError as error:
             _say(Failed(started_s=started_s, ended_s=time.monotonic(), code=error.code, message=str(error)))
-            stopped.wait(_PAUSE_AFTER_FAILURE_S)
     _say(Done(n_started=n_started, n_answered=n_answered))
 
 
@@ -155,7 +173,7 @@ def main() -> None:
     stopped = threading.Event()
     if sys.stdin.readline().strip() == "go":
         threading.Thread(target=_await_stop, args=(stopped,), daemon=True).start()
-        _work(device, stopped)
+        _work(device, assignment.timeout_s if assignment.policy == "cloud" else 0.0, stopped)
     device.close()
 
 

@@ -52,7 +52,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseFigures:
-    """One policy in one phase; seconds are None where no answer came."""
+    """One policy in one phase; seconds are None where no answer came.
+
+    Attributes:
+        phase: its name.
+        n_answers: answers that came.
+        n_failed: answers that did not come.
+        p50_s: median seconds of an answer.
+        p95_s: 95th percentile.
+        where: how many answers were computed where.
+        errors: how many answers did not come for which error code.
+    """
 
     phase: str
     n_answers: int
@@ -60,6 +70,7 @@ class PhaseFigures:
     p50_s: float | None
     p95_s: float | None
     where: dict[str, int]
+    errors: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +156,7 @@ def _phase_figures(name: str, samples: list[Sample]) -> PhaseFigures:
         p50_s=p50_s,
         p95_s=p95_s,
         where=dict(Counter(one.where for one in good).most_common()),
+        errors=dict(Counter(one.error for one in samples if one.error).most_common()),
     )
 
 

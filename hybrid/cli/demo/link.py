@@ -25,20 +25,22 @@ class Phase:
     ends_s: float
 
 
-def _both(rate_bps: float, delay_s: float, *, is_open: bool = True) -> Shape:
-    one = Direction(rate_bps=rate_bps, delay_s=delay_s, open=is_open)
-    return Shape(up=one, down=one)
+def _shape(up_bps: float, down_bps: float, delay_s: float, *, is_open: bool = True) -> Shape:
+    return Shape(
+        up=Direction(rate_bps=up_bps, delay_s=delay_s, open=is_open),
+        down=Direction(rate_bps=down_bps, delay_s=delay_s, open=is_open),
+    )
 
 
-GOOD: Final = _both(20e6, 0.010)
-_POOR: Final = _both(0.8e6, 0.075)
-_DEAD: Final = _both(20e6, 0.010, is_open=False)
+GOOD: Final = _shape(20e6, 60e6, 0.010)
+_POOR: Final = _shape(1e6, 6e6, 0.075)
+_DEAD: Final = _shape(20e6, 60e6, 0.010, is_open=False)
 
 _PLAN: Final = (
-    ("good", "20 Mbit/s, 20 ms round trip", GOOD, 0.25),
-    ("poor", "0.8 Mbit/s, 150 ms round trip", _POOR, 0.25),
+    ("good", "20 Mbit/s up, 20 ms round trip", GOOD, 0.25),
+    ("poor", "1 Mbit/s up, 150 ms round trip", _POOR, 0.2),
     ("dead", "nothing passes", _DEAD, 0.20),
-    ("good", "20 Mbit/s, 20 ms round trip", GOOD, 0.30),
+    ("good", "20 Mbit/s up, 20 ms round trip", GOOD, 0.35),
 )
 
 

@@ -17,7 +17,7 @@ class Material:
     """The demo's files.
 
     Attributes:
-        detector: PP-OCRv6 text detector (ONNX, Apache-2.0, from rapidocr's wheel).
+        detector: PP-OCRv6 text detector (ONNX, Apache-2.0, from rapidocr's wheel), its map of chances as bytes.
         recogniser: PP-OCRv6 text recogniser of the same wheel, with the arg max of each step inside the graph.
         characters: text file of the recogniser's classes, one a line.
         photo: a photograph of a printed page, from scikit-image's wheel.
@@ -35,9 +35,10 @@ def gather(folder: Path) -> Material:
     Raises:
         MissingExtra: a package of the extra `demo` is not installed.
     """
-    recogniser, characters = folder / "recogniser.onnx", folder / "characters.txt"
+    detector, recogniser, characters = folder / "detector.onnx", folder / "recogniser.onnx", folder / "characters.txt"
+    _with_byte_map(_located(*_DETECTOR), detector)
     characters.write_text(_with_arg_max(_located(*_RECOGNISER), recogniser), encoding="utf-8")
-    return Material(detector=_located(*_DETECTOR), recogniser=recogniser, characters=characters, photo=photo())
+    return Material(detector=detector, recogniser=recogniser, characters=characters, photo=photo())
 
 
 def photo() -> Path:
@@ -53,6 +54,23 @@ def _located(package: str, name: str) -> Path:
     if found is None:
         raise MissingExtra("demo", f"{package} with {name}")
     return Path(str(found.locate()))
+
+
+def _with_byte_map(source: Path, target: Path) -> None:
+    """Writes the detector with its map of chances as bytes, 0 to 255, a quarter of what it puts out as shipped."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(source)
+    graph = model.graph
+    chances = graph.output[0].name
+    scale = helper.make_tensor("demo_scale", TensorProto.FLOAT, [], [255.0])
+    graph.initializer.append(scale)
+    graph.node.append(helper.make_node("Mul", [chances, "demo_scale"], ["demo_scaled"], name="demo_mul"))
+    graph.node.append(helper.make_node("Cast", ["demo_scaled"], ["map"], name="demo_cast", to=TensorProto.UINT8))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("map", TensorProto.UINT8, ["n", 1, "h", "w"]))
+    onnx.save(model, target)
 
 
 def _with_arg_max(source: Path, target: Path) -> str:

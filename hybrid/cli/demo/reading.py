@@ -49,8 +49,8 @@ def detector_input(photo: Image.Image) -> np.ndarray:
 
 
 def find_lines(chances: np.ndarray) -> list[Box]:
-    """Lines of text from top to bottom; `chances` is the detector's output, `(1, 1, h, w)`, 0 to 1."""
-    field = chances[0, 0]
+    """Lines of text from top to bottom; `chances` is the detector's output, uint8 `(1, 1, h, w)`, 0 to 255."""
+    field = chances[0, 0].astype(np.float32) / 255
     height, width = field.shape
     boxes: list[Box] = []
     for region in regions(field > _THRESHOLD, field):
