@@ -4,12 +4,26 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A marker names what a test needs; where that is missing, the test is skipped and says so."""
+    if item.get_closest_marker("torch") and find_spec("torch") is None:
+        pytest.skip("needs torch")
+    if item.get_closest_marker("root") and (not hasattr(os, "geteuid") or os.geteuid() != 0):
+        pytest.skip("needs root")
+    if item.get_closest_marker("gpu"):
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            pytest.skip("needs a CUDA device and onnxruntime-gpu")
 
 
 @pytest.fixture(scope="session")
