@@ -42,8 +42,9 @@ class LiveGateway:
 
     @property
     def token(self) -> str:
-        """The administrator's token."""
-        return (self.data / "admin.token").read_text().strip()
+        """The administrator's token; empty where the gateway asks for none."""
+        path = self.data / "admin.token"
+        return path.read_text().strip() if path.exists() else ""
 
     @property
     def log(self) -> str:
@@ -84,7 +85,9 @@ class LiveGateway:
         if self._process.poll() is None:
             self.signal(signal.SIGCONT)
             self._process.terminate()
-            try:
-                self._process.communicate(timeout=10)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        try:
+            self._process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        if self._process.stdout is not None:
+            self._process.stdout.close()

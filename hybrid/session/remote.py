@@ -45,6 +45,9 @@ FORCED_TIMEOUT_S = 60.0
 FORCED_WAIT_S = 60.0
 LEAST_STALL_S = 0.5
 MOST_STALL_S = 3.0
+LEAST_RESERVE_S = 0.010
+"""Kept free before a deadline beside the device's own seconds: waking a thread takes milliseconds on a busy machine."""
+
 FAILURES = (HybridError, CompressionError, TimeoutError, RuntimeError, ValueError)
 """What a remote attempt may raise (the last two from the engine that runs the head); the device answers then."""
 
@@ -256,7 +259,8 @@ class Remote:
         """Seconds that a remote attempt may take so that the device can still answer before the deadline."""
         if self._options.deadline_s is None:
             return float("inf")
-        reserve_s = 1.2 * (route.local_s or 0.0) * route.device_speed_ratio + 0.002
+        local_s = (route.local_s or 0.0) * route.device_speed_ratio
+        reserve_s = LEAST_RESERVE_S + 1.5 * local_s * (1 + 2 * route.device_spread_ratio)
         return self._options.deadline_s - (perf_counter() - trip.started_s) - reserve_s
 
     def _timeout_s(self, route: Route, trip: Trip) -> float:

@@ -81,6 +81,11 @@ class Route:
         """Running ratio of measured to profiled seconds on this device."""
         return self._device.value or 1.0
 
+    @property
+    def device_spread_ratio(self) -> float:
+        """Relative deviation of this device's seconds."""
+        return self._device.spread_ratio
+
     # -- the ways
 
     def put_ways(self, ways: tuple[Way, ...]) -> None:

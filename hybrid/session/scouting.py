@@ -9,7 +9,7 @@ from time import monotonic, perf_counter
 import numpy as np
 
 from compression.errors import CompressionError
-from hybrid.errors import HybridError, RefusedError
+from hybrid.errors import HybridError, RefusedError, UnknownCut
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.schedule.options import Options
@@ -70,7 +70,12 @@ class Scout:
             return False
         self._n_unanswered = 0
         self._refer(route)
-        ways = list(self._known_or_new(route, prepared))
+        try:
+            cuts = self._cuts(prepared)
+        except UnknownCut as exc:
+            route.note = str(exc)
+            return True
+        ways = self._known_or_new(route, cuts)
         kind = self._options.kind
         if kind in ("auto", "offload"):
             for way in [way for way in ways if way.prospect.placement == "offload"]:
@@ -106,10 +111,9 @@ class Scout:
         if route.local_s is None:
             route.profile_local(perf_counter() - started_s)
 
-    def _known_or_new(self, route: Route, prepared: Prepared | None) -> list[Way]:
+    def _known_or_new(self, route: Route, cuts: list[Cut | None]) -> list[Way]:
         """One way for each (gateway, cut, codec), keeping those that are there."""
         known = {(way.prospect.key, way.holding): way for way in route.ways}
-        cuts = self._cuts(prepared)
         codecs = ("none", "lossless") if self._options.codec == "auto" else (self._options.codec,)
         ways = []
         for holding in route.holdings:
