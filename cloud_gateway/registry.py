@@ -97,12 +97,18 @@ class Registry:
         """Close the database."""
         self._database.close()
 
-    # ------------------------------------------------------------------------------------------------------ versions
+    # Versions.
 
     def commit_version(
         self, manifest_bytes: bytes, signature: Signature | None = None, *, name: str | None = None
     ) -> VersionRecord:
-        """Make a version visible; the same bytes again change nothing.
+        """Make a version visible; the same bytes again change nothing. Arguments and errors as `commit`."""
+        return self.commit(manifest_bytes, signature, name=name)[0]
+
+    def commit(
+        self, manifest_bytes: bytes, signature: Signature | None = None, *, name: str | None = None
+    ) -> tuple[VersionRecord, bool]:
+        """Make a version visible; also whether this call did.
 
         Args:
             manifest_bytes: exact bytes of the manifest.
@@ -126,7 +132,7 @@ class Registry:
                 write_atomically(self._manifests / f"{digest}.json", manifest_bytes)
             if signature is not None and not (self._manifests / f"{digest}.sig").exists():
                 write_atomically(self._manifests / f"{digest}.sig", signature.file_bytes)
-            return known or self._insert(manifest, digest, time.time())
+            return (known, False) if known is not None else self._insert(manifest, digest, time.time())
 
     def resolve(self, name: str, version: str | None = None) -> VersionRecord:
         """The version of that name, the newest committed one without a version.
@@ -164,7 +170,7 @@ class Registry:
         path = self._manifests / f"{digest}.sig"
         return Signature.of_file_bytes(path.read_bytes()) if path.exists() else None
 
-    # --------------------------------------------------------------------------------------------------------- files
+    # Files.
 
     def find_blob(self, sha256: str) -> Path | None:
         """A file with these bytes: a loose blob, or one that lies in a model's folder."""
@@ -192,7 +198,7 @@ class Registry:
                 connection.execute("DELETE FROM placed WHERE model_digest = ?", (model_digest,))
         raise CorruptContent(f"model {model_digest}: its files changed on the disk; they are set aside, push it again")
 
-    # --------------------------------------------------------------------------------------------- what serving asks
+    # What serving asks.
 
     def find(self, name: str, version: str) -> ServedModel:
         """`ModelSource.find`: version "" is the newest."""
@@ -217,7 +223,7 @@ class Registry:
         with self._database.writing() as connection:
             connection.execute(statement, (name,))
 
-    # --------------------------------------------------------------------------------------------------------- inside
+    # Inside.
 
     def _select(self, condition: str, *values: str) -> tuple[VersionRecord, ...]:
         query = f"SELECT {_COLUMNS} FROM versions WHERE {condition} ORDER BY id"  # noqa: S608 (conditions are ours)
@@ -280,7 +286,7 @@ class Registry:
         for file in files:
             self._blobs.path(file.sha256).unlink(missing_ok=True)
 
-    def _insert(self, manifest: Manifest, digest: str, created_s: float) -> VersionRecord:
+    def _insert(self, manifest: Manifest, digest: str, created_s: float) -> tuple[VersionRecord, bool]:
         model_file = manifest.model_files[0].name
         values = (
             manifest.name,
@@ -296,12 +302,13 @@ class Registry:
         marks = ", ".join("?" * len(values))
         with self._database.writing() as connection:
             # another process may have been first: the same content is fine, _known says Conflict to other content
-            connection.execute(f"INSERT OR IGNORE INTO versions ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608
+            query = f"INSERT OR IGNORE INTO versions ({_COLUMNS}) VALUES ({marks})"  # noqa: S608 (columns are ours)
+            is_new = connection.execute(query, values).rowcount == 1
         record = self._known(manifest, digest)
         if record is None:
             raise NotFound("the model's files vanished while its version was committed; push again", missing=[])
         _log.info("registry.committed name=%s version=%s artifact=%s", record.name, record.version, digest)
-        return record
+        return record, is_new
 
     def _rebuild(self) -> None:
         """Fill an empty database from what lies on the disk, reading every byte; what does not check out stays out."""

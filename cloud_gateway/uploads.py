@@ -110,13 +110,8 @@ class _Calls:
         data = await _read_body(request)
         header = request.headers.get(SIGNATURE_HEADER)
         signature = Signature.of_text(header) if header is not None else None
-        record, is_new = await asyncio.to_thread(self._commit, name, data, signature)
+        record, is_new = await asyncio.to_thread(self.registry.commit, data, signature, name=name)
         return web.json_response(_public(record, signature), status=201 if is_new else 200)
-
-    def _commit(self, name: str, data: bytes, signature: Signature | None) -> tuple[VersionRecord, bool]:
-        known = {record.version for record in self.registry.list_versions(name)}
-        record = self.registry.commit_version(data, signature, name=name)
-        return record, record.version not in known
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
         """Every name with its versions."""

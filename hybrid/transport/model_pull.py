@@ -144,9 +144,7 @@ def pull_model(
 
 async def _exclusive(path: Path) -> int:
     """An open file that this pull alone has locked; whoever holds it now gives up by its own patience."""
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = await asyncio.to_thread(_opened, path)
     try:
         while not try_lock(handle):  # noqa: ASYNC110 (another process holds it, no event of ours tells)
             await asyncio.sleep(_LOCK_PAUSE_S)
@@ -154,6 +152,12 @@ async def _exclusive(path: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def _opened(path: Path) -> int:
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _already(info: VersionInfo, destination: Path) -> Artifact | None:

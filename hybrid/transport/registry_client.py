@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -19,6 +20,7 @@ from hybrid.errors import (
     GatewayStalled,
     GatewayUnreachable,
     GatewayUntrusted,
+    HybridError,
     RefusedError,
     from_code,
 )
@@ -208,13 +210,16 @@ class RegistryClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; an answer of 400 and above is raised as the error that it names, unless `fine`."""
         session = await self._connected()
+        body = None if data is None else BytesIO(data)  # aiohttp writes a stream block by block
         try:
             async with session.request(
-                method, URL(f"{self.url}/{path}"), data=data, headers=headers, allow_redirects=False
+                method, URL(f"{self.url}/{path}"), data=body, headers=headers, allow_redirects=False
             ) as response:
                 if response.status >= 300 and response.status not in fine:
                     raise await _refusal(self.url, response)
                 yield response
+        except HybridError:
+            raise  # some of ours are OSErrors too
         except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientSSLError) as exc:
             self._verifier.forget()
             raise GatewayUntrusted(

@@ -121,7 +121,7 @@ def test_what_is_no_artifact_is_said_so(tmp_path, small_model):
         assert str(path) in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------ hostile zips
+# Hostile zips.
 
 
 def _zip(tmp_path, artifact, change):
@@ -261,7 +261,7 @@ def test_unpacking_twice_finds_the_first(artifact, tmp_path):
     assert unpack(tmp_path / "a.zip", tmp_path / "under").model_path.stat().st_ino == inode
 
 
-# --------------------------------------------------------------------------------------- signatures and attachments
+# Signatures and attachments.
 
 
 def test_signatures_are_over_exact_bytes(artifact):

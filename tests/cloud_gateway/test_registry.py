@@ -256,7 +256,7 @@ def test_rivals_for_one_version_have_one_winner(registry, tmp_path):
     assert winners == [registry.resolve("net", "1").artifact_digest]
 
 
-# ------------------------------------------------------------------------------------------------ after something broke
+# After something broke.
 
 
 def _labels(records: tuple[VersionRecord, ...]) -> list[tuple[str, str, str]]:
