@@ -81,7 +81,7 @@ def _voice(batch: int) -> Callable[[np.random.Generator], Feeds]:
 
 
 def _bytes(batch: int) -> Callable[[np.random.Generator], Feeds]:
-    return lambda rng: {"bytes": rng.integers(0, 257, (batch, 2048), dtype=np.int32)}
+    return lambda rng: {"bytes": rng.integers(0, rng.integers(2, 257), (batch, 2048), dtype=np.int32)}
 
 
 def _text(batch: int, length: int) -> Callable[[np.random.Generator], Feeds]:

@@ -38,7 +38,10 @@ _UNSUPPORTED = re.compile(
     r"Unsupported model IR|implementation for|domain_version|no opset import for domain",
     re.IGNORECASE,
 )
-_NO_ROOM = re.compile(r"no space left|file too large|disk quota|errno[: =]*(28|27|122)\b|\bENOSPC\b", re.IGNORECASE)
+_NO_ROOM = re.compile(
+    r"failed to write external initializers|no space left|file too large|disk quota|errno[: =]*(28|27|122)\b|\bENOSPC\b",
+    re.IGNORECASE,
+)
 _MISSHAPED = re.compile(r"ShapeInferenceError|TypeInferenceError|[Ii]ncompatible dimensions|[Ss]hape")
 
 

@@ -47,20 +47,24 @@ def crossing_bytes(wiring: Wiring) -> list[int]:
 
 
 def _stages(wiring: Wiring, order: Sequence[int]) -> Iterator[list[int]]:
-    """The nodes between two places of this order where one tensor alone is alive.
+    """The nodes between two places of this order where one tensor alone is alive, and all before leads to it.
 
     Every set of nodes that is closed under ancestors ends inside one stage, so that each can be searched by itself.
+    After a node that nothing follows, such as one that makes an early output, there are no more stages.
     """
     waiting = [len(readers) for readers in wiring.consumers]
     n_alive = sum(1 for tensor, maker in enumerate(wiring.producer) if maker == FROM_OUTSIDE and waiting[tensor])
     stage: list[int] = []
+    all_lead_on = True
     for node in order:
         stage.append(node)
         for tensor in wiring.reads[node]:
             waiting[tensor] -= 1
             n_alive -= not waiting[tensor]
-        n_alive += sum(1 for tensor in wiring.makes[node] if waiting[tensor])
-        if n_alive == 1:
+        n_read_later = sum(1 for tensor in wiring.makes[node] if waiting[tensor])
+        n_alive += n_read_later
+        all_lead_on &= n_read_later > 0
+        if n_alive == 1 and all_lead_on:
             yield stage
             stage = []
     if stage:

@@ -79,7 +79,7 @@ class Prepared:
         if cut.kind != "interior":
             raise PlanError(f"the {cut.kind} cut has no {side}; choose an interior cut", cut=cut.id)
         path = self.folder / store.piece_name(side, cut.id)
-        if not path.exists():
+        if not (path.exists() and path.stat().st_size):  # empty after a power cut
             from hybrid.partition.extract import write_piece
 
             write_piece(self.graph_path, cut, side, path)

@@ -69,8 +69,10 @@ def read_record(folder: Path, model_digest: str, shape_key: ShapeKey) -> Record 
     return record if all(_is_as_written(folder / name, stamp) for name, stamp in record.files.items()) else None
 
 
-def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file as it is now; reads it."""
+def settle(path: Path) -> Stamp:
+    """Force a finished file to disk; its stamp."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
     status = path.stat()
     return Stamp(size=status.st_size, inode=status.st_ino, mtime_ns=status.st_mtime_ns, sha256=_sha256(path))
 

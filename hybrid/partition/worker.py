@@ -32,7 +32,7 @@ def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folde
     view = read_view(model, infer(model, shape_key, folder))
     table = scan(view, cut_orders(view))
     write_pieces(model, table, folder)
-    files = {name: store.stamp_of(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE) if (folder / name).exists()}
+    files = {name: store.settle(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE) if (folder / name).exists()}
     record = store.Record(
         format=store.FORMAT,
         engine=f"onnxruntime {onnxruntime.__version__}",
