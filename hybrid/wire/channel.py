@@ -23,7 +23,7 @@ from hybrid.wire.events import (
 )
 from hybrid.wire.frames import Frame, FrameReader, Hello, Kind
 from hybrid.wire.inbound import Budget, Inbound
-from hybrid.wire.limits import ACK_BYTES, QUIET_BYTES, Limits
+from hybrid.wire.limits import ACK_BYTES, ACK_S, QUIET_BYTES, Limits
 from hybrid.wire.message import (
     InferRequest,
     InferResponse,
@@ -72,6 +72,7 @@ class Channel:
         self._refuse_above: int | None = None
         self._unacked: dict[int, tuple[int, int]] = {}
         self._unacked_bytes = 0
+        self._acked_s = now_s
         self._ping: tuple[int, float, bool] | None = None
         self._n_pings = 0
         hello = Hello(
@@ -298,11 +299,12 @@ class Channel:
         """Queues CREDITs when one is due, or when so much of all streams together is not acknowledged yet."""
         self._unacked[frame.stream] = (inbound.received_bytes, inbound.limit_bytes)
         self._unacked_bytes += len(frame.payload)
-        if is_due or self._unacked_bytes >= ACK_BYTES:
+        if is_due or self._unacked_bytes >= ACK_BYTES or self._now_s - self._acked_s >= ACK_S:
             for stream, pair in self._unacked.items():
                 self._sending.credit(stream, *pair)
             self._unacked.clear()
             self._unacked_bytes = 0
+            self._acked_s = self._now_s
 
     def _refuse(self, number: int, error: HybridError, events: list[Event]) -> None:
         self._close_stream(number)

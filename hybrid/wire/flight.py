@@ -7,6 +7,8 @@ whatever buffer the path has, and a CANCEL or PING would wait behind it.
 from collections import deque
 from typing import Final
 
+from hybrid.wire.limits import FRAME_BYTES
+
 FLOOR_BYTES: Final = 64 * 1024
 START_BYTES: Final = 128 * 1024
 CEILING_BYTES: Final = 64 * 1024 * 1024
@@ -33,6 +35,11 @@ class Flight:
     def has_room(self) -> bool:
         """Whether more may be sent."""
         return self._sent_bytes - self._acked_bytes < self.window_bytes
+
+    @property
+    def frame_bytes(self) -> int:
+        """How long a frame may be: shorter on a slow path, where a long one would hide progress for too long."""
+        return min(FRAME_BYTES, self.window_bytes // 8)
 
     @property
     def unacked_bytes(self) -> int:

@@ -18,6 +18,9 @@ MAX_RANK: Final = 32
 ACK_BYTES: Final = 32 * 1024
 """The receiver acknowledges at least this often, counting all streams together."""
 
+ACK_S: Final = 0.1
+"""… and at the first frame after so long, for links on which 32 KiB take their time."""
+
 QUIET_BYTES: Final = 4 * 1024
 """With no more than this on its way, a ping measures the round trip and not our own queue."""
 

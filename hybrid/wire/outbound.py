@@ -2,7 +2,6 @@
 
 from hybrid.errors import BadFrame
 from hybrid.wire.frames import END, Kind, head
-from hybrid.wire.limits import FRAME_BYTES
 from hybrid.wire.message import Buffer, EncodedMessage
 
 
@@ -52,9 +51,9 @@ class Outbound:
         self.limit_bytes = max(self.limit_bytes, limit_bytes)
         return newly
 
-    def next_frame(self) -> list[Buffer]:
-        """The next DATA frame as buffers; `can_send` must hold."""
-        size = min(FRAME_BYTES, min(self.n_bytes, self.limit_bytes) - self.sent_bytes)
+    def next_frame(self, most_bytes: int) -> list[Buffer]:
+        """The next DATA frame as buffers, its payload at most so long; `can_send` must hold."""
+        size = min(most_bytes, min(self.n_bytes, self.limit_bytes) - self.sent_bytes)
         self.sent_bytes += size
         parts: list[Buffer] = [head(Kind.DATA, self.stream, size, END if self.is_done else 0)]
         while size:

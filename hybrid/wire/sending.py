@@ -111,7 +111,7 @@ class Sending:
         while n_bytes < budget_bytes and self._turns and self.flight.has_room:
             outbound = self._turns.popleft()
             before = outbound.sent_bytes
-            frame = outbound.next_frame()
+            frame = outbound.next_frame(self.flight.frame_bytes)
             n_payload = outbound.sent_bytes - before
             self.flight.sent(n_payload, now_s)
             self.data_bytes += n_payload

@@ -1,4 +1,4 @@
-"""Faults injected between a client and a real server process: every request ends, typed and in time; service returns."""
+"""Faults between a client and a real server process: every request ends, typed and in time, and service returns."""
 
 import json
 import os
