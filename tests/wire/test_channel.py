@@ -318,6 +318,22 @@ def test_more_streams_than_allowed_are_refused_on_both_sides():
     assert pair.server.n_streams == 4
 
 
+def test_a_client_that_takes_no_answers_is_refused_more():
+    pair = open_pair(SMALL, SMALL)
+    streams = [pair.client.send_request(request_of(10), 0.0) for _ in range(2)]
+    pair.settle()
+    for stream in streams:
+        pair.server.send_response(stream, response_of(900_000))
+    pair.flush_server(1 << 20)
+    pair.client.send_request(request_of(10), 0.0)
+    pair.flush_client()
+    (event,) = pair.deliver_up(1 << 20)
+    assert isinstance(event, RequestRefused)
+    assert isinstance(event.error, Overloaded)
+    at_client, _ = pair.settle()
+    assert sorted(type(event).__name__ for event in at_client) == ["RequestFailed", *["ResponseReceived"] * 2]
+
+
 def test_messages_beyond_the_peers_limit_are_not_sent():
     pair = open_pair(SMALL, SMALL)
     with pytest.raises(TooLarge):
