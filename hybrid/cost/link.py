@@ -13,6 +13,9 @@ from hybrid.cost.running import RunningEstimate
 MIN_RATE_SAMPLE_BYTES = 8 * 1024
 """Transfers below this say nothing about goodput."""
 
+LEAST_MOVING_S = 1e-4
+"""On a link that is faster than the round trip's noise, bytes count as moving for at least so long."""
+
 STALE_S = 10.0
 """Age at which an estimate deserves a fresh sample."""
 
@@ -88,10 +91,10 @@ class LinkEstimate:
                 self._rtt.observe(network_s, now_s)
             rtt_s = min(self._rtt.value or network_s, network_s)
             up_s, down_s = _split_moving_s(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s)
-            if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
-                self._uplink.observe(8 * n_bytes_up / up_s, now_s)
-            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
-                self._downlink.observe(8 * n_bytes_down / down_s, now_s)
+            if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and n_bytes_up * 4 >= n_bytes_down:
+                self._uplink.observe(8 * n_bytes_up / max(up_s, LEAST_MOVING_S), now_s)
+            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and n_bytes_down * 4 >= n_bytes_up:
+                self._downlink.observe(8 * n_bytes_down / max(down_s, LEAST_MOVING_S), now_s)
             self._measured_s = now_s
             self._publish()
 

@@ -253,10 +253,10 @@ def explained(prospects: Sequence[Prospect], decision: Decision, beliefs: Belief
 def _reason(why: str, total_s: float | None, decision: Decision, *, chosen: bool) -> str:
     if why:
         return why
-    if total_s is None:
-        return "not measured yet"
     if chosen and not decision.costs:
         return "forced by options.placement"
+    if total_s is None:
+        return "not measured yet"
     if chosen:
         return "lowest expected cost, or not beaten by more than the switching gain"
     if decision.predicted_s is None:

@@ -20,6 +20,7 @@ from hybrid.transport.client import GatewayClient
 log = logging.getLogger("hybrid.session")
 
 TICK_S = 1.0
+UNSETTLED_S = 0.2
 UNREACHABLE_S = 5.0
 ASK_TIMEOUT_S = 10.0
 ASK_AGAIN_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -163,7 +164,8 @@ class Preparation:
             with self._changed:
                 self._changed.notify_all()
                 if not self._woken and not self._closed:
-                    self._changed.wait(TICK_S)
+                    unsettled = any(route.holdings and not at.settled for route, at in self._routes.items())
+                    self._changed.wait(UNSETTLED_S if unsettled else TICK_S)
                 self._woken = False
 
     def _round(self) -> None:

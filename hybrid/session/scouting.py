@@ -9,7 +9,7 @@ from time import monotonic, perf_counter
 import numpy as np
 
 from compression.errors import CompressionError
-from hybrid.errors import HybridError, RefusedError, UnknownCut
+from hybrid.errors import HybridError, RefusedError, UnknownCut, Warming
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.schedule.options import Options
@@ -257,9 +257,11 @@ class Scout:
         return max((distance_ratio(a, b) for a, b in zip(outputs, route.reference or (), strict=True)), default=0.0)
 
     def _failed(self, way: Way, exc: Exception) -> None:
+        self._n_unanswered += 1
+        if isinstance(exc, Warming):
+            return  # the gateway is well, it only builds this tail: the next scouting asks again
         retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
         way.holding.failed(monotonic(), retry_after_s)
-        self._n_unanswered += 1
         log.info("way.failed cut=%s error=%s", way.prospect.cut or "input", getattr(exc, "code", type(exc).__name__))
 
 

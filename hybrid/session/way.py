@@ -39,6 +39,7 @@ class Holding:
     def succeeded(self, tail_s: float, profiled_s: float | None, queue_s: float, now_s: float) -> None:
         """A reply came: its compute and queue seconds."""
         self._n_failures = 0
+        self._not_before_s = 0.0
         self._queue_s += 0.5 * (queue_s - self._queue_s)
         if profiled_s:
             self._speed.observe(tail_s / profiled_s, now_s)
