@@ -30,7 +30,7 @@ app = typer.Typer(
     """,
 )
 
-Data = Annotated[Path, typer.Option("--data", envvar="HYBRID_DATA", help="The gateway's data folder.")]
+Data = Annotated[Path, typer.Option("--data", envvar="HYBRID_GATEWAY_DATA", help="The gateway's data folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Name = Annotated[str, typer.Option("--name", help="What to call its holder in lists and logs.")]
 RoleOption = Annotated[

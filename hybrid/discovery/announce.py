@@ -1,7 +1,13 @@
-"""A gateway makes itself known on its network, wherever that moves."""
+"""A gateway makes itself known on its network, wherever that moves.
+
+Design: each announcement carries a mark of its gateway in its name, since several machines of one name that boot at the
+same moment cannot agree by multicast who has it (zeroconf's probes see neither each other nor a neighbour process).
+"""
 
 import asyncio
+import hashlib
 import logging
+import socket
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -15,8 +21,6 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("hybrid.discovery")
 _TTL_S: Final = 120
-_LOOK_FOR_NAMESAKE_MS: Final = 1500  # a responder that has just spoken waits a second before it repeats itself
-_MAX_NAMESAKES: Final = 20
 _MAX_NAME_BYTES: Final = 48
 
 
@@ -24,7 +28,7 @@ class Announcer:
     """Announces one gateway by DNS-SD. Start and close it from the gateway's event loop.
 
     Attributes:
-        name: the name as announced; a number is added where another gateway has it already.
+        name: the name as announced: the wished one and the gateway's mark, `lab [3f9c1a]`.
         announced: set once the announcement is out; cleared while the machine has no network.
     """
 
@@ -48,8 +52,8 @@ class Announcer:
             host: the address that the service is bound to.
             poll_s: seconds between two looks at the machine's addresses.
         """
-        self._wish = _label(name)
-        self.name = self._wish
+        self._mark = _mark(properties.get("id", ""), port)
+        self.name = f"{_label(name)} [{self._mark}]"
         self.announced = threading.Event()
         self._port = port
         self._properties = {**properties, "tls": "1" if tls else "0"}
@@ -71,25 +75,13 @@ class Announcer:
         return tuple(address for address in present if address.partition("%")[0] in plain)
 
     def opened(self, endpoint: "Zeroconf", present: tuple[str, ...]) -> None:
-        """Announce on a new endpoint, under a free name."""
-        from zeroconf import NonUniqueNameException
-
-        for number in range(1, _MAX_NAMESAKES + 1):
-            self.name = self._wish if number == 1 else f"{self._wish} ({number})"
-            info = self._service(self.name, announced(self._host, present))
-            if self._is_taken(endpoint, info):
-                continue
-            try:
-                endpoint.register_service(info)
-            except NonUniqueNameException:
-                continue
-            self._info = info
-            self.announced.set()
-            _LOG.info(
-                "discovery.announced name=%r port=%d addresses=%s", self.name, self._port, info.parsed_addresses()
-            )
-            return
-        _LOG.warning("discovery.no_free_name name=%r", self._wish)
+        """Announce on a new endpoint."""
+        info = self._service(announced(self._host, present))
+        endpoint.register_service(info, allow_name_change=True)
+        self._info = info
+        self.name = info.name.removesuffix(f".{SERVICE_TYPE}")
+        self.announced.set()
+        _LOG.info("discovery.announced name=%r port=%d addresses=%s", self.name, self._port, info.parsed_addresses())
 
     def closing(self, endpoint: "Zeroconf") -> None:
         """Withdraw the announcement."""
@@ -98,33 +90,27 @@ class Announcer:
             info, self._info = self._info, None
             endpoint.unregister_service(info)
 
-    def _service(self, name: str, addresses: list[str]) -> "ServiceInfo":
+    def _service(self, addresses: list[str]) -> "ServiceInfo":
         from zeroconf import ServiceInfo
 
         return ServiceInfo(
             SERVICE_TYPE,
-            f"{name}.{SERVICE_TYPE}",
+            f"{self.name}.{SERVICE_TYPE}",
             port=self._port,
             properties=dict(self._properties),
-            server=f"hybrid-{self._properties.get('id') or self._port}.local.",
+            server=f"hybrid-{self._mark}.local.",
             parsed_addresses=addresses,
             host_ttl=_TTL_S,
             other_ttl=_TTL_S,  # not the usual 75 minutes: a gateway that died without farewell shall be forgotten
         )
 
-    def _is_taken(self, endpoint: "Zeroconf", info: "ServiceInfo") -> bool:
-        """Whether somebody else answers to this name.
 
-        zeroconf's own probe asks for a unicast answer, which a second process on the same machine never hears.
-        """
-        from zeroconf import DNSQuestionType
-
-        multicast = DNSQuestionType.QM
-        other = endpoint.get_service_info(SERVICE_TYPE, info.name, _LOOK_FOR_NAMESAKE_MS, multicast)
-        return other is not None and other.properties.get(b"id") != info.properties.get(b"id")
+def _mark(gateway_id: str, port: int) -> str:
+    """Six hex digits that stay the same from start to start, and that no namesake on this network has."""
+    return hashlib.sha256(f"{gateway_id}|{socket.gethostname()}|{port}".encode()).hexdigest()[:6]
 
 
 def _label(name: str) -> str:
-    """A name that fits one DNS label with room for a number; never empty."""
+    """A name that fits one DNS label with room for the mark; never empty."""
     printable = "".join(character for character in name if character.isprintable()).replace(".", " ").strip()
     return printable.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip() or "hybrid gateway"

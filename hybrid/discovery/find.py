@@ -80,21 +80,29 @@ class Finding:
 
     def close(self) -> None:
         """Stop looking; the search ends with its last caller."""
+        search, ours = self._search, not self._closed and self._pid == os.getpid()
+        self._closed = True
+        if search is None or not ours:
+            return
         with _lock:
-            ours = not self._closed and self._pid == os.getpid()
-            self._closed = True
-            search = self._search
-            if search is None or not ours or search.remove(self):
-                return
-            _searches.pop(self._key, None)
-        search.close()
+            is_last = not search.remove(self)
+            if is_last:
+                _searches.pop(self._key, None)
+        if is_last:
+            search.close()
+        else:
+            search.wait_silent()
 
     def found(self, gateway: FoundGateway) -> None:
         """A gateway joined (called by the search)."""
+        if self._closed:
+            return
         self._on_found(gateway.url, gateway.certificate_sha256)
 
     def lost(self, gateway: FoundGateway) -> None:
         """A gateway left (called by the search)."""
+        if self._closed:
+            return
         self._on_lost(gateway.url)
 
 

@@ -18,6 +18,7 @@ _LOG: Final = logging.getLogger("hybrid.discovery")
 _PROOF_TIMEOUT_S: Final = 5.0
 _LOOK_S: Final = 5.0
 _CLOSE_S: Final = 8.0
+_LAST_CALL_S: Final = 2.0
 
 
 class Listener(Protocol):
@@ -30,6 +31,17 @@ class Listener(Protocol):
     def lost(self, gateway: FoundGateway) -> None:
         """A gateway is not to be used any more."""
         ...
+
+
+_Known = dict[tuple[str, str], FoundGateway]
+_Call = tuple[Callable[[FoundGateway], None], FoundGateway]
+
+
+def _changes(listener: Listener, *, before: _Known, now: _Known) -> list[_Call]:
+    """What a listener must be told, losses first."""
+    calls: list[_Call] = [(listener.lost, before[key]) for key in before if key not in now]
+    calls += [(listener.found, now[key]) for key in now if key not in before]
+    return calls
 
 
 def _tell(verb: Callable[[FoundGateway], None], gateway: FoundGateway) -> None:
@@ -62,8 +74,10 @@ class Search:
         self._token = token
         self._pin_sha256 = pin_sha256
         self._ledger = Ledger(random.random)
-        self._lock = threading.RLock()  # a listener may withdraw from within its own call
-        self._listeners: list[Listener] = []
+        self._lock = threading.Lock()
+        self._told: dict[Listener, _Known] = {}
+        self._silent = threading.Event()
+        self._silent.set()
         self._published: tuple[FoundGateway, ...] = ()
         self._reasons: tuple[str, ...] = ()
         self._rechecks: set[str] = set()
@@ -96,15 +110,22 @@ class Search:
     def add(self, listener: Listener) -> None:
         """Tell one more listener, beginning with the gateways known already."""
         with self._lock:
-            self._listeners.append(listener)
-            for gateway in self._published:
-                _tell(listener.found, gateway)
+            self._told[listener] = {}
+        self.poke()
 
     def remove(self, listener: Listener) -> bool:
         """Tell this one no more; whether any is left."""
         with self._lock:
-            self._listeners.remove(listener)
-            return bool(self._listeners)
+            self._told.pop(listener, None)
+            return bool(self._told)
+
+    def wait_silent(self) -> None:
+        """Return when no listener is being called; at once within such a call, and after a while in any case.
+
+        So whoever withdrew is called no more, and whoever holds a lock that a listener wants is not stuck for ever.
+        """
+        if threading.current_thread() is not self._thread:
+            self._silent.wait(_LAST_CALL_S)
 
     def recheck(self, url: str) -> None:
         """Ask a gateway for a new proof soon."""
@@ -180,17 +201,15 @@ class Search:
         return await prove(url, self._token, timeout_s=_PROOF_TIMEOUT_S)
 
     def _publish(self) -> None:
-        """Tell the listeners what changed since the last time."""
+        """Tell each listener what changed since it was last told. No lock is held meanwhile: they may call back."""
         with self._lock:
-            before = {(old.url, old.certificate_sha256): old for old in self._published}
             self._published, self._reasons = self._ledger.gateways(), self._ledger.reasons()
-            after = {(new.url, new.certificate_sha256): new for new in self._published}
-            listeners = tuple(self._listeners)
-            for key in before.keys() - after.keys():
-                _LOG.info("discovery.lost url=%s", key[0])
-                for listener in listeners:
-                    _tell(listener.lost, before[key])
-            for key in after.keys() - before.keys():
-                _LOG.info("discovery.found url=%s rtt_s=%.4f", key[0], after[key].rtt_s)
-                for listener in listeners:
-                    _tell(listener.found, after[key])
+            now = {(gateway.url, gateway.certificate_sha256): gateway for gateway in self._published}
+            calls = [
+                call for listener, before in self._told.items() for call in _changes(listener, before=before, now=now)
+            ]
+            self._told = dict.fromkeys(self._told, now)
+            self._silent.clear()
+        for verb, gateway in calls:
+            _tell(verb, gateway)
+        self._silent.set()

@@ -61,7 +61,7 @@ async def test_a_gateway_is_heard_and_says_farewell(ears: Ears, blocking_calls_f
     candidates = await asyncio.to_thread(ears.wait, lambda heard: len(by_id(heard, gateway_id)) == 1)
     assert by_id(candidates, gateway_id) == [
         Candidate(
-            name=f"Büro {gateway_id}",
+            name=made.name,
             gateway_id=gateway_id,
             addresses=("127.0.0.1",),
             port=8700,
@@ -88,19 +88,25 @@ async def test_a_listener_that_comes_later_hears_it_too() -> None:
     await made.close()
 
 
-@pytest.mark.slow
-async def test_the_second_gateway_of_a_name_gets_a_number(ears: Ears) -> None:
-    first_id, second_id = secrets.token_hex(8), secrets.token_hex(8)
-    name = f"gw {first_id}"
-    first, second = announcer(name, first_id, 8700), announcer(name, second_id, 8701)
-    await first.start()
-    assert await asyncio.to_thread(first.announced.wait, PATIENCE_S)
-    await second.start()
-    assert await asyncio.to_thread(second.announced.wait, PATIENCE_S)
-    assert (first.name, second.name) == (name, f"{name} (2)")
-    heard = await asyncio.to_thread(ears.wait, lambda heard: len(by_id(heard, first_id, second_id)) == 2)
-    assert [candidate.port for candidate in by_id(heard, first_id, second_id)] == [8700, 8701]
-    await asyncio.gather(first.close(), second.close())
+async def test_gateways_of_one_name_that_start_at_once_are_all_heard(ears: Ears) -> None:
+    ids = [secrets.token_hex(8) for _ in range(5)]
+    made = [announcer("raspberrypi", gateway_id, 8700 + number) for number, gateway_id in enumerate(ids)]
+    await asyncio.gather(*(each.start() for each in made))
+    heard = await asyncio.to_thread(ears.wait, lambda heard: len(by_id(heard, *ids)) == len(ids))
+    assert [candidate.port for candidate in by_id(heard, *ids)] == [8700, 8701, 8702, 8703, 8704]
+    assert len({each.name for each in made}) == len(ids)
+    assert all(each.name.startswith("raspberrypi [") for each in made)
+    await asyncio.gather(*(each.close() for each in made))
+
+
+def test_a_name_stays_the_same_from_start_to_start_and_fits_a_label() -> None:
+    assert announcer("gw", "aa").name == announcer("gw", "aa").name
+    assert announcer("gw", "aa").name != announcer("gw", "bb").name != announcer("gw", "bb", 8701).name
+    for name in ("", "ä" * 100, "a.b.c", "line\nbreak", "." * 80):
+        label = announcer(name, "aa").name
+        assert 0 < len(label.encode()) <= 63
+        assert label.isprintable()
+        assert "." not in label
 
 
 async def test_a_rogue_that_takes_a_name_does_not_hide_its_owner(ears: Ears) -> None:
@@ -113,7 +119,7 @@ async def test_a_rogue_that_takes_a_name_does_not_hide_its_owner(ears: Ears) -> 
         endpoint = Zeroconf(interfaces=["127.0.0.1"])
         info = ServiceInfo(
             SERVICE_TYPE,
-            f"gw {honest_id}.{SERVICE_TYPE}",
+            f"{honest.name}.{SERVICE_TYPE}",
             port=6666,
             properties={"tls": "1", "id": rogue_id},
             server="rogue.local.",

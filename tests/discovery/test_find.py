@@ -242,6 +242,25 @@ async def test_sessions_share_one_search_and_each_is_told(
         assert first.told.empty(), "a closed one is told nothing"
 
 
+async def test_a_listener_may_withdraw_and_begin_anew_from_within_its_own_call(
+    device: Callable[..., Device], tokens: Tokens, token: str, certificate: ServerCertificate
+) -> None:
+    done: queue.Queue[Finding] = queue.Queue()
+
+    def move(url: str, pin: str) -> None:
+        first.close()
+        nothing = {"on_found": lambda url, pin: None, "on_lost": lambda url: None}
+        done.put(find_gateways(token, interfaces=LOOPBACK, poll_s=0.2, **nothing))
+
+    first = find_gateways(token, on_found=move, on_lost=lambda url: None, interfaces=LOOPBACK, poll_s=0.2)
+    async with trust_lab.gateway(tokens, certificate) as running, announced(running.port):
+        second = await asyncio.to_thread(done.get, timeout=PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            while [found.url for found in second.gateways] != [running.url]:  # noqa: ASYNC110 (no event of its own)
+                await asyncio.sleep(0.02)
+    await asyncio.to_thread(second.close)
+
+
 async def test_a_listener_that_fails_harms_nobody(
     device: Callable[..., Device],
     tokens: Tokens,
