@@ -1,0 +1,68 @@
+"""Pings, progress and stalls: what counts as a sign of life."""
+
+import pytest
+
+from hybrid.wire import frames
+from hybrid.wire.events import PongReceived
+from hybrid.wire.frames import FrameReader, Kind
+from tests.wire.pair import open_pair, request_of
+
+
+def test_pings_measure_the_round_trip():
+    pair = open_pair()
+    pair.client.ping(0.0)
+    pair.now_s = 0.25
+    (event,), _ = pair.settle()
+    assert event == PongReceived(0.25, is_quiet=True)
+
+
+def test_a_flood_of_pings_is_answered_once():
+    pair = open_pair()
+    for token in range(50_000):
+        pair.server.receive(frames.token_frame(Kind.PING, token), 0.0)
+    (frame,) = FrameReader().feed(pair.server.next_frames(1 << 20, 0.0))
+    assert (frame.kind, frames.read_token(frame)) == (Kind.PONG, 49_999)
+
+
+def test_silence_is_a_stall_only_while_an_answer_is_owed():
+    pair = open_pair()
+    pair.client.ping(0.0)
+    assert pair.client.stalled_s(100.0) == 0.0
+    pair.client.send_request(request_of(200_000), 100.0)
+    assert pair.client.stalled_s(100.5) == 0.5
+
+
+def test_a_late_pong_is_no_stall_while_acknowledgements_advance():
+    pair = open_pair()
+    pair.client.send_request(request_of(200_000), 0.0)
+    pair.client.ping(0.0)
+    for second in range(1, 6):
+        pair.now_s = float(second)
+        pair.flush_client(32_768)
+        pair.deliver_up(1 << 20)
+        acks = [f for f in FrameReader().feed(pair.server.next_frames(1 << 20, pair.now_s)) if f.kind is Kind.CREDIT]
+        for frame in acks:
+            pair.client.receive(frames.credit_frame(frame.stream, *frames.read_pair(frame)), pair.now_s)
+        assert acks
+        assert pair.client.is_ping_out
+        assert pair.client.stalled_s(second + 0.5) == 0.5
+
+
+def test_a_long_computation_is_no_stall_while_pongs_come():
+    pair = open_pair()
+    pair.client.send_request(request_of(10), 0.0)
+    pair.settle()
+    for second in range(1, 6):
+        pair.now_s = float(second)
+        pair.client.ping(pair.now_s)
+        pair.settle()
+        assert pair.client.stalled_s(pair.now_s + 0.1) == pytest.approx(0.1)
+
+
+def test_repeated_credit_without_advance_is_no_progress():
+    pair = open_pair()
+    stream = pair.client.send_request(request_of(100_000), 0.0)
+    pair.flush_client(1 << 20)
+    pair.client.receive(frames.credit_frame(stream, 50_000, 100_000), 1.0)
+    pair.client.receive(frames.credit_frame(stream, 50_000, 100_000), 9.0)
+    assert pair.client.stalled_s(10.0) == 9.0
