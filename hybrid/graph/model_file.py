@@ -55,13 +55,23 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
                 raise ModelInvalid(
                     f"{path}: its weights file {location!r} is missing; put it beside the model", path=str(path)
                 ) from exc
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        start, length = (_count(entries.get(key, "0")) for key in ("offset", "length"))
+        if start is None or length is None:
+            raise ModelInvalid(
+                f"{path}: weight {tensor.name!r} has no sound offset and length in {location!r}; export the model again",
+                path=str(path),
+            )
+        end = start + length
         if end > sizes[location]:
             raise ModelInvalid(
                 f"{path}: weight {tensor.name!r} ends at byte {end} of {location!r}, which has {sizes[location]}; "
                 "fetch the file again",
                 path=str(path),
             )
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def files_of(path: Path) -> list[Path]:

@@ -7,18 +7,21 @@ source. Capacities are integers (say nanoseconds): with floats a solver can retu
 """
 
 from collections import deque
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from hybrid.partition.wiring import FROM_OUTSIDE, Wiring
+
+Costs = Sequence[int] | Mapping[int, int]
+"""By number of node or tensor; a mapping may leave out those that are not asked for."""
 
 _SOURCE, _SINK = 0, 1
 
 
 def least_head(
     wiring: Wiring,
-    head_costs: Sequence[int],
-    tail_costs: Sequence[int],
-    crossing_costs: Sequence[int],
+    head_costs: Costs,
+    tail_costs: Costs,
+    crossing_costs: Costs,
     *,
     free: Collection[int] | None = None,
     always_head: Container[int] = (),

@@ -10,6 +10,7 @@ send, for where raw inputs must not leave the device, or are encoded badly.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 
 from hybrid.graph.view import GraphView
 from hybrid.partition.mincut import least_head
@@ -102,23 +103,30 @@ class _Arrangement:
 
     def _arrange(self, group: Collection[int]) -> None:
         nodes = sorted(group, key=self._rank.__getitem__)
-        first = self._below_the_line(nodes) or self._through_the_middle(nodes) if len(nodes) > 1 else None
+        first = None if self._is_chain(nodes) else self._below_the_line(nodes) or self._through_the_middle(nodes)
         if first:
             self._arrange(first)
             self._arrange(set(nodes) - first)
         else:
             self.lay(nodes)
 
+    def _is_chain(self, nodes: list[int]) -> bool:
+        """Whether each node reads what the one before makes, so that there is nothing to choose."""
+        reads, producer = self._wiring.reads, self._wiring.producer
+        return all(any(producer[tensor] == before for tensor in reads[node]) for before, node in pairwise(nodes))
+
     def _below_the_line(self, nodes: list[int]) -> frozenset[int] | None:
         """Those to do first so as to lie farthest below the line, in the plane of work and bytes, from none to all."""
         run = sum(self._work[node] for node in nodes)
         before = self._alive_bytes(nodes, frozenset())
         fall = before - self._alive_bytes(nodes, frozenset(nodes))
+        touched = {tensor for node in nodes for tensor in (*self._wiring.reads[node], *self._wiring.makes[node])}
+        price = {node: abs(fall) * self._work[node] for node in nodes}
         first = least_head(
             self._wiring,
-            [fall * amount for amount in self._work] if fall > 0 else self._free_of_charge,
-            [-fall * amount for amount in self._work] if fall < 0 else self._free_of_charge,
-            [run * cost for cost in self._costs],
+            price if fall > 0 else self._free_of_charge,
+            price if fall < 0 else self._free_of_charge,
+            {tensor: run * self._costs[tensor] for tensor in touched},
             free=nodes,
             always_head=self._laid,
         )

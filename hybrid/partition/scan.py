@@ -4,7 +4,7 @@ After a prefix of an order, the tensors that are made (or fed) and still to be r
 tensors like any other, and a tensor with many readers crosses once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from compression.tensor import TensorSpec
@@ -26,11 +26,15 @@ def scan(view: GraphView, orders: Sequence[Sequence[int]]) -> CutTable:
     wiring = wire(view)
     sides = OutputSides(view, wiring)
     total_work = sum(wiring.work) or 1.0
-    first = _input_cut(view)
+    sizes = dict(zip(wiring.names, wiring.n_bytes, strict=True))
+    first = _input_cut(view, sizes)
     cuts: dict[str, Cut] = {first.id: first}
+    seen: set[frozenset[int]] = set()
     for live, done_mask, done_work in chain.from_iterable(prefixes(wiring, order) for order in orders):
-        if not all(wiring.crossable[tensor] for tensor in live):
+        crossing = frozenset(live)
+        if crossing in seen or not all(wiring.crossable[tensor] for tensor in live):
             continue
+        seen.add(crossing)
         specs = tuple(sorted((view.specs[wiring.names[tensor]] for tensor in live), key=lambda spec: spec.name))
         identity = cut_id(specs)
         if identity in cuts:
@@ -38,7 +42,8 @@ def scan(view: GraphView, orders: Sequence[Sequence[int]]) -> CutTable:
         head_outputs, moved_work = sides.divide(live, done_mask)
         if done_work - moved_work <= 0 and not sides.has_head_nodes(live, head_outputs):
             continue  # nothing is computed before it: the input cut says the same
-        cuts[identity] = _interior_cut(view, identity, specs, head_outputs, (done_work - moved_work) / total_work)
+        ratio = (done_work - moved_work) / total_work
+        cuts[identity] = _interior_cut(view, sizes, identity, specs, head_outputs, ratio)
     last = _output_cut(view)
     ordered = (first, *sorted(list(cuts.values())[1:], key=lambda cut: cut.head_work_ratio), last)
     return _table(view, ordered)
@@ -61,32 +66,38 @@ def prefixes(wiring: Wiring, order: Sequence[int]) -> Iterator[tuple[list[int], 
             yield list(live), mask, work
 
 
-def _bytes_of(specs: Sequence[TensorSpec | None]) -> tuple[int, bool]:
-    sizes = [None if spec is None else spec.n_bytes for spec in specs]
-    return sum(size or 0 for size in sizes), None not in sizes
+def _bytes_of(names: Iterable[str], sizes: Mapping[str, int | None]) -> tuple[int, bool]:
+    """Bytes of these tensors, unknown ones counting as 0, and whether all are known."""
+    found = [sizes.get(name) for name in names]
+    return sum(size or 0 for size in found), None not in found
 
 
-def _input_cut(view: GraphView) -> Cut:
+def _input_cut(view: GraphView, sizes: Mapping[str, int | None]) -> Cut:
     specs = tuple(sorted((view.specs[name] for name in view.inputs if name in view.specs), key=lambda spec: spec.name))
-    n_bytes, sized = _bytes_of(specs)
+    n_bytes, sized = _bytes_of(view.inputs, sizes)
     return Cut(
         id=cut_id(specs),
         kind="input",
         tensors=specs,
         n_bytes=n_bytes,
-        sized=sized and len(specs) == len(view.inputs),
+        sized=sized,
         head_work_ratio=0.0,
         head_outputs=(),
         tail_outputs=view.outputs,
-        reply_bytes=_bytes_of([view.specs.get(name) for name in view.outputs])[0],
+        reply_bytes=_bytes_of(view.outputs, sizes)[0],
     )
 
 
 def _interior_cut(
-    view: GraphView, identity: str, specs: tuple[TensorSpec, ...], head_outputs: frozenset[str], ratio: float
+    view: GraphView,
+    sizes: Mapping[str, int | None],
+    identity: str,
+    specs: tuple[TensorSpec, ...],
+    head_outputs: frozenset[str],
+    ratio: float,
 ) -> Cut:
     tail_outputs = tuple(name for name in view.outputs if name not in head_outputs)
-    n_bytes, sized = _bytes_of(specs)
+    n_bytes, sized = _bytes_of((spec.name for spec in specs), sizes)
     return Cut(
         id=identity,
         kind="interior",
@@ -96,7 +107,7 @@ def _interior_cut(
         head_work_ratio=min(max(ratio, 0.0), 1.0),
         head_outputs=tuple(name for name in view.outputs if name in head_outputs),
         tail_outputs=tail_outputs,
-        reply_bytes=_bytes_of([view.specs.get(name) for name in tail_outputs])[0],
+        reply_bytes=_bytes_of(tail_outputs, sizes)[0],
     )
 
 
