@@ -27,6 +27,7 @@ app = typer.Typer(
       hybrid gateway token create --role device --name camera-7
       hybrid gateway token ls --json
       hybrid gateway token revoke rxoyhfn3
+      hybrid gateway token import --role device --name fleet < token-file
     """,
 )
 

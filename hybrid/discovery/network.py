@@ -47,8 +47,8 @@ def announced(host: str, present: Iterable[str]) -> list[str]:
         host = "127.0.0.1"
     if host not in EVERY_HOST:
         return [address for address in addresses if address == host.partition("%")[0]]
-    if host == "0.0.0.0":
-        addresses = [address for address in addresses if ":" not in address]
+    if host in {"0.0.0.0", "::"}:  # a server on `::` takes IPv6 only, as asyncio opens it
+        addresses = [address for address in addresses if (":" in address) == (host == "::")]
     ranks = [[a for a in addresses if _rank(a) == rank] for rank in range(3)]
     return next((group for group in ranks if group), [])
 
