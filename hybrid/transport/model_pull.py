@@ -14,7 +14,7 @@ from hybrid.artifact.folder import Artifact, open_folder, place_folder, write_pa
 from hybrid.artifact.manifest import Manifest, artifact_digest, parse
 from hybrid.errors import Conflict, CorruptContent, LinkError, ModelUnavailable, RefusedError
 from hybrid.transport.blob_download import Download
-from hybrid.transport.patience import Meter, patiently
+from hybrid.transport.patience import CONTACT_S, Meter, patiently
 from hybrid.transport.pulled_names import artifact_folder, cached_model, open_whole, remember
 from hybrid.transport.registry_client import RegistryClient, Timeouts, VersionInfo
 from hybrid.transport.trust import Trust
@@ -61,7 +61,7 @@ async def pull(
         CorruptContent: what came twice was not what the manifest says.
         DiskFull, StorageError: the cache has no room; what is cached stays whole.
     """
-    info = await patiently(lambda: client.version(name, version), patience_s)
+    info = await patiently(lambda: client.version(name, version), min(CONTACT_S, patience_s))
     destination = artifact_folder(cache, info.artifact_digest)
     artifact = await asyncio.to_thread(open_whole, destination)
     if artifact is None:

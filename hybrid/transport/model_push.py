@@ -12,7 +12,7 @@ from hybrid.artifact.folder import Artifact, from_onnx, open_artifact
 from hybrid.artifact.manifest import FileEntry, canonical_bytes
 from hybrid.artifact.names import check_word
 from hybrid.errors import BadMessage, Conflict, CorruptContent, LinkError, ModelInvalid, NotFound, Overloaded
-from hybrid.transport.patience import Meter, Patience, patiently
+from hybrid.transport.patience import CONTACT_S, Meter, Patience, patiently
 from hybrid.transport.registry_client import RegistryClient, VersionInfo
 
 PIECE_BYTES: Final = 4 << 20
@@ -153,7 +153,7 @@ class _Sending:
     async def versions(self, name: str) -> tuple[VersionInfo, ...]:
         """What the gateway has of that name; nothing is fine."""
         try:
-            return await patiently(lambda: self._client.versions(name), self._options.patience_s)
+            return await patiently(lambda: self._client.versions(name), min(CONTACT_S, self._options.patience_s))
         except NotFound:
             return ()
 

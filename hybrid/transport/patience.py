@@ -9,6 +9,8 @@ from typing import Final, TypeVar
 from hybrid.errors import HybridError, LinkError, Overloaded
 
 _T = TypeVar("_T")
+CONTACT_S: Final = 2.0
+"""Patience with a gateway that has not answered yet: most often the address is wrong, and its user is waiting."""
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 3.0
 
