@@ -16,6 +16,9 @@ import numpy as np
 _MAX_LEVELS: Final = 256
 _N_ADDRESSES: Final = 1 << 16
 _SAMPLE: Final = 2048
+_BLOCK: Final = 1 << 16
+"""Elements that are worked on at once, so that their addresses (8 bytes each) stay in a core's own cache."""
+
 _ADDRESSES: Final = np.arange(_N_ADDRESSES, dtype=np.uint16)
 
 
@@ -45,7 +48,10 @@ def apply(levels: np.ndarray, palettes: list[np.ndarray], dtype: np.dtype) -> np
     for plane, palette, out in zip(levels, palettes, patterns, strict=True):
         table[: palette.size] = palette
         table[palette.size :] = 0
-        np.take(table, plane.astype(np.intp), out=out, mode="clip")
+        flat, filled = plane.reshape(-1), out.reshape(-1)
+        for at in range(0, flat.size, _BLOCK):
+            block = slice(at, at + _BLOCK)
+            np.take(table, flat[block].astype(np.intp), out=filled[block], mode="clip")
     return patterns.view(dtype)
 
 
@@ -63,15 +69,21 @@ def _shift(patterns: np.ndarray) -> np.ndarray:
 def _plane_levels(patterns: np.ndarray, dtype: np.dtype, out: np.ndarray) -> np.ndarray | None:
     """Writes each element's level into `out`; returns the palette, or None where there is none."""
     n_halves = patterns.itemsize // 2
-    address = patterns.view("<u2")[n_halves - 1 :: n_halves].astype(np.intp)
+    halves = patterns.view("<u2")[n_halves - 1 :: n_halves]
+    blocks = [slice(at, at + _BLOCK) for at in range(0, patterns.size, _BLOCK)]
     table = np.bitwise_not(_ADDRESSES).astype(patterns.dtype) << _shift(patterns)
-    table[address] = patterns
+    for block in blocks:
+        table[halves[block].astype(np.intp)] = patterns[block]
     used = np.flatnonzero(table >> _shift(patterns) == _ADDRESSES)
-    if used.size > _MAX_LEVELS or not np.array_equal(table.take(address, mode="clip"), patterns):
+    if used.size > _MAX_LEVELS:
         return None
     used = used[np.argsort(table[used].view(dtype), kind="stable")]
     level_of = np.zeros(_N_ADDRESSES, np.uint8)
     level_of[used] = np.arange(used.size, dtype=np.uint8)
-    np.take(level_of, address, out=out, mode="clip")
+    for block in blocks:
+        address = halves[block].astype(np.intp)
+        if not np.array_equal(table.take(address, mode="clip"), patterns[block]):
+            return None
+        np.take(level_of, address, out=out[block], mode="clip")
     palette: np.ndarray = table[used]
     return palette
