@@ -50,7 +50,14 @@ def connect(
         options: the session's options.
         urls: named gateways; empty to discover them.
         token: the identity to show.
+
+    Raises:
+        UnknownCodec: `options.codec` names none.
     """
+    if options.codec not in ("auto", "none"):
+        from compression import catalog  # loads zstandard and PIL
+
+        catalog.get(options.codec)
     gateways = Gateways(token)
     preparation = Preparation(
         model_path=source.file,

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class Remote:
         self._options = options
         self._declared = declared
         self._preparation = preparation
-        self._routes: OrderedDict[Shapes, Route] = OrderedDict()
+        self._routes: dict[Shapes, Route] = {}
         self._lock = Lock()
         self._budget = UplinkBudget(options.max_uplink_bytes_per_s) if options.max_uplink_bytes_per_s else None
         self._constraints = Constraints(
@@ -130,10 +129,8 @@ class Remote:
 
     def explain(self) -> list[Candidate]:
         """The candidates of the shape key used last."""
-        routes = list(self._routes.values())
-        if not routes:
-            return []
-        return routes[-1].explain(self._options, self._allowed(), monotonic())
+        last = max(list(self._routes.values()), key=lambda route: route.last_used_s, default=None)
+        return last.explain(self._options, self._allowed(), monotonic()) if last is not None else []
 
     def wait_prepared(self, route: Route, timeout_s: float) -> bool:
         """Waits until this route has a verified remote way; whether it has one."""
@@ -144,8 +141,11 @@ class Remote:
         with self._lock:
             if shapes in self._routes:
                 return self._routes[shapes]
+            dropped = None
+            if len(self._routes) >= N_ROUTES:
+                oldest = min(self._routes, key=lambda known: self._routes[known].last_used_s)
+                dropped = self._routes.pop(oldest)
             route = self._routes[shapes] = Route(shapes, feeds)
-            dropped = self._routes.popitem(last=False)[1] if len(self._routes) > N_ROUTES else None
         if dropped is not None:
             self._preparation.drop(dropped)
         self._preparation.add(route)
@@ -171,10 +171,12 @@ class Remote:
         if self._options.kind == "auto":
             way, decision = route.decide(self._options, self._allowed(), monotonic())
             trip.predicted_s = decision.predicted_s
+            if way is None and not route.has_way():
+                trip.fallback = trip.fallback or f"not_available: {route.why_none}"
         else:
             way, why = route.forced(self._options, self._allowed(), monotonic())
             if way is None:
-                trip.fallback = trip.fallback or f"not_available: {why or self._preparation.obstacle}"
+                trip.fallback = trip.fallback or f"not_available: {why}"
                 if not self._options.fallback:
                     raise PlacementUnavailable(
                         f"placement {self._options.placement!r} cannot be had: {trip.fallback}; wait for it, choose"

@@ -99,6 +99,11 @@ class Route:
             )
             self._prospects = (self._local, *(way.prospect for way in self._usable))
 
+    @property
+    def why_none(self) -> str:
+        """Why no remote way is usable yet."""
+        return self.obstacle or self.note
+
     def has_way(self) -> bool:
         """Whether some remote way is verified."""
         return bool(self._usable)
@@ -141,7 +146,7 @@ class Route:
             return best, ""
         if self.holdings and not views:
             return None, "no gateway that holds the model can be reached now"
-        return None, self.obstacle or self.note or "no such way is verified"
+        return None, self.why_none or "no such way is verified"
 
     def explain(self, options: Options, constraints: Constraints, now_s: float) -> list[Candidate]:
         """Every prospect, usable or not, with the planner's reasons."""

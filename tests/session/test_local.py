@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 
 import hybrid
-from hybrid.errors import DeadlinePassed, ModelInvalid, ModelUnsupported
+from compression.errors import UnknownCodec
+from hybrid.errors import DeadlinePassed, GatewayUnreachable, ModelInvalid, ModelUnsupported
 from tests import zoo
 
 
@@ -177,3 +178,15 @@ def test_no_gateway_found_is_no_error() -> None:
         assert same(outputs, onnxruntime.InferenceSession(zoo.path("ppocr_cls")).run(None, zoo.feeds("ppocr_cls")))
         assert session.report is not None
         assert session.report.placement == "local"
+
+
+def test_a_codec_that_there_is_not_is_named() -> None:
+    with pytest.raises(UnknownCodec, match="mp3"):
+        hybrid.InferenceSession(
+            zoo.path("ppocr_cls"), gateway="http://127.0.0.1:9", options=hybrid.Options(codec="mp3")
+        )
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(GatewayUnreachable, match="localhost:8700"):
+        hybrid.InferenceSession(zoo.path("ppocr_cls"), gateway="localhost:8700")
