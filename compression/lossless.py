@@ -24,6 +24,9 @@ _LENGTH: Final = struct.Struct("<I")
 _SMALL_BYTES: Final = 64
 """Below this no form is smaller than raw."""
 
+_MIN_PALETTE: Final = 4096
+"""Elements below which the palette's tables cost more time than they are worth."""
+
 _SAMPLE_BYTES: Final = 1 << 15
 _PAYS_RATIO: Final = 0.97
 _MAX_EXPANSION: Final = 256
@@ -47,7 +50,7 @@ class LosslessCodec:
             elif datatype == "UINT8":
                 form = _image(values)
             elif datatype in ("FP32", "FP16"):
-                form = _palette_image(values) or _byte_planes(values)
+                form = (_palette_image(values) if values.size >= _MIN_PALETTE else None) or _byte_planes(values)
             else:
                 form = _byte_planes(values)
         if form is None or len(form) > len(plain):
@@ -123,17 +126,17 @@ def _from_byte_planes(rest: memoryview, spec: TensorSpec, shape: tuple[int, ...]
 
 
 def _image(values: np.ndarray) -> bytes:
-    where = planes.layout_of(values.shape)
+    where = planes.coding_layout(values.shape)
     return bytes([_IMAGE]) + _coded(planes.split_planes(values, where), where)
 
 
 def _from_image(rest: memoryview, shape: tuple[int, ...]) -> np.ndarray:
-    where = planes.layout_of(shape)
+    where = planes.coding_layout(shape)
     return planes.join_planes(_decoded(rest, where), where, shape)
 
 
 def _palette_image(values: np.ndarray) -> bytes | None:
-    where = planes.layout_of(values.shape)
+    where = planes.coding_layout(values.shape)
     found = palette.find(planes.split_planes(values, where))
     if found is None:
         return None
@@ -145,7 +148,7 @@ def _palette_image(values: np.ndarray) -> bytes | None:
 
 
 def _from_palette_image(rest: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
-    where = planes.layout_of(shape)
+    where = planes.coding_layout(shape)
     dtype = NUMPY_OF[spec.dtype]
     n_patterns, rest = _prefixed(rest)
     length, rest = _prefixed(rest)

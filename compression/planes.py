@@ -14,6 +14,8 @@ import numpy as np
 
 _MAX_CHANNELS: Final = 4
 _SAMPLE_ROWS: Final = 16
+_MAX_PLANES: Final = 64
+_MIN_PLANE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,15 @@ def layout_of(shape: tuple[int, ...]) -> Layout:
             return Layout(n_images=n_images, n_channels=first, height=second, width=third, channels_last=False)
         if third <= _MAX_CHANNELS:
             return Layout(n_images=n_images, n_channels=third, height=first, width=second, channels_last=True)
+    width = shape[-1] if shape else 1
+    return Layout(n_images=1, n_channels=1, height=prod(shape) // width, width=width, channels_last=False)
+
+
+def coding_layout(shape: tuple[int, ...]) -> Layout:
+    """`layout_of`, but one plane where there are so many small ones that their overhead would outweigh the gain."""
+    where = layout_of(shape)
+    if where.n_planes <= _MAX_PLANES and where.height * where.width >= _MIN_PLANE:
+        return where
     width = shape[-1] if shape else 1
     return Layout(n_images=1, n_channels=1, height=prod(shape) // width, width=width, channels_last=False)
 

@@ -1,5 +1,7 @@
 """Every codec: what it keeps, what it refuses, and that no bytes at all make it fail in an untyped way."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,3 +155,16 @@ def test_strings_hold_bytes_or_text_only() -> None:
     for name in LOSSLESS:
         with pytest.raises(NotEncodable):
             catalog.get(name).encode(np.array([b"a", 3], object))
+
+
+@pytest.mark.parametrize(
+    "shape", [(5000, 3, 1, 1), (256, 1, 8, 8), (70, 3, 64, 64), (3, 9000, 2), (20000, 3, 1), (4, 4), (1, 1, 1, 9000)]
+)
+def test_odd_shapes_cost_no_more_than_their_bytes(shape: tuple[int, ...]) -> None:
+    """Many small planes are coded as one: encoding takes time by bytes, not by planes."""
+    array = (np.random.default_rng(1).integers(0, 256, shape) / 255).astype(np.float32)
+    codec = catalog.get("lossless")
+    started_s = time.thread_time()
+    payload = codec.encode(array)
+    assert time.thread_time() - started_s < 0.3
+    assert bits(codec.decode(payload, spec_of(array))) == array.tobytes()
