@@ -70,6 +70,23 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def declared_inputs(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...] | None]:
+    """Shapes of what must be fed, None where a size is open; None for an input without a rank, or that is no tensor."""
+    defaults = {tensor.name for tensor in model.graph.initializer}
+    found: dict[str, tuple[int | None, ...] | None] = {}
+    for value in model.graph.input:
+        if value.name not in defaults:
+            tensor = value.type.tensor_type
+            dims = tensor.shape.dim if tensor.HasField("shape") else None
+            found[value.name] = None if dims is None else tuple(size_of(dim) for dim in dims)
+    return found
+
+
+def size_of(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    """A declared size, None where it is open; Paddle writes -1 for "open"."""
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+
+
 def _count(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hybrid.errors import DiskFull, HybridError, ModelInvalid, ModelUnsupported, TensorMismatch
-from hybrid.graph.model_file import bodies_of, captures_of, load_proto
+from hybrid.graph.model_file import bodies_of, captures_of, load_proto, size_of
 from hybrid.graph.shape_key import ShapeKey
 
 GRAPH_FILE = "graph.onnx"
@@ -143,7 +143,7 @@ def bind(model: onnx.ModelProto, shape_key: ShapeKey) -> bool:
     for output in model.graph.output:
         if output.type.HasField("tensor_type"):
             for dim in output.type.tensor_type.shape.dim:
-                if not _is_fixed(dim) or dynamic:
+                if size_of(dim) is None or dynamic:
                     dim.Clear()
     del model.graph.value_info[:]
     return dynamic
@@ -155,7 +155,7 @@ def _bind_input(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> bool:
         for size in shape:
             tensor.shape.dim.add().dim_value = size
         return True
-    declared = [dim.dim_value if _is_fixed(dim) else None for dim in tensor.shape.dim]
+    declared = [size_of(dim) for dim in tensor.shape.dim]
     fits = len(declared) == len(shape) and all(mine in (None, size) for mine, size in zip(declared, shape, strict=True))
     if not fits:
         wanted = ["?" if size is None else size for size in declared]
@@ -164,10 +164,6 @@ def _bind_input(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> bool:
         dim.Clear()
         dim.dim_value = size
     return None in declared
-
-
-def _is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
-    return dim.HasField("dim_value") and dim.dim_value >= 0  # Paddle writes -1 for "open"
 
 
 def _loads_unbound(model_path: Path, shape_key: ShapeKey, folder: Path) -> bool:
