@@ -66,7 +66,7 @@ class Finding:
         with _lock:
             self._pid = os.getpid()
             search = _searches.get(self._key)
-            if search is None:
+            if search is None or not search.is_alive:
                 search = Search(token=token, pin_sha256=pin_sha256, interfaces=interfaces, poll_s=self._poll_s)
                 search.start()
                 _searches[self._key] = search

@@ -63,9 +63,9 @@ class NetworkFollower:
         current: tuple[str, ...] | None = None
         try:
             while not self._stop.is_set():
-                present = self._look()
-                wanted = self._tenant.wanted(present)
-                if wanted != current:
+                present = self._present()
+                wanted = current if present is None else self._tenant.wanted(present)
+                if present is not None and wanted is not None and wanted != current:
                     if endpoint is not None:
                         self._leave(endpoint)
                     endpoint = self._join(wanted, present)
@@ -74,6 +74,14 @@ class NetworkFollower:
         finally:
             if endpoint is not None:
                 self._leave(endpoint)
+
+    def _present(self) -> tuple[str, ...] | None:
+        """The machine's addresses; None while they cannot be told, as when an interface leaves at this very moment."""
+        try:
+            return self._look()
+        except OSError as exc:
+            _LOG.debug("discovery.addresses_unknown error=%r", exc)
+            return None
 
     def _join(self, wanted: tuple[str, ...], present: tuple[str, ...]) -> "Zeroconf | None":
         """Open an endpoint, with IPv6 where that can be had; None while there is nothing to open it on."""

@@ -96,6 +96,11 @@ class Search:
         """Why candidates may not be used."""
         return self._reasons
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs; false once closed."""
+        return self._thread.is_alive() and not self._closed
+
     def start(self) -> None:
         """Begin; returns at once."""
         self._thread.start()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cloud_gateway.auth import Tokens, authenticate, ensure_admin_token
-from cloud_gateway.token_store import FILE_NAME
+from cloud_gateway.token_store import FILE_NAME, TokenRecord
 from hybrid.errors import Conflict, CorruptContent, DiskFull, Forbidden, NotFound, StorageError, Unauthenticated
 from hybrid.serving.identity import ANYONE, RIGHTS, ROLES, Identity
 from hybrid.transport.token import Token
@@ -134,33 +134,35 @@ def test_without_watching_a_refresh_takes_over_what_others_wrote(tokens: Tokens,
         tokens.verify(text)
 
 
-def test_revocations_hold_while_others_refresh(tokens: Tokens, tmp_path: Path) -> None:
-    """No older reading of the file may overwrite a newer one, or a revoked token would stay good."""
-    stop = threading.Event()
+def test_an_older_reading_of_the_file_never_undoes_a_revocation(
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refresh is held up between its reading and its taking over, while the token is revoked."""
+    token_id, text = tokens.create("device", "camera")
+    has_read, go_on = threading.Event(), threading.Event()
+    read = tokens._store.records
 
-    def churn() -> None:
-        with Tokens(tmp_path) as other:
-            while not stop.is_set():
-                other.create("device", "noise")
+    def read_slowly() -> tuple[TokenRecord, ...]:
+        records = read()
+        if threading.current_thread() is refresher:
+            has_read.set()
+            assert go_on.wait(30)
+        return records
 
-    def refresh() -> None:
-        while not stop.is_set():
-            tokens.refresh()
-
-    threads = [threading.Thread(target=work) for work in (churn, refresh, refresh)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(15):
-            token_id, text = tokens.create("device", "camera")
-            tokens.verify(text)
-            tokens.revoke(token_id)
-            with pytest.raises(Unauthenticated):
-                tokens.verify(text)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    monkeypatch.setattr(tokens._store, "records", read_slowly)
+    with Tokens(tmp_path) as other:
+        other.create("device", "news for the refresh")
+    refresher = threading.Thread(target=tokens.refresh)
+    revoker = threading.Thread(target=tokens.revoke, args=(token_id,))
+    refresher.start()
+    assert has_read.wait(30)
+    revoker.start()
+    revoker.join(0.3)
+    go_on.set()
+    refresher.join(30)
+    revoker.join(30)
+    with pytest.raises(Unauthenticated):
+        tokens.verify(text)
 
 
 def test_a_secret_is_stored_nowhere(tokens: Tokens, tmp_path: Path) -> None:

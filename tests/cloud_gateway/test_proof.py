@@ -6,8 +6,11 @@ import hashlib
 import hmac
 import json
 import logging
+import os
+import shutil
 import ssl
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +171,24 @@ async def test_a_wrong_clock_is_no_obstacle(tokens: Tokens, tmp_path: Path, not_
         assert (await meet_pinned(running.url, proof.certificate_sha256)).url == running.url
 
 
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="needs the command faketime")
+async def test_a_device_at_1970_is_answered(tokens: Tokens, certificate: ServerCertificate, device_token: str) -> None:
+    code = (
+        "import asyncio, os, time; assert time.time() < 1e6, time.time()\n"
+        "from hybrid.transport.proof import meet_pinned, prove\n"
+        "pin = asyncio.run(prove(os.environ['URL'], os.environ['HYBRID_TOKEN'])).certificate_sha256\n"
+        "print(asyncio.run(meet_pinned(os.environ['URL'], pin)).certificate_sha256)"
+    )
+    async with trust_lab.gateway(tokens, certificate) as running:
+        settings = {"URL": running.url, "HYBRID_TOKEN": device_token, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        device = await asyncio.create_subprocess_exec(
+            "faketime", "1970-01-02 00:00:00", sys.executable, "-c", code,
+            stdout=asyncio.subprocess.PIPE, env=os.environ | settings,
+        )  # fmt: skip
+        out, _ = await device.communicate()
+    assert out.decode().strip() == certificate.certificate_sha256
+
+
 async def test_another_certificate_than_the_pinned_one_gets_no_request(tokens: Tokens, tmp_path: Path) -> None:
     pinned, other = trust_lab.certificate_in(tmp_path / "a"), trust_lab.certificate_in(tmp_path / "b")
     async with trust_lab.gateway(tokens, other) as running:
@@ -258,6 +279,13 @@ async def test_unknown_and_revoked_ids_answer_alike(tokens: Tokens, tmp_path: Pa
                 shapes.append((response.status, {key: len(value) for key, value in answer.items()}, headers))
     assert shapes[0] == shapes[1] == shapes[2]
     assert shapes[0][0] == 200
+
+
+def test_a_proof_for_an_unknown_id_has_a_key_that_nobody_knows(tokens: Tokens) -> None:
+    nonces = {"client_nonce": b"c" * 32, "server_nonce": b"s" * 32, "spki_sha256": b"k" * 32}
+    macs = {tokens.proof("aaaaaaaa", **nonces) for _ in range(3)}
+    assert len(macs) == 3, "a new key each time"
+    assert not macs & {proof_mac(bytes(n), token_id="aaaaaaaa", **nonces).hex() for n in range(65)}
 
 
 def test_unknown_ids_take_the_same_time(tokens: Tokens) -> None:

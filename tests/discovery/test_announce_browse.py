@@ -213,6 +213,26 @@ def test_a_network_that_is_not_ready_is_tried_again() -> None:
     follower.close()
 
 
+def test_a_moment_without_knowledge_changes_nothing() -> None:
+    tenant = Tenant()
+    looks: list[int] = []
+    enough = threading.Event()
+
+    def look() -> tuple[str, ...]:
+        looks.append(1)
+        if len(looks) == 2:
+            raise OSError("no such device")
+        if len(looks) > 4:
+            enough.set()
+        return ("127.0.0.1",)
+
+    follower = NetworkFollower(tenant, poll_s=0.02, look=look)
+    follower.start()
+    assert enough.wait(PATIENCE_S)
+    assert tenant.story == ["opened 127.0.0.1"]
+    follower.close()
+
+
 def test_an_address_that_left_meanwhile_is_tried_again() -> None:
     tenant = Tenant()
     addresses = iter([("203.0.113.77",), ("203.0.113.77",)])
