@@ -11,7 +11,7 @@ from yarl import URL
 
 from hybrid.cost.link import LinkEstimate
 from hybrid.errors import BadMessage, ConnectionLost, DeadlinePassed, GatewayStalled, HybridError, TooLarge
-from hybrid.transport.http_reply import error_of_reply
+from hybrid.transport.http_reply import error_of_reply, whole_body
 from hybrid.transport.pending import Pending
 from hybrid.transport.trust import Tls
 from hybrid.wire.frames import Hello, parse_hello
@@ -36,7 +36,7 @@ async def ask_hello(session: aiohttp.ClientSession, url: URL, tls: Tls, timeout_
         asyncio.timeout(timeout_s),
         session.get(url / HELLO_PATH, ssl=tls, allow_redirects=False) as reply,
     ):
-        body = await reply.content.read(HEADER_BYTES)
+        body = await whole_body(reply, HEADER_BYTES)
         if reply.status >= 400:
             raise error_of_reply(reply.status, body, str(url))
         hello = parse_hello(body)
@@ -141,7 +141,7 @@ class HttpCarrier:
             ) as reply,
         ):
             if reply.status != 200:
-                raise error_of_reply(reply.status, await reply.content.read(HEADER_BYTES), str(self._url))
+                raise error_of_reply(reply.status, await whole_body(reply, HEADER_BYTES), str(self._url))
             response, n_bytes = await read_message(reply, self._limits)
         now_s = time.monotonic()
         network_s = max(0.0, now_s - since_s - response.queue_s - response.compute_s)

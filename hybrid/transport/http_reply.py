@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import aiohttp
 import msgspec
 
 from hybrid.errors import (
@@ -38,6 +39,15 @@ class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 _DECODER: Final = msgspec.json.Decoder(ErrorBody)
+
+
+async def whole_body(reply: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """The reply's body, at most so many bytes of it: `content.read(n)` alone gives what has come so far."""
+    pieces: list[bytes] = []
+    while limit_bytes > 0 and (piece := await reply.content.read(limit_bytes)):
+        pieces.append(piece)
+        limit_bytes -= len(piece)
+    return b"".join(pieces)
 
 
 def error_of_reply(status: int, body: bytes, url: str) -> HybridError:

@@ -24,7 +24,7 @@ from hybrid.errors import (
 )
 from hybrid.transport.connection import ChannelConnection, ChannelSocket
 from hybrid.transport.http_carrier import HttpCarrier, ask_hello
-from hybrid.transport.http_reply import error_of_reply
+from hybrid.transport.http_reply import error_of_reply, whole_body
 from hybrid.transport.pending import Pending
 from hybrid.transport.trust import Tls, Trust, Verifier
 from hybrid.wire.channel import Channel
@@ -170,7 +170,7 @@ class Supervisor:
                     headers={"Content-Type": "application/json"},
                 ) as reply,
             ):  # fmt: skip
-                data = await reply.content.read(REPLY_BYTES) if reply.status < 400 else await reply.content.read(65536)
+                data = await whole_body(reply, REPLY_BYTES if reply.status < 400 else 65536)
                 if reply.status != 200:
                     raise error_of_reply(reply.status, data, str(self._url))
                 return data
