@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from functools import partial
 
 from aiohttp import web
 
@@ -44,8 +43,6 @@ _log = logging.getLogger("hybrid.gateway")
 
 _DRAIN_POLL_S = 0.02
 _asking: ContextVar[Identity] = ContextVar("asking")
-
-_VERSIONS_PATH = "/v2/hybrid/models/{name}/versions"
 
 
 class Gateway:
@@ -107,7 +104,7 @@ class Gateway:
             ),
         )
         self._add_metrics(app, door, service, listener)
-        app.on_response_prepare.append(partial(_after_push, executor, models))
+        door.after_push = lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}")
         await listener.start(config.host, config.port, certificate.context() if certificate else None)
         stack.push_async_callback(listener.finish)
         self.url = _url(config, listener.port)
@@ -202,17 +199,6 @@ class Gateway:
         return announcer
 
 
-async def _after_push(
-    executor: Executor, models: LoadedModels, request: web.Request, response: web.StreamResponse
-) -> None:
-    """Open a version that was pushed just now, so that unversioned requests move to it."""
-    resource = request.match_info.route.resource
-    is_push = request.method == "POST" and resource is not None and resource.canonical == _VERSIONS_PATH
-    if is_push and response.status in (200, 201):
-        name = request.match_info["name"]
-        executor.spawn(models.refresh(name), name=f"refresh-{name}")
-
-
 def _admit_channel(request: web.Request) -> None:
     """Admit a channel or a posted message; tasks that serve it inherit who asked."""
     require(request, "infer")
@@ -250,11 +236,10 @@ def _certificate(config: GatewayConfig) -> ServerCertificate:
 
 def _executor_settings(config: GatewayConfig) -> ExecutorSettings:
     return ExecutorSettings(
-        engine=EngineSettings(n_intra_threads=config.n_intra_threads),
+        engine=EngineSettings(n_intra_threads=config.n_intra_threads, inline_s=config.inline_s),
         n_threads=config.n_runs or max(2, (os.cpu_count() or 2) // 2),
         max_waiting=config.max_waiting,
         session_budget_bytes=config.session_memory_bytes,
-        inline=not config.no_inline,
     )
 
 

@@ -1,5 +1,6 @@
 """One opened onnxruntime session with its signature, its cost in memory and its measured time."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from compression.tensor import BYTES, NUMPY_OF, TensorSpec
 from devices.errors import DeviceError, OperatorUnsupported
 from devices.onnx_engine import open_session
 from hybrid.errors import EngineFailed, ModelInvalid, ModelUnsupported, TensorMismatch
+from hybrid.serving.model_facts import ModelFacts
 from hybrid.serving.served_model import ModelSignature
 
 DATATYPE_OF_ENGINE: Final = {
@@ -24,13 +26,10 @@ DATATYPE_OF_ENGINE: Final = {
 }  # fmt: skip
 """Datatype of each tensor type that onnxruntime names and the protocol carries."""
 
-INLINE_LIMIT_S: Final = 0.0003
-"""A median run shorter than this may run on the event loop: the hop to a thread would cost about a third of it."""
-
-INLINE_DEMOTE_S: Final = 0.001
-"""A run on the event loop longer than this counts as slow; three of them and the session never runs there again."""
-
 _N_TIMED: Final = 15
+_SLOW_SHARE: Final = 0.1
+_MAX_SLOWNESS: Final = 10.0
+"""Runs leave the event loop when clearly more than this share of them is slow; a busy machine makes some of them so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +40,25 @@ class EngineSettings:
         n_intra_threads: threads inside one run; 0 leaves it to onnxruntime (one a core).
         spin: whether idle engine threads spin; costs whole cores on a shared machine.
         providers: execution providers in order of preference.
+        inline_s: models whose median run is shorter may run on the event loop; 0 for none, negative chooses by the
+            number of cores.
     """
 
     n_intra_threads: int = 0
     spin: bool = False
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    inline_s: float = -1.0
+
+    @property
+    def inline_limit_s(self) -> float:
+        """The limit in force.
+
+        The hop to an engine thread costs 0.05 to 0.2 ms of CPU and buys runs at the same time as others. Two cores,
+        both of which one run uses anyway, have none of that to give; hence the larger limit there.
+        """
+        if self.inline_s >= 0:
+            return self.inline_s
+        return 0.001 if (os.cpu_count() or 1) <= 2 else 0.0003
 
 
 class EngineSession:
@@ -59,20 +72,22 @@ class EngineSession:
     """
 
     __slots__ = (
-        "_inline_bytes", "_n_slow", "_session", "_timed", "_timed_bytes", "inputs", "n_bytes",
-        "output_names", "signature",
+        "_inline_bytes", "_inline_s", "_is_bounded", "_session", "_slowness", "_timed", "_timed_bytes", "inputs",
+        "n_bytes", "output_names", "signature",
     )  # fmt: skip
 
-    def __init__(self, session: ort.InferenceSession, *, n_bytes: int, path: Path) -> None:
+    def __init__(self, session: ort.InferenceSession, facts: ModelFacts, path: Path, *, inline_s: float) -> None:
         self._session = session
-        self.n_bytes = n_bytes
+        self.n_bytes = facts.n_bytes
+        self._is_bounded = facts.is_bounded
+        self._inline_s = inline_s
         self.signature = _signature(session, path)
         self.inputs = {spec.name: spec for spec in self.signature.inputs}
         self.output_names = [spec.name for spec in self.signature.outputs]
         self._timed: list[float] = []
         self._timed_bytes = sys.maxsize
         self._inline_bytes = -1
-        self._n_slow = 0
+        self._slowness = 0.0
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, options: Any = None
@@ -119,15 +134,17 @@ class EngineSession:
         if len(self._timed) < _N_TIMED:
             self._timed.append(run_s)
             self._timed_bytes = min(self._timed_bytes, n_bytes)
-            if len(self._timed) == _N_TIMED and median(self._timed) < INLINE_LIMIT_S:
+            if self._is_bounded and len(self._timed) == _N_TIMED and median(self._timed) < self._inline_s:
                 self._inline_bytes = self._timed_bytes
 
     def observe_inline(self, run_s: float) -> None:
-        """Note the time of a run on the event loop; slow ones end that for this session."""
-        if run_s > INLINE_DEMOTE_S:
-            self._n_slow += 1
-            if self._n_slow >= 3:
-                self._inline_bytes = -1
+        """Note the time of a run on the event loop; when slow ones are common, runs leave it and are timed anew."""
+        if run_s > self._inline_s:
+            self._slowness += 1.0
+            if self._slowness > _MAX_SLOWNESS:
+                self._inline_bytes, self._slowness, self._timed = -1, 0.0, []
+        elif self._slowness > 0.0:
+            self._slowness -= _SLOW_SHARE
 
     def runs_inline(self, n_bytes: int) -> bool:
         """Whether a run with that many input bytes is known to be shorter than a thread hop is worth."""
@@ -139,7 +156,7 @@ class EngineSession:
         return median(self._timed) if self._timed else None
 
 
-def open_engine(path: Path, settings: EngineSettings, *, n_bytes: int) -> EngineSession:
+def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> EngineSession:
     """Open a model file; takes milliseconds to seconds, so call it off the event loop.
 
     Raises:
@@ -158,7 +175,7 @@ def open_engine(path: Path, settings: EngineSettings, *, n_bytes: int) -> Engine
         raise ModelUnsupported(str(exc), path=str(path), operator=exc.operator) from exc
     except DeviceError as exc:
         raise ModelInvalid(str(exc), path=str(path)) from exc
-    return EngineSession(session, n_bytes=n_bytes, path=path)
+    return EngineSession(session, facts, path, inline_s=settings.inline_limit_s)
 
 
 def _signature(session: ort.InferenceSession, path: Path) -> ModelSignature:

@@ -6,14 +6,14 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from hybrid.serving.background import Background
 from hybrid.serving.engine_pool import EngineJob, EnginePool
 from hybrid.serving.engine_session import EngineSession, EngineSettings, open_engine
-from hybrid.serving.model_size import model_bytes
+from hybrid.serving.model_facts import facts_of
 from hybrid.serving.served_model import ServedModel
 from hybrid.serving.session_cache import SessionCache
 
@@ -29,18 +29,15 @@ class ExecutorSettings:
         n_threads: runs at the same time; further ones wait.
         max_waiting: waiting runs; further ones are refused with `Overloaded`.
         session_budget_bytes: memory that opened sessions may hold together.
-        inline: whether tiny models may run on the event loop.
     """
 
     engine: EngineSettings = EngineSettings()
     n_threads: int = max(2, (os.cpu_count() or 2) // 2)
     max_waiting: int = 256
     session_budget_bytes: int = 2 << 30
-    inline: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """Outputs in the order asked for, seconds waited for a thread and seconds in the engine."""
 
     outputs: list[np.ndarray]
@@ -90,7 +87,7 @@ class Executor:
         return await self.sessions.get_or_open((model.model_digest,), lambda: self._build_whole(model))
 
     def _build_whole(self, model: ServedModel) -> EngineSession:
-        return open_engine(model.path, self.settings.engine, n_bytes=model_bytes(model.path))
+        return open_engine(model.path, self.settings.engine, facts_of(model.path))
 
     async def compute(
         self,
@@ -113,8 +110,10 @@ class Executor:
             EngineFailed: the engine raised on these values.
         """
         session.check(feeds)
-        n_bytes = sum(array.nbytes for array in feeds.values())
-        if self.settings.inline and session.runs_inline(n_bytes):
+        n_bytes = 0
+        for array in feeds.values():
+            n_bytes += array.nbytes
+        if session.runs_inline(n_bytes):
             started_s = perf_counter()
             found = session.run(feeds, outputs)
             compute_s = perf_counter() - started_s

@@ -1,10 +1,10 @@
 """Reads request bodies: within a size limit, a pace limit and, when compressed, a limit on what they unpack to."""
 
 import asyncio
-import sys
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 from aiohttp import ClientError, web
@@ -15,7 +15,8 @@ from hybrid.errors import BadMessage, TooLarge
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """HTTP header with the bytes of JSON in front of the binary tensors; compared as a whole name, never as a substring."""
 
-_AT_ONCE_BYTES: Final = 64 << 10
+_ON_LOOP_BYTES: Final = 64 << 10
+"""Packed bodies larger than this are unpacked in a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +43,15 @@ class Body:
         n_json: bytes of JSON that the request's header declares; None when all of the body is JSON.
     """
 
-    __slots__ = ("_buffer", "_limits", "_position", "_request", "_started_s", "n_json")
+    __slots__ = ("_ahead", "_buffer", "_limits", "_n_received", "_position", "_request", "n_json")
 
     def __init__(self, request: web.Request, limits: BodyLimits) -> None:
         self._request = request
         self._limits = limits
         self._buffer: bytes | None = None
+        self._ahead = b""
         self._position = 0
-        self._started_s = asyncio.get_running_loop().time()
+        self._n_received = 0
         length = request.content_length
         if length is not None and length > limits.max_body_bytes:
             raise _too_large(length, limits)
@@ -59,12 +61,15 @@ class Body:
         """The JSON part; what follows it is not read yet unless it came along or was compressed."""
         request = self._request
         encoding = request.headers.get("Content-Encoding")
-        if encoding and encoding.lower() != "identity":
+        if encoding is not None and encoding.lower() != "identity":
             self._buffer = await self._unpacked(encoding.lower())
-        elif self.n_json is None or (request.content_length or sys.maxsize) <= _AT_ONCE_BYTES:
+        elif request.content.is_eof() and request.content.exception() is None:
+            self._buffer = self._present()
+        elif self.n_json is None:
             self._buffer = await self._all()
         if self._buffer is None:
-            return bytes(await self._exactly(self.n_json or 0))
+            async with _Pace(self._limits) as pace:
+                return await self._first(self.n_json or 0, pace)
         if self.n_json is None:
             self._position = len(self._buffer)
             return self._buffer
@@ -77,18 +82,16 @@ class Body:
         """The part behind the JSON, which must have exactly that size."""
         if self._buffer is not None:
             found = memoryview(self._buffer)[self._position :]
-        else:
-            length = self._request.content_length
-            if n_bytes > self._limits.max_body_bytes:
-                raise _too_large(n_bytes, self._limits)
-            if length is not None and length - (self.n_json or 0) != n_bytes:
-                raise _wrong_size(length - (self.n_json or 0), n_bytes)
-            found = await self._exactly(n_bytes)
-            if await self._chunk(n_bytes, 1):
-                raise BadMessage(f"the body goes on after the {n_bytes} bytes of tensors that its JSON declares")
-        if len(found) != n_bytes:
-            raise _wrong_size(len(found), n_bytes)
-        return found
+            if len(found) != n_bytes:
+                raise _wrong_size(len(found), n_bytes)
+            return found
+        length = self._request.content_length
+        if n_bytes > self._limits.max_body_bytes:
+            raise _too_large(n_bytes, self._limits)
+        if length is not None and length - (self.n_json or 0) != n_bytes:
+            raise _wrong_size(length - (self.n_json or 0), n_bytes)
+        async with _Pace(self._limits) as pace:
+            return await self._exactly(n_bytes, pace)
 
     async def rest(self) -> memoryview:
         """All of what follows the JSON, whatever its size within the limit."""
@@ -96,45 +99,57 @@ class Body:
             self._buffer = await self._all()
         return memoryview(self._buffer)[self._position :]
 
+    def _present(self) -> bytes:
+        """A body that is all here: no wait, no timer."""
+        found = self._request.content.read_nowait()
+        if len(found) > self._limits.max_body_bytes:
+            raise _too_large(len(found), self._limits)
+        return found
+
     async def _all(self) -> bytes:
-        content = self._request.content
-        if content.is_eof() and content.exception() is None:  # everything is here: no wait, no timer
-            found = content.read_nowait()
-            if len(found) > self._limits.max_body_bytes:
-                raise _too_large(len(found), self._limits)
-            return found
         chunks: list[bytes] = []
-        n_bytes = 0
-        while chunk := await self._chunk(n_bytes, -1):
-            n_bytes += len(chunk)
-            if n_bytes > self._limits.max_body_bytes:
-                raise _too_large(n_bytes, self._limits)
-            chunks.append(chunk)
+        async with _Pace(self._limits) as pace:
+            while chunk := await self._chunk(pace):
+                if pace.n_received > self._limits.max_body_bytes:
+                    raise _too_large(pace.n_received, self._limits)
+                chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _exactly(self, n_bytes: int) -> memoryview:
-        # An array, because numpy aligns it and does not clear it first.
-        buffer = memoryview(np.empty(n_bytes, np.uint8))
-        position = 0
-        while position < n_bytes:
-            chunk = await self._chunk(position, n_bytes - position)
+    async def _first(self, n_bytes: int, pace: "_Pace") -> bytes:
+        """The first bytes; what came along with them is kept for `_exactly`."""
+        found = b""
+        while len(found) < n_bytes:
+            chunk = await self._chunk(pace)
             if not chunk:
-                raise BadMessage(f"the body ended after {position} of {n_bytes} bytes")
+                raise BadMessage(f"the body ended after {len(found)} of {n_bytes} bytes")
+            found = found + chunk if found else chunk
+        self._ahead = found[n_bytes:]
+        return found[:n_bytes]
+
+    async def _exactly(self, n_bytes: int, pace: "_Pace") -> memoryview:
+        # An array, because numpy aligns it and does not clear it first; each chunk is copied once, into its place.
+        buffer = memoryview(np.empty(n_bytes, np.uint8))
+        chunk, position = self._ahead, 0
+        while True:
+            if position + len(chunk) > n_bytes:
+                raise BadMessage(f"the body goes on after the {n_bytes} bytes of tensors that its JSON declares")
             buffer[position : position + len(chunk)] = chunk
             position += len(chunk)
+            chunk = await self._chunk(pace)
+            if not chunk:
+                break
+        if position < n_bytes:
+            raise BadMessage(f"the body ended after {position} of {n_bytes} bytes of tensors")
         return buffer
 
-    async def _chunk(self, n_received: int, at_most: int) -> bytes:
-        """What is there, up to `at_most` bytes (-1: no limit); waits for more only while nothing is."""
-        content = self._request.content
-        allowed_s = self._limits.idle_s + n_received / self._limits.min_bytes_per_s
+    async def _chunk(self, pace: "_Pace") -> bytes:
+        """The next piece as it came, empty at the end."""
         try:
-            async with asyncio.timeout_at(self._started_s + allowed_s):
-                return await (content.readany() if at_most < 0 else content.read(at_most))
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(
-                text=f"only {n_received} bytes of the body came within {allowed_s:.0f} s; send it faster"
-            ) from None
+            while True:
+                chunk, ends_http_chunk = await self._request.content.readchunk()
+                if chunk or not ends_http_chunk:
+                    pace.came(len(chunk))
+                    return chunk
         except (ClientError, HttpProcessingError) as exc:
             raise BadMessage(f"the body breaks HTTP's framing: {type(exc).__name__}") from exc
 
@@ -142,9 +157,50 @@ class Body:
         if encoding not in ("gzip", "deflate"):
             raise BadMessage(f"Content-Encoding {encoding[:40]!r} is not understood; send gzip, deflate or identity")
         packed = await self._all()
-        if len(packed) < _AT_ONCE_BYTES:
+        if len(packed) < _ON_LOOP_BYTES:
             return unpack(packed, encoding, self._limits.max_body_bytes)
         return await asyncio.to_thread(unpack, packed, encoding, self._limits.max_body_bytes)
+
+
+class _Pace:
+    """A context in which a body has to keep up: one timer for all of it, moved on only when it gets near.
+
+    Attributes:
+        n_received: bytes that came so far.
+    """
+
+    __slots__ = ("_clock", "_limits", "_loop", "_next_look_s", "_started_s", "n_received")
+
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._next_look_s = self._started_s + 0.5 * limits.idle_s
+        self._clock = asyncio.timeout_at(self._started_s + limits.idle_s)
+        self.n_received = 0
+
+    async def __aenter__(self) -> Self:
+        await self._clock.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._clock.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(
+                text=f"only {self.n_received} bytes of the body came within the time for them; send it faster"
+            ) from None
+
+    def came(self, n_bytes: int) -> None:
+        """Bytes came: they buy time at the slowest pace that is allowed."""
+        self.n_received += n_bytes
+        now_s = self._loop.time()
+        if now_s > self._next_look_s:
+            until_s = self._started_s + self._limits.idle_s + self.n_received / self._limits.min_bytes_per_s
+            self._clock.reschedule(until_s)
+            self._next_look_s = now_s + 0.5 * max(0.0, until_s - now_s)
 
 
 def unpack(packed: bytes, encoding: str, max_bytes: int) -> bytes:

@@ -1,9 +1,8 @@
 """From the body of an inference call to the arrays that an engine takes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -28,8 +27,7 @@ class RegionReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A call and its feeds; `raw` when the body was bytes alone, so that the reply shall be too."""
 
     call: InferCall

@@ -1,8 +1,7 @@
 """From an engine's arrays to the body of an inference reply."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -25,8 +24,7 @@ class RegionWriter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyOutput:
+class ReplyOutput(NamedTuple):
     """One computed output and the form in which it was asked for."""
 
     name: str
@@ -36,8 +34,7 @@ class ReplyOutput:
     labels: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedReply:
+class EncodedReply(NamedTuple):
     """The body in pieces; `n_json` is the size of the first one when raw tensors follow it, else None."""
 
     parts: list[bytes | memoryview]

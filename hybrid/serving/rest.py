@@ -24,6 +24,9 @@ def add_routes(app: web.Application, service: InferenceService) -> None:
 def _add_models(router: web.UrlDispatcher, service: InferenceService) -> None:
     models = ModelHandlers(service)
     infer = InferHandler(service)
+    # The router tries resources in this order, so what is asked for most comes first.
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        router.add_post(f"{path}/infer", infer.handle)
     router.add_get("/v2/health/live", models.live)
     router.add_get("/v2/health/ready", models.ready)
     router.add_get("/v2", models.server)
@@ -31,7 +34,6 @@ def _add_models(router: web.UrlDispatcher, service: InferenceService) -> None:
     router.add_get("/v2/models", models.models)
     router.add_get("/v2/models/stats", models.statistics)
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        router.add_post(f"{path}/infer", infer.handle)
         router.add_get(path, models.metadata)
         router.add_get(f"{path}/ready", models.model_ready)
         router.add_get(f"{path}/config", models.config)

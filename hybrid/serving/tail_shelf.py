@@ -23,7 +23,7 @@ from hybrid.partition.prepared import Prepared, prepare
 from hybrid.serving.background import Background
 from hybrid.serving.engine_session import EngineSession, open_engine
 from hybrid.serving.executor import Executor
-from hybrid.serving.model_size import model_bytes
+from hybrid.serving.model_facts import facts_of
 from hybrid.serving.served_model import ServedModel
 from hybrid.serving.tail_profile import (
     TailTimes,
@@ -216,7 +216,7 @@ class TailShelf:
 
     def _open(self, prepared: Prepared, cut_id: str) -> EngineSession:
         path = prepared.tail_path(cut_id)
-        return open_engine(path, self._executor.settings.engine, n_bytes=model_bytes(path))
+        return open_engine(path, self._executor.settings.engine, facts_of(path))
 
     def _times_path(self, prepared: Prepared) -> Path:
         return self._cache / "times" / f"{prepared.model_digest[:16]}-{prepared.shape_key.id}.json"
