@@ -80,6 +80,10 @@ class Traffic:
     n_open: int
 
 
+_Line = asyncio.Queue[tuple[float, bytes | OSError]]
+"""What is on its way in one direction of one connection: when it is due, and the bytes, their end, or a reset."""
+
+
 class _Lane:
     """One direction's state; touched by the proxy's thread alone."""
 
@@ -291,23 +295,29 @@ class ShapedProxy:
             _will_reset((near, far))
 
     def _pump(self, tasks: asyncio.TaskGroup, lane: _Lane, source: socket.socket, sink: socket.socket) -> None:
-        line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_LINE_LENGTH)
+        line: _Line = asyncio.Queue(_LINE_LENGTH)
         tasks.create_task(self._take(lane, source, line))
         tasks.create_task(self._deliver(lane, line, sink))
 
-    async def _take(self, lane: _Lane, source: socket.socket, line: "asyncio.Queue[tuple[float, bytes]]") -> None:
-        data = b"-"
+    async def _take(self, lane: _Lane, source: socket.socket, line: _Line) -> None:
+        data: bytes = b"-"
         while data:
             await lane.opened()
-            data = await self._loop.sock_recv(source, lane.chunk_bytes)
+            try:
+                data = await self._loop.sock_recv(source, lane.chunk_bytes)
+            except OSError as error:
+                await line.put((await lane.carry(0), error))  # a reset travels behind what was sent before it
+                return
             await line.put((await lane.carry(len(data)), data))
 
-    async def _deliver(self, lane: _Lane, line: "asyncio.Queue[tuple[float, bytes]]", sink: socket.socket) -> None:
+    async def _deliver(self, lane: _Lane, line: _Line, sink: socket.socket) -> None:
         while True:
             due_s, data = await line.get()
             if (left_s := due_s - self._loop.time()) > 0:
                 await asyncio.sleep(left_s)
             await lane.opened()
+            if isinstance(data, OSError):
+                raise data
             if not data:
                 sink.shutdown(socket.SHUT_WR)
                 return

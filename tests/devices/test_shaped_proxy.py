@@ -1,6 +1,7 @@
 """The shaped link does what it says: rate, delay, blackhole, refusal, reset; over real sockets."""
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -179,6 +180,7 @@ def test_the_rate_changes_under_way() -> None:
 def test_refused_then_taken_again_on_the_same_port() -> None:
     with link() as (proxy, _):
         with connect(proxy) as connection:
+            exchange(connection, b"taken, not only queued by the kernel")
             proxy.refuse()
             proxy.refuse()
             assert exchange(connection, b"open ones stay") < WAIT_S
@@ -200,6 +202,22 @@ def test_reset_reaches_both_sides() -> None:
         with connect(proxy) as second:
             exchange(second, b"y")
             assert (proxy.traffic().n_connections, proxy.traffic().n_open) == (2, 1)
+
+
+def test_a_reset_comes_behind_what_was_sent_before_it() -> None:
+    """A server that answers and is killed: the answer, still on its way, arrives first."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        delay = Direction(delay_s=0.2)
+        with ShapedProxy(server.getsockname()[1], Shape(down=delay)) as proxy, connect(proxy) as connection:
+            accepted, _ = server.accept()
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.sendall(b"answer")
+            connection.sendall(b"x")
+            assert accepted.recv(1) == b"x", "the proxy has long taken the answer"
+            accepted.close()
+            assert connection.recv(6, socket.MSG_WAITALL) == b"answer"
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
 
 
 def test_a_dead_target_resets_the_caller() -> None:
