@@ -5,7 +5,6 @@ a killed writer lets go by itself. A blob gets its name by a rename after its by
 synced; so a name in the store is a promise, and whatever breaks before leaves a part or nothing.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from hybrid.artifact.durable import storing, sync_folder
+from hybrid.artifact.durable import storing, sync_folder, try_lock
 from hybrid.artifact.names import check_digest
 from hybrid.errors import BadMessage, Conflict, CorruptContent, DiskFull, TooLarge
 
@@ -124,16 +123,16 @@ class Upload:
     def __init__(self, part: Path, blob: Path, total_bytes: int) -> None:
         self._part, self._blob, self._total_bytes = part, blob, total_bytes
         self._handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = part.stat().st_ino == os.fstat(self._handle).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            is_current = False
         self.offset = os.fstat(self._handle).st_size
         """Bytes that are here."""
-        if not is_current:
+        if not try_lock(self._handle) or not self._is_ours():
             os.close(self._handle)
             raise Conflict("another upload of this file is under way; try again", upload_offset=self.offset)
+        self.offset = os.fstat(self._handle).st_size
+        if blob.exists():  # a rival finished between our caller's look and our lock
+            self.drop()
+            self.close()
+            raise Conflict("this file is here already", upload_offset=total_bytes)
 
     def append(self, data: bytes) -> None:
         """Write the next bytes.

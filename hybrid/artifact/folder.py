@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hybrid.artifact.cache import cache_dir, fresh_sha256
+from hybrid.artifact.cache import fresh_sha256
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, sync_folder, write_atomically
 from hybrid.artifact.manifest import (
@@ -86,27 +86,13 @@ def from_onnx(path: Path, name: str, version: str, *, sequence: int = 1) -> Arti
     return Artifact(folder=path.parent, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
 
 
-def open_artifact(path: Path) -> Artifact:
-    """The artifact in a folder, or in a stored zip (unpacked into the cache at first).
-
-    Names and sizes are checked, contents are not: see `verify`.
+def open_folder(folder: Path) -> Artifact:
+    """The artifact in a folder; names and sizes are checked, contents are not: see `verify`.
 
     Raises:
-        ModelInvalid: no artifact there, or files missing, extra or of another size.
+        ModelInvalid: no manifest there, or files missing, extra or of another size.
         BadMessage: a manifest or signature that does not parse.
-        CorruptContent: a zip whose contents are not what its manifest says.
     """
-    if path.is_dir():
-        return open_folder(path)
-    if path.suffix.lower() == ".zip" and path.is_file():
-        from hybrid.artifact.stored_zip import unpack
-
-        return unpack(path, cache_dir() / "unpacked")
-    raise ModelInvalid(f"{path}: no artifact; a folder with {MANIFEST_NAME} or a .zip of one is wanted", path=str(path))
-
-
-def open_folder(folder: Path) -> Artifact:
-    """The artifact in a folder; raises as `open_artifact`."""
     signature_path = folder / SIGNATURE_NAME
     try:
         with (folder / MANIFEST_NAME).open("rb") as file:

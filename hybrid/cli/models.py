@@ -13,6 +13,7 @@ import typer
 
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.names import check_word
+from hybrid.cli.gateway_choice import choose
 from hybrid.cli.output import note, progress, result
 from hybrid.errors import BadMessage
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hybrid.transport.registry_client import ModelInfo, RegistryClient
 
 _T = TypeVar("_T")
-LOOPBACK = "http://127.0.0.1:8700"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,10 @@ app = typer.Typer(
 )
 
 Gateway = Annotated[
-    str, typer.Option("--gateway", envvar="HYBRID_GATEWAY", help=f"The gateway's URL; `auto` is {LOOPBACK}.")
+    str,
+    typer.Option(
+        "--gateway", envvar="HYBRID_GATEWAY", help="Its URL; `auto`: this machine's, else one found that proves itself."
+    ),
 ]
 TokenOption = Annotated[
     str | None,
@@ -140,8 +143,10 @@ def _run(gateway: str, token: str | None, work: "Callable[[RegistryClient], Awai
     """Do work with a client of the gateway."""
     from hybrid.transport.registry_client import RegistryClient
 
+    choice = choose(gateway, token)
+
     async def inside() -> _T:
-        async with RegistryClient(LOOPBACK if gateway == "auto" else gateway, token) as client:
+        async with RegistryClient(choice.url, token, trust=choice.trust) as client:
             return await work(client)
 
     return asyncio.run(inside())

@@ -8,9 +8,10 @@ from typing import Final
 
 import msgspec
 
-from hybrid.artifact.folder import Artifact, from_onnx, open_artifact
+from hybrid.artifact.folder import Artifact
 from hybrid.artifact.manifest import FileEntry, canonical_bytes
 from hybrid.artifact.names import check_word
+from hybrid.artifact.opening import open_any
 from hybrid.errors import BadMessage, Conflict, CorruptContent, LinkError, ModelInvalid, NotFound, Overloaded
 from hybrid.transport.patience import CONTACT_S, Meter, Patience, patiently
 from hybrid.transport.registry_client import RegistryClient, VersionInfo
@@ -52,23 +53,6 @@ class PushOptions:
     piece_bytes: int = PIECE_BYTES
 
 
-def artifact_at(path: Path, name: str, version: str) -> Artifact:
-    """The artifact that a path holds: a folder or zip as it is, any other file as a bare model.
-
-    Raises:
-        ModelInvalid: nothing there, or no model; names the file.
-        BadMessage: the manifest is of another name.
-    """
-    if not path.exists():
-        raise ModelInvalid(f"{path}: no such file; give the path of an ONNX model or an artifact", path=str(path))
-    if not path.is_dir() and path.suffix.lower() != ".zip":
-        return from_onnx(path, name, version)
-    artifact = open_artifact(path)
-    if artifact.manifest.name != name:
-        raise BadMessage(f"{path} is an artifact of {artifact.manifest.name!r}, not of {name!r}; use its own name")
-    return artifact
-
-
 async def push(
     client: RegistryClient,
     path: Path,
@@ -95,8 +79,9 @@ async def push(
     check_word(name)
     if options.version is not None:
         check_word(options.version, "version")
-    artifact = await asyncio.to_thread(artifact_at, path, name, options.version or "1")
-    is_bare = artifact.folder / artifact.manifest.model_file == path
+    artifact, is_bare = await asyncio.to_thread(open_any, path, name, options.version or "1")
+    if artifact.manifest.name != name:
+        raise BadMessage(f"{path} is an artifact of {artifact.manifest.name!r}, not of {name!r}; use its own name")
     if not is_bare and options.version not in (None, artifact.manifest.version):
         raise BadMessage(f"{path} is version {artifact.manifest.version!r} and stays it; leave --version away")
     sending = _Sending(client, options)

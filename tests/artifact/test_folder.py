@@ -11,7 +11,8 @@ import pytest
 
 from hybrid.artifact.attachments import attach, attachment_of, attachments_in
 from hybrid.artifact.digest import model_digest
-from hybrid.artifact.folder import from_onnx, open_artifact, verify, write_folder
+from hybrid.artifact.folder import from_onnx, verify, write_folder
+from hybrid.artifact.opening import open_artifact
 from hybrid.artifact.signature import Signature, key_id, new_private_key, public_key_of, sign
 from hybrid.artifact.signature import verify as verify_signature
 from hybrid.artifact.stored_zip import pack, unpack

@@ -21,8 +21,8 @@ from hybrid.transport.model_push import PushOptions, push
 from hybrid.transport.pulled_names import cached_model
 from hybrid.transport.registry_client import RegistryClient
 from tests import zoo
-from tests.cloud_gateway.test_registry import files_below, make_model
 from tests.live_gateway import LiveGateway
+from tests.model_making import files_below, make_model
 from tests.registry_server import RegistryServer, serving
 
 

@@ -27,8 +27,8 @@ from hybrid.transport.model_pull import pull
 from hybrid.transport.model_push import PushOptions, push
 from hybrid.transport.registry_client import RegistryClient, Timeouts
 from tests import zoo
-from tests.cloud_gateway.test_registry import files_below, make_model
 from tests.live_gateway import LiveGateway
+from tests.model_making import files_below, make_model
 from tests.registry_server import RegistryServer, serving
 
 PIECE_BYTES = 4 << 20

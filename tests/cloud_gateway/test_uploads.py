@@ -17,7 +17,7 @@ from hybrid.artifact.folder import from_onnx
 from hybrid.errors import Conflict
 from hybrid.transport.model_push import PushOptions, push
 from hybrid.transport.registry_client import RegistryClient
-from tests.cloud_gateway.test_registry import files_below, make_model
+from tests.model_making import files_below, make_model
 from tests.registry_server import RegistryServer, serving
 
 BODY = b"some bytes of a blob"

@@ -1,0 +1,78 @@
+"""Which gateway a command talks to: the one that was named, else this machine's, else one that proves itself."""
+
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from hybrid.cli.output import note
+from hybrid.errors import GatewayUnreachable
+
+if TYPE_CHECKING:
+    from hybrid.transport.trust import Trust
+
+LOOPBACK: Final = "http://127.0.0.1:8700"
+_KNOCK_S: Final = 0.5
+_SEARCH_S: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A gateway's URL, and how it is verified."""
+
+    url: str
+    trust: "Trust"
+
+
+def choose(gateway: str, token: str | None) -> Choice:
+    """The gateway that a flag or `HYBRID_GATEWAY` means.
+
+    Args:
+        gateway: a URL; several with commas between them, of which the first is meant; `auto` for the gateway of this
+            machine on its usual port, else the nearest one on the network that proves to hold the token.
+        token: what a discovered gateway must prove to hold.
+
+    Raises:
+        GatewayUnreachable: `auto` found none; says why.
+        BadParameter: `none` was given.
+    """
+    from hybrid.transport.trust import Trust
+
+    named = next((url.strip() for url in gateway.split(",") if url.strip()), "auto")
+    if named == "none":
+        raise typer.BadParameter("the gateway is set to `none`; name one with --gateway URL")
+    if named != "auto":
+        return Choice(url=named, trust=Trust())
+    if _answers():
+        return Choice(url=LOOPBACK, trust=Trust())
+    found = _discover(token)
+    note(f"using {found.url}")
+    return found
+
+
+def _answers() -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", 8700), _KNOCK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _discover(token: str | None) -> Choice:
+    from queue import Empty, SimpleQueue
+
+    from hybrid.discovery.find import find_gateways
+    from hybrid.transport.trust import Trust
+
+    proved: SimpleQueue[tuple[str, str]] = SimpleQueue()
+    finding = find_gateways(token, on_found=lambda url, pin: proved.put((url, pin)), on_lost=lambda url: None)  # noqa: ARG005
+    try:
+        url, pin = proved.get(timeout=_SEARCH_S if token else 0.0)
+    except Empty:
+        raise GatewayUnreachable(
+            f"no gateway at {LOOPBACK}, and none found on the network ({finding.why_none}); name one with --gateway URL"
+        ) from None
+    finally:
+        finding.close()
+    return Choice(url=url, trust=Trust(pin_sha256=pin, is_explicit=False))
