@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Protocol
 
+from hybrid.errors import GatewayUntrusted
 from hybrid.transport.client import GatewayClient, acquire, release
 from hybrid.transport.trust import Trust
 
@@ -17,6 +18,10 @@ class Finder(Protocol):
 
     def ensure(self) -> None:
         """Begins anew in a forked child."""
+        ...
+
+    def recheck(self, url: str) -> None:
+        """Asks a gateway again to prove itself."""
         ...
 
     def close(self) -> None:
@@ -37,6 +42,7 @@ class Gateways:
         self._lock = Lock()
         self._clients: tuple[GatewayClient, ...] = ()
         self._finder: Finder | None = None
+        self._is_closed = False
 
     @property
     def clients(self) -> tuple[GatewayClient, ...]:
@@ -66,10 +72,14 @@ class Gateways:
         if not urls:
             self._discover()
 
-    def ensure(self) -> None:
-        """Looks on in a forked child, where the parent's search does not go on."""
-        if self._finder is not None:
-            self._finder.ensure()
+    def tend(self) -> None:
+        """Looks on in a forked child, and has gateways that showed another certificate prove themselves again."""
+        if self._finder is None:
+            return
+        self._finder.ensure()
+        for client in self._clients:
+            if client.state == "down" and (client.down_reason or "").startswith(GatewayUntrusted.code):
+                self._finder.recheck(client.url)
 
     def _discover(self) -> None:
         from hybrid.discovery.find import find_gateways
@@ -84,7 +94,7 @@ class Gateways:
     def _join(self, url: str, trust: Trust) -> None:
         """Adds a gateway; one that is known already is left alone."""
         with self._lock:
-            if any(client.url == url for client in self._clients):
+            if self._is_closed or any(client.url == url for client in self._clients):
                 return
             self._clients = (*self._clients, acquire(url, self._token, trust=trust))
         log.info("gateway.joined url=%s", url)
@@ -104,6 +114,7 @@ class Gateways:
         if self._finder is not None:
             self._finder.close()
         with self._lock:
+            self._is_closed = True
             clients, self._clients = self._clients, ()
         for client in clients:
             release(client)

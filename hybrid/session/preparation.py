@@ -150,7 +150,6 @@ class Preparation:
             self._thread.join(timeout=wait_s)
 
     def _run(self) -> None:
-        self._gateways.ensure()
         while not self._closed:
             try:
                 self._round()
@@ -169,6 +168,7 @@ class Preparation:
                 self._woken = False
 
     def _round(self) -> None:
+        self._gateways.tend()
         if not self.model_digest:
             self.model_digest = self._digest()
         if self._scout is None:
