@@ -70,7 +70,8 @@ def left_out_inputs() -> Odd:
 
 
 def no_elements() -> Odd:
-    body = "g (float[0,4] x, float[2,4] u) => (float[2,4] y) { a = Exp(x) b = Neg(u) c = Concat<axis=0>(a, b) y = Tanh(c) }"
+    body = """g (float[0,4] x, float[2,4] u) => (float[2,4] y) {
+        a = Exp(x) b = Neg(u) c = Concat<axis=0>(a, b) y = Tanh(c) }"""
     return Odd(text(body), {"x": _x(0, 4), "u": _x(2, 4)})
 
 
@@ -151,9 +152,9 @@ def half_precision() -> Odd:
 
 
 def model_functions() -> Odd:
-    source = f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
-        g (float[1,8] x) => (float[1,8] y) {{ a = Exp(x) b = local.twice(a) y = Tanh(b) }}
-        <domain: "local", opset_import: ["" : 17]> twice (p) => (r) {{ r = Add(p, p) }}"""
+    source = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[1,8] x) => (float[1,8] y) { a = Exp(x) b = local.twice(a) y = Tanh(b) }
+        <domain: "local", opset_import: ["" : 17]> twice (p) => (r) { r = Add(p, p) }"""
     return Odd(parser.parse_model(source), {"x": _x(1, 8)}, (frozenset({"a"}), frozenset({"b"})))
 
 
@@ -167,7 +168,8 @@ def sparse_weights() -> Odd:
 
 def operators_of_the_engine() -> Odd:
     """onnx knows no shapes for com.microsoft; onnxruntime does."""
-    body = "g (float[B,8] x) => (float[B,4] y) { a = com.microsoft.QuickGelu(x) b = com.microsoft.FastGelu(a) y = MatMul(b, w) }"
+    body = """g (float[B,8] x) => (float[B,4] y) {
+        a = com.microsoft.QuickGelu(x) b = com.microsoft.FastGelu(a) y = MatMul(b, w) }"""
     return Odd(text(body, w=_x(8, 4, seed=5)), {"x": _x(3, 8)}, (frozenset({"a"}), frozenset({"b"})))
 
 
@@ -196,9 +198,8 @@ def every_datatype() -> Odd:
     there = " ".join(f"c_{n} = Cast <to = {to}> (a)" for n, to in names.items() if n != "d")
     there += " d = Cast <to = 11> (a) c_d = Neg(d)"  # a lone cast to double and back is folded away
     back = " ".join(f"r_{n} = Cast <to = 1> (c_{n})" for n in names)
-    model = text(
-        f"g (float[1,8] x) => (float[1,8] y) {{ a = Exp(x) {there} {back} y = Sum({', '.join('r_' + n for n in names)}) }}"
-    )
+    total = ", ".join(f"r_{n}" for n in names)
+    model = text(f"g (float[1,8] x) => (float[1,8] y) {{ a = Exp(x) {there} {back} y = Sum({total}) }}")
     return Odd(model, {"x": _x(1, 8)}, (frozenset({"a"}),))
 
 

@@ -58,7 +58,7 @@ def check_external_data(model: onnx.ModelProto, path: Path) -> None:
         start, length = (_count(entries.get(key, "0")) for key in ("offset", "length"))
         if start is None or length is None:
             raise ModelInvalid(
-                f"{path}: weight {tensor.name!r} has no sound offset and length in {location!r}; export the model again",
+                f"{path}: weight {tensor.name!r} has no sound place in {location!r}; export the model again",
                 path=str(path),
             )
         end = start + length

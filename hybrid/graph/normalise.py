@@ -39,7 +39,7 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 _NO_ROOM = re.compile(
-    r"failed to write external initializers|no space left|file too large|disk quota|errno[: =]*(28|27|122)\b|\bENOSPC\b",
+    r"failed to write external initializers|no space left|file too large|disk quota|errno[: =]*(28|27|122)\b",
     re.IGNORECASE,
 )
 _MISSHAPED = re.compile(r"ShapeInferenceError|TypeInferenceError|[Ii]ncompatible dimensions|[Ss]hape")

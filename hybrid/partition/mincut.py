@@ -1,9 +1,10 @@
 """The cheapest division of a graph between head and tail, exactly: a minimum s-t cut (Dinic's algorithm, integers).
 
-The network (DADS, INFOCOM 2019, with three repairs): node v costs `head_costs[v]` on the source's side and `tail_costs[v]`
-on the sink's. A tensor that is read more than once hangs on a vertex of its own, so that it is paid once. An edge without
-limit leads from each reader back to the maker, so that nothing flows from tail to head. The graph's inputs are made at the
-source. Capacities are integers (say nanoseconds): with floats a solver can return a cut that is not the least.
+The network (DADS, INFOCOM 2019, with three repairs): node v costs `head_costs[v]` on the source's side and
+`tail_costs[v]` on the sink's. A tensor that is read more than once hangs on a vertex of its own, so that it is paid
+once. An edge without limit leads from each reader back to the maker, so that nothing flows from tail to head. The
+graph's inputs are made at the source. Capacities are integers (say nanoseconds): with floats a solver can return a cut
+that is not the least.
 """
 
 from collections import deque
@@ -32,7 +33,8 @@ def least_head(
         wiring: the graph.
         head_costs: of each node, not negative.
         tail_costs: of each node, not negative.
-        crossing_costs: of each tensor, not negative; paid once if any of its readers is in the tail and its maker is not.
+        crossing_costs: of each tensor, not negative; paid once if any of its readers is in the tail and its maker is
+            not.
         free: the nodes to decide on, all unless given; what they lie between must be closed under ancestors.
         always_head: nodes that are in the head in any case; all that are neither free nor here are in the tail.
 

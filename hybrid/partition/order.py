@@ -1,12 +1,12 @@
 """Chooses the topological orders whose prefixes are the cuts.
 
 Design: where the gateway is r times as fast as the device on every node, the best division of the graph minimises
-bytes/bandwidth + (1 - 1/r) work over all sets of nodes that are closed under ancestors. As bandwidth or r changes, these
-minima are nested (parametric minimum cut: Gallo, Grigoriadis and Tarjan, SIAM J. Comput. 18(1), 1989), so one order has
-them all as prefixes. That order is taken: where a single tensor is alive the graph falls apart into stages; inside a
-stage come the vertices of the lower hull of (work, bytes) by recursive minimum cuts, and between two of them the least
-cut through a node halfway, again recursively. A second order does the same as if the graph's inputs were too heavy to
-send, for where raw inputs must not leave the device, or are encoded badly.
+bytes/bandwidth + (1 - 1/r) work over all sets of nodes that are closed under ancestors. As bandwidth or r changes,
+these minima are nested (parametric minimum cut: Gallo, Grigoriadis and Tarjan, SIAM J. Comput. 18(1), 1989), so one
+order has them all as prefixes. That order is taken: where a single tensor is alive the graph falls apart into stages;
+inside a stage come the vertices of the lower hull of (work, bytes) by recursive minimum cuts, and between two of them
+the least cut through a node halfway, again recursively. A second order does the same as if the graph's inputs were too
+heavy to send, for where raw inputs must not leave the device, or are encoded badly.
 """
 
 from collections.abc import Collection, Iterator, Sequence

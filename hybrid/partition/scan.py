@@ -1,7 +1,7 @@
 """Finds every cut along some topological orders in one pass over their prefixes, keeping the set of live tensors.
 
-After a prefix of an order, the tensors that are made (or fed) and still to be read are what must cross there. Inputs are
-tensors like any other, and a tensor with many readers crosses once.
+After a prefix of an order, the tensors that are made (or fed) and still to be read are what must cross there. Inputs
+are tensors like any other, and a tensor with many readers crosses once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,26 +27,19 @@ def scan(view: GraphView, orders: Sequence[Sequence[int]]) -> CutTable:
     sides = OutputSides(view, wiring)
     total_work = sum(wiring.work) or 1.0
     sizes = dict(zip(wiring.names, wiring.n_bytes, strict=True))
-    first = _input_cut(view, sizes)
-    cuts: dict[str, Cut] = {first.id: first}
-    seen: set[frozenset[int]] = set()
+    interior: list[Cut] = []
+    seen = {frozenset(range(len(view.inputs)))}  # that is the input cut
     for live, done_mask, done_work in chain.from_iterable(prefixes(wiring, order) for order in orders):
         crossing = frozenset(live)
         if crossing in seen or not all(wiring.crossable[tensor] for tensor in live):
             continue
         seen.add(crossing)
-        specs = tuple(sorted((view.specs[wiring.names[tensor]] for tensor in live), key=lambda spec: spec.name))
-        identity = cut_id(specs)
-        if identity in cuts:
-            continue
         head_outputs, moved_work = sides.divide(live, done_mask)
-        if done_work - moved_work <= 0 and not sides.has_head_nodes(live, head_outputs):
-            continue  # nothing is computed before it: the input cut says the same
-        ratio = (done_work - moved_work) / total_work
-        cuts[identity] = _interior_cut(view, sizes, identity, specs, head_outputs, ratio)
-    last = _output_cut(view)
-    ordered = (first, *sorted(list(cuts.values())[1:], key=lambda cut: cut.head_work_ratio), last)
-    return _table(view, ordered)
+        if sides.has_head_nodes(live, head_outputs):  # else nothing is computed before it, as at the input cut
+            specs = [view.specs[wiring.names[tensor]] for tensor in live]
+            interior.append(_interior_cut(view, sizes, specs, head_outputs, (done_work - moved_work) / total_work))
+    interior.sort(key=lambda cut: cut.head_work_ratio)
+    return _table(view, (_input_cut(view, sizes), *interior, _output_cut(view)))
 
 
 def prefixes(wiring: Wiring, order: Sequence[int]) -> Iterator[tuple[list[int], int, float]]:
@@ -91,17 +84,16 @@ def _input_cut(view: GraphView, sizes: Mapping[str, int | None]) -> Cut:
 def _interior_cut(
     view: GraphView,
     sizes: Mapping[str, int | None],
-    identity: str,
-    specs: tuple[TensorSpec, ...],
+    specs: Sequence[TensorSpec],
     head_outputs: frozenset[str],
     ratio: float,
 ) -> Cut:
     tail_outputs = tuple(name for name in view.outputs if name not in head_outputs)
     n_bytes, sized = _bytes_of((spec.name for spec in specs), sizes)
     return Cut(
-        id=identity,
+        id=cut_id(specs),
         kind="interior",
-        tensors=specs,
+        tensors=tuple(sorted(specs, key=lambda spec: spec.name)),
         n_bytes=n_bytes,
         sized=sized,
         head_work_ratio=min(max(ratio, 0.0), 1.0),

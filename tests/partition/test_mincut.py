@@ -133,7 +133,7 @@ def _realistic_costs(wiring, seed):
 
 
 SEVERAL_INPUTS = ("silero", "minilm")
-"""Here a side chain of a few bytes (a sample rate, a mask) may lie on either side of any cut; no two orders hold all."""
+"""Here a side chain of a few bytes (a sample rate, a mask) may lie on either side; two orders do not hold all."""
 
 
 @pytest.mark.slow
