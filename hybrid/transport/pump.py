@@ -10,8 +10,8 @@ from hybrid.wire.channel import Channel
 SEND_BYTES: Final = 32 * 1024
 """Handed to the socket at a time."""
 
-UNSENT_BYTES: Final = 16 * 1024
-"""Beyond this in the transport's buffer, and in the kernel's, the pump waits."""
+UNSENT_BYTES: Final = 32 * 1024
+"""What the kernel may hold unsent, where the platform can tell it so."""
 
 SEND_TIMEOUT_S: Final = 60.0
 """A peer that takes nothing for so long is dropped."""
@@ -37,23 +37,26 @@ class FramePump:
             TimeoutError: the peer takes nothing. OSError, RuntimeError: the connection is gone.
         """
         channel = self._channel
-        while True:
-            self._wake.clear()
-            frames = channel.next_frames(SEND_BYTES, self._clock())
-            if frames:
-                async with asyncio.timeout(SEND_TIMEOUT_S):
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as limit:
+            while True:
+                self._wake.clear()
+                frames = channel.next_frames(SEND_BYTES, self._clock())
+                if frames:
+                    limit.reschedule(loop.time() + SEND_TIMEOUT_S)
                     await self._send(frames)
-            elif channel.is_closed:
-                return
-            else:
-                await self._wake.wait()
+                elif channel.is_closed:
+                    return
+                else:
+                    limit.reschedule(None)
+                    await self._wake.wait()
 
 
 def keep_unsent_low(transport: asyncio.BaseTransport | None) -> None:
-    """Bounds what the transport and, where the platform can, the kernel hold unsent; no delay for small frames."""
+    """Makes the pump wait until the kernel has taken all, and, where the platform can, until it has sent most of it."""
     if not isinstance(transport, asyncio.WriteTransport):
         return
-    transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 2)
+    transport.set_write_buffer_limits(high=0)
     tcp = transport.get_extra_info("socket")
     option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
     if tcp is not None and option is not None and tcp.family in {socket.AF_INET, socket.AF_INET6}:

@@ -184,24 +184,23 @@ class Supervisor:
     async def _serve(self, group: asyncio.TaskGroup) -> None:
         n_failures = 0
         while True:
-            error, was_ready = await self._serve_once(group)
-            if was_ready:
-                n_failures = 0
-                self._set_state("connecting", error)  # a lost connection is replaced at once
+            error, lived_s = await self._serve_once(group)
+            n_failures = 0 if lived_s > BACKOFF_S else n_failures + 1
+            if lived_s > 0 and n_failures <= 1:  # a lost connection is replaced at once, unless it keeps dying young
+                self._set_state("connecting", error)
                 continue
-            n_failures += 1
             self._set_state("down", error)
             ceiling_s = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(n_failures, 10))
             await asyncio.sleep(random.uniform(0, ceiling_s))  # noqa: S311  (jitter, no secret)
 
-    async def _serve_once(self, group: asyncio.TaskGroup) -> tuple[HybridError, bool]:
-        """One connection from its making to its end: why it ended, and whether it ever was ready."""
+    async def _serve_once(self, group: asyncio.TaskGroup) -> tuple[HybridError, float]:
+        """One connection from its making to its end: why it ended, and the seconds that it was ready, 0 for never."""
         try:
             carrier, running = await self._open(group)
         except HybridError as exc:
-            return exc, False
+            return exc, 0.0
         except (OSError, ssl.SSLError, aiohttp.ClientError) as exc:
-            return self._error_of(exc), False
+            return self._error_of(exc), 0.0
         since_s = time.monotonic()
         self._carrier = carrier
         self._set_state("ready", None)
@@ -221,8 +220,7 @@ class Supervisor:
             self._leaving.add(carrier)
             running.add_done_callback(lambda _: self._leaving.discard(carrier))
         _log.info("gateway.lost url=%s code=%s reason=%s", self._url, error.code, error)
-        lived_s = time.monotonic() - since_s
-        return error, lived_s > BACKOFF_S  # one that dies at once is a failure, or this would spin
+        return error, time.monotonic() - since_s
 
     async def _open(self, group: asyncio.TaskGroup) -> tuple[Carrier, "asyncio.Task[HybridError]"]:
         session = self._session

@@ -32,9 +32,9 @@ class Flight:
         self._shrunk_at_s = 0.0
 
     @property
-    def has_room(self) -> bool:
-        """Whether more may be sent."""
-        return self._sent_bytes - self._acked_bytes < self.window_bytes
+    def room_bytes(self) -> int:
+        """How much more may be sent; below 1 nothing."""
+        return self.window_bytes - self._sent_bytes + self._acked_bytes
 
     @property
     def frame_bytes(self) -> int:

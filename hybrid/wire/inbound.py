@@ -58,7 +58,7 @@ class Inbound:
     """
 
     __slots__ = (
-        "_body", "_decode", "_early", "_filled_bytes", "_limits", "_plan", "first_s",
+        "_body", "_decode", "_early", "_filled_bytes", "_header_bytes", "_limits", "_needed_bytes", "_plan", "first_s",
         "limit_bytes", "received_bytes", "stream", "uses_budget",
     )  # fmt: skip
 
@@ -74,6 +74,8 @@ class Inbound:
         self._plan: BodyPlan[InferRequest] | BodyPlan[InferResponse] | None = None
         self._body: memoryview | None = None
         self._filled_bytes = 0
+        self._header_bytes = 0
+        self._needed_bytes = PREFIX_BYTES
 
     @property
     def n_body_bytes(self) -> int:
@@ -90,41 +92,52 @@ class Inbound:
         self.received_bytes += len(payload)
         if self.received_bytes > self.limit_bytes:
             raise BadFrame(f"stream {self.stream} sent {self.received_bytes} bytes, its credit is {self.limit_bytes}")
-        if self._body is None:
-            self._early += payload
-            if self._plan is None:
-                self._read_header(budget)
-        else:
+        if self._body is not None:
             self._fill(payload)
+        elif self._plan is None and not self._early:
+            self._begin(payload, budget)
+        else:
+            self._early += payload
+            if self._plan is None and len(self._early) >= self._needed_bytes:
+                early, self._early = self._early, bytearray()
+                self._begin(memoryview(early), budget)
         is_complete = self._body is not None and self._filled_bytes == len(self._body)
         if end != is_complete or (not end and not payload):
             raise BadFrame(f"stream {self.stream} ended after {self.received_bytes} bytes, not where its header says")
         return self._plan.fill(self._body) if end and self._plan and self._body is not None else None
 
-    def _read_header(self, budget: Budget) -> None:
-        if len(self._early) < PREFIX_BYTES:
-            return
-        stop = PREFIX_BYTES + int.from_bytes(self._early[:PREFIX_BYTES], "little")
-        if stop > PREFIX_BYTES + HEADER_BYTES:
+    def _begin(self, start: memoryview, budget: Budget) -> None:
+        """Takes all that has come so far; most messages bring their header in one piece, which is not copied."""
+        stop = PREFIX_BYTES + int.from_bytes(start[:PREFIX_BYTES], "little")
+        if stop > PREFIX_BYTES + HEADER_BYTES and len(start) >= PREFIX_BYTES:
             raise TooLarge(f"a message header of {stop - PREFIX_BYTES} bytes; the limit is {HEADER_BYTES}")
-        if len(self._early) < stop:
+        if len(start) < PREFIX_BYTES or len(start) < stop:
+            self._needed_bytes = stop if len(start) >= PREFIX_BYTES else PREFIX_BYTES
+            self._early += start
             return
-        self._plan = self._decode(memoryview(bytes(self._early[PREFIX_BYTES:stop])), self._limits)
-        del self._early[:stop]
-        total_bytes = stop + self.n_body_bytes
-        self.uses_budget = total_bytes > self._limits.initial_credit_bytes
-        if len(self._early) > self.n_body_bytes:
+        self._plan = self._decode(start[PREFIX_BYTES:stop], self._limits)
+        self._header_bytes = stop
+        rest = start[stop:]
+        n_body_bytes = self._plan.n_body_bytes
+        if len(rest) > n_body_bytes:
             raise BadFrame(f"stream {self.stream} sent more bytes than its header declares")
+        self.uses_budget = stop + n_body_bytes > self._limits.initial_credit_bytes
         if not self.uses_budget or budget.ask(self):
-            self.serve()
+            self._allocate()
+            self._fill(rest)
+        else:
+            self._early += rest
 
     def serve(self) -> None:
-        """Its memory is reserved: allocates the body and raises the limit to the whole message."""
-        self._body = np.empty(self.n_body_bytes, dtype=np.uint8).data  # not zeroed: memory is taken as bytes come
-        early = memoryview(bytes(self._early))
-        self.limit_bytes = max(self.limit_bytes, self.received_bytes - len(early) + self.n_body_bytes)
-        self._early = bytearray()
-        self._fill(early)
+        """Its turn has come: takes the memory that was reserved for it."""
+        self._allocate()
+        early, self._early = self._early, bytearray()
+        self._fill(memoryview(early))
+
+    def _allocate(self) -> None:
+        n_body_bytes = self.n_body_bytes
+        self._body = np.empty(n_body_bytes, dtype=np.uint8).data  # not zeroed: memory is taken as bytes come
+        self.limit_bytes = max(self.limit_bytes, self._header_bytes + n_body_bytes)
 
     def _fill(self, payload: memoryview) -> None:
         if self._body is None or self._filled_bytes + len(payload) > len(self._body):

@@ -1,8 +1,8 @@
 """The one message of both carriers: an Open Inference Protocol request or response with binary tensors."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -15,6 +15,9 @@ from hybrid.wire.tensor import RAW, Tensor
 Parameter = str | bool | int | float
 Buffer = bytes | memoryview
 Message = TypeVar("Message", "InferRequest", "InferResponse")
+
+_REQUEST_TEXTS: Final = ("model_name", "model_version", "model_digest", "shape_key", "cut", "traceparent")
+_RESPONSE_SECONDS: Final = ("hybrid_receive_s", "hybrid_queue_s", "hybrid_compute_s")
 
 ENCODED_SLACK_BYTES: Final = 4096
 """An encoded tensor may exceed its raw size by 1/16 and this."""
@@ -116,18 +119,22 @@ _RESPONSE = msgspec.json.Decoder(_ResponseHeader)
 _ENCODE = msgspec.json.Encoder()
 
 
+Planned = tuple[TensorSpec, str, int]
+"""Spec, codec and declared size of a tensor whose bytes have yet to come."""
+
+
 @dataclass(frozen=True, slots=True)
 class BodyPlan(Generic[Message]):
-    """A decoded header, its sizes checked; `fill` completes it with the body.
+    """A decoded header, its sizes checked; `fill` makes the message of it and the body.
 
     Attributes:
-        message: the message, its tensors without bytes.
-        sizes_bytes: size of each tensor.
-        n_body_bytes: their sum.
+        make: the message from its tensors.
+        tensors: what each tensor will be.
+        n_body_bytes: their bytes in all.
     """
 
-    message: Message
-    sizes_bytes: tuple[int, ...]
+    make: Callable[[tuple[Tensor, ...]], Message]
+    tensors: tuple[Planned, ...]
     n_body_bytes: int
 
     def fill(self, body: memoryview) -> Message:
@@ -140,14 +147,10 @@ class BodyPlan(Generic[Message]):
             raise TensorMismatch(f"the body has {len(body)} bytes, its header declares {self.n_body_bytes}")
         tensors: list[Tensor] = []
         at = 0
-        message = self.message
-        empty = message.inputs if isinstance(message, InferRequest) else message.outputs
-        for tensor, size in zip(empty, self.sizes_bytes, strict=True):
-            tensors.append(Tensor(spec=tensor.spec, codec=tensor.codec, payload=body[at : at + size]))
+        for spec, codec, size in self.tensors:
+            tensors.append(Tensor(spec=spec, codec=codec, payload=body[at : at + size]))
             at += size
-        if isinstance(message, InferRequest):
-            return replace(message, inputs=tuple(tensors))
-        return replace(message, outputs=tuple(tensors))
+        return self.make(tuple(tensors))
 
 
 def encode_request(request: InferRequest) -> EncodedMessage:
@@ -157,16 +160,7 @@ def encode_request(request: InferRequest) -> EncodedMessage:
         TooLarge: its header exceeds 64 KiB.
     """
     parameters: dict[str, Parameter] = {
-        f"hybrid_{name}": value
-        for name, value in (
-            ("model_name", request.model_name),
-            ("model_version", request.model_version),
-            ("model_digest", request.model_digest),
-            ("shape_key", request.shape_key),
-            ("cut", request.cut),
-            ("traceparent", request.traceparent),
-        )
-        if value
+        f"hybrid_{name}": value for name in _REQUEST_TEXTS if (value := getattr(request, name))
     }
     if request.output_codec != RAW:
         parameters["hybrid_output_codec"] = request.output_codec
@@ -209,39 +203,39 @@ def decode_request(header: Buffer, limits: Limits) -> BodyPlan[InferRequest]:
         BadMessage: not a request. TensorMismatch: sizes that contradict datatype and shape. TooLarge: over a limit.
     """
     found = _decoded(_REQUEST, header)
-    tensors, sizes = _planned(found.inputs, limits)
+    planned, n_body_bytes = _planned(found.inputs, limits)
     parameters = found.parameters
+    texts = {name: _text(parameters, f"hybrid_{name}") for name in _REQUEST_TEXTS}
+    codec = _text(parameters, "hybrid_output_codec") or RAW
     deadline_s = _seconds(parameters, "hybrid_deadline_s") if "hybrid_deadline_s" in parameters else None
-    request = InferRequest(
-        model_name=_text(parameters, "hybrid_model_name"),
-        model_version=_text(parameters, "hybrid_model_version"),
-        id=found.id,
-        inputs=tensors,
-        outputs=tuple(_output_request(output, parameters) for output in found.outputs),
-        model_digest=_text(parameters, "hybrid_model_digest"),
-        shape_key=_text(parameters, "hybrid_shape_key"),
-        cut=_text(parameters, "hybrid_cut"),
-        output_codec=_text(parameters, "hybrid_output_codec") or RAW,
-        deadline_s=deadline_s,
-        traceparent=_text(parameters, "hybrid_traceparent"),
-    )
-    return BodyPlan(request, sizes, sum(sizes))
+    outputs = tuple(_output_request(output, parameters) for output in found.outputs)
+
+    def make(tensors: tuple[Tensor, ...]) -> InferRequest:
+        return InferRequest(
+            id=found.id, inputs=tensors, outputs=outputs, output_codec=codec, deadline_s=deadline_s, **texts
+        )
+
+    return BodyPlan(make, planned, n_body_bytes)
 
 
 def decode_response(header: Buffer, limits: Limits) -> BodyPlan[InferResponse]:
     """The plan of a response's body; raises as `decode_request` does."""
     found = _decoded(_RESPONSE, header)
-    tensors, sizes = _planned(found.outputs, limits)
-    response = InferResponse(
-        model_name=found.model_name,
-        model_version=found.model_version,
-        id=found.id,
-        outputs=tensors,
-        receive_s=_seconds(found.parameters, "hybrid_receive_s"),
-        queue_s=_seconds(found.parameters, "hybrid_queue_s"),
-        compute_s=_seconds(found.parameters, "hybrid_compute_s"),
-    )
-    return BodyPlan(response, sizes, sum(sizes))
+    planned, n_body_bytes = _planned(found.outputs, limits)
+    receive_s, queue_s, compute_s = (_seconds(found.parameters, name) for name in _RESPONSE_SECONDS)
+
+    def make(tensors: tuple[Tensor, ...]) -> InferResponse:
+        return InferResponse(
+            model_name=found.model_name,
+            model_version=found.model_version,
+            id=found.id,
+            outputs=tensors,
+            receive_s=receive_s,
+            queue_s=queue_s,
+            compute_s=compute_s,
+        )
+
+    return BodyPlan(make, planned, n_body_bytes)
 
 
 def _encoded(header: msgspec.Struct, tensors: tuple[Tensor, ...]) -> EncodedMessage:
@@ -291,29 +285,29 @@ def _output_request(header: _OutputHeader, request: dict[str, Parameter]) -> Out
     return OutputRequest(name=header.name, binary=binary, classification=classes)
 
 
-def _planned(headers: tuple[_TensorHeader, ...], limits: Limits) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _planned(headers: tuple[_TensorHeader, ...], limits: Limits) -> tuple[tuple[Planned, ...], int]:
+    """What each tensor will be, and the bytes of them all."""
     if len({header.name for header in headers}) != len(headers):
         raise BadMessage("two tensors of the message have the same name; names must differ")
-    tensors: list[Tensor] = []
-    sizes: list[int] = []
-    decoded = 0
+    planned: list[Planned] = []
+    n_body_bytes = n_decoded_bytes = 0
     for header in headers:
-        tensor, size, n_decoded = _planned_tensor(header)
-        tensors.append(tensor)
-        sizes.append(size)
-        decoded += n_decoded
-        if max(decoded, sum(sizes)) > limits.message_bytes:
+        tensor, n_decoded = _planned_tensor(header)
+        planned.append(tensor)
+        n_body_bytes += tensor[2]
+        n_decoded_bytes += n_decoded
+        if max(n_decoded_bytes, n_body_bytes) > limits.message_bytes:
             raise TooLarge(f"the message's tensors exceed {limits.message_bytes} bytes; send a smaller batch")
-    return tuple(tensors), tuple(sizes)
+    return tuple(planned), n_body_bytes
 
 
-def _planned_tensor(header: _TensorHeader) -> tuple[Tensor, int, int]:
-    """The tensor without bytes, its declared size and its decoded size."""
+def _planned_tensor(header: _TensorHeader) -> tuple[Planned, int]:
+    """What the tensor will be, and its decoded size."""
     if header.datatype not in NUMPY_OF:
         raise TensorMismatch(
             f"tensor {header.name!r} has datatype {header.datatype!r}; use one of {', '.join(NUMPY_OF)}"
         )
-    if len(header.shape) > MAX_RANK or any(size < 0 for size in header.shape):
+    if len(header.shape) > MAX_RANK or min(header.shape, default=0) < 0:
         raise TensorMismatch(f"tensor {header.name!r}: at most {MAX_RANK} dimensions, each >= 0")
     size = header.parameters.get("binary_data_size")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -332,7 +326,7 @@ def _planned_tensor(header: _TensorHeader) -> tuple[Tensor, int, int]:
             f"tensor {header.name!r} declares {size} bytes with codec {codec!r}, which {header.datatype} of shape "
             f"{list(header.shape)} cannot have"
         )
-    return Tensor(spec=spec, codec=codec), size, decoded
+    return (spec, codec, size), decoded
 
 
 def _text(parameters: dict[str, Parameter], name: str) -> str:

@@ -15,15 +15,15 @@ class Outbound:
         limit_bytes: what the peer allows in all.
     """
 
-    __slots__ = ("_at", "_buffers", "_index", "acked_bytes", "limit_bytes", "n_bytes", "sent_bytes", "stream")
+    __slots__ = ("_at", "_index", "_views", "acked_bytes", "limit_bytes", "n_bytes", "sent_bytes", "stream")
 
     def __init__(self, stream: int, message: EncodedMessage, initial_credit_bytes: int) -> None:
         self.stream = stream
         first = len(message.header).to_bytes(4, "little") + message.header
-        self._buffers: list[Buffer] = [first, *(buffer for buffer in message.buffers if len(buffer))]
+        self._views = [memoryview(buffer) for buffer in (first, *message.buffers) if len(buffer)]
         self._index = 0
         self._at = 0
-        self.n_bytes = sum(map(len, self._buffers))
+        self.n_bytes = sum(map(len, self._views))
         self.sent_bytes = 0
         self.acked_bytes = 0
         self.limit_bytes = initial_credit_bytes
@@ -51,18 +51,21 @@ class Outbound:
         self.limit_bytes = max(self.limit_bytes, limit_bytes)
         return newly
 
-    def next_frame(self, most_bytes: int) -> list[Buffer]:
-        """The next DATA frame as buffers, its payload at most so long; `can_send` must hold."""
-        size = min(most_bytes, min(self.n_bytes, self.limit_bytes) - self.sent_bytes)
+    def next_frame(self, most_bytes: int, parts: list[Buffer]) -> int:
+        """Appends the next DATA frame, its payload at most so long; the payload's size. `can_send` must hold."""
+        size = min(most_bytes, self.n_bytes - self.sent_bytes, self.limit_bytes - self.sent_bytes)
         self.sent_bytes += size
-        parts: list[Buffer] = [head(Kind.DATA, self.stream, size, END if self.is_done else 0)]
-        while size:
-            buffer = self._buffers[self._index]
-            piece = memoryview(buffer)[self._at : self._at + size]
-            parts.append(piece)
-            size -= len(piece)
-            self._at += len(piece)
-            if self._at == len(buffer):
-                self._index += 1
-                self._at = 0
-        return parts
+        parts.append(head(Kind.DATA, self.stream, size, END if self.sent_bytes == self.n_bytes else 0))
+        left = size
+        while left:
+            view = self._views[self._index]
+            stop = self._at + left
+            if stop < len(view):
+                parts.append(view[self._at : stop])
+                self._at = stop
+                break
+            parts.append(view[self._at :])
+            left -= len(view) - self._at
+            self._index += 1
+            self._at = 0
+        return size

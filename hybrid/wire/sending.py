@@ -32,7 +32,7 @@ class Sending:
     def has_frames(self) -> bool:
         """Whether `next_frames` would give any."""
         has_control = bool(self._control or self._credits) or self._pong is not None
-        return has_control or (bool(self._turns) and self.flight.has_room)
+        return has_control or (bool(self._turns) and self.flight.room_bytes > 0)
 
     @property
     def unsent_bytes(self) -> int:
@@ -108,17 +108,17 @@ class Sending:
         self._credits.clear()
         n_bytes = sum(map(len, parts))
         ended: list[int] = []
-        while n_bytes < budget_bytes and self._turns and self.flight.has_room:
+        frame_bytes = self.flight.frame_bytes
+        n_data = 0
+        room_bytes = min(budget_bytes - n_bytes, self.flight.room_bytes)
+        while n_data < room_bytes and self._turns:
             outbound = self._turns.popleft()
-            before = outbound.sent_bytes
-            frame = outbound.next_frame(self.flight.frame_bytes)
-            n_payload = outbound.sent_bytes - before
-            self.flight.sent(n_payload, now_s)
-            self.data_bytes += n_payload
-            n_bytes += n_payload + 8
-            parts += frame
+            n_data += outbound.next_frame(frame_bytes, parts)
             if outbound.is_done:
                 ended.append(outbound.stream)
             elif outbound.can_send:
                 self._turns.append(outbound)
+        if n_data:
+            self.flight.sent(n_data, now_s)
+            self.data_bytes += n_data
         return parts, ended
