@@ -23,6 +23,8 @@ QUALITY: Final = 90
 _DTYPES: Final = ("UINT8", "FP16", "FP32", "FP64")
 _MODES: Final = {1: "L", 3: "RGB"}
 _MAX_SIDE: Final = 65535
+_MAX_PIXELS: Final = 1 << 26
+"""Of one image: below what Pillow warns of, far above what a network takes."""
 _LENGTH: Final = struct.Struct("<I")
 _RANGE: Final = struct.Struct("<dd")
 _MARKER: Final = struct.Struct(">H")
@@ -89,6 +91,7 @@ def _image_layout(datatype: str, shape: tuple[int, ...]) -> planes.Layout | None
         return None
     where = planes.layout_of(shape)
     fits = where.n_channels in _MODES and max(where.height, where.width) <= _MAX_SIDE
+    fits = fits and where.height * where.width <= _MAX_PIXELS
     return where if fits else None
 
 

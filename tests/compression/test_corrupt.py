@@ -172,3 +172,8 @@ def test_an_unknown_dimension_cannot_be_decoded() -> None:
     for codec in catalog.CODECS.values():
         with pytest.raises(CorruptPayload, match="open"):
             codec.decode(b"\0" * 8, TensorSpec(name="t", dtype="FP32", shape=(None, 2)))
+
+
+def test_a_picture_beyond_all_use_is_refused() -> None:
+    spec = TensorSpec(name="t", dtype="UINT8", shape=(60000, 60000, 3))
+    assert peak_bytes_refusing("jpeg", jpeg_payload(jpeg_file((8, 8))), spec) < MEBIBYTE
