@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from hybrid.graph.shape_key import ShapeKey
     from hybrid.partition.cut import Cut, CutTable
 
-app = typer.Typer(
-    help="""The cuts of a model: sets of tensors that can cross from device to gateway.
+app = typer.Typer()
 
-    \b
-    Examples:
-      hybrid plan detector.onnx --shape 1x3x640x640
-      hybrid plan voice.onnx --shape input=1x576 --shape state=2x1x128 --shape sr=
-      hybrid plan detector.onnx --shape 1x3x640x640 --all --json
-    """,
-)
+HELP = """The cuts of a model: sets of tensors that can cross from device to gateway.
+
+\b
+Examples:
+  hybrid plan detector.onnx --shape 1x3x640x640
+  hybrid plan voice.onnx --shape input=1x576 --shape state=2x1x128 --shape sr=
+  hybrid plan detector.onnx --shape 1x3x640x640 --all --json
+"""
 
 HEADINGS = ("cut", "kind", "head work", "bytes", "of input", "pareto", "tensors")
 
 
-@app.command()
+@app.command(help=HELP)
 def plan(
     model: Annotated[Path, typer.Argument(help="An .onnx file.", metavar="MODEL")],
     shape: Annotated[
