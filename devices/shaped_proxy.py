@@ -236,7 +236,9 @@ class ShapedProxy:
 
     async def _main(self, listener: socket.socket, ready: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task() or asyncio.Task(asyncio.sleep(0))
+        task = asyncio.current_task()
+        assert task is not None, "this coroutine is what asyncio.run runs"
+        self._task = task
         self._up, self._down = _Lane(self._shape.up), _Lane(self._shape.down)
         self._listener: socket.socket | None = None
         try:
