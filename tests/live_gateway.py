@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 HYBRID = Path(sys.executable).parent / "hybrid"
 READY_TIMEOUT_S = 30.0
 
@@ -58,7 +60,9 @@ class LiveGateway:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line.startswith("ready http"), f"the gateway did not start: {line!r}\n{self.log}"
+        if not line.startswith("ready http"):
+            self.stop()
+            pytest.fail(f"the gateway did not start: {line!r}\n{self.log}")
         self.url = line.split()[1]
 
     def push(self, model: Path, name: str) -> None:

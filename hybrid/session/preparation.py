@@ -21,6 +21,7 @@ log = logging.getLogger("hybrid.session")
 
 TICK_S = 1.0
 UNSETTLED_S = 0.2
+MOST_PAUSE_S = 60.0
 UNREACHABLE_S = 5.0
 ASK_TIMEOUT_S = 10.0
 ASK_AGAIN_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -98,7 +99,7 @@ class Preparation:
         self._thread: Thread | None = None
         self._scout: Scout | None = None
         self.model_digest = ""
-        self.obstacle = ""
+        self._pause_s = TICK_S
         _alive.add(self)
 
     def add(self, route: Route) -> None:
@@ -154,18 +155,24 @@ class Preparation:
             try:
                 self._round()
             except HybridError as exc:
-                self.obstacle = str(exc)
                 log.warning("preparation.failed code=%s", exc.code)
+                self._give_up(f"{exc.code}: {exc}")
             except Exception:
                 # The thread outlives whatever one model or one gateway does: requests go on locally meanwhile.
-                self.obstacle = "preparing failed unexpectedly; the log of `hybrid.session` says how"
                 log.exception("preparation.crashed")
+                self._give_up("preparing failed unexpectedly; the log of `hybrid.session` says how")
             with self._changed:
                 self._changed.notify_all()
                 if not self._woken and not self._closed:
                     unsettled = any(route.holdings and not at.settled for route, at in self._routes.items())
-                    self._changed.wait(UNSETTLED_S if unsettled else TICK_S)
+                    self._changed.wait(UNSETTLED_S if unsettled else self._pause_s)
                 self._woken = False
+
+    def _give_up(self, why: str) -> None:
+        """Nothing remote for now: says why, and looks again later and later."""
+        self._pause_s = min(MOST_PAUSE_S, 2 * self._pause_s)
+        for route in list(self._routes):
+            route.note, route.is_hopeless = why, True
 
     def _round(self) -> None:
         self._gateways.tend()

@@ -34,19 +34,20 @@ class Pusher:
             if client.url in self._begun:
                 return
             self._begun.add(client.url)
-        Thread(target=self._push, args=(client.url,), name="hybrid-push", daemon=True).start()
+        Thread(target=self._push, args=(client,), name="hybrid-push", daemon=True).start()
 
-    def _push(self, url: str) -> None:
+    def _push(self, client: GatewayClient) -> None:
+        url = client.url
         try:
-            pushed = asyncio.run(self._send(url))
+            pushed = asyncio.run(self._send(client))
         except HybridError as exc:
             log.warning("model.push_failed url=%s code=%s", url, exc.code)
             return
         log.info("model.pushed url=%s version=%s bytes=%d", url, pushed, self._source.file().stat().st_size)
 
-    async def _send(self, url: str) -> str:
-        async with RegistryClient(url, self._token) as client:
-            pushed = await push(client, self._source.file(), model_name(self._source), PushOptions())
+    async def _send(self, client: GatewayClient) -> str:
+        async with RegistryClient(client.url, self._token, trust=client.trust) as registry:
+            pushed = await push(registry, self._source.file(), model_name(self._source), PushOptions())
         return pushed.version.version
 
 

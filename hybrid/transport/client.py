@@ -30,6 +30,7 @@ class GatewayClient:
 
     Attributes:
         url: the gateway.
+        trust: how it is verified.
         link: what the transfers have taught about the network.
     """
 
@@ -37,7 +38,7 @@ class GatewayClient:
         self.url = url
         self.link = LinkEstimate()
         self._token = token
-        self._trust = trust
+        self.trust = trust
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._n_in_flight = 0
@@ -147,7 +148,7 @@ class GatewayClient:
                 self._supervisor = Supervisor(
                     URL(self.url),
                     self._token,
-                    self._trust,
+                    self.trust,
                     limits=self._limits,
                     link=self.link,
                     on_change=self._notify,
