@@ -3,10 +3,10 @@
 Design: where the gateway is r times as fast as the device on every node, the best division of the graph minimises
 bytes/bandwidth + (1 - 1/r) work over all sets of nodes that are closed under ancestors. As bandwidth or r changes,
 these minima are nested (parametric minimum cut: Gallo, Grigoriadis and Tarjan, SIAM J. Comput. 18(1), 1989), so one
-order has them all as prefixes. That order is taken: where a single tensor is alive the graph falls apart into stages;
-inside a stage come the vertices of the lower hull of (work, bytes) by recursive minimum cuts, and between two of them
-the least cut through a node halfway, again recursively. A second order does the same as if the graph's inputs were too
-heavy to send, for where raw inputs must not leave the device, or are encoded badly.
+order has them all as prefixes. That order is taken: after a node that all others lead to or follow from, the graph
+falls apart into stages; inside a stage come the vertices of the lower hull of (work, bytes) by recursive minimum cuts,
+and between two of them the least cut through a node halfway, again recursively. A second order does the same as if the
+graph's inputs were too heavy to send, for where raw inputs must not leave the device, or are encoded badly.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from hybrid.graph.view import GraphView
 from hybrid.partition.mincut import least_head
-from hybrid.partition.wiring import FROM_OUTSIDE, Wiring, wire
+from hybrid.partition.wiring import FROM_OUTSIDE, Wiring, ancestors, wire
 
 
 def cut_orders(view: GraphView) -> list[list[int]]:
@@ -31,10 +31,14 @@ def cut_orders(view: GraphView) -> list[list[int]]:
     ]
     first = _Arrangement(wiring, costs, names)
     second = _Arrangement(wiring, without_inputs, names)
-    inputs = {tensor for tensor, maker in enumerate(wiring.producer) if maker == FROM_OUTSIDE}
+    unread = {tensor: len(readers) for tensor, readers in enumerate(wiring.consumers)}
     for stage in _stages(wiring, first.canonical):
         laid = first.append(stage)
-        if any(not inputs.isdisjoint(wiring.reads[node]) for node in stage):
+        read_out = False
+        for tensor in (tensor for node in stage for tensor in wiring.reads[node]):
+            unread[tensor] -= 1
+            read_out |= not unread[tensor] and wiring.producer[tensor] == FROM_OUTSIDE
+        if read_out:  # elsewhere an input is alive all through the stage, or not at all
             second.append(stage)
         else:
             second.lay(laid)
@@ -48,24 +52,23 @@ def crossing_bytes(wiring: Wiring) -> list[int]:
 
 
 def _stages(wiring: Wiring, order: Sequence[int]) -> Iterator[list[int]]:
-    """The nodes between two places of this order where one tensor alone is alive, and all before leads to it.
+    """Divides the order after each node that every other node leads to or follows from.
 
-    Every set of nodes that is closed under ancestors ends inside one stage, so that each can be searched by itself.
-    After a node that nothing follows, such as one that makes an early output, there are no more stages.
+    A set of nodes that is closed under ancestors and holds a node after such a place holds all before it. So it ends
+    inside one stage, and each stage can be searched by itself.
     """
-    waiting = [len(readers) for readers in wiring.consumers]
-    n_alive = sum(1 for tensor, maker in enumerate(wiring.producer) if maker == FROM_OUTSIDE and waiting[tensor])
+    n_related = [mask.bit_count() for mask in ancestors(wiring)]
+    followers = [0] * len(order)
+    for node in reversed(range(len(order))):
+        followers[node] |= 1 << node
+        for tensor in wiring.reads[node]:
+            if wiring.producer[tensor] != FROM_OUTSIDE:
+                followers[wiring.producer[tensor]] |= followers[node]
+        n_related[node] += followers[node].bit_count() - 2
     stage: list[int] = []
-    all_lead_on = True
     for node in order:
         stage.append(node)
-        for tensor in wiring.reads[node]:
-            waiting[tensor] -= 1
-            n_alive -= not waiting[tensor]
-        n_read_later = sum(1 for tensor in wiring.makes[node] if waiting[tensor])
-        n_alive += n_read_later
-        all_lead_on &= n_read_later > 0
-        if n_alive == 1 and all_lead_on:
+        if n_related[node] == len(order) - 1:
             yield stage
             stage = []
     if stage:

@@ -7,7 +7,7 @@ others, the tail answers with each that it can compute from the crossing tensors
 from collections.abc import Sequence
 
 from hybrid.graph.view import GraphView
-from hybrid.partition.wiring import FROM_OUTSIDE, Wiring
+from hybrid.partition.wiring import FROM_OUTSIDE, Wiring, ancestors
 
 
 class OutputSides:
@@ -16,7 +16,7 @@ class OutputSides:
     def __init__(self, view: GraphView, wiring: Wiring) -> None:
         self._view = view
         self._wiring = wiring
-        self._above = _ancestors(wiring)
+        self._above = ancestors(wiring)
         self._outputs = [tensor for tensor, is_output in enumerate(wiring.is_output) if is_output]
         fed = {wiring.names[t] for t in self._outputs if wiring.producer[t] == FROM_OUTSIDE}
         self._always_head = fed | view.constant_outputs
@@ -80,15 +80,3 @@ class OutputSides:
             total += self._wiring.work[lowest.bit_length() - 1]
             mask ^= lowest
         return total
-
-
-def _ancestors(wiring: Wiring) -> list[int]:
-    """For each node, the bit mask of itself and all nodes that it depends on."""
-    above: list[int] = []
-    for node, tensors in enumerate(wiring.reads):
-        mask = 1 << node
-        for tensor in tensors:
-            if wiring.producer[tensor] != FROM_OUTSIDE:
-                mask |= above[wiring.producer[tensor]]
-        above.append(mask)
-    return above

@@ -64,3 +64,15 @@ def wire(view: GraphView) -> Wiring:
         work=tuple(node.work for node in view.nodes),
         is_output=tuple(name in outputs for name in index),
     )
+
+
+def ancestors(wiring: Wiring) -> list[int]:
+    """For each node, the bit mask of itself and all nodes that it depends on."""
+    above: list[int] = []
+    for node, tensors in enumerate(wiring.reads):
+        mask = 1 << node
+        for tensor in tensors:
+            if wiring.producer[tensor] != FROM_OUTSIDE:
+                mask |= above[wiring.producer[tensor]]
+        above.append(mask)
+    return above

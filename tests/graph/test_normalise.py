@@ -199,7 +199,8 @@ def test_a_version_of_the_future_is_unsupported(change, tmp_path):
 INVALID = {
     "a tensor from nowhere": "g (float[1,8] x) => (float[1,8] y) { y = Add(x, nowhere) }",
     "an output that nobody makes": "g (float[1,8] x) => (float[1,8] y) { a = Exp(x) }",
-    "shapes that contradict": "g (float[1,8] x) => (float[1,8] y) { k = Constant<value_floats=[1.0,2.0]>() y=Add(x,k) }",
+    "shapes that contradict": """g (float[1,8] x) => (float[1,8] y) {
+        k = Constant<value_floats = [1.0, 2.0, 3.0]>() y = Add(x, k) }""",
     "a circle": "g (float[1,8] x) => (float[1,8] y) { a = Add(x, b) b = Exp(a) y = Neg(b) }",
 }
 

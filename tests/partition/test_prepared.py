@@ -116,7 +116,7 @@ print(len(table.cuts), sorted(name for name in ("onnx", "google.protobuf", "asyn
 
 
 def test_preparing_69_megabytes_costs_the_asking_process_next_to_nothing(cache):
-    """What it does not compute, it cannot stall its other threads with; 102 MB through protobuf would be 49 ms a time."""
+    """What it does not compute cannot stall its other threads; 102 MB through protobuf would be 49 ms."""
     key = ShapeKey.of(zoo.feeds("minilm"))
     start_s = time.process_time()
     prepare(zoo.path("minilm"), DIGEST, key, cache)
