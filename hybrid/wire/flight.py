@@ -65,6 +65,8 @@ class Flight:
         if delay_s < self._fastest_s or now_s - self._fastest_at_s > MEMORY_S:
             self._fastest_s, self._fastest_at_s = delay_s, now_s
         room_ratio = 1 - (delay_s - self._fastest_s) / QUEUE_S
+        if room_ratio >= 0 and 2 * ahead_bytes < self.window_bytes:
+            return  # the window was not what held us back: nothing was learnt about it
         if room_ratio >= 0:
             self.window_bytes = min(CEILING_BYTES, self.window_bytes + int(n_bytes * room_ratio))
         elif now_s - self._shrunk_at_s > delay_s:  # once a trip: what is on the way was sent under the old window
