@@ -223,7 +223,7 @@ def test_a_reset_comes_behind_what_was_sent_before_it() -> None:
 def test_a_dead_target_resets_the_caller() -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
-    with ShapedProxy(port) as proxy, connect(proxy) as connection, pytest.raises(ConnectionResetError):
+    with ShapedProxy(port) as proxy, pytest.raises(ConnectionResetError), connect(proxy) as connection:
         connection.recv(1)
 
 
