@@ -102,23 +102,35 @@ class SplitChannel:
     async def drain(self, timeout_s: float) -> None:
         """Takes no more requests, lets those in flight end, then closes every channel."""
         self._is_draining = True
-        waits = [connection.leave() for connection in self._connections]
-        if waits:
-            await asyncio.wait([asyncio.ensure_future(wait) for wait in waits], timeout=timeout_s)
+        connections = list(self._connections)
+        for connection in connections:
+            connection.leave()
+        try:
+            async with asyncio.timeout(timeout_s):
+                for connection in connections:
+                    await connection.ended.wait()
+        except TimeoutError:
+            _log.warning("channel.drain_cut n_connections=%d limit_s=%.1f", len(self._connections), timeout_s)
         for connection in list(self._connections):
             connection.cut()
 
 
 class _Connection:
-    """One client's channel."""
+    """One client's channel.
+
+    Attributes:
+        ended: it is over.
+    """
 
     def __init__(self, ws: web.WebSocketResponse, infer: Infer, limits: Limits) -> None:
         self._ws = ws
         self._infer = infer
         self._channel = Channel("server", limits=limits, software=SOFTWARE, now_s=time.monotonic())
         self._pump = FramePump(self._channel, ws.send_bytes, time.monotonic)
+        self._heard_s = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._ended = asyncio.Event()
+        self.ended = asyncio.Event()
         self._cut = asyncio.Event()
 
     async def run(self) -> None:
@@ -126,20 +138,22 @@ class _Connection:
         try:
             async with asyncio.TaskGroup() as group:
                 parts = [group.create_task(part) for part in (self._read(group), self._write(), self._cut.wait())]
+                self._watch()
                 await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
                 if self._channel.is_closed:  # our last words say why
                     await asyncio.wait(parts[1:2], timeout=CLOSE_TIMEOUT_S)
                 for task in (*parts, *self._tasks.values()):
                     task.cancel()
         finally:
-            self._ended.set()
+            self.ended.set()
+            if self._timer is not None:
+                self._timer.cancel()
             await self._ws.close(code=1002 if self._channel.is_closed else 1001)
 
-    async def leave(self) -> None:
-        """Tells the client to go; returns when it has gone."""
+    def leave(self) -> None:
+        """Tells the client to go; it closes when its requests have been answered."""
         self._channel.go_away(Overloaded("the gateway is draining; ask another one or later", retry_after_s=1.0))
         self._pump.wake()
-        await self._ended.wait()
 
     def cut(self) -> None:
         """Closes now."""
@@ -148,20 +162,30 @@ class _Connection:
     async def _read(self, group: asyncio.TaskGroup) -> None:
         try:
             while not self._channel.is_closed:
-                message = await self._ws.receive(timeout=IDLE_TIMEOUT_S)
+                message = await self._ws.receive()
                 if message.type is not web.WSMsgType.BINARY:
                     return
-                for event in self._channel.receive(message.data, time.monotonic()):
+                self._heard_s = time.monotonic()
+                for event in self._channel.receive(message.data, self._heard_s):
                     self._on_event(event, group)
                 if self._channel.has_frames or self._channel.is_closed:
                     self._pump.wake()
-        except (TimeoutError, OSError) as exc:
+        except OSError as exc:
             _log.info("channel.lost reason=%r", exc)
+
+    def _watch(self) -> None:
+        """Cuts off a client that has said nothing for too long; looks again when that may be."""
+        left_s = self._heard_s + IDLE_TIMEOUT_S - time.monotonic()
+        if left_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._watch)
+        else:
+            _log.info("channel.idle limit_s=%.0f", IDLE_TIMEOUT_S)
+            self.cut()
 
     async def _write(self) -> None:
         try:
             await self._pump.run()
-        except (TimeoutError, OSError, RuntimeError) as exc:
+        except (OSError, RuntimeError) as exc:
             _log.info("channel.lost reason=%r", exc)
 
     def _on_event(self, event: Event, group: asyncio.TaskGroup) -> None:

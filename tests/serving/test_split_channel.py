@@ -11,14 +11,16 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from aiohttp import web
 
 from hybrid.errors import Overloaded, TooLarge, Unauthenticated
+from hybrid.serving import split_channel
 from hybrid.wire import frames
 from hybrid.wire.channel import Channel
-from hybrid.wire.events import Connected, Failed, GoawayReceived, RequestFailed, ResponseReceived
+from hybrid.wire.events import Connected, Failed, GoawayReceived, PongReceived, RequestFailed, ResponseReceived
 from hybrid.wire.frames import Kind
 from hybrid.wire.limits import Limits
-from hybrid.wire.message import InferRequest, decode_response, encode_request
+from hybrid.wire.message import InferRequest, InferResponse, decode_response, encode_request
 from hybrid.wire.tensor import Tensor
 from tests.transport.conftest import ServerProcess, ask
 from tests.wire.corpus import broken_streams, lie, message, spoil
@@ -274,3 +276,32 @@ def test_the_error_body_is_the_protocols():
     assert reply.status == 503
     assert reply.headers["Retry-After"] == "1"
     assert msgspec.json.decode(reply.body) == {"error": "full", "code": "overloaded", "retry_after_s": 0.2}
+
+
+async def test_a_client_that_falls_silent_is_cut_off(monkeypatch):
+    monkeypatch.setattr(split_channel, "IDLE_TIMEOUT_S", 0.3)
+    app = web.Application()
+    split_channel.add_routes(app, nothing, lambda request: None)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session,
+            talker(session) as silent,
+            talker(session) as lively,
+        ):
+            await silent.until(Connected)
+            await lively.until(Connected)
+            for _ in range(6):
+                lively.channel.ping(0.0)
+                await lively.until(PongReceived)
+                await asyncio.sleep(0.1)
+            assert (await silent.ws.receive()).type is aiohttp.WSMsgType.CLOSE
+            assert not lively.ws.closed
+    finally:
+        await runner.cleanup()
+
+
+async def nothing(request: InferRequest, receive_s: float) -> InferResponse:
+    return InferResponse(model_name="nothing", receive_s=receive_s)
