@@ -50,6 +50,9 @@ def least_head(
         network.connect(vertex, _SINK, head_costs[node])
     for tensor in sorted(tensors):
         made_at = vertex_of.get(wiring.producer[tensor], _SOURCE)
+        last = wiring.consumers[tensor][-1:]
+        if made_at == _SOURCE and not any(reader in vertex_of or reader in always_head for reader in last):
+            continue  # crosses in any case (a mask that every layer reads), or nobody reads it
         read_at = {
             vertex_of.get(reader, _SINK)
             for reader in wiring.consumers[tensor]

@@ -165,7 +165,9 @@ class _Arrangement:
         for tensor in {tensor for node in nodes for tensor in (*wiring.reads[node], *wiring.makes[node])}:
             maker = wiring.producer[tensor]
             made = maker == FROM_OUTSIDE or maker in first or maker in self._laid
-            if made and not all(reader in first or reader in self._laid for reader in wiring.consumers[tensor]):
+            if made and not all(
+                reader in first or reader in self._laid for reader in reversed(wiring.consumers[tensor])
+            ):
                 total += self._costs[tensor]
         return total
 

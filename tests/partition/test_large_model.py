@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -49,11 +50,12 @@ def large_model(tmp_path):
 
 
 def test_a_model_of_two_gigabytes_is_cut_and_the_asking_process_does_not_hold_it(large_model, tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux to read a process's highest memory use")
     if shutil.disk_usage(tmp_path).free < 6 << 30:
         pytest.skip("needs 6 GB of disk")
     cache, shape_key = tmp_path / "cache", ShapeKey.of(FEEDS)
     code = f"""
-import resource
 from pathlib import Path
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import prepare
@@ -61,7 +63,8 @@ shape_key = ShapeKey.parse({shape_key.text!r})
 prepared = prepare(Path({str(large_model)!r}), {DIGEST!r}, shape_key, Path({str(cache)!r}), timeout_s=240)
 for cut in prepared.table.interior:
     prepared.head_path(cut.id), prepared.tail_path(cut.id)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(*peak)
 """
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(asked.stdout) < 500_000  # KiB

@@ -1,7 +1,8 @@
 """The table of cuts: ids, bytes, depth, the Pareto set, and how fast it is found."""
 
 import random
-import time
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -138,14 +139,22 @@ def ladder(n_nodes: int, width: int = 1, *, masked: bool = False) -> GraphView:
 
 
 @pytest.mark.parametrize(("width", "masked"), [(1, False), (2, False), (4, False), (2, True)])
-def test_seven_hundred_nodes_are_scanned_within_fifty_milliseconds(width, masked):
-    """Orders and table together, in this thread's own time; the lowest of seven, for the machine may be busy."""
-    view = ladder(700, width, masked=masked)
-    assert len(view.nodes) >= 700
-    spent_s = []
-    for _ in range(7):
-        start_s = time.thread_time()
-        table = table_of(view)
-        spent_s.append(time.thread_time() - start_s)
-    assert len(table.interior) >= 500
-    assert min(spent_s) <= 0.05
+def test_seven_hundred_nodes_are_scanned_within_fifty_milliseconds(width, masked, root):
+    """Orders and table together, in a process of their own as in use, in its own time; the lowest of nine runs."""
+    code = f"""
+import time
+from hybrid.partition.order import cut_orders
+from hybrid.partition.scan import scan
+from tests.partition.test_scan import ladder
+view, spent_s = ladder(700, {width}, masked={masked}), []
+for _ in range(9):
+    start_s = time.thread_time()
+    table = scan(view, cut_orders(view))
+    spent_s.append(time.thread_time() - start_s)
+print(len(view.nodes), len(table.interior), min(spent_s))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    n_nodes, n_cuts, spent_s = done.stdout.split()
+    assert int(n_nodes) >= 700
+    assert int(n_cuts) >= 500
+    assert float(spent_s) <= 0.05
