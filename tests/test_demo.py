@@ -247,7 +247,7 @@ def demo(*arguments: str) -> "subprocess.Popen[str]":
 @pytest.mark.timeout(180)
 def test_the_whole_demo(tmp_path: Path) -> None:
     """No answer lost, none wrong; the gateway helped while the link was good, and the device did without it."""
-    process = demo("--json", "--seconds", "24", "--report", str(tmp_path / "demo.html"))
+    process = demo("--json", "--report", str(tmp_path / "demo.html"))
     out, err = process.communicate(timeout=170)
     assert process.returncode == 0, err
     reply = json.loads(out)

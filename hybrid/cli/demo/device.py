@@ -67,10 +67,10 @@ class Device:
         )
 
     @property
-    def has_alternatives(self) -> bool:
-        """Whether, for both models, some remote way is known and measured."""
+    def uses_the_gateway(self) -> bool:
+        """Whether the planner would now send both models' work away, as it should over a good link."""
         return all(
-            any(candidate.placement != "local" and candidate.predicted_s is not None for candidate in one.explain())
+            any(candidate.placement != "local" and candidate.chosen for candidate in one.explain())
             for one in (self._detector, self._recogniser)
         )
 
@@ -118,7 +118,7 @@ def _warm_up(device: Device, policy: str) -> None:
             n_answers += 1
         except HybridError:
             time.sleep(_PAUSE_AFTER_FAILURE_S)
-        if n_answers >= _N_WARM_UP and (policy != "hybrid" or device.has_alternatives):
+        if n_answers >= _N_WARM_UP and (policy != "hybrid" or device.uses_the_gateway):
             return
 
 

@@ -17,7 +17,7 @@ from hybrid.cli.demo import figures, link, material
 from hybrid.cli.demo.messages import POLICIES, Answered, Assignment, Done, Failed, Policy, Ready, Said
 from hybrid.cli.demo.processes import Child, DemoFailed, run_command
 
-PACE: Final = 8.0
+PACE: Final = 10.0
 """How many times slower than this machine the devices are: a small board beside a server."""
 
 TIMEOUT_S: Final = 2.0
