@@ -42,7 +42,6 @@ _NO_ROOM = re.compile(
     r"failed to write external initializers|no space left|file too large|disk quota|errno[: =]*(28|27|122)\b",
     re.IGNORECASE,
 )
-_MISSHAPED = re.compile(r"ShapeInferenceError|TypeInferenceError|[Ii]ncompatible dimensions|[Ss]hape")
 
 
 def normalise(model_path: Path, shape_key: ShapeKey, folder: Path) -> onnx.ModelProto:

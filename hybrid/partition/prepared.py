@@ -10,6 +10,7 @@ import multiprocessing.spawn
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -143,16 +144,15 @@ def _put_in_place(draft: Path, folder: Path, model_digest: str, shape_key: Shape
 def _run_worker(model_path: Path, model_digest: str, shape_key: ShapeKey, draft: Path, timeout_s: float) -> None:
     task = [str(model_path.resolve()), model_digest, shape_key.text, str(draft.resolve())]
     python = os.fsdecode(multiprocessing.spawn.get_executable() or "python3")
-    environment = dict(os.environ)
-    paths = [str(_PACKAGE_PARENT), *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    # It finds modules where this process does, never in the current folder.
+    paths = [*filter(None, sys.path), str(_PACKAGE_PARENT)]
+    start = f"import sys; sys.path[:] = {paths!r}; from hybrid.partition.worker import main; sys.exit(main())"
     # The worker watches its standard input and ends when this process ends and the pipe closes.
     with subprocess.Popen(
-        [python, "-m", "hybrid.partition.worker", *task],
+        [python, "-P", "-c", start, *task],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
     ) as worker:
         try:
             said, complained = _wait(worker, timeout_s)

@@ -1,4 +1,4 @@
-"""The process that prepares one model: `python -m hybrid.partition.worker MODEL DIGEST SHAPE_KEY FOLDER`."""
+"""The process that prepares one model, started by `hybrid.partition.prepared` with what it needs as arguments."""
 
 import os
 import sys
@@ -45,7 +45,7 @@ def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folde
 
 
 def main() -> int:
-    """Run one task from the command line; the answer is one line of JSON on standard output."""
+    """Run one task, MODEL DIGEST SHAPE_KEY FOLDER; the answer is one line of JSON on standard output."""
     answer_to = os.dup(1)
     os.dup2(2, 1)  # engines print; standard output carries the answer alone
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -76,7 +76,3 @@ def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
