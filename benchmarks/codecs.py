@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import zstandard
@@ -61,8 +62,8 @@ def rows_of_catalog(arrays: list[np.ndarray]) -> list[tuple[str | float, ...]]:
             spec = TensorSpec(name="x", dtype="FP32", shape=array.shape)
             payload = codec.encode(array)
             sizes.append(len(payload) / 1e3)
-            encode_ms.append(least_ms(lambda array=array, codec=codec: codec.encode(array)))
-            decode_ms.append(least_ms(lambda p=payload, s=spec, codec=codec: codec.decode(p, s)))
+            encode_ms.append(least_ms(partial(codec.encode, array)))
+            decode_ms.append(least_ms(partial(codec.decode, payload, spec)))
             errors.append(float(np.abs(codec.decode(payload, spec) - array).mean()))
         kilobytes = statistics.median(sizes)
         share = kilobytes / (arrays[0].nbytes / 1e3)
@@ -91,7 +92,7 @@ def rows_of_neighbours(photos: list[np.ndarray], arrays: list[np.ndarray]) -> li
     rows: list[tuple[str | float, ...]] = []
     for name, make in makers.items():
         kilobytes = statistics.median(len(make(i)) / 1e3 for i in range(len(photos)))
-        milliseconds = statistics.median(least_ms(lambda i=i, make=make: make(i)) for i in range(len(photos)))
+        milliseconds = statistics.median(least_ms(partial(make, i)) for i in range(len(photos)))
         rows.append((name, kilobytes, kilobytes / (arrays[0].nbytes / 1e3), milliseconds, "", 0.0))
     return rows
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def floor(port_file: Path, model: Path, n_outputs: int) -> None:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(model), options)
     shape = [1 if isinstance(size, str) else size for size in session.get_inputs()[0].shape]
-    tensor = {"name": "y", "datatype": "FP32", "shape": [1, n_outputs], "parameters": {"binary_data_size": 4 * n_outputs}}
+    parameters = {"binary_data_size": 4 * n_outputs}
+    tensor = {"name": "y", "datatype": "FP32", "shape": [1, n_outputs], "parameters": parameters}
     reply = json.dumps({"model_name": "m", "outputs": [tensor]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(reply)), "Content-Type": "application/octet-stream"}
 
@@ -131,6 +133,11 @@ async def send(port: int, data: bytes, n_requests: int, n_connections: int) -> N
     await asyncio.gather(*(one(n_requests // n_connections) for _ in range(n_connections)))
 
 
+def send_block(port: int, data: bytes, n_requests: int, n_connections: int) -> None:
+    """One block of requests, on an event loop of its own."""
+    asyncio.run(send(port, data, n_requests, n_connections))
+
+
 def block_ms(pid: int, run: Callable[[], None], n_requests: int) -> float:
     """CPU milliseconds a request of one block."""
     before_s = cpu_s(pid)
@@ -142,7 +149,15 @@ def measure(load: Load, folder: Path, given: argparse.Namespace) -> dict[str, li
     """CPU milliseconds a request of both servers, a value a block."""
     model = getattr(small_models, load.model)(folder / f"{load.model}.onnx")
     port_file = folder / f"{load.model}.port"
-    command = [sys.executable, "-m", "benchmarks.gateway_cpu", "--floor", str(port_file), str(model), str(load.n_outputs)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gateway_cpu",
+        "--floor",
+        str(port_file),
+        str(model),
+        str(load.n_outputs),
+    ]
     with LiveGateway(folder / f"{load.model}-gateway") as gateway, subprocess.Popen(command) as bare:
         try:
             push(gateway.url, model, load.model, token=gateway.token)
@@ -154,9 +169,8 @@ def measure(load: Load, folder: Path, given: argparse.Namespace) -> dict[str, li
             for number in range(given.n + 1):
                 for name, (pid, port) in servers.items():
                     n_requests = load.n_requests if number else WARM_UP
-                    took_ms = block_ms(
-                        pid, lambda: asyncio.run(send(port, data, n_requests, given.connections)), n_requests
-                    )
+                    block = partial(send_block, port, data, n_requests, given.connections)
+                    took_ms = block_ms(pid, block, n_requests)
                     if number:
                         samples[name].append(took_ms)
             return samples
@@ -186,7 +200,8 @@ def main() -> int:
                 ours / theirs for ours, theirs in zip(samples["gateway"], samples["bare"], strict=True)
             )
             size = 4 * int(np.prod(load.shape))
-            rows.append([load.model, size, medians[load.model, "bare"], medians[load.model, "gateway"], ratios[load.model]])
+            both = (medians[load.model, "bare"], medians[load.model, "gateway"])
+            rows.append([load.model, size, *both, ratios[load.model]])
     mlp_limit_ms = MLP_RATIO * medians["mlp", "bare"] + MLP_SLACK_MS
     return publish(
         Record(

@@ -51,7 +51,7 @@ def rows_of(name: str, seed: int, cache: Path) -> list[tuple[str | float, ...]]:
     chosen = [cuts[round(at * (len(cuts) - 1) / (N_CUTS - 1))] for at in range(N_CUTS)]
     whole = opened(path)
     run_s(whole, feeds)
-    rows = []
+    rows: list[tuple[str | float, ...]] = []
     for cut in chosen:
         head, tail = opened(prepared.head_path(cut.id)), opened(prepared.tail_path(cut.id))
         samples: dict[str, list[float]] = {"whole": [], "head": [], "tail": []}

@@ -44,7 +44,7 @@ async def calls(url: str) -> dict:
     return seen
 
 
-async def outcome(call) -> str:  # noqa: ANN001 (an awaitable of KServe's)
+async def outcome(call) -> str:
     """The result as text, or the class of the exception and its status."""
     try:
         return repr(await call)
