@@ -1,5 +1,6 @@
 """Small ONNX models made on the spot: each one a shape of question that a server must answer."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def mlp(path: Path, seed: int = 0) -> Path:
     """x FP32 [n, 64] -> y FP32 [n, 10], a softmax; 64-256-256-10."""
     random = np.random.default_rng(seed)
     nodes, weights, current = [], [], "x"
-    for i, (n_in, n_out) in enumerate(zip(MLP_SIZES, MLP_SIZES[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(MLP_SIZES)):
         matrix = (random.standard_normal((n_in, n_out)) * (2 / n_in) ** 0.5).astype(np.float32)
         weights += [numpy_helper.from_array(matrix, f"w{i}"), numpy_helper.from_array(np.zeros(n_out, "f4"), f"b{i}")]
         nodes.append(helper.make_node("Gemm", [current, f"w{i}", f"b{i}"], [f"g{i}"]))
@@ -77,11 +78,11 @@ def reshape(path: Path) -> Path:
     """x FP32 [n] and s INT64 [k] -> x in the shape s: fails inside the engine where they do not fit."""
     nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
     ports = [_value("x", TensorProto.FLOAT, ["n"]), _value("s", TensorProto.INT64, ["k"])]
-    return _save(path, nodes, ports, [_value("y", TensorProto.FLOAT, None)])
+    return _save(path, nodes, ports, [_value("y", TensorProto.FLOAT, ["a", "b"])])
 
 
 def loop(path: Path) -> Path:
-    """n INT64 [], x FP32 [128, 128] -> y: x multiplied n times with itself, so that a caller decides how long it takes."""
+    """n INT64 [], x FP32 [128, 128] -> y: n products, so that a caller decides how long it takes."""
     square = numpy_helper.from_array(np.eye(128, dtype=np.float32), "eye")
     body = helper.make_graph(
         [

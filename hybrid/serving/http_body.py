@@ -144,14 +144,16 @@ class Body:
 
     async def _chunk(self, pace: "_Pace") -> bytes:
         """The next piece as it came, empty at the end."""
+        content = self._request.content
         try:
-            while True:
-                chunk, ends_http_chunk = await self._request.content.readchunk()
-                if chunk or not ends_http_chunk:
+            while not content.at_eof():
+                chunk, _ = await content.readchunk()
+                if chunk:  # empty ones mark the end of HTTP chunks
                     pace.came(len(chunk))
                     return chunk
         except (ClientError, HttpProcessingError) as exc:
             raise BadMessage(f"the body breaks HTTP's framing: {type(exc).__name__}") from exc
+        return b""
 
     async def _unpacked(self, encoding: str) -> bytes:
         if encoding not in ("gzip", "deflate"):

@@ -45,7 +45,8 @@ def array_of_json(name: str, datatype: str, shape: list[int], data: msgspec.Raw)
     depth = _depth(text)
     try:
         values = _decoder(datatype, depth).decode(text)
-        array = np.array(values, dtype=NUMPY_OF[datatype])
+        with np.errstate(over="ignore"):  # _finite says it better than a warning
+            array = np.array(values, dtype=NUMPY_OF[datatype])
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError, TypeError) as exc:
         raise TensorMismatch(f"input {name!r}: data is not a {datatype} list of shape {shape}: {exc}") from exc
     nested = array.shape == tuple(shape)
