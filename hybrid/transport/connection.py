@@ -262,10 +262,11 @@ class ChannelConnection:
         if self._timer is not None:
             self._timer.cancel()
         self.end(ConnectionLost("the client was closed"))
+        if isinstance(self._over.result(), GatewayStalled):
+            self._ws.transport.abort()  # a close handshake would wait for the one that does not answer
         try:
-            if not isinstance(self._over.result(), GatewayStalled):  # who does not answer is not asked to close
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self._ws.close()
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._ws.close()
         except (OSError, aiohttp.ClientError) as exc:
             _log.debug("connection.close_failed reason=%r", exc)
         finally:
