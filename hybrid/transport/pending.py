@@ -25,6 +25,7 @@ class Pending:
     timeout_s: float
     future: "Future[InferResponse]" = field(default_factory=Future)
     timer: asyncio.TimerHandle | None = None
+    _is_claimed: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -32,18 +33,26 @@ class Pending:
         return self.future.done()
 
     def succeed(self, response: InferResponse) -> None:
-        """Ends with the answer, unless the caller cancelled."""
-        self._stop_timer()
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
+        """Ends with the answer, unless it has ended or the caller cancelled."""
+        if self._claim():
             self.future.set_result(response)
 
     def fail(self, error: HybridError) -> None:
-        """Ends with an error, unless the caller cancelled."""
-        self._stop_timer()
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
+        """Ends with an error, unless it has ended or the caller cancelled."""
+        if self._claim():
             self.future.set_exception(error)
 
-    def _stop_timer(self) -> None:
+    def notice_cancelled(self) -> None:
+        """Tells those who wait for the future that the caller cancelled it."""
+        if self.future.cancelled():
+            self._claim()
+
+    def _claim(self) -> bool:
+        """Whether its end is still to be given; true at most once."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        if self._is_claimed:
+            return False
+        self._is_claimed = True
+        return self.future.set_running_or_notify_cancel()

@@ -127,6 +127,7 @@ class Supervisor:
     def begin(self, pending: Pending) -> None:
         """Takes a request: sends it, lets it wait for a first connection, or fails it."""
         if pending.is_over:
+            pending.notice_cancelled()
             return
         loop = asyncio.get_running_loop()
         pending.timer = loop.call_later(pending.timeout_s, self._expire, pending)
@@ -140,6 +141,7 @@ class Supervisor:
 
     def abandon(self, pending: Pending) -> None:
         """Withdraws a request."""
+        pending.notice_cancelled()
         if pending in self._waiting:
             self._waiting.remove(pending)
         for carrier in self._carriers():
@@ -282,6 +284,8 @@ class Supervisor:
 
     def _set_state(self, state: State, error: HybridError | None) -> None:
         was, self.state = self.state, state
+        if was == "ready" and state != "ready":
+            self._link.forget()  # whatever broke the connection, the path may be another one afterwards
         self.down_reason = None if error is None else f"{error.code}: {error}"
         if state == "down":
             for pending in self._waiting:

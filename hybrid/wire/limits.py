@@ -36,7 +36,7 @@ class Limits:
         message_bytes: largest body, as sent and as decoded.
         unfinished_bytes: memory for bodies that are still arriving, per connection; at least `message_bytes` is used.
         streams: requests in flight on one connection.
-        initial_credit_bytes: what a stream may send before it is granted more.
+        initial_credit_bytes: what a stream may send before it is granted more; a header beyond it could not arrive.
     """
 
     message_bytes: int = 64 * 1024 * 1024

@@ -66,6 +66,7 @@ def test_cancelling_the_future_cancels_the_computation(carried):
     future = carried.infer(ask("slow:30"), **LIMITS)
     assert eventually(lambda: counts(carried)["running"] == 1)
     assert future.cancel()
+    assert wait([future], 5).done == {future}, "those who wait for it are told"
     assert eventually(lambda: counts(carried)["running"] == 0)
     assert counts(carried)["cancelled"] == 1
     with pytest.raises(CancelledError):
