@@ -53,17 +53,21 @@ class GatewayClient:
     @property
     def state(self) -> State:
         """connecting: a first or replaced connection is being made; ready; down: attempts fail, see `down_reason`."""
+        if self._is_closed:
+            return "down"
         return self._running()[1].state
 
     @property
     def down_reason(self) -> str | None:
         """`code: message` of what keeps it from being ready, None when it is."""
+        if self._is_closed:
+            return f"{GatewayUnreachable.code}: the client was closed"
         return self._running()[1].down_reason
 
     @property
     def gateway_info(self) -> Hello | None:
         """What the gateway said of itself when it was last ready."""
-        return self._running()[1].hello
+        return None if self._supervisor is None else self._supervisor.hello
 
     def infer(self, request: InferRequest, *, stall_s: float, timeout_s: float) -> "Future[InferResponse]":
         """Sends a request; never blocks, never raises: all that goes wrong is the future's error.
@@ -95,13 +99,18 @@ class GatewayClient:
                 io.call(supervisor.abandon, pending)
 
         pending.future.add_done_callback(done)
-        io.call(supervisor.begin, pending)
+        if not io.call(supervisor.begin, pending):
+            pending.fail(GatewayUnreachable(f"the process is ending; {self.url} is not asked any more"))
         return pending.future
 
     def post_json(self, path: str, body: object, *, timeout_s: float) -> "Future[dict[str, Any]]":
         """A control call over HTTP, with the same verification and token; the JSON object of the reply."""
         future: Future[dict[str, Any]] = Future()
-        io, supervisor = self._running()
+        try:
+            io, supervisor = self._running()
+        except HybridError as exc:
+            future.set_exception(exc)
+            return future
         io.spawn(_answer(supervisor, path, msgspec.json.encode(body), timeout_s, future))
         return future
 

@@ -22,13 +22,18 @@ class IoThread:
         self._thread.start()
         self._is_ready.wait()
 
-    def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Runs a function on the loop, soon; from any thread."""
-        self.loop.call_soon_threadsafe(function, *arguments)
+    def call(self, function: Callable[..., object], *arguments: object) -> bool:
+        """Runs a function on the loop, soon; from any thread. False when the loop has ended, as the process does."""
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            return False
+        return True
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs a coroutine on the loop; from any thread."""
-        self.call(self._start, work)
+        if not self.call(self._start, work):
+            work.close()
 
     def stop(self, timeout_s: float) -> None:
         """Cancels what runs, ends the thread and closes the loop."""

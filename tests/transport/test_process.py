@@ -61,3 +61,12 @@ def test_the_wire_needs_no_sockets():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ended.stdout == "[]\n"
+
+
+def test_a_request_while_the_process_ends_fails_by_its_future(shared_server):
+    late = (
+        "from hybrid.transport import io_thread; future.result(); io_thread.io_thread().stop(5);"
+        "print(type(client.infer(request, stall_s=1, timeout_s=1).exception(5)).__name__)"
+    )
+    ended = run(shared_server.url, "echo", after=late)
+    assert (ended.stdout, ended.stderr) == ("GatewayUnreachable\n", "")
