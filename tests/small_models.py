@@ -57,6 +57,13 @@ def conv(path: Path) -> Path:
     return _save(path, nodes, *ends, weights)
 
 
+def heavy(path: Path, n_megabytes: int = 96) -> Path:
+    """x FP32 [1, 1024] -> y: one wide product whose weights take a while to load."""
+    matrix = np.ones((1024, n_megabytes * 256), np.float32)
+    ends = [_value("x", TensorProto.FLOAT, [1, 1024])], [_value("y", TensorProto.FLOAT, [1, matrix.shape[1]])]
+    return _save(path, [helper.make_node("MatMul", ["x", "w"], ["y"])], *ends, [numpy_helper.from_array(matrix, "w")])
+
+
 def add_sub(path: Path) -> Path:
     """INPUT0, INPUT1 INT32 [1, 16] -> OUTPUT0 (sum), OUTPUT1 (difference): the model of Triton's examples."""
     ports = [_value(f"INPUT{i}", TensorProto.INT32, [1, 16]) for i in (0, 1)]

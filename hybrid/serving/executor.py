@@ -66,7 +66,8 @@ class Executor:
         for task in self._tasks:
             task.cancel()
         try:
-            await self._group.__aexit__(kind, error, trace)
+            # Told of no error, since the group would wrap it; it goes its own way when this returns.
+            await self._group.__aexit__(None, None, None)
         finally:
             await asyncio.to_thread(self.pool.close)
 

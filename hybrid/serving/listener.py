@@ -96,7 +96,7 @@ class Listener:
     def __init__(self, app: web.Application, settings: ListenerSettings) -> None:
         self.settings = settings
         self.port = 0
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=5.0)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
         self._server: asyncio.Server | None = None
         self._open: set[_Protocol] = set()
 

@@ -64,12 +64,12 @@ class SplitService:
             async with asyncio.timeout(None if deadline_s is None else deadline_s - started_s):
                 session = await self._session(model, request)
                 response = await self._answer(model, session, request, deadline_s)
+        except HybridError:  # DeadlinePassed among them, which is a TimeoutError too
+            self._count_failure(model, started_s)
+            raise
         except TimeoutError:
             self._count_failure(model, started_s)
             raise DeadlinePassed("the deadline passed before the gateway could answer; allow more time") from None
-        except HybridError:
-            self._count_failure(model, started_s)
-            raise
         finally:
             self.n_active -= 1
         self._statistics.of(model.name, model.version).succeeded(
