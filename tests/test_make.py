@@ -21,7 +21,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *words: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "PYTHON"
+    }
     if path is not None:
         environment["PATH"] = path
     return subprocess.run(
