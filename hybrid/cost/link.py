@@ -89,7 +89,12 @@ class LinkEstimate:
         with self._lock:
             if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES:
                 self._rtt.observe(network_s, now_s)
-            rtt_s = min(self._rtt.value or network_s, network_s)
+            rtt_s = self._rtt.value or network_s
+            if network_s < rtt_s:
+                # No request is faster than the round trip: what was believed of it is too much, whatever its history.
+                rtt_s = network_s
+                self._rtt.forget()
+                self._rtt.observe(network_s, now_s)
             up_s, down_s = _split_moving_s(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s)
             if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and n_bytes_up * 4 >= n_bytes_down:
                 self._uplink.observe(8 * n_bytes_up / max(up_s, LEAST_MOVING_S), now_s)

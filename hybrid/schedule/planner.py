@@ -29,7 +29,8 @@ class Prospect:
         head_s: profiled seconds on the device (the whole model for local); None while not timed.
         encode_s: seconds to encode what crosses.
         bytes_up: encoded bytes that go up, as measured on a real request.
-        bytes_down: bytes of the reply.
+        bytes_down: bytes of the reply, as they came.
+        reply_bytes: bytes of the reply's tensors before any encoding.
         tail_s: profiled seconds at the gateway; None while not timed.
         accuracy_drop: calibrated loss, 0 for lossless; None for a lossy codec that nobody calibrated.
         raw_input: whether one of the model's own inputs crosses.
@@ -44,6 +45,7 @@ class Prospect:
     encode_s: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    reply_bytes: int = 0
     tail_s: float | None = 0.0
     accuracy_drop: float | None = 0.0
     raw_input: bool = False

@@ -12,9 +12,9 @@ from weakref import WeakSet
 from hybrid.errors import HybridError
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.session.gateways import Gateways
+from hybrid.session.holding import Holding
 from hybrid.session.route import Route
 from hybrid.session.scouting import Scout
-from hybrid.session.way import Holding
 from hybrid.transport.client import GatewayClient
 
 log = logging.getLogger("hybrid.session")
@@ -26,8 +26,9 @@ UNREACHABLE_S = 5.0
 ASK_TIMEOUT_S = 10.0
 ASK_AGAIN_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 IN_USE_S = 10.0
-PROBE_LEAST_S = 3.0
-PROBE_SHARE = 0.05
+PROBE_LEAST_S = 2.0
+PROBE_MOST_S = 5.0
+PROBE_SHARE = 0.1
 LINK_CHANGE_RATIO = 1.5
 
 
@@ -211,7 +212,7 @@ class Preparation:
         held = {holding.client for holding in route.holdings}
         if not held <= here:
             route.holdings = tuple(holding for holding in route.holdings if holding.client in here)
-            route.put_ways(tuple(way for way in route.ways if way.holding.client in here))
+            route.put_crossings(tuple(c for c in route.crossings if c.holding.client in here))
         now_s = monotonic()
         asked = [c for c in self._gateways.ready if c not in held and progress.asked.get(c.url, (0, 0.0))[1] <= now_s]
         answers = [self._ask(route, progress, client) for client in asked]
@@ -278,9 +279,10 @@ def _link_changed(route: Route, progress: Progress) -> bool:
 def _probe_is_due(route: Route, progress: Progress) -> bool:
     """Whether the route is in use, nothing told of its link lately, and a probe takes little of the link's time."""
     now_s = monotonic()
-    if now_s - route.last_used_s > IN_USE_S or not route.ways:
+    links = [crossing.holding.client.link.view for crossing in route.crossings if crossing.verified]
+    if now_s - route.last_used_s > IN_USE_S or not links:
         return False
-    link = route.ways[0].holding.client.link.view
-    way_s = link.transfer_s(min(way.prospect.bytes_up for way in route.ways), 0) or 0.0
-    pause_s = max(PROBE_LEAST_S, way_s / PROBE_SHARE)
-    return bool(now_s - max(link.measured_s, progress.probed_s) >= pause_s)
+    lightest = min(way.prospect.bytes_up for crossing in route.crossings for way in crossing.ways)
+    probe_s = links[0].transfer_s(lightest, 0) or 0.0
+    pause_s = min(PROBE_MOST_S, max(PROBE_LEAST_S, probe_s / PROBE_SHARE))
+    return bool(now_s - max(links[0].measured_s, progress.probed_s) >= pause_s)

@@ -25,13 +25,14 @@ from hybrid.errors import (
 )
 from hybrid.schedule.options import Options
 from hybrid.schedule.planner import Candidate, Constraints
+from hybrid.session.departure import Outgoing, assembled, outgoing
 from hybrid.session.feeds import Declared, Shapes
 from hybrid.session.preparation import Preparation
 from hybrid.session.report import RunReport
 from hybrid.session.route import Route
 from hybrid.session.trip import Trip
 from hybrid.session.uplink import UplinkBudget
-from hybrid.session.way import Outgoing, Way, assembled, outgoing
+from hybrid.session.way import Way
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")
@@ -104,7 +105,7 @@ class Remote:
                 future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
                 return self._arrive(route, way, sent, future.result(timeout=timeout_s + 1.0), trip)
             except FAILURES as exc:
-                self._fail(way, sent, exc, trip)
+                self._fail(route, way, sent, exc, trip)
             finally:
                 if future is not None:
                     future.cancel()
@@ -124,7 +125,7 @@ class Remote:
                     response = await asyncio.wrap_future(future)
                 return self._arrive(route, way, sent, response, trip)
             except FAILURES as exc:
-                self._fail(way, sent, exc, trip)
+                self._fail(route, way, sent, exc, trip)
         return None
 
     def explain(self) -> list[Candidate]:
@@ -233,7 +234,7 @@ class Remote:
         )
         return Arrival(outputs, report)
 
-    def _fail(self, way: Way, sent: Outgoing | None, exc: Exception, trip: Trip) -> None:
+    def _fail(self, route: Route, way: Way, sent: Outgoing | None, exc: Exception, trip: Trip) -> None:
         """Counts a failed attempt and keeps the next requests from making the same one at once."""
         trip.attempts += 1
         code = _code_of(exc)
@@ -245,7 +246,7 @@ class Remote:
         retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
         way.holding.failed(monotonic(), retry_after_s)
         if isinstance(exc, DigestMismatch | UnknownCut | NotFound):
-            way.verified = False
+            route.refuse(way.crossing)
             self._preparation.wake()
         elif isinstance(exc, LinkError):
             self._preparation.wake()

@@ -5,6 +5,7 @@ from threading import Lock
 
 import numpy as np
 
+from hybrid.cost.link import LinkView
 from hybrid.cost.running import RunningEstimate
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.schedule.options import Options
@@ -21,7 +22,8 @@ from hybrid.schedule.planner import (
     refusal,
 )
 from hybrid.session.feeds import Shapes
-from hybrid.session.way import Holding, Way
+from hybrid.session.holding import Holding
+from hybrid.session.way import Crossing, Way
 
 PROFILE_RUNS = 5
 """The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
@@ -43,7 +45,7 @@ class Route:
         self.is_hopeless = False
         self.last_used_s = 0.0
         self.holdings: tuple[Holding, ...] = ()
-        self.ways: tuple[Way, ...] = ()
+        self.crossings: tuple[Crossing, ...] = ()
         self.current: tuple[str, str, str, str] | None = None
         self.local_s: float | None = None
         self._local = Prospect(placement="local", head_s=None)
@@ -88,16 +90,27 @@ class Route:
 
     # -- the ways
 
-    def put_ways(self, ways: tuple[Way, ...]) -> None:
-        """Replaces all ways at once; only verified ones that can run now are offered to requests."""
+    def put_crossings(self, crossings: tuple[Crossing, ...]) -> None:
+        """Replaces all at once; only verified ones that can run now are offered to requests."""
         with self._lock:
-            self.ways = ways
+            self.crossings = crossings
             self._usable = tuple(
                 way
-                for way in ways
-                if way.verified and not way.prospect.obstacle and (way.head is not None or way.prospect.cut == "")
+                for crossing in crossings
+                if crossing.verified and crossing.can_run
+                for way in crossing.ways
+                if not way.prospect.obstacle
             )
             self._prospects = (self._local, *(way.prospect for way in self._usable))
+
+    def refuse(self, crossing: Crossing) -> None:
+        """Takes back a crossing that the gateway refused: it must be verified anew."""
+        crossing.verified = False
+        self.put_crossings(self.crossings)
+
+    def gateway_link(self, crossing: Crossing) -> LinkView:
+        """What is believed of a crossing's link."""
+        return crossing.holding.client.link.view
 
     @property
     def why_none(self) -> str:
@@ -150,7 +163,7 @@ class Route:
 
     def explain(self, options: Options, constraints: Constraints, now_s: float) -> list[Candidate]:
         """Every prospect, usable or not, with the planner's reasons."""
-        prospects = (self._local, *(way.prospect for way in self.ways))
+        prospects = (self._local, *(way.prospect for crossing in self.crossings for way in crossing.ways))
         verified = {way.prospect.key for way in self._usable}
         beliefs = self._beliefs(options, constraints, now_s)
         if options.kind in ("auto", "local"):

@@ -1,7 +1,7 @@
 """Finding out, away from any request, which ways of a route are worth taking: heads timed, ways tried and verified."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -13,10 +13,12 @@ from hybrid.errors import HybridError, RefusedError, UnknownCut, Warming
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.schedule.options import Options
-from hybrid.schedule.planner import GatewayView, Prospect, predicted_s
+from hybrid.schedule.planner import Prospect, predicted_s
+from hybrid.session.departure import Outgoing, assembled, computed_by, encoded, outgoing
 from hybrid.session.engine import Engine
+from hybrid.session.holding import Holding
 from hybrid.session.route import Route
-from hybrid.session.way import EngineRun, Head, Holding, Outgoing, Way, assembled, outgoing
+from hybrid.session.way import Crossing, EngineRun, Head, Way
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")
@@ -30,6 +32,10 @@ N_HEAD_RUNS = 3
 HEAD_BUDGET_S = 1.0
 N_KEPT_HEADS = 3
 UNKNOWN_S = float("inf")
+LOSSLESS = ("none", "lossless")
+TRY_RATIO = 1.5
+"""A crossing is tried only if it is expected to take at most this many times what is to be had already."""
+
 HOPE_RATIO = 0.7
 """A cut is timed only if this share of its estimate would still beat the best way known."""
 
@@ -75,32 +81,32 @@ class Scout:
         except UnknownCut as exc:
             route.note = str(exc)
             return True
-        ways = self._known_or_new(route, cuts)
-        kind = self._options.kind
-        if kind in ("auto", "offload"):
-            for way in [way for way in ways if way.prospect.placement == "offload"]:
-                self._measure_and_try(route, way)
-        route.put_ways(tuple(ways))
-        if kind in ("auto", "split") and prepared is not None:
-            self._scout_cuts(route, prepared, ways)
-        route.put_ways(tuple(ways))
-        usable = [way for way in ways if way.verified]
-        route.note = "" if usable else self._why_none(ways, prepared)
-        log.info("route.scouted shape=%s ways=%d usable=%d", route.shape_key.id, len(ways), len(usable))
+        crossings = self._known_or_new(route, cuts)
+        measured = [crossing for crossing in crossings if self._measure(route, crossing, crossings, prepared)]
+        measured.sort(key=lambda crossing: _best_s(route, crossing))
+        kept = [crossing for crossing in measured if crossing.cut is not None][:N_KEPT_HEADS]
+        for crossing in measured:
+            if crossing.cut is not None and crossing not in kept:
+                crossing.head, crossing.verified = None, False
+            elif not crossing.verified and self._is_worth_trying(route, crossing, crossings):
+                self._try(route, crossing)
+        route.put_crossings(tuple(crossings))
+        route.note = "" if route.has_way() else self._why_none(crossings, prepared)
+        log.info("route.scouted shape=%s crossings=%d usable=%s", route.shape_key.id, len(crossings), route.has_way())
         return self._n_unanswered == 0
 
-    def _why_none(self, ways: list[Way], prepared: Prepared | None) -> str:
-        said = next((way.prospect.obstacle for way in ways if way.prospect.obstacle), "")
+    def probe(self, route: Route) -> None:
+        """Sends the sample along the cheapest verified crossing, beside no request, to learn what the link carries."""
+        now_s = monotonic()
+        verified = [c for c in route.crossings if c.verified and c.can_run and c.holding.view(now_s) is not None]
+        if verified:
+            self._try(route, min(verified, key=lambda crossing: _lightest(crossing).prospect.bytes_up))
+
+    def _why_none(self, crossings: list[Crossing], prepared: Prepared | None) -> str:
+        said = next((way.prospect.obstacle for c in crossings for way in c.ways if way.prospect.obstacle), "")
         if not said and self._options.kind == "split" and prepared is not None:
             said = prepared.table.note or ""
         return said or "no remote way could be verified yet"
-
-    def probe(self, route: Route) -> None:
-        """Sends the sample along the best verified way, beside no request, to learn what the link carries now."""
-        for way in route.ways:
-            if way.verified and way.holding.view(monotonic()) is not None:
-                self._try(route, way)
-                return
 
     def _refer(self, route: Route) -> None:
         """The whole model's answer to the sample: what every way is compared with."""
@@ -111,158 +117,157 @@ class Scout:
         if route.local_s is None:
             route.profile_local(perf_counter() - started_s)
 
-    def _known_or_new(self, route: Route, cuts: list[Cut | None]) -> list[Way]:
-        """One way for each (gateway, cut, codec), keeping those that are there."""
-        known = {(way.prospect.key, way.holding): way for way in route.ways}
-        codecs = ("none", "lossless") if self._options.codec == "auto" else (self._options.codec,)
-        ways = []
-        for holding in route.holdings:
-            for cut in cuts:
-                if cut is not None and cut.id not in holding.tails:
-                    continue
-                for codec in codecs:
-                    prospect = self._prospect(route, holding, cut, codec)
-                    ways.append(known.get((prospect.key, holding)) or Way(prospect, holding))
-        return ways
+    # -- which crossings there are
 
     def _cuts(self, prepared: Prepared | None) -> list[Cut | None]:
         """The cuts to consider, None standing for the input cut, which needs no head."""
+        inputs: list[Cut | None] = [None] if self._options.kind in ("auto", "offload") else []
         if prepared is None:
-            return [None]
+            return inputs
         if self._options.forced_cut:
             return [prepared.table.get(self._options.forced_cut)]
         pareto = [cut for cut in prepared.table.interior if cut.id in prepared.table.pareto]
         if self._options.kind == "split" and not pareto:
             # No cut is worth it, but one is wanted: those with the fewest bytes.
             pareto = sorted((cut for cut in prepared.table.interior if cut.sized), key=lambda cut: cut.n_bytes)[:3]
-        return [None, *pareto]
+        return [*inputs, *pareto]
 
-    def _prospect(self, route: Route, holding: Holding, cut: Cut | None, codec: str) -> Prospect:
+    def _known_or_new(self, route: Route, cuts: list[Cut | None]) -> list[Crossing]:
+        """One crossing for each gateway and cut that both sides have, keeping those that are there."""
+        known = {(crossing.holding, crossing.cut): crossing for crossing in route.crossings}
+        crossings = [
+            known.get((holding, cut)) or self._new(route, holding, cut)
+            for holding in route.holdings
+            for cut in cuts
+            if cut is None or cut.id in holding.tails
+        ]
+        return sorted(crossings, key=lambda crossing: (crossing.cut is not None, _hope_s(route, crossing)))
+
+    def _new(self, route: Route, holding: Holding, cut: Cut | None) -> Crossing:
+        crossing = Crossing(holding, cut)
         sample = route.sample or {}
-        return Prospect(
-            placement="split" if cut else "offload",
-            cut=cut.id if cut else "",
-            codec=codec,
-            gateway=holding.client.url,
-            head_s=None if cut else 0.0,
-            bytes_up=cut.n_bytes if cut else sum(array.nbytes for array in sample.values()),
-            bytes_down=sum(output.nbytes for output in route.reference or ()),
-            tail_s=holding.tails.get(cut.id) if cut else holding.whole_s,
-            accuracy_drop=0.0 if codec in ("none", "lossless") else None,
-            raw_input=cut is None or any(tensor.name in sample for tensor in cut.tensors),
-        )
-
-    def _scout_cuts(self, route: Route, prepared: Prepared, ways: list[Way]) -> None:
-        """Times the cuts that could still win, the most promising first, and verifies the best of them."""
-        interior = [way for way in ways if way.prospect.placement == "split"]
-        forced = self._options.kind == "split"
-        by_hope = sorted(interior, key=lambda way: _hope_s(route, prepared, way))
-        for way in by_hope:
-            best_s = min(
-                (s for s in (_predicted(route, known) for known in ways) if s is not None), default=float("inf")
+        reply_bytes = sum(output.nbytes for output in route.reference or ())
+        for codec in ("none", "lossless") if self._options.codec == "auto" else (self._options.codec,):
+            prospect = Prospect(
+                placement="split" if cut else "offload",
+                cut=cut.id if cut else "",
+                codec=codec,
+                gateway=holding.client.url,
+                head_s=None if cut else 0.0,
+                bytes_up=cut.n_bytes if cut else sum(array.nbytes for array in sample.values()),
+                bytes_down=cut.reply_bytes if cut else reply_bytes,
+                reply_bytes=cut.reply_bytes if cut else reply_bytes,
+                tail_s=holding.tails.get(cut.id) if cut else holding.whole_s,
+                accuracy_drop=0.0 if codec in LOSSLESS else None,
+                raw_input=cut is None or any(tensor.name in sample for tensor in cut.tensors),
             )
-            best_s = best_s if forced else min(best_s, route.local_s or float("inf"))
-            hope_s = _hope_s(route, prepared, way)
-            if way.head is None and HOPE_RATIO * hope_s > best_s:
+            crossing.ways.append(Way(prospect, crossing))
+        return crossing
+
+    # -- what each costs
+
+    def _measure(self, route: Route, crossing: Crossing, crossings: list[Crossing], prepared: Prepared | None) -> bool:
+        """Times the head and each encoding, once; False for a crossing that cannot win now, or cannot run here."""
+        if crossing.cut is not None and crossing.head is None:
+            best_s = self._best_known_s(route, crossings)
+            hope_s = _hope_s(route, crossing)
+            if HOPE_RATIO * hope_s > best_s:
                 reason = f"cannot win: about {1e3 * hope_s:.0f} ms expected where {1e3 * best_s:.0f} are to be had"
-                way.prospect = replace(way.prospect, obstacle=reason)
-                continue
-            way.prospect = replace(way.prospect, obstacle="")
-            self._measure(route, way, prepared)
-        timed = [way for way in interior if way.head is not None and not way.prospect.obstacle]
-        timed.sort(key=lambda way: _predicted(route, way))
-        for way in timed[:N_KEPT_HEADS]:
-            if not way.verified:
-                self._try(route, way)
-        for way in timed[N_KEPT_HEADS:]:
-            way.head, way.verified = None, False
-
-    def _measure_and_try(self, route: Route, way: Way) -> None:
-        if way.verified:
-            return
-        self._measure(route, way, None)
-        if not way.prospect.obstacle:
-            self._try(route, way)
-
-    def _measure(self, route: Route, way: Way, prepared: Prepared | None) -> None:
-        """Opens and times the head and encodes the sample once: real seconds and bytes of this way."""
-        sample = route.sample
-        if sample is None:
-            return
+                _forbid(crossing, reason)
+                return False
+        _forbid(crossing, "")
         try:
-            if prepared is not None and way.head is None:
-                way.head = self._opened(prepared, way.prospect.cut)
-            head_s = _timed_s(way.head, sample) if way.head is not None else 0.0
-            # The first encoding of a process loads the codec's library: the second one tells what a request pays.
-            sent = min((self._outgoing(route, way) for _ in range(2)), key=lambda sent: sent.encode_s)
+            self._time(route, crossing, prepared)
         except (HybridError, CompressionError, RuntimeError, ValueError) as exc:
-            way.prospect = replace(way.prospect, obstacle=f"the head cannot run here: {exc}")
-            return
-        way.prospect = replace(way.prospect, head_s=head_s, encode_s=sent.encode_s, bytes_up=sent.bytes_up)
+            _forbid(crossing, f"the head cannot run here: {exc}")
+            return False
+        if crossing.cut is None and not crossing.verified and route.gateway_link(crossing).uplink_bps is None:
+            self._try(route, crossing)  # nothing is known of the link before something went over it
+        return True
 
-    def _opened(self, prepared: Prepared, cut_id: str) -> Head:
-        cut = prepared.table.get(cut_id)
+    def _best_known_s(self, route: Route, crossings: list[Crossing]) -> float:
+        """The fewest seconds that are to be had without what is being considered."""
+        best_s = min((_best_s(route, crossing) for crossing in crossings if crossing.verified), default=UNKNOWN_S)
+        if self._options.kind != "auto":
+            return best_s
+        return min(best_s, (route.local_s or UNKNOWN_S) * route.device_speed_ratio)
+
+    def _is_worth_trying(self, route: Route, crossing: Crossing, crossings: list[Crossing]) -> bool:
+        """Whether it could be chosen soon; a trial that could not only fills the link."""
+        if self._options.kind != "auto":
+            return True
+        expected_s = _best_s(route, crossing)
+        return expected_s == UNKNOWN_S or expected_s < TRY_RATIO * self._best_known_s(route, crossings)
+
+    def _time(self, route: Route, crossing: Crossing, prepared: Prepared | None) -> None:
+        if crossing.cut is not None and crossing.head is None and prepared is not None:
+            crossing.head = self._opened(prepared, crossing.cut)
+        if crossing.is_timed:
+            return
+        arrays, head_s = route.sample or {}, 0.0
+        if crossing.head is not None:
+            arrays, head_s = _timed(crossing.head, arrays)
+        for way in crossing.ways:
+            # The first encoding of a process loads the codec's library: the second one tells what a request pays.
+            encode_s, bytes_up = min(_encoding(arrays, way.prospect.codec) for _ in range(2))
+            way.prospect = replace(way.prospect, head_s=head_s, encode_s=encode_s, bytes_up=bytes_up)
+        crossing.is_timed = True
+
+    def _opened(self, prepared: Prepared, cut: Cut) -> Head:
         inputs = {name for name, _ in prepared.shape_key.shapes}
         crossing = tuple(tensor.name for tensor in cut.tensors)
         computed = (*(name for name in crossing if name not in inputs), *cut.head_outputs)
-        engine = self._open_head(prepared.head_path(cut_id))
-        return Head(
-            run=engine.run,
-            inputs=engine.inputs,
-            crossing=crossing,
-            computed=tuple(dict.fromkeys(computed)),
-        )
+        engine = self._open_head(prepared.head_path(cut.id))
+        return Head(run=engine.run, inputs=engine.inputs, crossing=crossing, computed=tuple(dict.fromkeys(computed)))
 
-    def _outgoing(self, route: Route, way: Way) -> Outgoing:
-        return outgoing(
-            way,
-            route.sample or {},
-            self._outputs,
-            model_digest=self._model_digest,
-            shape_key=route.shape_key.text,
-            deadline_s=None,
-            traceparent="",
-        )
+    # -- whether it is right
 
-    def _try(self, route: Route, way: Way) -> None:
-        """Composes one inference over this way and compares it with the whole model."""
+    def _try(self, route: Route, crossing: Crossing) -> None:
+        """Composes one inference over this crossing, by its lightest codec, and compares it with the whole model."""
+        way = _lightest(crossing)
         try:
-            sent = self._outgoing(route, way)
-            future = way.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
+            sent = outgoing(
+                way,
+                route.sample or {},
+                self._outputs,
+                model_digest=self._model_digest,
+                shape_key=route.shape_key.text,
+                deadline_s=None,
+                traceparent="",
+            )
+            future = crossing.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
             response = future.result(timeout=TRIAL_TIMEOUT_S + 1)
             difference = self._difference(route, way, sent, response)
         except (HybridError, CompressionError, TimeoutError, RuntimeError, ValueError) as exc:
-            self._failed(way, exc)
+            self._failed(crossing, exc)
             return
-        now_s = monotonic()
-        way.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, now_s)
-        if way.prospect.tail_s is None:
-            way.prospect = replace(way.prospect, tail_s=response.compute_s)
-        if difference is not None and difference > TOLERANCE_RATIO:
-            way.verified = False
-            reason = (
-                f"differs from the whole model by {difference:.1e} of its largest value (limit {TOLERANCE_RATIO:.0e})"
-            )
-            way.prospect = replace(way.prospect, obstacle=reason)
-            log.warning("way.rejected cut=%s difference=%.1e", way.prospect.cut or "input", difference)
-            return
-        way.verified = True
-        way.prospect = replace(way.prospect, obstacle="")
+        bytes_down = sum(len(tensor.payload) for tensor in response.outputs)
+        crossing.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, monotonic())
+        for sibling in crossing.ways:
+            tail_s = response.compute_s if sibling.prospect.tail_s is None else sibling.prospect.tail_s
+            sibling.prospect = replace(sibling.prospect, tail_s=tail_s)
+        way.prospect = replace(way.prospect, bytes_down=bytes_down)
+        crossing.verified = difference <= TOLERANCE_RATIO
+        if not crossing.verified:
+            limit = f"of its largest value (limit {TOLERANCE_RATIO:.0e})"
+            _forbid(crossing, f"differs from the whole model by {difference:.1e} {limit}")
+            log.warning("crossing.rejected cut=%s difference=%.1e", way.prospect.cut or "input", difference)
 
-    def _difference(self, route: Route, way: Way, sent: Outgoing, response: InferResponse) -> float | None:
-        """Distance from the whole model's answer; None for a lossy codec, which is meant to differ."""
+    def _difference(self, route: Route, way: Way, sent: Outgoing, response: InferResponse) -> float:
+        """Distance from the whole model's answer; a forced lossy codec is meant to differ, and counts as equal."""
         outputs = assembled(sent, response)
-        if way.prospect.accuracy_drop is None:
-            return None
+        if way.prospect.codec not in LOSSLESS:
+            return 0.0
         return max((distance_ratio(a, b) for a, b in zip(outputs, route.reference or (), strict=True)), default=0.0)
 
-    def _failed(self, way: Way, exc: Exception) -> None:
+    def _failed(self, crossing: Crossing, exc: Exception) -> None:
         self._n_unanswered += 1
         if isinstance(exc, Warming):
             return  # the gateway is well, it only builds this tail: the next scouting asks again
         retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
-        way.holding.failed(monotonic(), retry_after_s)
-        log.info("way.failed cut=%s error=%s", way.prospect.cut or "input", getattr(exc, "code", type(exc).__name__))
+        crossing.holding.failed(monotonic(), retry_after_s)
+        cut_id = crossing.cut.id if crossing.cut else "input"
+        log.info("crossing.failed cut=%s error=%s", cut_id, getattr(exc, "code", type(exc).__name__))
 
 
 def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -284,39 +289,52 @@ def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(worst / largest) if largest else float(worst)
 
 
-def _timed_s(head: Head, sample: dict[str, np.ndarray]) -> float:
-    """Shortest of a few runs: service time without whatever else the machine did."""
-    feeds = {name: sample[name] for name in head.inputs}
+def _timed(head: Head, sample: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+    """What crosses, and the shortest of a few runs: service time without whatever else the machine did."""
     started_s = perf_counter()
-    head.run(head.computed, feeds)
-    shortest_s = float("inf")
+    crossing, _ = computed_by(head, sample)
+    shortest_s = UNKNOWN_S
     for _ in range(N_HEAD_RUNS):
         before_s = perf_counter()
-        head.run(head.computed, feeds)
+        crossing, _ = computed_by(head, sample)
         now_s = perf_counter()
         shortest_s = min(shortest_s, now_s - before_s)
         if now_s - started_s > HEAD_BUDGET_S:
             break
-    return shortest_s
+    return crossing, shortest_s
 
 
-def _view(way: Way) -> GatewayView | None:
-    return way.holding.view(monotonic())
+def _encoding(arrays: Mapping[str, np.ndarray], codec: str) -> tuple[float, int]:
+    """Seconds and bytes of encoding what crosses."""
+    before_s = perf_counter()
+    tensors = encoded(arrays, codec)
+    return perf_counter() - before_s, sum(len(tensor.payload) for tensor in tensors)
 
 
-def _predicted(route: Route, way: Way) -> float:
-    """Expected seconds of a way that was measured and has no obstacle."""
-    if way.prospect.obstacle or (way.prospect.cut and way.head is None):
+def _lightest(crossing: Crossing) -> Way:
+    return min(crossing.ways, key=lambda way: way.prospect.bytes_up)
+
+
+def _best_s(route: Route, crossing: Crossing) -> float:
+    """Expected seconds of its best codec; unknown for one that was not measured, or has an obstacle."""
+    view = crossing.holding.view(monotonic())
+    if view is None or not crossing.can_run:
         return UNKNOWN_S
-    total_s = predicted_s(way.prospect, route.device_speed_ratio, _view(way))
-    return UNKNOWN_S if total_s is None else total_s
+    known = (predicted_s(w.prospect, route.device_speed_ratio, view) for w in crossing.ways if not w.prospect.obstacle)
+    return min((total_s for total_s in known if total_s is not None), default=UNKNOWN_S)
 
 
-def _hope_s(route: Route, prepared: Prepared, way: Way) -> float:
+def _hope_s(route: Route, crossing: Crossing) -> float:
     """An estimate before anything is timed: the head's share of the work, raw bytes, the gateway's profile."""
-    head_s = way.prospect.head_s
+    prospect = crossing.ways[0].prospect
+    head_s = prospect.head_s
     if head_s is None:
-        head_s = prepared.table.get(way.prospect.cut).head_work_ratio * (route.local_s or 0.0)
-    view = _view(way)
-    network_s = view.link.transfer_s(way.prospect.bytes_up, way.prospect.bytes_down) if view else None
-    return head_s * route.device_speed_ratio + (network_s or 0.0) + (way.prospect.tail_s or 0.0)
+        head_s = (crossing.cut.head_work_ratio if crossing.cut else 0.0) * (route.local_s or 0.0)
+    view = crossing.holding.view(monotonic())
+    network_s = view.link.transfer_s(prospect.bytes_up, prospect.bytes_down) if view else None
+    return head_s * route.device_speed_ratio + (network_s or 0.0) + (prospect.tail_s or 0.0)
+
+
+def _forbid(crossing: Crossing, reason: str) -> None:
+    for way in crossing.ways:
+        way.prospect = replace(way.prospect, obstacle=reason)

@@ -62,3 +62,11 @@ def test_age_makes_it_stale_and_a_new_connection_forgets() -> None:
     assert link.view.is_stale(60.0)
     link.forget()
     assert link.view == LinkView()
+
+
+def test_a_request_faster_than_the_round_trip_corrects_it() -> None:
+    link = LinkEstimate()
+    for at_s in range(20):
+        link.observe_rtt(1.3, at_s)
+    link.observe_transfer(100_000, 100, 0.05, 21.0)
+    assert link.view.rtt_s == pytest.approx(0.05)

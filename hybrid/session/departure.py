@@ -1,0 +1,125 @@
+"""From a request's feeds to a message, and from the reply to the outputs: what is done on each attempt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from hybrid.errors import TensorMismatch
+from hybrid.session.way import Head, Way
+from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
+from hybrid.wire.tensor import Tensor
+
+COMPRESSED_REPLY_BYTES = 16 * 1024
+"""Replies from this size on come back losslessly encoded where the request went so: both sides pay it off."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Outgoing:
+    """A request on its way, and what stays here until the reply comes."""
+
+    request: InferRequest
+    wanted: tuple[str, ...]
+    kept: dict[str, np.ndarray]
+    head_s: float
+    encode_s: float
+    bytes_up: int
+    sent_s: float
+
+
+def outgoing(
+    way: Way,
+    feeds: Mapping[str, np.ndarray],
+    wanted: Sequence[str],
+    *,
+    model_digest: str,
+    shape_key: str,
+    deadline_s: float | None,
+    traceparent: str,
+) -> Outgoing:
+    """Runs the head, encodes what crosses and builds the message.
+
+    Args:
+        way: a way of this request's shape key.
+        feeds: the model's inputs by name.
+        wanted: names of the outputs that the caller wants.
+        model_digest: digest of the model on this side.
+        shape_key: text of the request's shape key.
+        deadline_s: seconds that the gateway has, None for no limit.
+        traceparent: W3C trace context of the caller, or an empty string.
+    """
+    started_s = perf_counter()
+    kept: dict[str, np.ndarray] = {}
+    crossing = feeds
+    if way.crossing.head is not None:
+        crossing, kept = computed_by(way.crossing.head, feeds)
+    headed_s = perf_counter()
+    tensors = encoded(crossing, way.prospect.codec)
+    encoded_s = perf_counter()
+    compress_reply = way.prospect.codec == "lossless" and way.prospect.reply_bytes >= COMPRESSED_REPLY_BYTES
+    request = InferRequest(
+        inputs=tensors,
+        outputs=tuple(OutputRequest(name=name) for name in wanted if name not in kept),
+        model_digest=model_digest,
+        shape_key=shape_key,
+        cut=way.prospect.cut,
+        output_codec="lossless" if compress_reply else "none",
+        deadline_s=deadline_s,
+        traceparent=traceparent,
+    )
+    return Outgoing(
+        request=request,
+        wanted=tuple(wanted),
+        kept={name: kept[name] for name in wanted if name in kept},
+        head_s=headed_s - started_s,
+        encode_s=encoded_s - headed_s,
+        bytes_up=sum(len(tensor.payload) for tensor in tensors),
+        sent_s=encoded_s,
+    )
+
+
+def assembled(sent: Outgoing, response: InferResponse) -> list[np.ndarray]:
+    """The outputs in the caller's order, as onnxruntime would return them.
+
+    Raises:
+        TensorMismatch: the reply lacks an output.
+    """
+    found = dict(sent.kept)
+    for tensor in response.outputs:
+        array = tensor.to_array()
+        found[tensor.spec.name] = _as_text(array) if tensor.spec.dtype == "BYTES" else array
+    missing = [name for name in sent.wanted if name not in found]
+    if missing:
+        raise TensorMismatch(f"the gateway's reply lacks output {missing[0]}; it holds {', '.join(found) or 'none'}")
+    return [found[name] for name in sent.wanted]
+
+
+def computed_by(head: Head, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What crosses, and all that the head computed, by name."""
+    arrays = head.run(head.computed, {name: feeds[name] for name in head.inputs})
+    computed = dict(zip(head.computed, arrays, strict=True))
+    return {name: computed[name] if name in computed else feeds[name] for name in head.crossing}, computed
+
+
+def encoded(crossing: Mapping[str, np.ndarray], codec: str) -> tuple[Tensor, ...]:
+    """The crossing tensors; one that the codec cannot carry (a state beside an image) goes raw."""
+    return tuple(_encoded(name, array, codec) for name, array in crossing.items())
+
+
+def _encoded(name: str, array: np.ndarray, codec: str) -> Tensor:
+    if codec != "none":
+        try:
+            return Tensor.of(name, array, codec)
+        except TensorMismatch:
+            pass
+    return Tensor.of(name, array)
+
+
+def _as_text(array: np.ndarray) -> np.ndarray:
+    """Strings as onnxruntime returns them: an object array of str."""
+    text = np.empty(array.shape, dtype=object)
+    text.reshape(-1)[:] = [
+        item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item for item in array.reshape(-1)
+    ]
+    return text
