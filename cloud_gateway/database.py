@@ -40,6 +40,14 @@ class Database:
         self.is_new = not path.exists() or path.stat().st_size == 0
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self._open_sound(migrations)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_sound(self, migrations: Sequence[str]) -> None:
+        """Bring the schema up to date; a file that is no sound database is set aside and begun anew."""
+        try:
             self._migrate(migrations)
         except _Unreadable as exc:
             self._set_aside(str(exc))
