@@ -162,7 +162,8 @@ async def test_a_lying_size_is_refused_before_its_body_is_read(server):
         status = await reader.readline()
         reply = await reader.readuntil(b"}")
     writer.transport.abort()
-    assert status == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+    await writer.wait_closed()
+    assert status.startswith(b"HTTP/1.1 413 ")  # the words behind it differ between versions of Python
     assert json.loads(reply[reply.index(b"{") :])["code"] == TooLarge.code
 
 
