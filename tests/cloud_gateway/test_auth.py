@@ -347,7 +347,6 @@ def test_a_file_that_cannot_be_read_for_a_while_stops_nothing(
     _, text = tokens.create("device", "camera")
     with sqlite3.connect(tmp_path / FILE_NAME) as db:
         db.execute("ALTER TABLE token RENAME TO elsewhere")
-    db.close()
     with pytest.raises(StorageError):
         tokens.refresh()
     assert tokens.verify(text).name == "camera"
