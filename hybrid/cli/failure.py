@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hybrid.cli.explanations import EXPLANATIONS, PAGE
 from hybrid.cli.output import encode
-from hybrid.cli.words import MissingExtra
+from hybrid.cli.words import OWN_PACKAGES, MissingExtra
 from hybrid.errors import ExitCode, HybridError
 
 
@@ -60,6 +60,8 @@ def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
         return "interrupted", ExitCode.INTERRUPTED, "interrupted"
     if isinstance(error, MissingExtra):
         return "missing_extra", ExitCode.FAILED, str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN_PACKAGES:
+        return "missing_extra", ExitCode.FAILED, f"this needs the package {error.name!r}, which is not installed"
     exit_code = next((exit_code for kind, exit_code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.FAILED)
     code = getattr(error, "code", None)
     if isinstance(code, str) and code in EXPLANATIONS:  # compression and devices own their errors

@@ -67,6 +67,8 @@ def test_as_json_a_failure_is_one_object_on_stdout(run_broken, capsys) -> None:
     [
         (KeyboardInterrupt(), "interrupted", ExitCode.INTERRUPTED),
         (MissingExtra("gateway", "prometheus_client"), "missing_extra", ExitCode.FAILED),
+        (ModuleNotFoundError("no", name="prometheus_client.core"), "missing_extra", ExitCode.FAILED),
+        (ModuleNotFoundError("no", name="hybrid.cost.gone"), "internal", ExitCode.FAILED),
         (FileNotFoundError(2, "No such file", "model.onnx"), "not_found", ExitCode.NOT_FOUND),
         (PermissionError(13, "Permission denied", "data"), "forbidden", ExitCode.PERMISSION),
         (UnknownCodec("no codec 'zip'"), "unknown_codec", ExitCode.FAILED),
