@@ -66,10 +66,8 @@ def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
     code = getattr(error, "code", None)
     if isinstance(code, str) and code in EXPLANATIONS:  # compression and devices own their errors
         return code, exit_code, str(error)
-    if isinstance(error, FileNotFoundError):
-        return "not_found", exit_code, str(error)
-    if isinstance(error, PermissionError):
-        return "forbidden", exit_code, str(error)
+    if exit_code is not ExitCode.FAILED:
+        return ("not_found" if exit_code is ExitCode.NOT_FOUND else "forbidden"), exit_code, str(error)
     return "internal", exit_code, f"{type(error).__name__}: {error}"
 
 
