@@ -42,7 +42,7 @@ class GatewayConfig:
     keepalive_s: float = setting(75.0, "How long an idle connection stays open.")
     max_connections: int = setting(4096, "Connections at the same time; further ones are closed at once.")
     drain_s: float = setting(20.0, "How long running requests may take after SIGTERM.")
-    inline_s: float = setting(-1.0, "Faster models run on the event loop: 0 for none, -1 for 0.3 ms (two cores: 1 ms).")
+    inline_s: float = setting(0.0003, "Models that run faster than this do so on the event loop; 0 for none.")
     event_loop: str = setting("auto", "auto (uvloop where installed), asyncio or uvloop.")
 
     @property
@@ -82,8 +82,8 @@ class GatewayConfig:
         for name in ("body_timeout_s", "header_timeout_s", "keepalive_s", "max_connections"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        if min(self.n_runs, self.n_intra_threads, self.drain_s) < 0:
-            raise ValueError("n_runs, n_intra_threads and drain_s must not be negative")
+        if min(self.n_runs, self.n_intra_threads, self.drain_s, self.inline_s) < 0:
+            raise ValueError("n_runs, n_intra_threads, drain_s and inline_s must not be negative")
 
 
 def settings() -> tuple[Field[Value], ...]:

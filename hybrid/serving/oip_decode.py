@@ -15,8 +15,13 @@ from hybrid.serving.json_tensor import array_of_json
 from hybrid.serving.oip_message import NO_DATA, InferCall, InputTensor
 
 _MAX_SIZE = 1 << 40
+_MAX_RANK = 32
+
+_KNOWN_BYTES = 512
+_MAX_KNOWN = 256
 
 _decoder = msgspec.json.Decoder(InferCall)
+_known: dict[bytes, tuple[InferCall, int]] = {}
 
 
 class RegionReader(Protocol):
@@ -50,13 +55,9 @@ async def decode_call(body: Body, inputs: Mapping[str, TensorSpec], regions: Reg
     """
     if body.n_json == 0:
         return _raw_call(await body.rest(), inputs)
-    try:
-        call = _decoder.decode(await body.json())
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise BadMessage(f"the body is not an inference request: {exc}") from exc
-    n_binary = 0
-    for tensor in call.inputs:
-        n_binary += _check(tensor)
+    text = await body.json()
+    known = _known.get(text) if len(text) <= _KNOWN_BYTES else None
+    call, n_binary = known or _parsed(text)
     if body.n_json is None:
         if n_binary:
             raise BadMessage(f"an input has binary_data_size, but the request has no {HEADER_LENGTH} header; send it")
@@ -80,13 +81,32 @@ async def decode_call(body: Body, inputs: Mapping[str, TensorSpec], regions: Reg
     return Decoded(call, feeds)
 
 
+def _parsed(text: bytes) -> tuple[InferCall, int]:
+    """The call that a JSON text spells, checked, and its bytes of binary tensors.
+
+    Clients send one header for one shape again and again; a short one that came before is neither parsed nor checked.
+    """
+    try:
+        call = _decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        raise BadMessage(f"the body is not an inference request: {exc}") from exc
+    n_binary = 0
+    for tensor in call.inputs:
+        n_binary += _check(tensor)
+    if len(text) <= _KNOWN_BYTES:
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        _known[text] = (call, n_binary)
+    return call, n_binary
+
+
 def _check(tensor: InputTensor) -> int:
     """Bytes that the tensor takes of the binary part, after its declarations were found consistent."""
     if tensor.datatype not in NUMPY_OF:
         raise TensorMismatch(
             f"input {tensor.name!r} has the datatype {tensor.datatype[:20]!r}; use one of {', '.join(NUMPY_OF)}"
         )
-    if len(tensor.shape) > 32 or any(not 0 <= size <= _MAX_SIZE for size in tensor.shape):
+    if len(tensor.shape) > _MAX_RANK or (tensor.shape and not 0 <= min(tensor.shape) <= max(tensor.shape) <= _MAX_SIZE):
         raise TensorMismatch(f"input {tensor.name!r} has an impossible shape; give at most 32 sizes from 0")
     parameters = tensor.parameters
     n_sources = (

@@ -49,11 +49,15 @@ class ModelStatistics(msgspec.Struct):
         self.inference_count += 1
         self.execution_count += 1
         stats = self.inference_stats
-        stats.success.add(total_s)
-        stats.compute_input.add(input_s)
-        stats.queue.add(queue_s)
-        stats.compute_infer.add(infer_s)
-        stats.compute_output.add(output_s)
+        for duration, seconds in (
+            (stats.success, total_s),
+            (stats.compute_input, input_s),
+            (stats.queue, queue_s),
+            (stats.compute_infer, infer_s),
+            (stats.compute_output, output_s),
+        ):
+            duration.count += 1
+            duration.ns += int(seconds * 1e9)
 
     def failed(self, total_s: float) -> None:
         """Count one request that ended in an error."""
