@@ -43,14 +43,15 @@ class LinkView:
     def transfer_s(self, n_bytes_up: int, n_bytes_down: int) -> float | None:
         """Seconds that the network takes for a request of these sizes; None while the link is unknown.
 
-        A message too small to measure a rate with takes a round trip, whatever the rate.
+        A message too small to measure a rate with takes a round trip, whatever the rate; a direction that was not
+        measured yet counts as the other one.
         """
         if self.rtt_s is None:
             return None
-        if self.uplink_bps is None:
+        up_bps, down_bps = self.uplink_bps or self.downlink_bps, self.downlink_bps or self.uplink_bps
+        if up_bps is None or down_bps is None:
             return self.rtt_s if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES else None
-        down_bps = self.downlink_bps or self.uplink_bps
-        return self.rtt_s + 8 * n_bytes_up / self.uplink_bps + 8 * n_bytes_down / down_bps
+        return self.rtt_s + 8 * n_bytes_up / up_bps + 8 * n_bytes_down / down_bps
 
     def is_stale(self, now_s: float) -> bool:
         """Whether nothing was sent for so long that a probe is deserved."""

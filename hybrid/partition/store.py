@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -180,3 +181,14 @@ def _is_as_written(path: Path, stamp: Stamp) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keep_newest(folder: Path, n_kept: int, in_use: Collection[Path] = ()) -> None:
+    """Removes the prepared folders of one model that were made longest ago, beyond a number; those in use stay."""
+    try:
+        folders = [made for made in folder.iterdir() if made.is_dir() and made not in in_use]
+        folders.sort(key=lambda made: made.stat().st_mtime, reverse=True)
+    except OSError:
+        return  # another process removes them too
+    for made in folders[n_kept:]:
+        shutil.rmtree(made, ignore_errors=True)

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from hybrid.errors import PlacementUnavailable
+
 Objective = Literal["latency", "throughput", "energy", "bytes"]
 PlacementKind = Literal["local", "offload", "split"]
 
@@ -23,7 +25,7 @@ class Options:
         deadline_s: seconds that a run may take before it raises `DeadlinePassed`; None for no limit.
         max_accuracy_drop: ratio (0 to 1) of task accuracy that a calibrated lossy codec may cost.
         raw_input_may_leave: False keeps every tensor of the model's own inputs on this machine.
-        max_uplink_bytes_per_s: mean uplink budget; None for no limit.
+        max_uplink_bytes_per_s: mean uplink budget; 0 sends nothing, None is no limit.
         push_model: upload a model that the gateway does not hold, in the background; needs a publisher's token.
     """
 
@@ -58,6 +60,19 @@ class Options:
         return self.placement.partition(":")[0]
 
     @property
+    def is_forced(self) -> bool:
+        """Whether a remote placement is forced."""
+        return self.kind in ("offload", "split")
+
+    @property
     def forced_cut(self) -> str:
         """The forced cut's id, or an empty string."""
         return self.placement.partition(":")[2]
+
+
+def unavailable(options: Options, why: str) -> PlacementUnavailable:
+    """What a forced placement raises that may not fall back."""
+    return PlacementUnavailable(
+        f"placement {options.placement!r} cannot be had: {why}; wait for it, choose another, or allow fallback",
+        placement=options.placement,
+    )

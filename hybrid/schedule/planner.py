@@ -187,11 +187,15 @@ def refusal(prospect: Prospect, constraints: Constraints) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The planner's answer: the prospect taken, its expected seconds, and all costs (none if it was forced)."""
+    """The planner's answer: the prospect taken, its expected seconds, and all costs (none if it was forced).
+
+    `index` is the chosen one's place among the prospects.
+    """
 
     chosen: Prospect
     predicted_s: float | None
     costs: tuple[float | None, ...]
+    index: int = 0
 
 
 def choose(
@@ -204,10 +208,10 @@ def choose(
         beliefs: what is known now.
         current: key of the plan in use, None at first.
     """
-    best, best_cost, best_s = prospects[0], None, None
+    best, best_cost, best_s = 0, None, None
     kept, kept_cost, kept_s = None, 0.0, None
     costs: list[float | None] = []
-    for prospect in prospects:
+    for index, prospect in enumerate(prospects):
         total_s = None
         if not refusal(prospect, beliefs.constraints):
             total_s = predicted_s(prospect, beliefs.device_speed_ratio, beliefs.gateways.get(prospect.gateway))
@@ -217,16 +221,16 @@ def choose(
         value = cost(prospect, total_s, beliefs.device_speed_ratio, beliefs.objective)
         costs.append(value)
         if prospect.key == current:
-            kept, kept_cost, kept_s = prospect, value, total_s
+            kept, kept_cost, kept_s = index, value, total_s
         if best_cost is None or value < best_cost:
-            best, best_cost, best_s = prospect, value, total_s
+            best, best_cost, best_s = index, value, total_s
     if (
         kept is not None
         and best_cost is not None
         and kept_cost - best_cost < max(SWITCH_GAIN_RATIO * kept_cost, SWITCH_GAIN_S)
     ):
-        return Decision(chosen=kept, predicted_s=kept_s, costs=tuple(costs))
-    return Decision(chosen=best, predicted_s=best_s, costs=tuple(costs))
+        return Decision(chosen=prospects[kept], predicted_s=kept_s, costs=tuple(costs), index=kept)
+    return Decision(chosen=prospects[best], predicted_s=best_s, costs=tuple(costs), index=best)
 
 
 def explained(prospects: Sequence[Prospect], decision: Decision, beliefs: Beliefs) -> list[Candidate]:

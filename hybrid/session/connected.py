@@ -1,10 +1,16 @@
 """Puts together what a session needs beyond its own engine: gateways, preparation, and the remote half."""
 
+import atexit
+import os
 from collections.abc import Sequence
 from functools import partial
+from threading import Thread
+from weakref import WeakSet
 
 from hybrid.artifact.cache import cache_dir
 from hybrid.schedule.options import Options
+from hybrid.session.allowance import Allowance
+from hybrid.session.background import BackgroundEngine
 from hybrid.session.engine import Engine, Settings, open_head
 from hybrid.session.feeds import Declared
 from hybrid.session.gateways import Gateways
@@ -16,18 +22,46 @@ from hybrid.session.source import Source
 
 
 class Connection:
-    """The remote half of one session and all that it owns."""
+    """The remote half of one session, and all that it owns."""
 
-    def __init__(self, outputs: tuple[str, ...], gateways: Gateways, preparation: Preparation, remote: Remote) -> None:
-        self.outputs = outputs
+    def __init__(
+        self,
+        gateways: Gateways,
+        preparation: Preparation,
+        background: BackgroundEngine,
+        allowance: Allowance,
+        remote: Remote,
+    ) -> None:
         self.remote = remote
         self._gateways = gateways
         self._preparation = preparation
+        self._background = background
+        self._allowance = allowance
+        _open.add(self)
 
     def close(self, wait_s: float) -> None:
-        """Stops the background thread and gives the gateways' clients back."""
+        """Stops the background thread, waiting at most this long for it, and gives the gateways' clients back."""
+        _open.discard(self)
+        self._background.interrupt()
         self._preparation.close(wait_s)
         self._gateways.close()
+
+    def abandon(self) -> None:
+        """Closes from a thread of its own: for the garbage collector, which may hold any lock of ours."""
+        Thread(target=self.close, args=(0.0,), name="hybrid-close", daemon=True).start()
+
+    def end(self) -> None:
+        """At the interpreter's end: no thread may be in the engine any more."""
+        self._preparation.end()
+        self._background.stop()
+
+    def forked(self) -> None:
+        """In a forked child: threads stayed with the parent, and whoever held a lock with them."""
+        self.remote.forked()
+        self._gateways.forked()
+        self._preparation.forked()
+        self._background.forked()
+        self._allowance.forked()
 
 
 def connect(
@@ -53,26 +87,46 @@ def connect(
 
     Raises:
         UnknownCodec: `options.codec` names none.
+        GatewayUnreachable: a URL that is none.
     """
     if options.codec not in ("auto", "none"):
         from compression import catalog  # loads zstandard and PIL
 
         catalog.get(options.codec)
     gateways = Gateways(token)
+    allowance = Allowance(options)
+    background = BackgroundEngine(engine.run, partial(open_head, settings=settings))
     preparation = Preparation(
         model_path=source.file,
         digest=source.digest,
         cache=cache_dir() / "graphs",
         gateways=gateways,
-        scout=lambda digest: Scout(
-            options, digest, declared.outputs, engine.run, partial(open_head, settings=settings)
-        ),
+        scout=lambda digest: Scout(options, allowance, background, model_digest=digest, outputs=declared.outputs),
         wants_cuts=options.kind in ("auto", "split"),
         on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,
     )
     gateways.begin(urls, on_change=preparation.wake)
-    return Connection(declared.outputs, gateways, preparation, Remote(options, declared, preparation))
+    remote = Remote(options, declared, preparation, allowance)
+    return Connection(gateways, preparation, background, allowance, remote)
 
 
 def _leave_alone(client: object) -> None:
     """What to do about a model that a gateway does not hold: nothing, unless asked to push it."""
+
+
+_open: WeakSet[Connection] = WeakSet()
+
+
+def _after_fork() -> None:
+    for connection in list(_open):
+        connection.forked()
+
+
+def _at_exit() -> None:
+    for connection in list(_open):
+        connection.end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
-from hybrid.errors import TensorMismatch
+from hybrid.errors import TensorMismatch, UnknownCut
 from hybrid.session.way import Head, Way
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import Tensor
@@ -52,8 +52,11 @@ def outgoing(
     started_s = perf_counter()
     kept: dict[str, np.ndarray] = {}
     crossing = feeds
-    if way.crossing.head is not None:
-        crossing, kept = computed_by(way.crossing.head, feeds)
+    if way.prospect.cut:
+        head = way.crossing.head
+        if head is None:
+            raise UnknownCut(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
+        crossing, kept = computed_by(head, feeds)
     headed_s = perf_counter()
     tensors = encoded(crossing, way.prospect.codec)
     encoded_s = perf_counter()
@@ -95,9 +98,11 @@ def assembled(sent: Outgoing, response: InferResponse) -> list[np.ndarray]:
     return [found[name] for name in sent.wanted]
 
 
-def computed_by(head: Head, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def computed_by(
+    head: Head, feeds: Mapping[str, np.ndarray], run_options: object = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What crosses, and all that the head computed, by name."""
-    arrays = head.run(head.computed, {name: feeds[name] for name in head.inputs})
+    arrays = head.run(head.computed, {name: feeds[name] for name in head.inputs}, run_options)
     computed = dict(zip(head.computed, arrays, strict=True))
     return {name: computed[name] if name in computed else feeds[name] for name in head.crossing}, computed
 

@@ -90,7 +90,8 @@ class Declared:
 
 def _fits(array: np.ndarray, declared: DeclaredInput) -> bool:
     if declared.dtype is None:
-        if array.dtype.kind not in "OU":
+        # Of other objects onnxruntime makes text in a way of its own: they stay here.
+        if array.dtype.kind != "U" and not (array.dtype.kind == "O" and all(type(item) is str for item in array.flat)):
             return False
     elif array.dtype != declared.dtype:
         return False

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Protocol
 
-from hybrid.errors import GatewayUntrusted
+from hybrid.errors import GatewayUnreachable, GatewayUntrusted
 from hybrid.transport.client import GatewayClient, acquire, release
 from hybrid.transport.trust import Trust
 
@@ -64,13 +64,24 @@ class Gateways:
         Args:
             urls: named gateways, each with `#sha256=HEX` behind it where its certificate is pinned; empty to discover.
             on_change: called (from any thread) when a gateway joins or leaves.
+
+        Raises:
+            GatewayUnreachable: a URL that is none.
         """
         self._on_change = on_change
-        for url in urls:
-            address, _, pin = url.partition("#sha256=")
-            self._join(address, Trust(pin_sha256=pin or None))
+        try:
+            for url in urls:
+                address, _, pin = url.partition("#sha256=")
+                self._join(address, Trust(pin_sha256=pin or None))
+        except GatewayUnreachable:
+            self.close()
+            raise
         if not urls:
             self._discover()
+
+    def forked(self) -> None:
+        """In a forked child: whoever held the lock stayed with the parent."""
+        self._lock = Lock()
 
     def tend(self) -> None:
         """Looks on in a forked child, and has gateways that showed another certificate prove themselves again."""

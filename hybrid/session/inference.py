@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import onnxruntime
 
 from hybrid.errors import DeadlinePassed
-from hybrid.schedule.options import Options
+from hybrid.schedule.options import Options, unavailable
 from hybrid.schedule.planner import Candidate, local_only
 from hybrid.session.engine import Settings, open_whole
 from hybrid.session.feeds import Declared
@@ -75,6 +75,7 @@ class InferenceSession:
         self._run_local = self._engine.run
         self._connection: Connection | None = None
         self._alone = "no gateway, or no request yet"
+        self._must_explain = self._options.is_forced or self._options.deadline_s is not None
         may_discover = token is not None or bool(os.environ.get("HYBRID_PIN"))
         if urls is None or (urls == () and not may_discover) or self._options.placement == "local":
             return
@@ -111,20 +112,21 @@ class InferenceSession:
             PlacementUnavailable: a forced placement that cannot be had, with `fallback=False`.
         """
         connection = self._connection
-        if connection is None and self._options.deadline_s is None:
+        if connection is None and not self._must_explain:
             started_s = perf_counter()
             outputs = self._run_local(output_names, input_feed, run_options)
             self._reports.put_local(perf_counter() - started_s, self._model_digest)
             return outputs
         trip = Trip()
-        route = connection.remote.route(input_feed) if connection is not None and run_options is None else None
-        if connection is None or route is None:
-            return self._finish_locally(None, output_names, input_feed, run_options, trip)
-        arrival = connection.remote.run(route, output_names or connection.outputs, input_feed, trip)
-        if arrival is None:
-            return self._finish_locally(route, output_names, input_feed, None, trip)
-        self._reports.put(arrival.report)
-        return arrival.outputs
+        route = self._route(connection, output_names, input_feed, run_options, trip)
+        if connection is not None and route is not None:
+            arrival = connection.remote.run(route, output_names, input_feed, trip)
+            if arrival is not None:
+                self._reports.put(arrival.report)
+                return arrival.outputs
+        outputs, report = self._computed_here(route, output_names, input_feed, run_options, trip)
+        self._reports.put(report)
+        return outputs
 
     async def run_awaitable(
         self,
@@ -133,39 +135,46 @@ class InferenceSession:
         run_options: onnxruntime.RunOptions | None = None,
     ) -> list[Any]:
         """`run` on asyncio: many may be in flight, heads and uploads overlap, cancelling cancels both sides."""
-        import asyncio
+        import asyncio  # a program without a loop never pays for it
 
         connection = self._connection
         trip = Trip()
-        route = connection.remote.route(input_feed) if connection is not None and run_options is None else None
+        route = self._route(connection, output_names, input_feed, run_options, trip)
         if connection is not None and route is not None:
-            names = output_names or connection.outputs
-            arrival = await connection.remote.run_awaitable(route, names, input_feed, trip)
+            arrival = await connection.remote.run_awaitable(route, output_names, input_feed, trip)
             if arrival is not None:
                 self._reports.put(arrival.report)
                 return arrival.outputs
-        run_options = run_options or onnxruntime.RunOptions()
+        own_options = onnxruntime.RunOptions() if run_options is None else None
         try:
             outputs, report = await asyncio.to_thread(
-                self._computed_here, route, output_names, input_feed, run_options, trip
+                self._computed_here, route, output_names, input_feed, run_options or own_options, trip
             )
         except asyncio.CancelledError:
-            run_options.terminate = True
+            if own_options is not None:
+                own_options.terminate = True  # the caller's own options are the caller's to set
             raise
         self._reports.put(report)
         return outputs
 
-    def _finish_locally(
+    def _route(
         self,
-        route: "Route | None",
+        connection: "Connection | None",
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
         run_options: onnxruntime.RunOptions | None,
         trip: Trip,
-    ) -> list[Any]:
-        outputs, report = self._computed_here(route, output_names, feeds, run_options, trip)
-        self._reports.put(report)
-        return outputs
+    ) -> "Route | None":
+        """The route of a request that may travel; else None, and why not where something else was forced."""
+        route, why = None, self._alone
+        if connection is not None:
+            why = "a run with run_options of its own stays on this device"
+            if run_options is None:
+                route = connection.remote.route(output_names, feeds)
+                why = "feeds of this kind stay on this device"
+        if route is None and self._options.is_forced:
+            trip.fallback = f"not_available: {why}"
+        return route
 
     def _computed_here(
         self,
@@ -181,10 +190,12 @@ class InferenceSession:
             outputs = self._run_local(output_names, feeds, run_options)
         else:
             left_s = self._options.deadline_s - (before_s - trip.started_s)
-            outputs = self._run_within(left_s, output_names, feeds, run_options or onnxruntime.RunOptions())
+            outputs = self._run_within(left_s, output_names, feeds, run_options)
         now_s = perf_counter()
         if route is not None:
             route.observe_local(now_s - before_s, now_s)
+        elif self._options.is_forced and not self._options.fallback:
+            raise unavailable(self._options, trip.fallback or self._alone)
         report = RunReport(
             bytes_up=trip.bytes_up,
             head_s=now_s - before_s,
@@ -204,29 +215,32 @@ class InferenceSession:
         left_s: float,
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
-        run_options: onnxruntime.RunOptions,
+        run_options: onnxruntime.RunOptions | None,
     ) -> list[Any]:
         """A local run that is stopped at the deadline (a running session ends within a millisecond of the flag)."""
         message = f"no answer within deadline_s={self._options.deadline_s}; allow more, or use a smaller model"
         if left_s <= 0:
             raise DeadlinePassed(message)
+        used_options = run_options or onnxruntime.RunOptions()
         passed: list[bool] = []
 
         def stop() -> None:
             passed.append(True)
-            run_options.terminate = True
+            used_options.terminate = True
 
         timer = Timer(left_s, stop)
         timer.daemon = True
         timer.start()
         try:
-            return self._run_local(output_names, feeds, run_options)
+            return self._run_local(output_names, feeds, used_options)
         except Exception as exc:
             if passed:
                 raise DeadlinePassed(message) from exc
             raise
         finally:
             timer.cancel()
+            if passed and run_options is not None:
+                run_options.terminate = False  # the caller may use its options again
 
     # -- knowing
 
@@ -251,9 +265,7 @@ class InferenceSession:
         Returns:
             Whether a verified remote way exists.
         """
-        connection = self._connection
-        route = connection.remote.route(input_feed) if connection is not None else None
-        return connection is not None and route is not None and connection.remote.wait_prepared(route, timeout_s)
+        return self._connection is not None and self._connection.remote.prepare(input_feed, timeout_s)
 
     def __getattr__(self, name: str) -> Any:
         """Gives onnxruntime's other methods, on the local session."""
@@ -268,6 +280,7 @@ class InferenceSession:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._model_digest = connection.remote.model_digest
+            self._alone = "the session is closed"
             connection.close(wait_s=CLOSE_WAIT_S)
 
     def __enter__(self) -> Self:
@@ -279,7 +292,7 @@ class InferenceSession:
     def __del__(self) -> None:
         connection = self.__dict__.get("_connection")
         if connection is not None and not sys.is_finalizing():
-            connection.close(wait_s=0.0)
+            connection.abandon()
 
 
 def _gateway_urls(gateway: str | Sequence[str] | None) -> tuple[str, ...] | None:

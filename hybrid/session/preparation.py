@@ -1,18 +1,19 @@
 """The session's one background thread: hashes, prepares, asks gateways, scouts, probes; never in a request's way."""
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from threading import Condition, Thread, current_thread
-from time import monotonic
-from weakref import WeakSet
+from time import monotonic, perf_counter
 
-from hybrid.errors import HybridError
+from hybrid.errors import HybridError, ModelError, ModelInvalid, TensorMismatch
 from hybrid.partition.prepared import Prepared, prepare
+from hybrid.partition.store import keep_newest
 from hybrid.session.gateways import Gateways
 from hybrid.session.holding import Holding
+from hybrid.session.offer import ask
 from hybrid.session.route import Route
 from hybrid.session.scouting import Scout
 from hybrid.transport.client import GatewayClient
@@ -21,9 +22,13 @@ log = logging.getLogger("hybrid.session")
 
 TICK_S = 1.0
 UNSETTLED_S = 0.2
-MOST_PAUSE_S = 60.0
+MOST_PAUSE_S = 30.0
+DEVICE_STALE_S = 5.0
+DEVICE_DOUBT_RATIO = 1.3
+N_KEPT_GRAPHS = 16
+"""Prepared shapes of one model that stay on disk; each may hold a copy of the weights."""
+
 UNREACHABLE_S = 5.0
-ASK_TIMEOUT_S = 10.0
 ASK_AGAIN_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 IN_USE_S = 10.0
 PROBE_LEAST_S = 2.0
@@ -40,19 +45,23 @@ class Progress:
         graph: its cuts, once prepared.
         asked: by gateway URL, how often it was asked and when it may be asked again (monotonic seconds).
         uplinks_bps: by gateway URL, the goodput at the last scouting.
-        probed_s: monotonic time of the last probe.
+        probed_s: by gateway URL, monotonic time of the last probe.
         began_s: monotonic time at which the route was asked for.
         unknown_at: URLs of gateways that do not hold the model.
-        settled: whether the last scouting had an answer to everything that it tried.
+        is_settled: whether the last scouting had an answer to everything that it tried.
+        n_troubles: scoutings and failures in a row that did not settle it.
+        not_before_s: monotonic time before which it is left alone.
     """
 
     graph: Prepared | None = None
     asked: dict[str, tuple[int, float]] = field(default_factory=dict)
     uplinks_bps: dict[str, float] = field(default_factory=dict)
-    probed_s: float = 0.0
-    settled: bool = True
+    probed_s: dict[str, float] = field(default_factory=dict)
     began_s: float = field(default_factory=monotonic)
     unknown_at: set[str] = field(default_factory=set)
+    is_settled: bool = True
+    n_troubles: int = 0
+    not_before_s: float = 0.0
 
     def is_hopeless(self, gateways: Gateways) -> bool:
         """Whether nobody is there, or none of those who are there holds the model."""
@@ -61,9 +70,15 @@ class Progress:
             return monotonic() - self.began_s > UNREACHABLE_S
         return all(client.url in self.unknown_at for client in ready)
 
+    def scouted(self, *, is_settled: bool) -> None:
+        """Notes how a scouting ended; one that did not settle it is repeated, later and later."""
+        self.is_settled = is_settled
+        self.n_troubles = 0 if is_settled else self.n_troubles + 1
+        self.not_before_s = monotonic() + min(MOST_PAUSE_S, UNSETTLED_S * 2 ** (self.n_troubles - 1)) * (not is_settled)
+
 
 class Preparation:
-    """Works through the routes of a session, the one asked for last first, and then once a second.
+    """Works through the routes of a session, the one used last first, and then once a second.
 
     Args:
         model_path: gives the model file (a path of its own, so that it can be written where the model came as bytes).
@@ -100,20 +115,23 @@ class Preparation:
         self._thread: Thread | None = None
         self._scout: Scout | None = None
         self.model_digest = ""
-        self._pause_s = TICK_S
-        _alive.add(self)
 
     def add(self, route: Route) -> None:
         """Begins to prepare a route; starts the thread when it is the first (or this process is a fork)."""
         with self._changed:
-            self._routes[route] = Progress()
+            self._routes.setdefault(route, Progress())
             self._woken = True
             self._changed.notify_all()
         self.ensure_running()
 
+    def drop(self, route: Route) -> None:
+        """Forgets a route that the session no longer keeps."""
+        with self._changed:
+            self._routes.pop(route, None)
+
     def ensure_running(self) -> None:
         """Starts the thread where there is none: at the first route, and in a forked child at its first request."""
-        if self._thread is not None or self._closed:
+        if self._thread is not None or self._closed or not self._routes:
             return
         with self._changed:
             if self._thread is None:
@@ -124,11 +142,6 @@ class Preparation:
         """In a forked child: the thread stayed with the parent, and whoever held the lock with it."""
         self._changed = Condition()
         self._thread = None
-
-    def drop(self, route: Route) -> None:
-        """Forgets a route that the session no longer keeps."""
-        with self._changed:
-            self._routes.pop(route, None)
 
     def wake(self) -> None:
         """Something changed (a gateway came, a way was refused): look again now."""
@@ -151,60 +164,102 @@ class Preparation:
         if self._thread is not None and self._thread is not current_thread():
             self._thread.join(timeout=wait_s)
 
+    def end(self) -> None:
+        """Begins nothing more; waits for nobody."""
+        self._closed = True
+
     def _run(self) -> None:
         while not self._closed:
-            try:
-                self._round()
-            except HybridError as exc:
-                log.warning("preparation.failed code=%s", exc.code)
-                self._give_up(f"{exc.code}: {exc}")
-            except Exception:
-                # The thread outlives whatever one model or one gateway does: requests go on locally meanwhile.
-                log.exception("preparation.crashed")
-                self._give_up("preparing failed unexpectedly; the log of `hybrid.session` says how")
+            self._round()
             with self._changed:
                 self._changed.notify_all()
                 if not self._woken and not self._closed:
-                    unsettled = any(route.holdings and not at.settled for route, at in self._routes.items())
-                    self._changed.wait(UNSETTLED_S if unsettled else self._pause_s)
+                    self._changed.wait(self._pause_s())
                 self._woken = False
 
-    def _give_up(self, why: str) -> None:
-        """Nothing remote for now: says why, and looks again later and later."""
-        self._pause_s = min(MOST_PAUSE_S, 2 * self._pause_s)
-        for route in list(self._routes):
-            route.note, route.is_hopeless = why, True
+    def _pause_s(self) -> float:
+        now_s = monotonic()
+        due_s = [at.not_before_s - now_s for route, at in self._routes.items() if route.holdings and not at.is_settled]
+        return max(0.01, min([TICK_S, *due_s]))
 
     def _round(self) -> None:
-        self._gateways.tend()
-        if not self.model_digest:
-            self.model_digest = self._digest()
-        if self._scout is None:
-            self._scout = self._make_scout(self.model_digest)
+        try:
+            self._gateways.tend()
+            if not self.model_digest:
+                self.model_digest = self._digest()
+            if self._scout is None:
+                self._scout = self._make_scout(self.model_digest)
+        except Exception as exc:  # noqa: BLE001  (the thread outlives whatever a model does: requests go on locally)
+            log.warning("preparation.failed error=%s", getattr(exc, "code", type(exc).__name__))
+            for route in list(self._routes):
+                route.note, route.is_hopeless = f"the model cannot be prepared: {exc}", True
+            return
         for route, progress in sorted(self._routes.items(), key=lambda item: -item[0].last_used_s):
             if self._closed:
                 return
-            news = self._ask_all(route, progress)
-            if not route.holdings:
-                route.is_hopeless = progress.is_hopeless(self._gateways)
+            if route.sample is None or monotonic() < progress.not_before_s:
                 continue
-            if news or not progress.settled or _link_changed(route, progress):
-                progress.settled = self._scout.scout(route, self._graph(route, progress))
-                progress.uplinks_bps = _uplinks_bps(route)
-                route.is_hopeless = progress.settled and not route.has_way()
-            elif _probe_is_due(route, progress):
-                progress.probed_s = monotonic()
-                self._scout.probe(route)
+            try:
+                self._advance(route, progress, self._scout)
+            except Exception as exc:
+                log.exception("route.failed shape=%s", route.shape_key.id)
+                route.note, route.is_hopeless = f"preparing failed: {exc}", True
+                progress.scouted(is_settled=False)
+
+    def _advance(self, route: Route, progress: Progress, scout: Scout) -> None:
+        """The next step for one route: ask, scout, probe, or nothing."""
+        news = self._ask_all(route, progress)
+        if not route.holdings:
+            route.is_hopeless = progress.is_hopeless(self._gateways)
+            return
+        if news or not progress.is_settled or _link_changed(route, progress):
+            progress.scouted(is_settled=scout.scout(route, self._graph(route, progress)))
+            progress.uplinks_bps = _uplinks_bps(route)
+            route.is_hopeless = progress.is_settled and not route.has_way()
+            return
+        if monotonic() - route.last_used_s > IN_USE_S:
+            return
+        for holding in route.holdings:
+            if _probe_is_due(route, holding, progress):
+                progress.probed_s[holding.client.url] = monotonic()
+                scout.probe(route, holding)
+        if _device_is_doubtful(route):
+            scout.remeasure(route)
 
     def _graph(self, route: Route, progress: Progress) -> Prepared | None:
         """The prepared graph of a route; a model that cannot be cut is still offloaded whole."""
-        if self._wants_cuts and progress.graph is None and not route.obstacle:
+        if not self._wants_cuts or progress.graph is not None:
+            return progress.graph
+        try:
+            self._require_same_file()
+            graph = prepare(self._model_path(), self.model_digest, route.shape_key, self._cache)
             try:
-                progress.graph = prepare(self._model_path(), self.model_digest, route.shape_key, self._cache)
-            except HybridError as exc:
-                log.warning("route.uncuttable shape=%s code=%s", route.shape_key.id, exc.code)
-                route.obstacle = f"no cuts: {exc}"
+                self._require_same_file()
+            except ModelInvalid:
+                rmtree(graph.folder, ignore_errors=True)  # it may have been made from the other content
+                raise
+        except (ModelError, TensorMismatch) as exc:
+            route.obstacle = f"no cuts: {exc}"
+            progress.graph = None
+            self._wants_cuts = self._wants_cuts and isinstance(exc, TensorMismatch)
+        except HybridError as exc:
+            # A full disk or a slow machine may pass: the route is used uncut until the next scouting.
+            route.obstacle = f"no cuts for now: {exc}"
+        else:
+            route.obstacle, progress.graph = "", graph
+            keep_newest(graph.folder.parent, N_KEPT_GRAPHS, self._graphs_in_use())
         return progress.graph
+
+    def _graphs_in_use(self) -> list[Path]:
+        return [at.graph.folder for at in list(self._routes.values()) if at.graph is not None]
+
+    def _require_same_file(self) -> None:
+        """Nothing is prepared from a file that was replaced after this session opened it."""
+        if self._digest() != self.model_digest:
+            raise ModelInvalid(
+                f"{self._model_path()} changed after it was opened; open it anew to use the new one",
+                path=str(self._model_path()),
+            )
 
     def _ask_all(self, route: Route, progress: Progress) -> bool:
         """Asks each connected gateway that has not answered for this route; whether a new one holds the model."""
@@ -225,39 +280,24 @@ class Preparation:
         return bool(found)
 
     def _ask(self, route: Route, progress: Progress, client: GatewayClient) -> Holding | None:
-        """What a gateway holds of this model and shape key; None while it has not, or is not ready."""
+        """A gateway that holds the model; None while it does not, or is not ready."""
         n_asked, _ = progress.asked.get(client.url, (0, 0.0))
         progress.asked[client.url] = (n_asked + 1, monotonic() + ASK_AGAIN_S[min(n_asked, len(ASK_AGAIN_S) - 1)])
-        body = {"model_digest": self.model_digest, "shape_key": route.shape_key.text}
         try:
-            answer = client.post_json("/v2/hybrid/prepare", body, timeout_s=ASK_TIMEOUT_S).result(ASK_TIMEOUT_S + 1)
-        except (HybridError, TimeoutError) as exc:
-            route.note = f"{getattr(exc, 'code', 'timeout')}: {exc}"
+            offer = ask(client, self.model_digest, route.shape_key.text)
+        except HybridError as exc:
+            route.note = f"{exc.code}: {exc}"
             return None
-        state = answer.get("state")
-        if state == "unknown":
+        if offer.state == "unknown":
             route.note = "the gateway does not hold this model; push it with `hybrid models push`"
             progress.unknown_at.add(client.url)
             self._on_unknown(client)
             return None
         progress.unknown_at.discard(client.url)
-        if state != "ready":
+        if offer.state != "ready":
             route.note = "the gateway is preparing this model and shape"
             return None
-        tails = {cut["id"]: cut.get("tail_s") for cut in answer.get("cuts", ())}
-        return Holding(client, answer.get("whole_s"), tails)
-
-
-_alive: WeakSet[Preparation] = WeakSet()
-
-
-def _after_fork() -> None:
-    for preparation in _alive:
-        preparation.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        return Holding(client, offer.whole_s, {tail.id: tail.tail_s for tail in offer.cuts})
 
 
 def _uplinks_bps(route: Route) -> dict[str, float]:
@@ -276,13 +316,18 @@ def _link_changed(route: Route, progress: Progress) -> bool:
     )
 
 
-def _probe_is_due(route: Route, progress: Progress) -> bool:
-    """Whether the route is in use, nothing told of its link lately, and a probe takes little of the link's time."""
+def _probe_is_due(route: Route, holding: Holding, progress: Progress) -> bool:
+    """Whether nothing was heard from this gateway lately, and a probe takes a small part of its link's time."""
     now_s = monotonic()
-    links = [crossing.holding.client.link.view for crossing in route.crossings if crossing.verified]
-    if now_s - route.last_used_s > IN_USE_S or not links:
+    if holding.view(now_s) is None:
         return False
-    lightest = min(way.prospect.bytes_up for crossing in route.crossings for way in crossing.ways)
-    probe_s = links[0].transfer_s(lightest, 0) or 0.0
+    sizes = [way.prospect.bytes_up for c in route.crossings if c.holding is holding for way in c.ways]
+    probe_s = holding.client.link.view.transfer_s(min(sizes, default=0), 0) or 0.0
     pause_s = min(PROBE_MOST_S, max(PROBE_LEAST_S, probe_s / PROBE_SHARE))
-    return bool(now_s - max(links[0].measured_s, progress.probed_s) >= pause_s)
+    return now_s - max(holding.heard_s, progress.probed_s.get(holding.client.url, 0.0)) >= pause_s
+
+
+def _device_is_doubtful(route: Route) -> bool:
+    """Whether the device is believed to be unusually slow or fast, and nothing was measured on it for a while."""
+    age_s = perf_counter() - route.device_heard_s
+    return age_s > DEVICE_STALE_S and not 1 / DEVICE_DOUBT_RATIO < route.device_speed_ratio < DEVICE_DOUBT_RATIO

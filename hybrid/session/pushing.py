@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from threading import Lock, Thread
+from threading import Thread
 
 from hybrid.errors import HybridError
 from hybrid.session.source import Source
@@ -26,24 +26,24 @@ class Pusher:
         self._source = source
         self._token = token
         self._begun: set[str] = set()
-        self._lock = Lock()
 
     def push(self, client: GatewayClient) -> None:
-        """Begins to push to this gateway, unless that was begun before."""
-        with self._lock:
-            if client.url in self._begun:
-                return
-            self._begun.add(client.url)
+        """Begins to push to this gateway, unless that is under way; called by the preparation thread alone."""
+        if client.url in self._begun:
+            return
+        self._begun.add(client.url)
         Thread(target=self._push, args=(client,), name="hybrid-push", daemon=True).start()
 
     def _push(self, client: GatewayClient) -> None:
         url = client.url
         try:
             pushed = asyncio.run(self._send(client))
-        except HybridError as exc:
-            log.warning("model.push_failed url=%s code=%s", url, exc.code)
+        except (HybridError, OSError, TimeoutError) as exc:
+            log.warning("model.push_failed url=%s code=%s", url, getattr(exc, "code", type(exc).__name__))
             return
-        log.info("model.pushed url=%s version=%s bytes=%d", url, pushed, self._source.file().stat().st_size)
+        finally:
+            self._begun.discard(url)  # asked again, it begins again
+        log.info("model.pushed url=%s version=%s", url, pushed)
 
     async def _send(self, client: GatewayClient) -> str:
         async with RegistryClient(client.url, self._token, trust=client.trust) as registry:

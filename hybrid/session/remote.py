@@ -8,31 +8,29 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic, perf_counter
+from typing import Any
 
 import numpy as np
 
-from compression.errors import CompressionError
 from hybrid.errors import (
     DigestMismatch,
     EngineFailed,
     GatewayStalled,
     HybridError,
-    LinkError,
     NotFound,
-    PlacementUnavailable,
-    RefusedError,
     UnknownCut,
 )
-from hybrid.schedule.options import Options
-from hybrid.schedule.planner import Candidate, Constraints
+from hybrid.schedule.options import Options, unavailable
+from hybrid.schedule.planner import Candidate
+from hybrid.session.allowance import Allowance
 from hybrid.session.departure import Outgoing, assembled, outgoing
 from hybrid.session.feeds import Declared, Shapes
+from hybrid.session.holding import is_gateways_fault
 from hybrid.session.preparation import Preparation
 from hybrid.session.report import RunReport
 from hybrid.session.route import Route
 from hybrid.session.trip import Trip
-from hybrid.session.uplink import UplinkBudget
-from hybrid.session.way import Way
+from hybrid.session.way import MOST_REFUSALS, Way
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")
@@ -48,9 +46,6 @@ MOST_STALL_S = 3.0
 LEAST_RESERVE_S = 0.010
 """Kept free before a deadline beside the device's own seconds: waking a thread takes milliseconds on a busy machine."""
 
-FAILURES = (HybridError, CompressionError, TimeoutError, RuntimeError, ValueError)
-"""What a remote attempt may raise (the last two from the engine that runs the head); the device answers then."""
-
 
 class Remote:
     """Plans each request and carries it out remotely where that is better; answers None where the device should.
@@ -59,52 +54,56 @@ class Remote:
         options: the session's.
         declared: the model's inputs and outputs.
         preparation: the background thread that makes ways.
+        allowance: what may leave this machine.
     """
 
-    def __init__(self, options: Options, declared: Declared, preparation: Preparation) -> None:
+    def __init__(self, options: Options, declared: Declared, preparation: Preparation, allowance: Allowance) -> None:
         self._options = options
         self._declared = declared
         self._preparation = preparation
+        self._allowance = allowance
+        self._outputs = frozenset(declared.outputs)
+        # Free dimensions may differ with every request: only a shape that comes again is worth preparing for.
+        self._prepare_at = 1 if options.is_forced or declared.static_shapes() is not None else 2
         self._routes: dict[Shapes, Route] = {}
         self._lock = Lock()
-        self._budget = UplinkBudget(options.max_uplink_bytes_per_s) if options.max_uplink_bytes_per_s else None
-        self._constraints = Constraints(
-            max_accuracy_drop=options.max_accuracy_drop,
-            raw_input_may_leave=options.raw_input_may_leave,
-            lossy_allowed=options.codec not in ("auto", "none", "lossless"),
-        )
 
     @property
     def model_digest(self) -> str:
         """Digest of the model, empty while it is being hashed."""
         return self._preparation.model_digest
 
-    def route(self, feeds: Mapping[str, np.ndarray]) -> Route | None:
-        """The route of these feeds, made when it is new; None where onnxruntime has to judge them."""
+    def route(self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]) -> Route | None:
+        """The route of these feeds, made when it is new; None where onnxruntime has to judge feeds or names."""
         shapes = self._declared.shapes_of(feeds)
-        if shapes is None:
+        if shapes is None or (output_names and not self._outputs.issuperset(output_names)):
             return None
-        route = self._routes.get(shapes)
-        if route is None:
-            route = self._new_route(shapes, feeds)
+        route = self._routes.get(shapes) or self._new_route(shapes)
         route.last_used_s = monotonic()
+        route.n_uses += 1
+        if route.sample is None and route.n_uses >= self._prepare_at:
+            route.take_sample(feeds)
+            self._preparation.add(route)
         return route
 
-    def run(self, route: Route, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip) -> "Arrival | None":
+    def run(
+        self, route: Route, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip
+    ) -> "Arrival | None":
         """Tries what the planner chooses; None when the device should compute (`trip.fallback` says why if it failed).
 
         Raises:
             PlacementUnavailable: a forced placement that cannot be had, with `fallback=False`.
         """
+        names = output_names or self._declared.outputs
         while way := self._plan(route, trip):
             sent: Outgoing | None = None
             future: Future[InferResponse] | None = None
-            timeout_s = self._timeout_s(route, trip)
             try:
-                sent = self._depart(route, way, names, feeds, timeout_s)
+                sent = self._depart(route, way, names, feeds, trip)
+                timeout_s = self._timeout_s(route, trip)
                 future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
                 return self._arrive(route, way, sent, future.result(timeout=timeout_s + 1.0), trip)
-            except FAILURES as exc:
+            except Exception as exc:  # noqa: BLE001  (whatever it is, here or there: the device answers)
                 self._fail(route, way, sent, exc, trip)
             finally:
                 if future is not None:
@@ -112,85 +111,98 @@ class Remote:
         return None
 
     async def run_awaitable(
-        self, route: Route, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip
+        self, route: Route, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip
     ) -> "Arrival | None":
         """The same on asyncio: heads run in a thread, and cancelling cancels the gateway's work too."""
+        names = output_names or self._declared.outputs
         while way := await self._plan_awaitable(route, trip):
             sent: Outgoing | None = None
-            timeout_s = self._timeout_s(route, trip)
             try:
-                sent = await asyncio.to_thread(self._depart, route, way, names, feeds, timeout_s)
+                sent = await asyncio.to_thread(self._depart, route, way, names, feeds, trip)
+                timeout_s = self._timeout_s(route, trip)
                 future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
                 async with asyncio.timeout(timeout_s + 1.0):
                     response = await asyncio.wrap_future(future)
                 return self._arrive(route, way, sent, response, trip)
-            except FAILURES as exc:
+            except Exception as exc:  # noqa: BLE001
                 self._fail(route, way, sent, exc, trip)
         return None
 
     def explain(self) -> list[Candidate]:
         """The candidates of the shape key used last."""
         last = max(list(self._routes.values()), key=lambda route: route.last_used_s, default=None)
-        return last.explain(self._options, self._allowed(), monotonic()) if last is not None else []
+        return last.explain(self._options, self._allowance.constraints(), monotonic()) if last is not None else []
 
-    def wait_prepared(self, route: Route, timeout_s: float) -> bool:
-        """Waits until this route has a verified remote way; whether it has one."""
+    def prepare(self, feeds: Mapping[str, np.ndarray], timeout_s: float) -> bool:
+        """Waits until these shapes have a verified remote way; whether they have one."""
+        route = self.route(None, feeds)
+        if route is None:
+            return False
+        route.take_sample(feeds)
+        self._preparation.add(route)
+        return self._wait(route, timeout_s)
+
+    def forked(self) -> None:
+        """In a forked child: whoever held the lock stayed with the parent."""
+        self._lock = Lock()
+
+    def _wait(self, route: Route, timeout_s: float) -> bool:
         self._preparation.wait_for(lambda: route.has_way() or route.is_hopeless, timeout_s)
         return route.has_way()
 
-    def _new_route(self, shapes: Shapes, feeds: Mapping[str, np.ndarray]) -> Route:
+    def _new_route(self, shapes: Shapes) -> Route:
+        dropped = None
         with self._lock:
             if shapes in self._routes:
                 return self._routes[shapes]
-            dropped = None
             if len(self._routes) >= N_ROUTES:
                 oldest = min(self._routes, key=lambda known: self._routes[known].last_used_s)
                 dropped = self._routes.pop(oldest)
-            route = self._routes[shapes] = Route(shapes, feeds)
+            route = self._routes[shapes] = Route(shapes)
         if dropped is not None:
             self._preparation.drop(dropped)
-        self._preparation.add(route)
         return route
 
     # -- the steps of an attempt
 
     def _plan(self, route: Route, trip: Trip) -> Way | None:
-        if self._options.kind == "local" or trip.attempts >= MAX_ATTEMPTS:
+        if trip.attempts >= MAX_ATTEMPTS:
             return None
         self._preparation.ensure_running()
-        if self._options.kind != "auto" and not self._options.fallback and not route.has_way():
-            self.wait_prepared(route, self._options.deadline_s or FORCED_WAIT_S)
-        return self._choice(route, trip)
-
-    async def _plan_awaitable(self, route: Route, trip: Trip) -> Way | None:
-        if self._options.kind != "auto" and not self._options.fallback and not route.has_way():
-            return await asyncio.to_thread(self._plan, route, trip)
-        return self._plan(route, trip)
-
-    def _choice(self, route: Route, trip: Trip) -> Way | None:
+        if self._must_wait(route):
+            self._wait(route, self._options.deadline_s or FORCED_WAIT_S)
         before_s = perf_counter()
-        if self._options.kind == "auto":
-            way, decision = route.decide(self._options, self._allowed(), monotonic())
-            trip.predicted_s = decision.predicted_s
-            if way is None and not route.has_way():
-                trip.fallback = trip.fallback or f"not_available: {route.why_none}"
-        else:
-            way, why = route.forced(self._options, self._allowed(), monotonic())
-            if way is None:
-                trip.fallback = trip.fallback or f"not_available: {why}"
-                if not self._options.fallback:
-                    raise PlacementUnavailable(
-                        f"placement {self._options.placement!r} cannot be had: {trip.fallback}; wait for it, choose"
-                        " another, or allow fallback",
-                        placement=self._options.placement,
-                    )
-        if way is not None and self._time_left_s(route, trip) <= 0:
-            way = None
+        way = self._forced(route, trip) if self._options.is_forced else self._chosen(route, trip)
         trip.plan_s += perf_counter() - before_s
         return way
 
+    async def _plan_awaitable(self, route: Route, trip: Trip) -> Way | None:
+        return await asyncio.to_thread(self._plan, route, trip) if self._must_wait(route) else self._plan(route, trip)
+
+    def _must_wait(self, route: Route) -> bool:
+        return self._options.is_forced and not self._options.fallback and not route.has_way()
+
+    def _chosen(self, route: Route, trip: Trip) -> Way | None:
+        way, decision = route.decide(self._options, self._allowance.constraints(), monotonic())
+        trip.predicted_s = decision.predicted_s
+        if way is None and not route.has_way():
+            trip.fallback = trip.fallback or f"not_available: {route.why_none}"
+        if way is not None and (decision.predicted_s or 0.0) >= self._time_left_s(route, trip):
+            return None
+        return way
+
+    def _forced(self, route: Route, trip: Trip) -> Way | None:
+        way, why = route.forced(self._options, self._allowance.constraints(), monotonic())
+        if way is not None and self._time_left_s(route, trip) <= 0:
+            way, why = None, f"deadline_s={self._options.deadline_s} leaves no time for it"
+        if way is None:
+            trip.fallback = trip.fallback or f"not_available: {why}"
+            if not self._options.fallback:
+                raise unavailable(self._options, trip.fallback)
+        return way
+
     def _depart(
-        self, route: Route, way: Way, names: Sequence[str], feeds: Mapping[str, np.ndarray], timeout_s: float
+        self, route: Route, way: Way, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip
     ) -> Outgoing:
         sent = outgoing(
             way,
@@ -198,11 +210,10 @@ class Remote:
             names,
             model_digest=self._preparation.model_digest,
             shape_key=route.shape_key.text,
-            deadline_s=timeout_s if self._options.deadline_s else None,
+            deadline_s=self._time_left_s(route, trip) if self._options.deadline_s else None,
             traceparent=current_traceparent(),
         )
-        if self._budget is not None:
-            self._budget.spend(sent.bytes_up, monotonic())
+        self._allowance.spend(sent.bytes_up)
         return sent
 
     def _arrive(self, route: Route, way: Way, sent: Outgoing, response: InferResponse, trip: Trip) -> "Arrival":
@@ -235,7 +246,7 @@ class Remote:
         return Arrival(outputs, report)
 
     def _fail(self, route: Route, way: Way, sent: Outgoing | None, exc: Exception, trip: Trip) -> None:
-        """Counts a failed attempt and keeps the next requests from making the same one at once."""
+        """Counts a failed attempt, against whom it concerns, so that the next requests do not make the same one."""
         trip.attempts += 1
         code = _code_of(exc)
         trip.fallback = f"{code}: {exc}"
@@ -243,18 +254,20 @@ class Remote:
             trip.bytes_up += sent.bytes_up
             trip.wasted_bytes += sent.bytes_up
             trip.wasted_s += sent.head_s + sent.encode_s
-        retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
-        way.holding.failed(monotonic(), retry_after_s)
         if isinstance(exc, DigestMismatch | UnknownCut | NotFound):
-            route.refuse(way.crossing)
+            route.drop(way.holding)
             self._preparation.wake()
-        elif isinstance(exc, LinkError):
-            self._preparation.wake()
+        elif is_gateways_fault(exc):
+            retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, HybridError) else None
+            way.holding.failed(monotonic(), retry_after_s)
+        else:
+            way.crossing.refusals += 1
+            if way.crossing.refusals >= MOST_REFUSALS:
+                way.crossing.verified = False
+                route.put_crossings(route.crossings)
         log.info("attempt.failed placement=%s code=%s", way.prospect.placement, code)
-        if self._options.kind != "auto" and not self._options.fallback:
-            raise PlacementUnavailable(
-                f"placement {self._options.placement!r} failed: {trip.fallback}", placement=self._options.placement
-            ) from exc
+        if self._options.is_forced and not self._options.fallback:
+            raise unavailable(self._options, trip.fallback) from exc
 
     # -- how long to wait
 
@@ -268,19 +281,9 @@ class Remote:
 
     def _timeout_s(self, route: Route, trip: Trip) -> float:
         patience_s = FORCED_TIMEOUT_S
-        if self._options.kind == "auto" and trip.predicted_s is not None:
+        if not self._options.is_forced and trip.predicted_s is not None:
             patience_s = max(3 * trip.predicted_s, trip.predicted_s + LEAST_STALL_S)
         return min(patience_s, self._time_left_s(route, trip))
-
-    def _allowed(self) -> Constraints:
-        if self._budget is None:
-            return self._constraints
-        return Constraints(
-            max_accuracy_drop=self._constraints.max_accuracy_drop,
-            raw_input_may_leave=self._constraints.raw_input_may_leave,
-            lossy_allowed=self._constraints.lossy_allowed,
-            uplink_left_bytes=self._budget.left_bytes(monotonic()),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,23 @@
 """Finding out, away from any request, which ways of a route are worth taking: heads timed, ways tried and verified."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from time import monotonic, perf_counter
 
 import numpy as np
 
-from compression.errors import CompressionError
-from hybrid.errors import HybridError, RefusedError, UnknownCut, Warming
+from hybrid.errors import RefusedError, UnknownCut, Warming
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.schedule.options import Options
-from hybrid.schedule.planner import Prospect, predicted_s
-from hybrid.session.departure import Outgoing, assembled, computed_by, encoded, outgoing
-from hybrid.session.engine import Engine
-from hybrid.session.holding import Holding
+from hybrid.schedule.planner import Prospect, predicted_s, refusal
+from hybrid.session.allowance import LOSSLESS, Allowance
+from hybrid.session.background import BackgroundEngine
+from hybrid.session.departure import assembled, encoded, outgoing
+from hybrid.session.holding import Holding, is_gateways_fault
 from hybrid.session.route import Route
-from hybrid.session.way import Crossing, EngineRun, Head, Way
+from hybrid.session.way import MOST_REFUSALS, Crossing, Head, Way
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")
@@ -28,11 +27,8 @@ TOLERANCE_RATIO = 1e-4
 
 TRIAL_TIMEOUT_S = 30.0
 TRIAL_STALL_S = 3.0
-N_HEAD_RUNS = 3
-HEAD_BUDGET_S = 1.0
 N_KEPT_HEADS = 3
 UNKNOWN_S = float("inf")
-LOSSLESS = ("none", "lossless")
 TRY_RATIO = 1.5
 """A crossing is tried only if it is expected to take at most this many times what is to be had already."""
 
@@ -45,25 +41,26 @@ class Scout:
 
     Args:
         options: the session's.
+        allowance: what may leave this machine.
+        device: this device's engine.
         model_digest: digest of the model.
         outputs: names of all outputs of the whole model.
-        run_whole: the local session's run.
-        open_head: opens a head model.
     """
 
     def __init__(
         self,
         options: Options,
+        allowance: Allowance,
+        device: BackgroundEngine,
+        *,
         model_digest: str,
         outputs: tuple[str, ...],
-        run_whole: EngineRun,
-        open_head: Callable[[Path], Engine],
     ) -> None:
         self._options = options
+        self._allowance = allowance
         self._model_digest = model_digest
         self._outputs = outputs
-        self._run_whole = run_whole
-        self._open_head = open_head
+        self._device = device
         self._n_unanswered = 0
 
     def scout(self, route: Route, prepared: Prepared | None) -> bool:
@@ -72,10 +69,9 @@ class Scout:
         Returns:
             Whether every way that was tried had an answer, right or wrong; if not, scout again soon.
         """
-        if route.sample is None or not route.holdings:
-            return False
         self._n_unanswered = 0
-        self._refer(route)
+        if not self._refer(route):
+            return True
         try:
             cuts = self._cuts(prepared)
         except UnknownCut as exc:
@@ -95,27 +91,42 @@ class Scout:
         log.info("route.scouted shape=%s crossings=%d usable=%s", route.shape_key.id, len(crossings), route.has_way())
         return self._n_unanswered == 0
 
-    def probe(self, route: Route) -> None:
-        """Sends the sample along the cheapest verified crossing, beside no request, to learn what the link carries."""
-        now_s = monotonic()
-        verified = [c for c in route.crossings if c.verified and c.can_run and c.holding.view(now_s) is not None]
+    def probe(self, route: Route, holding: Holding) -> None:
+        """Sends the sample along a gateway's lightest verified crossing, to learn what its link carries now."""
+        verified = [c for c in route.crossings if c.holding is holding and c.verified and c.can_run]
         if verified:
             self._try(route, min(verified, key=lambda crossing: _lightest(crossing).prospect.bytes_up))
+            route.put_crossings(route.crossings)
+
+    def remeasure(self, route: Route) -> None:
+        """Runs the whole model once on the device, which nobody asked to compute for a while."""
+        if route.sample is not None:
+            _, seconds = self._device.timed(self._outputs, route.sample)
+            route.observe_local(seconds, perf_counter())
 
     def _why_none(self, crossings: list[Crossing], prepared: Prepared | None) -> str:
-        said = next((way.prospect.obstacle for c in crossings for way in c.ways if way.prospect.obstacle), "")
+        ways = [way for crossing in crossings for way in crossing.ways]
+        constraints = self._allowance.constraints()
+        said = next((why for way in ways if (why := refusal(way.prospect, constraints))), "")
         if not said and self._options.kind == "split" and prepared is not None:
             said = prepared.table.note or ""
         return said or "no remote way could be verified yet"
 
-    def _refer(self, route: Route) -> None:
-        """The whole model's answer to the sample: what every way is compared with."""
-        if route.reference is not None or route.sample is None:
-            return
-        started_s = perf_counter()
-        route.reference = self._run_whole(self._outputs, route.sample)
-        if route.local_s is None:
-            route.profile_local(perf_counter() - started_s)
+    def _refer(self, route: Route) -> bool:
+        """The whole model's answer to the sample, with which every way is compared; False where it has none."""
+        if route.sample is None:
+            return False
+        if route.reference is None:
+            try:
+                route.reference, seconds = self._device.timed(self._outputs, route.sample)
+            except Exception as exc:  # noqa: BLE001  (whatever the engine raises for these inputs)
+                log.info("sample.refused shape=%s error=%s", route.shape_key.id, type(exc).__name__)
+                route.note = "the model refused the request's inputs; another request of these shapes is waited for"
+                route.sample = None
+                return False
+            if route.local_s is None:
+                route.profile_local(seconds)
+        return True
 
     # -- which crossings there are
 
@@ -168,6 +179,8 @@ class Scout:
 
     def _measure(self, route: Route, crossing: Crossing, crossings: list[Crossing], prepared: Prepared | None) -> bool:
         """Times the head and each encoding, once; False for a crossing that cannot win now, or cannot run here."""
+        if crossing.refusals >= MOST_REFUSALS:
+            return False
         if crossing.cut is not None and crossing.head is None:
             best_s = self._best_known_s(route, crossings)
             hope_s = _hope_s(route, crossing)
@@ -175,15 +188,17 @@ class Scout:
                 reason = f"cannot win: about {1e3 * hope_s:.0f} ms expected where {1e3 * best_s:.0f} are to be had"
                 _forbid(crossing, reason)
                 return False
-        _forbid(crossing, "")
         try:
             self._time(route, crossing, prepared)
-        except (HybridError, CompressionError, RuntimeError, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001  (whatever the engine raises: this cut cannot run here)
             _forbid(crossing, f"the head cannot run here: {exc}")
             return False
-        if crossing.cut is None and not crossing.verified and route.gateway_link(crossing).uplink_bps is None:
-            self._try(route, crossing)  # nothing is known of the link before something went over it
-        return True
+        _forbid(crossing, "")
+        if crossing.cut is None and not crossing.verified:
+            link = crossing.holding.client.link.view
+            if link.transfer_s(crossing.ways[0].prospect.bytes_up, 0) is None:
+                self._try(route, crossing)  # nothing is known of the link before something went over it
+        return not crossing.ways[0].prospect.obstacle
 
     def _best_known_s(self, route: Route, crossings: list[Crossing]) -> float:
         """The fewest seconds that are to be had without what is being considered."""
@@ -206,7 +221,8 @@ class Scout:
             return
         arrays, head_s = route.sample or {}, 0.0
         if crossing.head is not None:
-            arrays, head_s = _timed(crossing.head, arrays)
+            arrays, head_s = self._device.timed_head(crossing.head, arrays)
+            head_s /= route.device_speed_ratio  # profiled as if the device had its usual speed
         for way in crossing.ways:
             # The first encoding of a process loads the codec's library: the second one tells what a request pays.
             encode_s, bytes_up = min(_encoding(arrays, way.prospect.codec) for _ in range(2))
@@ -217,15 +233,45 @@ class Scout:
         inputs = {name for name, _ in prepared.shape_key.shapes}
         crossing = tuple(tensor.name for tensor in cut.tensors)
         computed = (*(name for name in crossing if name not in inputs), *cut.head_outputs)
-        engine = self._open_head(prepared.head_path(cut.id))
+        engine = self._device.open_head(prepared.head_path(cut.id))
         return Head(run=engine.run, inputs=engine.inputs, crossing=crossing, computed=tuple(dict.fromkeys(computed)))
 
     # -- whether it is right
 
     def _try(self, route: Route, crossing: Crossing) -> None:
-        """Composes one inference over this crossing, by its lightest codec, and compares it with the whole model."""
+        """Composes one inference over this crossing, by its lightest codec, and compares it with the whole model.
+
+        Where the codec is lossy, the comparison is made without it: it is meant to differ, the crossing is not.
+        """
         way = _lightest(crossing)
+        if way.prospect.codec not in LOSSLESS:
+            way = Way(replace(way.prospect, codec="none"), crossing)
+        if refusal(way.prospect, self._allowance.constraints()):
+            return
+        if crossing.holding.view(monotonic()) is None:
+            self._n_unanswered += 1
+            return
         try:
+            response, difference = self._composed(route, way)
+        except Exception as exc:  # noqa: BLE001  (the gateway's errors, or the head's engine's own)
+            self._failed(crossing, exc)
+            return
+        crossing.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, monotonic())
+        for sibling in crossing.ways:
+            tail_s = response.compute_s if sibling.prospect.tail_s is None else sibling.prospect.tail_s
+            sibling.prospect = replace(sibling.prospect, tail_s=tail_s)
+        bytes_down = sum(len(tensor.payload) for tensor in response.outputs)
+        way.prospect = replace(way.prospect, bytes_down=bytes_down)
+        crossing.verified = difference <= TOLERANCE_RATIO
+        if not crossing.verified:
+            limit = f"of its largest value (limit {TOLERANCE_RATIO:.0e})"
+            crossing.refusals = MOST_REFUSALS
+            _forbid(crossing, f"differs from the whole model by {difference:.1e} {limit}")
+            log.warning("crossing.rejected cut=%s difference=%.1e", way.prospect.cut or "input", difference)
+
+    def _composed(self, route: Route, way: Way) -> tuple[InferResponse, float]:
+        """The gateway's reply to the sample, and how far head and tail together are from the whole."""
+        with self._device.in_engine:
             sent = outgoing(
                 way,
                 route.sample or {},
@@ -235,39 +281,26 @@ class Scout:
                 deadline_s=None,
                 traceparent="",
             )
-            future = crossing.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
-            response = future.result(timeout=TRIAL_TIMEOUT_S + 1)
-            difference = self._difference(route, way, sent, response)
-        except (HybridError, CompressionError, TimeoutError, RuntimeError, ValueError) as exc:
-            self._failed(crossing, exc)
-            return
-        bytes_down = sum(len(tensor.payload) for tensor in response.outputs)
-        crossing.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, monotonic())
-        for sibling in crossing.ways:
-            tail_s = response.compute_s if sibling.prospect.tail_s is None else sibling.prospect.tail_s
-            sibling.prospect = replace(sibling.prospect, tail_s=tail_s)
-        way.prospect = replace(way.prospect, bytes_down=bytes_down)
-        crossing.verified = difference <= TOLERANCE_RATIO
-        if not crossing.verified:
-            limit = f"of its largest value (limit {TOLERANCE_RATIO:.0e})"
-            _forbid(crossing, f"differs from the whole model by {difference:.1e} {limit}")
-            log.warning("crossing.rejected cut=%s difference=%.1e", way.prospect.cut or "input", difference)
-
-    def _difference(self, route: Route, way: Way, sent: Outgoing, response: InferResponse) -> float:
-        """Distance from the whole model's answer; a forced lossy codec is meant to differ, and counts as equal."""
+        self._allowance.spend(sent.bytes_up)
+        future = way.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
+        response = future.result(timeout=TRIAL_TIMEOUT_S + 1)
         outputs = assembled(sent, response)
-        if way.prospect.codec not in LOSSLESS:
-            return 0.0
-        return max((distance_ratio(a, b) for a, b in zip(outputs, route.reference or (), strict=True)), default=0.0)
+        pairs = zip(outputs, route.reference or (), strict=True)
+        return response, max((distance_ratio(found, wanted) for found, wanted in pairs), default=0.0)
 
     def _failed(self, crossing: Crossing, exc: Exception) -> None:
-        self._n_unanswered += 1
+        """Counts against the gateway what is the gateway's, and against the crossing what is its own."""
+        code = getattr(exc, "code", type(exc).__name__)
+        log.info("crossing.failed cut=%s error=%s", crossing.cut.id if crossing.cut else "input", code)
         if isinstance(exc, Warming):
-            return  # the gateway is well, it only builds this tail: the next scouting asks again
-        retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
-        crossing.holding.failed(monotonic(), retry_after_s)
-        cut_id = crossing.cut.id if crossing.cut else "input"
-        log.info("crossing.failed cut=%s error=%s", cut_id, getattr(exc, "code", type(exc).__name__))
+            self._n_unanswered += 1  # the gateway is well, it only builds this tail: the next scouting asks again
+        elif is_gateways_fault(exc):
+            self._n_unanswered += 1
+            retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
+            crossing.holding.failed(monotonic(), retry_after_s)
+        else:
+            crossing.refusals += 1
+            _forbid(crossing, f"refused: {code}: {exc}")
 
 
 def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -287,21 +320,6 @@ def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
     largest = np.abs(size[finite]).max(initial=0.0)
     worst = np.abs(apart[finite] - size[finite]).max(initial=0.0)
     return float(worst / largest) if largest else float(worst)
-
-
-def _timed(head: Head, sample: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-    """What crosses, and the shortest of a few runs: service time without whatever else the machine did."""
-    started_s = perf_counter()
-    crossing, _ = computed_by(head, sample)
-    shortest_s = UNKNOWN_S
-    for _ in range(N_HEAD_RUNS):
-        before_s = perf_counter()
-        crossing, _ = computed_by(head, sample)
-        now_s = perf_counter()
-        shortest_s = min(shortest_s, now_s - before_s)
-        if now_s - started_s > HEAD_BUDGET_S:
-            break
-    return crossing, shortest_s
 
 
 def _encoding(arrays: Mapping[str, np.ndarray], codec: str) -> tuple[float, int]:

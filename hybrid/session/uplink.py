@@ -35,3 +35,7 @@ class UplinkBudget:
             self._left_bytes = min(self._left_bytes + earned, self._bytes_per_s * BURST_S)
         self._at_s = now_s
         return self._left_bytes
+
+    def forked(self) -> None:
+        """In a forked child: whoever held the lock stayed with the parent."""
+        self._lock = Lock()

@@ -1,15 +1,14 @@
 """The ways through a gateway: a cut with its head, and one way for each codec that may carry what crosses."""
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from hybrid.partition.cut import Cut
 from hybrid.schedule.planner import Prospect
+from hybrid.session.engine import EngineRun
 from hybrid.session.holding import Holding
 
-EngineRun = Callable[[Sequence[str] | None, Mapping[str, np.ndarray]], list[np.ndarray]]
+MOST_REFUSALS = 3
+"""A crossing that the gateway refused so often for its own sake is not tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +36,7 @@ class Crossing:
         holding: the gateway.
         cut: where the model is cut; None stands for the input cut, which needs no head.
         head: the open head; None for the input cut, and while it is not worth keeping one.
+        refusals: how often the gateway refused it, for reasons of the crossing's own.
         is_timed: whether its head and encodings were timed.
         verified: whether a composed inference over it matched the whole model.
         ways: one for each codec.
@@ -45,6 +45,7 @@ class Crossing:
     holding: Holding
     cut: Cut | None
     head: Head | None = None
+    refusals: int = 0
     is_timed: bool = False
     verified: bool = False
     ways: "list[Way]" = field(default_factory=list)

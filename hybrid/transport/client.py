@@ -55,14 +55,14 @@ class GatewayClient:
         """connecting: a first or replaced connection is being made; ready; down: attempts fail, see `down_reason`."""
         if self._is_closed:
             return "down"
-        return self._running()[1].state
+        return "down" if self._is_closed else self._running()[1].state
 
     @property
     def down_reason(self) -> str | None:
         """`code: message` of what keeps it from being ready, None when it is."""
         if self._is_closed:
             return f"{GatewayUnreachable.code}: the client was closed"
-        return self._running()[1].down_reason
+        return "gateway_unreachable: the client was closed" if self._is_closed else self._running()[1].down_reason
 
     @property
     def gateway_info(self) -> Hello | None:
@@ -138,6 +138,7 @@ class GatewayClient:
         """After a fork: the connection is the parent's; the child connects anew when it needs to."""
         self._lock = threading.Lock()
         self._changed = threading.Condition()
+        self.link = LinkEstimate()  # its lock may have been held by the parent's thread
         self._n_in_flight = 0
         if self._supervisor is not None:
             self._supervisor.silence_in_child()
