@@ -71,7 +71,7 @@ class Scout:
         """
         self._n_unanswered = 0
         if not self._refer(route):
-            return True
+            return False
         try:
             cuts = self._cuts(prepared)
         except UnknownCut as exc:
