@@ -6,7 +6,6 @@ told `Warming` at once, for the device computes the answer itself meanwhile.
 
 import asyncio
 import logging
-import shutil
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from hybrid.errors import EngineFailed, HybridError, Overloaded, PlanError, Warm
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared, prepare
+from hybrid.partition.store import keep_newest
 from hybrid.serving.background import Background
 from hybrid.serving.engine_session import EngineSession, open_engine
 from hybrid.serving.executor import Executor
@@ -224,10 +224,7 @@ class TailShelf:
     def _prune(self, model_digest: str) -> None:
         """Remove the prepared folders of this model that were made longest ago, beyond the limit."""
         kept = {shelf.prepared.folder for shelf in list(self._shelves.values()) if shelf.prepared is not None}
-        folders = [folder for folder in (self._cache / model_digest[:16]).iterdir() if folder not in kept]
-        folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for folder in folders[self._max_keys :]:
-            shutil.rmtree(folder, ignore_errors=True)
+        keep_newest(self._cache / model_digest[:16], self._max_keys, kept)
 
 
 def _warming(text: str) -> Warming:
