@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
+from hybrid.artifact.digest import files_of_model
 from hybrid.serving.background import Background
 from hybrid.serving.engine_pool import EngineJob, EnginePool
 from hybrid.serving.engine_session import EngineSession, EngineSettings, open_engine
@@ -82,12 +83,13 @@ class Executor:
         """The session of the whole model, opened when it is not kept.
 
         Raises:
-            ModelInvalid: the file is missing or unsound.
+            ModelInvalid: the file is missing or unsound, or names external data outside its folder.
             ModelUnsupported: an operator or an input that no engine here takes.
         """
         return await self.sessions.get_or_open((model.model_digest,), lambda: self._build_whole(model))
 
     def _build_whole(self, model: ServedModel) -> EngineSession:
+        files_of_model(model.path)  # an engine may follow external data out of the model's folder: refused here
         return open_engine(model.path, self.settings.engine, facts_of(model.path))
 
     async def compute(

@@ -255,3 +255,23 @@ async def test_leaving_the_executor_ends_its_threads_and_builds(files: dict[str,
         await running.compute(session, {"x": np.ones((1, 64), np.float32)}, None)
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine-")]
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+async def test_external_data_outside_the_models_folder_are_refused(tmp_path: Path, is_absolute: bool) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    secret = tmp_path / "x"
+    secret.write_bytes(bytes(4))
+    path = tmp_path / "models" / "m" / "m.onnx"
+    path.parent.mkdir(parents=True)
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value=str(secret) if is_absolute else "../../x")
+    weight.external_data.add(key="length", value="4")
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ports[:1], ports[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=small_models.OPSET, ir_version=small_models.IR_VERSION), str(path))
+    async with executor() as running:
+        with pytest.raises(ModelInvalid, match="plain relative name"):
+            await running.open_whole(served(path))
