@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from hybrid.errors import HybridError, NotFound
 from hybrid.serving.executor import Executor
@@ -34,19 +37,33 @@ class IndexEntry:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    """Why a version could not be opened, and when that was seen on the clock of `time.monotonic`."""
+
+    error: HybridError
+    at_s: float
+
+
 class LoadedModels:
     """Load states over a source of models.
 
-    A name is loaded or not, and that is remembered by the source. Of a loaded name the newest version is opened when
-    the service starts, another one at its first request. Sessions may leave memory under the executor's budget: the
-    version stays READY, since its next request opens it again.
+    A name is loaded or not, and that is remembered by the source. Of a loaded name the newest version that can be
+    opened is opened when the service starts, another one at its first request. Sessions may leave memory under the
+    executor's budget: the version stays READY, since its next request opens it again.
+
+    Args:
+        retry_failed_s: a version that could not be opened is not tried again for so long, except by `load`.
     """
 
-    def __init__(self, source: ModelSource, executor: Executor) -> None:
+    def __init__(self, source: ModelSource, executor: Executor, *, retry_failed_s: float = 60.0) -> None:
         self._source = source
         self._executor = executor
+        self._retry_failed_s = retry_failed_s
         self._opened: dict[tuple[str, str], LoadedModel] = {}
-        self._failed: dict[tuple[str, str], str] = {}
+        self._failed: dict[tuple[str, str], _Failure] = {}
+        # Whoever changes what is newest of a name holds its lock; a lock lives as long as somebody wants it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loading: dict[tuple[str, str], int] = {}
         self._unloaded: set[str] = set()
 
@@ -60,19 +77,22 @@ class LoadedModels:
         return self._opened.get((name, version))
 
     async def open(self, name: str, version: str) -> LoadedModel:
-        """The version, opened first if it never was.
+        """The version, opened first if it never was; version "" is the newest that can be opened.
 
         Raises:
             NotFound: no such model or version, or the name is not loaded.
-            ModelError: it cannot be opened.
+            ModelError: it cannot be opened, or could not be a short while ago.
         """
         found = self._opened.get((name, version))
         if found is not None:
             return found
+        if not version:
+            async with self._lock(name):
+                return self._opened.get((name, "")) or await self._open_newest(name)
         model = await asyncio.to_thread(self._source.find, name, version)
         if not await asyncio.to_thread(self._source.wanted, name):
             raise _not_loaded(name)
-        return await self._open(model, newest=not version)
+        return await self._open_unless_failed(model)
 
     async def by_digest(self, model_digest: str) -> ServedModel:
         """A loaded model with that digest.
@@ -95,40 +115,47 @@ class LoadedModels:
             NotFound: no such model.
             ModelError: it cannot be opened; it stays unloaded if it was.
         """
-        model = await asyncio.to_thread(self._source.find, name, "")
-        self._unloaded.discard(name)
-        loaded = await self._open(model, newest=True)
-        await asyncio.to_thread(lambda: self._source.want(name, loaded=True))
-        return loaded
+        async with self._lock(name):
+            model = await asyncio.to_thread(self._source.find, name, "")
+            self._unloaded.discard(name)
+            loaded = self._opened[name, ""] = await self._open(model)
+            await asyncio.to_thread(lambda: self._source.want(name, loaded=True))
+            return loaded
 
     async def unload(self, name: str) -> None:
         """Forget all opened versions of a name; running requests end first. Raises `NotFound`."""
-        await asyncio.to_thread(self._source.find, name, "")
-        self._unloaded.add(name)
-        await asyncio.to_thread(lambda: self._source.want(name, loaded=False))
-        gone = [key for key in self._opened if key[0] == name]
-        digests = {self._opened.pop(key).model.model_digest for key in gone}
+        async with self._lock(name):
+            await asyncio.to_thread(self._source.find, name, "")
+            self._unloaded.add(name)
+            await asyncio.to_thread(lambda: self._source.want(name, loaded=False))
+            gone = [key for key in self._opened if key[0] == name]
+            digests = {self._opened.pop(key).model.model_digest for key in gone}
         still = {loaded.model.model_digest for loaded in self._opened.values()}
         for digest in digests - still:
             self._executor.sessions.drop(digest)
 
     async def load_wanted(self) -> None:
-        """Open the newest version of every name that is remembered as loaded; failures are logged and kept."""
-        names = dict.fromkeys(model.name for model in await asyncio.to_thread(self._source.models))
-        for name in names:
+        """Open the newest version of every name that is remembered as loaded; failures are logged, none is raised."""
+        try:
+            held = await asyncio.to_thread(self._source.models)
+        except HybridError as exc:
+            _log.error("models.failed error=%s", exc)
+            return
+        for name in dict.fromkeys(model.name for model in held):
             await self.refresh(name)
 
     async def refresh(self, name: str) -> None:
         """Open the newest version of a loaded name after a push; the version before serves on if it cannot be."""
         try:
-            if await asyncio.to_thread(self._source.wanted, name):
-                await self._open(await asyncio.to_thread(self._source.find, name, ""), newest=True)
+            async with self._lock(name):
+                if await asyncio.to_thread(self._source.wanted, name):
+                    await self._open_newest(name)
         except HybridError as exc:
             _log.warning("model.failed name=%s error=%s", name, exc)
 
     async def index(self) -> list[IndexEntry]:
         """Every version held, with its state."""
-        held = await asyncio.to_thread(self._source.models)
+        held = await self._held()
         wanted = {name: await asyncio.to_thread(self._source.wanted, name) for name in {model.name for model in held}}
         return [self._entry(model, is_wanted=wanted[model.name]) for model in held]
 
@@ -140,10 +167,14 @@ class LoadedModels:
         """
         model = await asyncio.to_thread(self._source.find, name, version)
         is_wanted = await asyncio.to_thread(self._source.wanted, name)
-        entry = self._entry(model, is_wanted=is_wanted)
-        if entry.reason == _OPENS_LATER:
-            self._executor.spawn(self._open_later(model), name=f"open-{model.name}-{model.version}")
+        held = [model] if version else [found for found in await self._held() if found.name == name]
+        entries = [self._entry(found, is_wanted=is_wanted) for found in held]
+        is_loading = any(entry.state == "LOADING" for entry in entries)
+        # READY: it was opened, but not yet as the newest of its name.
+        if not is_loading and any(entry.state == "READY" or entry.reason == _OPENS_LATER for entry in entries):
+            self._executor.spawn(self._open_later(name, version), name=f"open-{model.name}-{model.version}")
             return "being opened"
+        entry = self._entry(model, is_wanted=is_wanted)
         return entry.reason or entry.state
 
     def _entry(self, model: ServedModel, *, is_wanted: bool) -> IndexEntry:
@@ -152,22 +183,61 @@ class LoadedModels:
             return IndexEntry(name=model.name, version=model.version, state="READY")
         if key in self._loading:
             return IndexEntry(name=model.name, version=model.version, state="LOADING")
-        reason = self._failed.get(key, _OPENS_LATER if is_wanted else "unloaded")
+        failure = self._failed.get(key)
+        reason = str(failure.error) if failure is not None else _OPENS_LATER if is_wanted else "unloaded"
         return IndexEntry(name=model.name, version=model.version, state="UNAVAILABLE", reason=reason)
 
-    async def _open_later(self, model: ServedModel) -> None:
-        try:
-            await self._open(model, newest=False)
-        except HybridError as exc:
-            _log.warning("model.failed name=%s version=%s error=%s", model.name, model.version, exc)
+    async def _held(self) -> Sequence[ServedModel]:
+        return await asyncio.to_thread(self._source.models)
 
-    async def _open(self, model: ServedModel, *, newest: bool) -> LoadedModel:
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _open_later(self, name: str, version: str) -> None:
+        try:
+            await self.open(name, version)
+        except HybridError as exc:
+            _log.warning("model.failed name=%s version=%s error=%s", name, version, exc)
+
+    async def _open_newest(self, name: str) -> LoadedModel:
+        """The newest version that opens is the newest from now on; for holders of the name's lock.
+
+        Raises:
+            NotFound: no such model, or the name is not loaded.
+            HybridError: no version opens; why the newest does not.
+        """
+        newest = await asyncio.to_thread(self._source.find, name, "")
+        if not await asyncio.to_thread(self._source.wanted, name):
+            raise _not_loaded(name)
+        first: HybridError | None = None
+        older = [model for model in reversed(await self._held()) if model.name == name and model != newest]
+        for model in (newest, *older):
+            try:
+                loaded = self._opened.get((name, model.version)) or await self._open_unless_failed(model)
+            except NotFound:
+                raise
+            except HybridError as exc:
+                first = first or exc
+                continue
+            self._opened[name, ""] = loaded
+            return loaded
+        assert first is not None
+        raise first.with_traceback(None)
+
+    async def _open_unless_failed(self, model: ServedModel) -> LoadedModel:
+        failure = self._failed.get((model.name, model.version))
+        if failure is not None and monotonic() - failure.at_s < self._retry_failed_s:
+            raise failure.error.with_traceback(None)  # it is raised often: frames shall not pile up on it
+        return await self._open(model)
+
+    async def _open(self, model: ServedModel) -> LoadedModel:
         key = (model.name, model.version)
         self._loading[key] = self._loading.get(key, 0) + 1
         try:
             session = await self._executor.open_whole(model)
         except HybridError as exc:
-            self._failed[key] = str(exc)
+            self._failed[key] = _Failure(error=exc, at_s=monotonic())
+            _log.warning("model.failed name=%s version=%s error=%s", model.name, model.version, exc)
             raise
         finally:
             self._loading[key] -= 1
@@ -178,8 +248,6 @@ class LoadedModels:
             raise _not_loaded(model.name)
         loaded = LoadedModel(model, session.signature)
         self._opened[key] = loaded
-        if newest:
-            self._opened[model.name, ""] = loaded
         return loaded
 
 
