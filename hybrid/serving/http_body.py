@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -15,8 +16,8 @@ from hybrid.errors import BadMessage, TooLarge
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """HTTP header with the bytes of JSON in front of the binary tensors; compared as a whole name, never as a substring."""
 
-_ON_LOOP_BYTES: Final = 64 << 10
-"""Packed bodies larger than this are unpacked in a thread."""
+ON_LOOP_BYTES: Final = 64 << 10
+"""What is larger is unpacked, decoded and encoded in a thread; what is smaller is not worth the hop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +61,9 @@ class Body:
     async def json(self) -> bytes:
         """The JSON part; what follows it is not read yet unless it came along or was compressed."""
         request = self._request
-        encoding = request.headers.get("Content-Encoding")
-        if encoding is not None and encoding.lower() != "identity":
-            self._buffer = await self._unpacked(encoding.lower())
+        encoding = self._encoding()
+        if encoding is not None:
+            self._buffer = await self._unpacked(encoding)
         elif request.content.is_eof() and request.content.exception() is None:
             self._buffer = self._present()
         elif self.n_json is None:
@@ -94,9 +95,10 @@ class Body:
             return await self._exactly(n_bytes, pace)
 
     async def rest(self) -> memoryview:
-        """All of what follows the JSON, whatever its size within the limit."""
+        """All of what follows the JSON, unpacked, whatever its size within the limit."""
         if self._buffer is None:
-            self._buffer = await self._all()
+            encoding = self._encoding()
+            self._buffer = await (self._all() if encoding is None else self._unpacked(encoding))
         return memoryview(self._buffer)[self._position :]
 
     def _present(self) -> bytes:
@@ -155,13 +157,20 @@ class Body:
             raise BadMessage(f"the body breaks HTTP's framing: {type(exc).__name__}") from exc
         return b""
 
+    def _encoding(self) -> str | None:
+        """How the body is packed, None when it is not."""
+        encoding = self._request.headers.get("Content-Encoding")
+        return None if encoding is None or encoding.lower() == "identity" else encoding.lower()
+
     async def _unpacked(self, encoding: str) -> bytes:
         if encoding not in ("gzip", "deflate"):
             raise BadMessage(f"Content-Encoding {encoding[:40]!r} is not understood; send gzip, deflate or identity")
         packed = await self._all()
-        if len(packed) < _ON_LOOP_BYTES:
-            return unpack(packed, encoding, self._limits.max_body_bytes)
-        return await asyncio.to_thread(unpack, packed, encoding, self._limits.max_body_bytes)
+        max_bytes = self._limits.max_body_bytes
+        if len(packed) < ON_LOOP_BYTES < max_bytes:
+            with suppress(TooLarge):  # few bytes may unpack to a thousand times as many
+                return unpack(packed, encoding, ON_LOOP_BYTES)
+        return await asyncio.to_thread(unpack, packed, encoding, max_bytes)
 
 
 class _Pace:

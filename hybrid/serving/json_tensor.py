@@ -42,6 +42,10 @@ def array_of_json(name: str, datatype: str, shape: list[int], data: msgspec.Raw)
     if datatype == "FP16":
         raise TensorMismatch(f"input {name!r}: FP16 has no JSON form; send it as binary data")
     text = bytes(data)
+    if not _can_fit(text, datatype, shape):
+        raise TensorMismatch(
+            f"input {name!r}: data has another number of elements than the declared shape {shape}; send exactly them"
+        )
     depth = _depth(text)
     try:
         values = _decoder(datatype, depth).decode(text)
@@ -71,6 +75,23 @@ def list_of_array(name: str, datatype: str, array: np.ndarray) -> list[object]:
         return [_text(name, element) for element in array.ravel()]
     flat: list[object] = array.ravel().tolist()
     return flat
+
+
+def _can_fit(text: bytes, datatype: str, shape: list[int]) -> bool:
+    """Whether a JSON text may have that shape's elements, by its punctuation and before anything is built of it.
+
+    Lists without empty ones, however nested, have a comma less than numbers. A string begins with a quote that is not
+    escaped and has one more; of those that end in a backslash the count sees one, so at most twice as many pass.
+    """
+    n_elements = prod(shape)
+    if datatype == BYTES:
+        n_quotes = text.count(b'"')
+        return n_quotes - text.count(b'\\"') <= 2 * n_elements <= n_quotes
+    n_commas = text.count(b",")
+    if n_elements:
+        return n_commas + 1 == n_elements
+    n_empty = prod(shape[: shape.index(0)])
+    return n_commas in (0, n_empty - 1)
 
 
 def _depth(text: bytes) -> int:

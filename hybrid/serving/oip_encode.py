@@ -1,7 +1,7 @@
 """From an engine's arrays to the body of an inference reply."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -12,6 +12,9 @@ from hybrid.serving.binary_tensor import bytes_of_array
 from hybrid.serving.classification import classify
 from hybrid.serving.json_tensor import list_of_array
 from hybrid.serving.oip_message import InferReply, OutputParameters, OutputTensor
+
+_ON_LOOP_ELEMENTS: Final = 8 << 10
+"""As JSON, strings or classes about 64 KiB."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -77,6 +80,20 @@ def encode_reply(
         tensors.append(tensor)
     header = _encoder.encode(InferReply(model[0], model[1], tensors, request_id))
     return EncodedReply([header, *buffers], len(header) if binary else None)
+
+
+def is_slow(outputs: Sequence[ReplyOutput]) -> bool:
+    """Whether `encode_reply` would hold up the event loop, so that it belongs in a thread.
+
+    Never with shared memory: a region may be closed, and its descriptor be another file's, while a thread runs.
+    """
+    n_elements = 0
+    for output in outputs:
+        if output.parameters.shared_memory_region is not None:
+            return False
+        if not output.binary or output.parameters.classification or output.array.dtype.hasobject:
+            n_elements += output.array.size
+    return n_elements > _ON_LOOP_ELEMENTS
 
 
 def _into_region(

@@ -4,6 +4,7 @@ Design: the path of a small request must cost little more than the engine's run,
 where nothing has to be waited for.
 """
 
+import asyncio
 import zlib
 from time import perf_counter
 
@@ -12,11 +13,11 @@ from aiohttp import web
 from hybrid.errors import HybridError, TensorMismatch
 from hybrid.serving.engine_session import EngineSession
 from hybrid.serving.executor import Computed
-from hybrid.serving.http_body import HEADER_LENGTH, Body
+from hybrid.serving.http_body import HEADER_LENGTH, ON_LOOP_BYTES, Body
 from hybrid.serving.inference_service import InferenceService
 from hybrid.serving.loaded_models import LoadedModel
 from hybrid.serving.oip_decode import Decoded, decode_call
-from hybrid.serving.oip_encode import EncodedReply, ReplyOutput, encode_reply
+from hybrid.serving.oip_encode import EncodedReply, ReplyOutput, encode_reply, is_slow
 from hybrid.serving.oip_message import NO_OUTPUT_PARAMETERS, InferCall
 
 _COMPRESS_FROM_BYTES = 1024
@@ -47,8 +48,8 @@ class InferHandler:
             names = wanted_outputs(decoded.call, session)
             computed = await service.executor.compute(session, decoded.feeds, names)
             computed_s = perf_counter()
-            reply = _encode(service, loaded, decoded, names, computed)
-            response = _response(request, reply)
+            reply = await _encode(service, loaded, decoded, names, computed)
+            response = await _response(request, reply)
         except (HybridError, web.HTTPException):
             statistics.failed(perf_counter() - started_s)
             raise
@@ -78,7 +79,7 @@ def wanted_outputs(call: InferCall, session: EngineSession) -> list[str]:
     return names
 
 
-def _encode(
+async def _encode(
     service: InferenceService, loaded: LoadedModel, decoded: Decoded, names: list[str], computed: Computed
 ) -> EncodedReply:
     call = decoded.call
@@ -88,10 +89,13 @@ def _encode(
         ReplyOutput(name, array, binary if form.binary_data is None else form.binary_data, form, loaded.model.classes)
         for name, array, form in zip(names, computed.outputs, parameters, strict=True)
     ]
-    return encode_reply((loaded.model.name, loaded.model.version), call.id, outputs, service.regions)
+    model = (loaded.model.name, loaded.model.version)
+    if is_slow(outputs):
+        return await asyncio.to_thread(encode_reply, model, call.id, outputs, service.regions)
+    return encode_reply(model, call.id, outputs, service.regions)
 
 
-def _response(request: web.Request, reply: EncodedReply) -> web.Response:
+async def _response(request: web.Request, reply: EncodedReply) -> web.Response:
     body = reply.parts[0] if len(reply.parts) == 1 else b"".join(reply.parts)
     headers = {}
     if reply.n_json is None:
@@ -104,7 +108,8 @@ def _response(request: web.Request, reply: EncodedReply) -> web.Response:
         coding = _coding(accepted, is_json=reply.n_json is None)
         if coding:
             headers["Content-Encoding"] = coding
-            body = _packed(body, coding)
+            small = len(body) <= ON_LOOP_BYTES
+            body = _packed(body, coding) if small else await asyncio.to_thread(_packed, body, coding)
     return web.Response(body=body, headers=headers)
 
 

@@ -1,6 +1,7 @@
 """Tensors as JSON, as bytes and as classes: exact where they fit, refused where they do not."""
 
 import gzip
+import tracemalloc
 import zlib
 
 import msgspec
@@ -100,7 +101,41 @@ def test_json_that_is_not_the_declared_tensor_is_refused(datatype: str, shape: l
         array_of_json("x", datatype, shape, msgspec.Raw(text.encode()))
 
 
+@pytest.mark.parametrize(
+    ("datatype", "shape", "text"),
+    [
+        ("FP32", [4], "[" + "0," * 2_000_000 + "0]"),
+        ("FP32", [2, 2], "[[0,0],[0" + ",0" * 2_000_000 + "]]"),
+        ("FP32", [1], "[[0]" + ",[]" * 2_000_000 + "]"),
+        ("FP32", [0, 3], "[" + "0," * 2_000_000 + "0]"),
+        ("FP32", [1 << 39], "[0, 0]"),
+        ("BYTES", [4], "[" + '"a",' * 1_000_000 + '"a"]'),
+        ("BYTES", [0], "[" + '"a",' * 1_000_000 + '"a"]'),
+        ("BYTES", [4], "[" + '"\\\\",' * 1_000_000 + '"a"]'),
+        ("BYTES", [1 << 39], '["a"]'),
+    ],
+)
+def test_another_number_of_elements_is_refused_before_anything_is_built(
+    datatype: str, shape: list[int], text: str
+) -> None:
+    data = msgspec.Raw(text.encode())
+    tracemalloc.start()
+    try:
+        with pytest.raises(TensorMismatch, match="another number of elements"):
+            array_of_json("x", datatype, shape, data)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2 * len(text) + 100_000
+
+
+@given(st.lists(st.text(st.sampled_from('a\\",[]'), max_size=4), max_size=6))
+def test_punctuation_in_strings_counts_for_nothing(texts: list[str]) -> None:
+    assert array_of_json("x", BYTES, [len(texts)], raw(texts)).tolist() == texts
+
+
 def test_flat_and_scalar_forms() -> None:
+    assert array_of_json("x", "FP32", [2, 0], raw([[], []])).shape == (2, 0)
     assert array_of_json("x", "INT8", [2, 2], raw([1, 2, 3, 4])).tolist() == [[1, 2], [3, 4]]
     assert array_of_json("x", "FP32", [], raw([1.5])).shape == ()
     assert array_of_json("x", "FP32", [0, 3], raw([])).shape == (0, 3)
