@@ -116,7 +116,7 @@ class Gateway:
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
         await stop.first.wait()
         listener.close()
-        await self._drain(lambda: door.n_active + split.n_active, channels, door, stop)
+        await self._drain(lambda: door.n_active + channels.n_streams + listener.n_answering, channels, door, stop)
 
     async def _drain(
         self, n_active: Callable[[], int], channels: SplitChannel, door: FrontDoor, stop: StopSignal
@@ -129,7 +129,7 @@ class Gateway:
             leaving = group.create_task(channels.drain(self._config.drain_s))
             try:
                 async with asyncio.timeout(self._config.drain_s):
-                    while n_active() and not stop.second.is_set():  # noqa: ASYNC110 (two counters, seen for seconds)
+                    while n_active() and not stop.second.is_set():  # noqa: ASYNC110 (counters, seen for seconds)
                         await asyncio.sleep(_DRAIN_POLL_S)
             except TimeoutError:
                 _log.warning("gateway.drain_cut n_active=%d", n_active())

@@ -1,7 +1,8 @@
 """Blocking work in daemon threads, so that a service can end while a model is still being opened.
 
 Design: the threads of `ThreadPoolExecutor` are joined when the interpreter exits; a preparation of two minutes would
-keep a stopped service alive for that long.
+keep a stopped service alive for that long. A turn belongs to the thread, not to its caller: one that is cancelled does
+not end its thread, and a next one beside it would be one too many.
 """
 
 import asyncio
@@ -22,15 +23,23 @@ class Background:
 
     async def run(self, call: Callable[[], T]) -> T:
         """The call's result; a caller that is cancelled leaves the thread to end by itself."""
-        async with self._turns:
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[T] = loop.create_future()
-            Thread(target=_work, args=(loop, future, call), name=self._name, daemon=True).start()
-            return await future
+        await self._turns.acquire()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        work = Thread(target=_work, args=(loop, future, call, self._turns), name=self._name, daemon=True)
+        try:
+            work.start()
+        except RuntimeError:  # no thread to be had
+            self._turns.release()
+            raise
+        return await future
 
 
-def _work(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", call: Callable[[], T]) -> None:
+def _work(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", call: Callable[[], T], turns: asyncio.Semaphore
+) -> None:
     def settle(result: T | None, error: BaseException | None) -> None:
+        turns.release()
         if future.done():
             return
         if error is not None:
@@ -41,7 +50,7 @@ def _work(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]", call: Ca
     result, error = None, None
     try:
         result = call()
-    except Exception as exc:  # noqa: BLE001 (handed to whoever awaits)
+    except BaseException as exc:  # noqa: BLE001 (handed to whoever awaits)
         error = exc
     with suppress(RuntimeError):  # the loop closed meanwhile: nobody waits
         loop.call_soon_threadsafe(settle, result, error)

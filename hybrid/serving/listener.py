@@ -65,6 +65,16 @@ class _Protocol(web.RequestHandler):
         if self._request_count == 0:
             self.force_close()
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send a response, counted until the client has taken it."""
+        self._owner.n_answering += 1
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._owner.n_answering -= 1
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -91,11 +101,13 @@ class Listener:
 
     Attributes:
         port: the real one, also where 0 was asked for.
+        n_answering: responses that are being sent.
     """
 
     def __init__(self, app: web.Application, settings: ListenerSettings) -> None:
         self.settings = settings
         self.port = 0
+        self.n_answering = 0
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
         self._server: asyncio.Server | None = None
         self._open: set[_Protocol] = set()

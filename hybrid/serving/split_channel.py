@@ -11,8 +11,8 @@ import numpy as np
 from aiohttp import web
 
 from hybrid.errors import BadMessage, HybridError, Overloaded
+from hybrid.serving.http_replies import error_reply
 from hybrid.transport.http_carrier import HEADER_LENGTH, header_length
-from hybrid.transport.http_reply import body_of_error
 from hybrid.transport.pump import FramePump, keep_unsent_low
 from hybrid.wire.channel import Channel
 from hybrid.wire.events import Event, Failed, RequestCancelled, RequestReceived, RequestRefused
@@ -44,6 +44,11 @@ class SplitChannel:
         self._connections: set[_Connection] = set()
         self._is_draining = False
 
+    @property
+    def n_streams(self) -> int:
+        """Requests on open channels that are arriving, being computed or being answered."""
+        return sum(connection.n_streams for connection in self._connections)
+
     async def serve_channel(self, request: web.Request) -> web.StreamResponse:
         """`GET /v2/hybrid/channel`: one client's WebSocket until it ends."""
         try:
@@ -51,7 +56,7 @@ class SplitChannel:
             if self._is_draining:
                 raise Overloaded("the gateway is draining; connect to another one or later", retry_after_s=1.0)
         except HybridError as exc:
-            return failure(exc)
+            return error_reply(exc)
         ws = web.WebSocketResponse(
             compress=False, max_msg_size=WS_MESSAGE_BYTES, writer_limit=0, timeout=CLOSE_TIMEOUT_S
         )
@@ -75,12 +80,12 @@ class SplitChannel:
             response = await self._infer(message, time.monotonic() - since_s)
             encoded = encode_response(response)
         except HybridError as exc:
-            return failure(exc)
+            return error_reply(exc)
         except TimeoutError:
-            return failure(BadMessage(f"the request's body did not arrive within {READ_TIMEOUT_S} s"))
+            return error_reply(BadMessage(f"the request's body did not arrive within {READ_TIMEOUT_S} s"))
         except Exception:  # noqa: BLE001  (logged; whatever breaks inside is one failed request)
             _log.exception("infer.failed")
-            return failure(HybridError("the gateway failed while it computed; its log says why"))
+            return error_reply(HybridError("the gateway failed while it computed; its log says why"))
         headers = {HEADER_LENGTH: str(len(encoded.header))}
         body = b"".join((encoded.header, *encoded.buffers))
         return web.Response(body=body, content_type="application/octet-stream", headers=headers)
@@ -90,7 +95,7 @@ class SplitChannel:
         try:
             self._admit(request)
         except HybridError as exc:
-            return failure(exc)
+            return error_reply(exc)
         hello = Hello(
             software=SOFTWARE,
             initial_credit_bytes=self._limits.initial_credit_bytes,
@@ -132,6 +137,11 @@ class _Connection:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.ended = asyncio.Event()
         self._cut = asyncio.Event()
+
+    @property
+    def n_streams(self) -> int:
+        """Requests that are arriving, being computed or being answered."""
+        return self._channel.n_streams
 
     async def run(self) -> None:
         """Serves until the client leaves, breaks the protocol or is cut off."""
@@ -190,11 +200,13 @@ class _Connection:
 
     def _on_event(self, event: Event, group: asyncio.TaskGroup) -> None:
         if isinstance(event, RequestReceived):
-            self._tasks[event.stream] = group.create_task(self._answer(event))
+            stream = event.stream
+            task = self._tasks[stream] = group.create_task(self._answer(event))
+            task.add_done_callback(lambda _: self._tasks.pop(stream, None))  # also of one that never began
         elif isinstance(event, RequestCancelled):
-            task = self._tasks.get(event.stream)
-            if task is not None:
-                task.cancel()
+            running = self._tasks.get(event.stream)
+            if running is not None:
+                running.cancel()
         elif isinstance(event, RequestRefused | Failed):
             _log.info("channel.refused code=%s reason=%s", event.error.code, event.error)
 
@@ -209,20 +221,7 @@ class _Connection:
             channel.send_error(stream, HybridError("the gateway failed while it computed; its log says why"))
         else:
             channel.send_response(stream, response)
-        finally:
-            self._tasks.pop(stream, None)
         self._pump.wake()
-
-
-def failure(error: HybridError) -> web.Response:
-    """The HTTP form of an error."""
-    headers = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}
-    retry_after_s = error.fields.get("retry_after_s")
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(retry_after_s)))
-    return web.Response(
-        status=error.http_status, body=body_of_error(error), content_type="application/json", headers=headers
-    )
 
 
 async def _read_request(request: web.Request, limits: Limits) -> InferRequest:

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping
+from math import prod
 from time import perf_counter
 
 import numpy as np
 
 from compression.tensor import BYTES, datatype_of
-from hybrid.errors import BadMessage, DeadlinePassed, DigestMismatch, HybridError, NotFound, TensorMismatch
+from hybrid.errors import BadMessage, DeadlinePassed, DigestMismatch, HybridError, NotFound, TensorMismatch, TooLarge
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.binary_tensor import text_array
 from hybrid.serving.classification import classify
@@ -17,8 +18,12 @@ from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.served_model import ServedModel
 from hybrid.serving.statistics import StatisticsBoard
 from hybrid.serving.tail_shelf import PreparedReply, TailShelf
+from hybrid.wire.limits import Limits
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import RAW, Tensor
+
+_VALUE_BYTES = 8
+"""What a value of an input may take, whatever its type; shapes are judged before their model is known."""
 
 _OFF_LOOP_BYTES = 16 << 10
 """Encoded tensors larger than this are decoded and encoded in a thread."""
@@ -51,6 +56,7 @@ class SplitService:
             DigestMismatch: the name's model has another digest.
             UnknownCut: the cut is not in this gateway's table.
             Warming: the tail is not ready yet.
+            TooLarge: inputs of the shape key would not fit a message.
             DeadlinePassed, Overloaded, TensorMismatch, EngineFailed.
         """
         self.n_active += 1
@@ -60,8 +66,8 @@ class SplitService:
         try:
             if deadline_s is not None and deadline_s <= started_s:
                 raise DeadlinePassed("the deadline passed while the request was on its way; allow more time")
-            model = await self._model(request)
             async with asyncio.timeout(None if deadline_s is None else deadline_s - started_s):
+                model = await self._model(request)
                 session = await self._session(model, request)
                 response = await self._answer(model, session, request, deadline_s)
         except HybridError:  # DeadlinePassed among them, which is a TimeoutError too
@@ -94,6 +100,7 @@ class SplitService:
 
         Raises:
             BadMessage: no shape key.
+            TooLarge: inputs of these shapes would not fit a message.
             HybridError: the preparation failed.
         """
         key = self._key(shape_key)
@@ -153,8 +160,18 @@ class SplitService:
                 raise BadMessage("the request has no shape key; a tail belongs to one, send hybrid_shape_key")
             if len(self._shape_keys) >= 1024:
                 self._shape_keys.clear()
-            key = self._shape_keys[text] = ShapeKey.parse(text)
+            key = ShapeKey.parse(text)
+            _check_size(key)
+            self._shape_keys[text] = key
         return key
+
+
+def _check_size(key: ShapeKey) -> None:
+    limit_bytes = Limits().message_bytes
+    if sum(prod(shape) * _VALUE_BYTES for _, shape in key.shapes) > limit_bytes:
+        raise TooLarge(
+            f"the inputs of this shape key have more than {limit_bytes // _VALUE_BYTES} values; send smaller ones"
+        )
 
 
 def _feeds(request: InferRequest) -> dict[str, np.ndarray]:

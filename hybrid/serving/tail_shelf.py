@@ -87,7 +87,8 @@ class TailShelf:
     Args:
         executor: keeps the sessions and owns the background work.
         cache: folder for prepared graphs and measured times.
-        max_keys: shape keys kept for one model, in memory and on the disk; the least used ones leave.
+        max_keys: shape keys kept for one model, in memory and on the disk; the least used ones leave, but none while
+            it is being prepared.
     """
 
     def __init__(self, executor: Executor, cache: Path, *, max_keys: int = 8) -> None:
@@ -151,14 +152,23 @@ class TailShelf:
         n_preparing = sum(other.task is not None and not other.task.done() for other in self._shelves.values())
         if n_preparing >= MAX_PREPARING:
             raise Overloaded(f"{n_preparing} models and shapes are being prepared; try again later", retry_after_s=5)
+        self._make_room(key)
         self._shelves[key] = shelf
-        same_model = [known for known in self._shelves if known[0] == key[0]]
-        for known in same_model[: -self._max_keys]:
-            task = self._shelves.pop(known).task
-            if task is not None:
-                task.cancel()
         shelf.task = self._executor.spawn(self._fill(shelf), name=f"prepare-{'/'.join(key)}")
         return shelf
+
+    def _make_room(self, key: tuple[str, str]) -> None:
+        """Let the least used shelves of this model go; work in progress is never evicted, for its thread goes on."""
+        others = [known for known in self._shelves if known[0] == key[0] and known != key]
+        n_surplus = len(others) + 1 - self._max_keys
+        if n_surplus <= 0:
+            return
+        idle = [known for known in others if (task := self._shelves[known].task) is None or task.done()]
+        if len(idle) < n_surplus:
+            n_preparing = len(others) - len(idle)
+            raise Overloaded(f"{n_preparing} shapes of this model are being prepared; try again later", retry_after_s=5)
+        for known in idle[:n_surplus]:
+            del self._shelves[known]
 
     async def _fill(self, shelf: _Shelf) -> None:
         model, shape_key = shelf.model, shelf.shape_key
@@ -187,7 +197,7 @@ class TailShelf:
             shelf.whole_s, shelf.tails_s, shelf.is_timed = known.whole_s, dict(known.tails), True
             return
         whole = await self._executor.open_whole(shelf.model)
-        feeds = synthetic_feeds(whole.inputs, shelf.shape_key)
+        feeds = await self._work.run(lambda: synthetic_feeds(whole.inputs, shelf.shape_key))
         pool = self._executor.pool
         shelf.whole_s = await self._work.run(lambda: time_session(whole, feeds, pool))
         for cut_id in prepared.table.pareto:
@@ -207,7 +217,7 @@ class TailShelf:
         pool = self._executor.pool
         try:
             whole = await self._executor.open_whole(shelf.model)
-            feeds = synthetic_feeds(whole.inputs, shelf.shape_key)
+            feeds = await self._work.run(lambda: synthetic_feeds(whole.inputs, shelf.shape_key))
             crossing = await self._work.run(lambda: head_tensors(prepared.head_path(cut.id), names, feeds))
             session = await self._executor.sessions.get_or_open(key, lambda: self._open(prepared, cut.id))
             shelf.tails_s[cut.id] = await self._work.run(lambda: time_session(session, crossing, pool))
