@@ -124,6 +124,8 @@ def _run(invocation: Invocation) -> int:
         else:
             error.show()  # type: ignore[attr-defined]  # typer's own: usage, error, hint
         return int(exit_code)
+    if returned == ExitCode.INTERRUPTED:  # the command line library swallowed it
+        raise KeyboardInterrupt
     return returned if isinstance(returned, int) else ExitCode.OK
 
 

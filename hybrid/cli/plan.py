@@ -1,5 +1,6 @@
 """`hybrid plan`: the places where a model can be divided, what crosses at each, and whether any is worth it."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,8 @@ def plan(
     }
     result(data, text_of(table, shown=table.cuts if all_cuts else worth_showing(table)), json=json)
     if not json and not all_cuts:
-        note(f"next: hybrid plan {model} --all")
+        words = ["hybrid", "plan", str(model), *(part for word in shape or () for part in ("--shape", word)), "--all"]
+        note(f"next: {shlex.join(words)}")
 
 
 def shape_key_of(declared: dict[str, tuple[int | None, ...] | None], given: list[str]) -> "ShapeKey":
@@ -88,9 +90,17 @@ def shape_key_of(declared: dict[str, tuple[int | None, ...] | None], given: list
             known = () if fixed is None else tuple(size for size in fixed if size is not None)
             if fixed is None or len(known) != len(fixed):
                 wanted = "x".join("?" if size is None else str(size) for size in fixed or ("?",))
-                raise TensorMismatch(f"input {name!r} has open sizes ({wanted}); fix them with --shape {name}={wanted}")
+                example = "x".join(str(size) for size in _filled(fixed or (1,)))
+                raise TensorMismatch(
+                    f"input {name!r} has open sizes ({wanted}); fix them, for example with --shape {name}={example}"
+                )
             shapes[name] = known
     return ShapeKey(tuple(sorted(shapes.items())))
+
+
+def _filled(fixed: tuple[int | None, ...]) -> list[int]:
+    """Sizes that somebody could mean: one image or text, 224 where a size is open."""
+    return [size if size is not None else 1 if at == 0 else 224 for at, size in enumerate(fixed)]
 
 
 def worth_showing(table: "CutTable") -> tuple["Cut", ...]:

@@ -289,7 +289,9 @@ class Preparation:
             route.note = f"{exc.code}: {exc}"
             return None
         if offer.state == "unknown":
-            route.note = "the gateway does not hold this model; push it with `hybrid models push`"
+            route.note = (
+                "the gateway does not hold this model (bytes and file name count); push it with `hybrid models push`"
+            )
             progress.unknown_at.add(client.url)
             self._on_unknown(client)
             return None

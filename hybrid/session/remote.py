@@ -275,8 +275,10 @@ class Remote:
         """Seconds that a remote attempt may take so that the device can still answer before the deadline."""
         if self._options.deadline_s is None:
             return float("inf")
-        local_s = (route.local_s or 0.0) * route.device_speed_ratio
-        reserve_s = LEAST_RESERVE_S + 1.5 * local_s * (1 + 2 * route.device_spread_ratio)
+        reserve_s = 0.0
+        if self._options.fallback or not self._options.is_forced:  # else the device never answers
+            local_s = (route.local_s or 0.0) * route.device_speed_ratio
+            reserve_s = LEAST_RESERVE_S + 1.5 * local_s * (1 + 2 * route.device_spread_ratio)
         return self._options.deadline_s - (perf_counter() - trip.started_s) - reserve_s
 
     def _timeout_s(self, route: Route, trip: Trip) -> float:

@@ -1,6 +1,7 @@
 """All that is known of one shape key: how long the device takes, which gateways hold the model, which ways exist."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -179,11 +180,18 @@ class Route:
         beliefs = self._beliefs(options, constraints, now_s)
         if not options.is_forced:
             offered = [p for p in prospects if p.placement == "local" or p.key in usable]
-            return explained(prospects, choose(offered, beliefs, self._current), beliefs)
-        way, _ = self.forced(options, constraints, now_s)
+            rows = explained(prospects, choose(offered, beliefs, self._current), beliefs)
+            if not usable:
+                rows[0] = replace(rows[0], reason=f"nothing else is usable yet: {self.why_none}")
+            return rows
+        way, why = self.forced(options, constraints, now_s)
         chosen = way.prospect if way is not None else self._local
         total_s = predicted_s(chosen, beliefs.device_speed_ratio, beliefs.gateways.get(chosen.gateway))
-        return explained(prospects, Decision(chosen=chosen, predicted_s=total_s, costs=()), beliefs)
+        rows = explained(prospects, Decision(chosen=chosen, predicted_s=total_s, costs=()), beliefs)
+        if way is None:
+            reason = f"{options.placement} was asked for, but: {why}"
+            rows[0] = replace(rows[0], reason=reason)
+        return rows
 
     def _beliefs(self, options: Options, constraints: Constraints, now_s: float) -> Beliefs:
         return Beliefs(

@@ -57,7 +57,7 @@ DECLARED = {"x": (None, 3, None, None), "k": (2,)}
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], r"input 'x' has open sizes \(\?x3x\?x\?\); fix them with --shape x=\?x3x\?x\?"),
+        ([], r"input 'x' has open sizes \(\?x3x\?x\?\); fix them, for example with --shape x=1x3x224x224"),
         (["1x3x8x8"], "no input ''; the model's inputs are x, k"),
         (["z=1"], "no input 'z'"),
         (["x=1xcat"], "'1xcat' is no shape"),

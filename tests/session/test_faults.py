@@ -366,3 +366,27 @@ def test_closing_while_requests_are_in_flight(own_gateway: LiveGateway) -> None:
         assert_same(outputs, whole("ppocr_cls", feeds))
     assert_same(session.run(None, feeds), whole("ppocr_cls", feeds))
     assert onnxruntime.__version__
+
+
+def test_a_deadline_that_the_device_could_not_keep_does_not_keep_a_forced_offload_from_running(
+    own_gateway: LiveGateway,
+) -> None:
+    pace.set_factor(100.0)
+    try:
+        options = hybrid.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = hybrid.InferenceSession(
+            zoo.path("ppocr_cls"),
+            options,
+            gateway=own_gateway.url,
+            token=own_gateway.token,
+            options=hybrid.Options(placement="offload", fallback=False, deadline_s=5.0),
+        )
+        feeds = {"x": np.ones((64, 3, 48, 192), np.float32)}
+        assert session.prepare(feeds)
+        session.run(None, feeds)
+        assert session.report is not None
+        assert session.report.placement == "offload"
+        session.close()
+    finally:
+        pace.set_factor(1.0)
