@@ -118,9 +118,13 @@ class BlobStore:
 
 
 class Upload:
-    """One writer's hold on the part of a blob. Not for several threads at once; close it, or use it as a context."""
+    """One writer's hold on the part of a blob; close it, or use it as a context.
+
+    A writer that was cancelled may still have a call running in a thread: closing waits for that.
+    """
 
     def __init__(self, part: Path, blob: Path, total_bytes: int) -> None:
+        self._busy = threading.Lock()
         self._part, self._blob, self._total_bytes = part, blob, total_bytes
         self._handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self.offset = os.fstat(self._handle).st_size
@@ -140,7 +144,13 @@ class Upload:
         Raises:
             DiskFull: no room; the part is dropped, so that it does not keep the disk full.
             BadMessage: more bytes than were announced.
+            Conflict: the upload was closed.
         """
+        with self._busy:
+            self._check_open()
+            self._append(data)
+
+    def _append(self, data: bytes) -> None:
         if self.offset + len(data) > self._total_bytes:
             raise BadMessage(f"more than the announced {self._total_bytes} bytes came")
         try:
@@ -164,7 +174,13 @@ class Upload:
         Raises:
             CorruptContent: another digest; the part is dropped.
             DiskFull, StorageError: the disk refused.
+            Conflict: the upload was closed.
         """
+        with self._busy:
+            self._check_open()
+            return self._finish()
+
+    def _finish(self) -> Path:
         with storing(self._part, self._total_bytes):
             with open(self._handle, "rb", closefd=False) as file:
                 file.seek(0)
@@ -190,9 +206,12 @@ class Upload:
         self.offset = 0
 
     def close(self) -> None:
-        """Sync what came and let go; an upload without a byte leaves nothing."""
-        if self._handle < 0:
-            return
+        """Sync what came and let go, once a running call ended; an upload without a byte leaves nothing."""
+        with self._busy:
+            if self._handle >= 0:
+                self._close()
+
+    def _close(self) -> None:
         try:
             with storing(self._part):
                 if self.offset:
@@ -202,6 +221,10 @@ class Upload:
         finally:
             os.close(self._handle)
             self._handle = -1
+
+    def _check_open(self) -> None:
+        if self._handle < 0:
+            raise Conflict("this upload was given up; go on from its end", upload_offset=self.offset)
 
     def _is_ours(self) -> bool:
         try:

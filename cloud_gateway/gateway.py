@@ -21,7 +21,7 @@ from cloud_gateway.registry import Registry
 from cloud_gateway.stop_signal import StopSignal
 from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
 from cloud_gateway.uploads import add_routes as add_upload_routes
-from hybrid.cli.output import event
+from hybrid.cli.output import event, note
 from hybrid.discovery.announce import Announcer
 from hybrid.serving.engine_session import EngineSettings
 from hybrid.serving.executor import Executor, ExecutorSettings
@@ -91,7 +91,13 @@ class Gateway:
         split = SplitService(executor, models, shelf, service.statistics)
         add_prepare_route(app, service, split)
         channels = add_channel_routes(app, _checked(split, tokens), _admit_channel)
-        add_upload_routes(app, registry, blobs, require)
+        add_upload_routes(
+            app,
+            registry,
+            blobs,
+            require,
+            committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
+        )
         certificate = await asyncio.to_thread(_certificate, config) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
             add_proof_route(app, tokens, certificate.spki_sha256)
@@ -104,7 +110,6 @@ class Gateway:
             ),
         )
         self._add_metrics(app, door, service, listener)
-        door.after_push = lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}")
         await listener.start(config.host, config.port, certificate.context() if certificate else None)
         stack.push_async_callback(listener.finish)
         self.url = _url(config, listener.port)
@@ -113,6 +118,8 @@ class Gateway:
             stack.push_async_callback(announcer.close)
         executor.spawn(self._load(models), name="load-models")
         event({"ready": self.url}, f"ready {self.url}", json=False)
+        if tokens is not None:
+            note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
         await stop.first.wait()
         listener.close()

@@ -1,16 +1,17 @@
 """What every request passes: who is asking, errors as JSON, counting, and the refusal of new work while draining."""
 
 import logging
-from collections.abc import Callable
+from ipaddress import ip_address
 from time import monotonic, perf_counter
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from cloud_gateway.auth import Tokens, authenticate
 from cloud_gateway.metrics import RequestMeter
-from hybrid.errors import HybridError, Overloaded
+from hybrid.errors import Forbidden, HybridError, Overloaded
 from hybrid.serving.http_replies import error_reply, http_error_reply, json_reply
 from hybrid.serving.identity import Identity, Right
 
@@ -32,10 +33,6 @@ def require(request: web.Request, right: Right) -> None:
     identity.require(right)
 
 
-def _ignore(name: str) -> None:
-    """Nobody wants to know."""
-
-
 class FrontDoor:
     """The gateway's one middleware.
 
@@ -43,7 +40,6 @@ class FrontDoor:
         meter: counts every request.
         is_draining: new work is refused from now on; what runs goes on.
         n_active: requests being handled, long-lived channels not among them.
-        after_push: called with a model's name when a version of it was committed.
     """
 
     def __init__(self, tokens: Tokens | None, meter: RequestMeter) -> None:
@@ -51,7 +47,6 @@ class FrontDoor:
         self.meter = meter
         self.is_draining = False
         self.n_active = 0
-        self.after_push: Callable[[str], object] = _ignore
         self._known: dict[str | None, tuple[Identity, float]] = {}
 
     @web.middleware
@@ -62,14 +57,14 @@ class FrontDoor:
         self.n_active += counts
         status = 499  # the client left: nobody sees this status, only the metrics do
         try:
+            if self._tokens is None:
+                _check_no_page_asks(request)
             if request.path not in OPEN_PATHS:
                 request[IDENTITY] = self._who(request.headers.get("Authorization"))
                 if self.is_draining:
                     raise _draining()
             response = await handler(request)
             status = response.status
-            if status == 201 and request.method == "POST" and request.path.endswith("/versions"):
-                self.after_push(request.match_info["name"])
             return response
         except Exception as exc:  # noqa: BLE001 (whatever breaks inside is one failed request)
             refusal = _refusal(request, exc)
@@ -93,6 +88,27 @@ class FrontDoor:
             self._known.clear()
         self._known[authorization] = (identity, now_s + _KNOWN_S)
         return identity
+
+
+def _check_no_page_asks(request: web.Request) -> None:
+    """Refuse what a web page may have sent: without tokens, every page open on this machine could ask for anything.
+
+    Raises:
+        Forbidden: the request has an origin, or came under another machine's name (a name that a page's owner points
+            at loopback).
+    """
+    if "Origin" in request.headers:
+        raise Forbidden("a web page's request (header Origin) is refused by a gateway with --no-auth; give it tokens")
+    if not all(map(_is_local, request.headers.getall("Host", ()))):
+        raise Forbidden("a gateway with --no-auth is asked as 127.0.0.1, [::1] or localhost only; use one of these")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _draining() -> Overloaded:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,7 @@ from hybrid.artifact.digest import HashedFile, digest_of_files
 from hybrid.artifact.durable import storing, sync_file
 from hybrid.artifact.folder import place_folder
 from hybrid.artifact.names import check_relative
-from hybrid.errors import CorruptContent
+from hybrid.errors import BadMessage, CorruptContent
 
 
 class ModelFolders:
@@ -77,21 +77,22 @@ class ModelFolders:
         if folder.exists():
             folder.rename(folder.with_name(f"{folder.name}.corrupt-{time.time_ns()}"))
 
-    def sweep(self, known: Callable[[str], bool]) -> None:
-        """Remove what an interrupted commit left: staging folders and folders that the registry does not know."""
-        for folder in self._root.iterdir():
-            if folder.name.startswith(".tmp-") or (len(folder.name) == 64 and not known(folder.name)):
-                shutil.rmtree(folder, ignore_errors=True)
+    def sweep(self) -> None:
+        """Remove the staging folders that an interrupted commit left; nothing that has a model's name is removed."""
+        for folder in self._root.glob(".tmp-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def sound(self) -> dict[str, tuple[HashedFile, ...]]:
-        """Every folder whose content is what its name says, by reading all of it; others are set aside."""
+    def sound(self, *, known: Set[str] = frozenset()) -> dict[str, tuple[HashedFile, ...]]:
+        """Every unknown folder whose content is what its name says, by reading all of it; others are set aside."""
         found: dict[str, tuple[HashedFile, ...]] = {}
-        for folder in [folder for folder in self._root.iterdir() if len(folder.name) == 64]:
-            files = read_files(folder)
-            if digest_of_files(files) == folder.name:
-                found[folder.name] = files
-            else:
-                self.set_aside(folder.name)
+        names = {folder.name for folder in self._root.iterdir() if len(folder.name) == 64}
+        for name in sorted(names - known):
+            with suppress(BadMessage):  # a file name that no model has
+                files = read_files(self.path(name))
+                if digest_of_files(files) == name:
+                    found[name] = files
+                    continue
+            self.set_aside(name)
         return found
 
 

@@ -22,7 +22,7 @@ from hybrid.artifact.digest import HashedFile, digest_of_files
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.manifest import Manifest, artifact_digest, parse
 from hybrid.artifact.signature import Signature
-from hybrid.errors import BadMessage, Conflict, CorruptContent, HybridError, NotFound
+from hybrid.errors import BadMessage, Conflict, CorruptContent, HybridError, NotFound, StorageError
 from hybrid.serving.served_model import ServedModel
 
 MIGRATIONS: Final = (
@@ -37,6 +37,10 @@ MIGRATIONS: Final = (
       PRIMARY KEY (model_digest, name));
     CREATE INDEX placed_by_blob ON placed (sha256);
     CREATE TABLE unwanted (name TEXT PRIMARY KEY)
+    """,
+    """
+    CREATE TABLE sound (done INTEGER NOT NULL);
+    INSERT INTO sound SELECT 1 WHERE EXISTS (SELECT 1 FROM versions)
     """,
 )
 _COLUMNS: Final = "name, version, sequence, model_digest, artifact_digest, model_file, classes, size_bytes, created_s"
@@ -89,9 +93,13 @@ class Registry:
         self._folders = ModelFolders(folder / "models")
         self._committing = threading.Lock()
         self._database = Database(folder / "registry.db", MIGRATIONS)
-        if self._database.is_new:
-            self._rebuild()
-        self._tidy()
+        try:
+            if not self._is_sound():
+                self._rebuild()
+            self._tidy()
+        except BaseException:
+            self._database.close()
+            raise
 
     def close(self) -> None:
         """Close the database."""
@@ -310,14 +318,26 @@ class Registry:
         _log.info("registry.committed name=%s version=%s artifact=%s", record.name, record.version, digest)
         return record, is_new
 
+    def _is_sound(self) -> bool:
+        """Whether the database holds all that the disk does: until then each start goes on with building it."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT 1 FROM sound").fetchone() is not None
+
+    def _note_sound(self) -> None:
+        with self._database.writing() as connection:
+            connection.execute("INSERT INTO sound VALUES (1)")
+
     def _rebuild(self) -> None:
-        """Fill an empty database from what lies on the disk, reading every byte; what does not check out stays out."""
+        """Fill the database from what lies on the disk, reading every byte; what does not check out stays out.
+
+        Interrupted anywhere, or refused by the disk, it is run again at the next start; what it did before stays.
+        """
+        is_complete = True
         self._manifests.mkdir(parents=True, exist_ok=True)
         records = sorted(self._manifests.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        if not records:
-            return
+        places = self._folders.sound() if records else {}
         with self._database.writing() as connection:
-            for model_digest, files in self._folders.sound().items():
+            for model_digest, files in places.items():
                 _note_places(connection, model_digest, files)
         for path in records:
             try:
@@ -326,19 +346,36 @@ class Registry:
                     raise CorruptContent(f"{path}: its bytes are not what its name says")
                 self.commit_version(data)
             except HybridError as exc:
+                is_complete &= isinstance(exc, CorruptContent) or not isinstance(exc, StorageError)
                 _log.warning("registry.not_restored manifest=%s reason=%r", path.name, str(exc))
-        _log.warning("registry.rebuilt n_versions=%d", len(self.list_versions()))
+        if records:
+            _log.warning("registry.rebuilt n_versions=%d", len(self.list_versions()))
+        if is_complete:
+            self._note_sound()
 
     def _tidy(self) -> None:
-        """Finish what an interrupted commit left: folders nobody knows, loose names of placed blobs."""
+        """Finish what an interrupted commit left: staging folders, unnoted folders, loose names of placed blobs."""
+        self._folders.sweep()
+        self._note_unknown()
         with self._database.reading() as connection:
             rows = connection.execute("SELECT model_digest, name, sha256, size FROM placed").fetchall()
-        known = {row[0] for row in rows}
-        self._folders.sweep(known.__contains__)
         for model_digest, name, sha256, size in rows:
             file = HashedFile(name=name, size=size, sha256=sha256)
             if self._folders.has(model_digest, [file]):
                 self._drop_loose([file])
+
+    def _note_unknown(self) -> None:
+        """Note the places of folders that are not noted: nothing but their own content says whether they are wanted."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT DISTINCT model_digest FROM placed").fetchall()
+        try:
+            unknown = self._folders.sound(known={row[0] for row in rows})
+        except OSError as exc:
+            _log.warning("registry.unread reason=%r", str(exc))
+            return
+        with self._database.writing() as connection:
+            for model_digest, files in unknown.items():
+                _note_places(connection, model_digest, files)
 
 
 def _note_places(connection: sqlite3.Connection, model_digest: str, files: Sequence[HashedFile]) -> None:

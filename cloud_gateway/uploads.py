@@ -22,6 +22,7 @@ _WRITE_BYTES: Final = 1 << 20
 _STALL_S: Final = 30.0
 
 Admit = Callable[[web.Request, Right], None]
+Committed = Callable[[str], object]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -34,7 +35,18 @@ def admit_identity(request: web.Request, right: Right) -> None:
     request["identity"].require(right)
 
 
-def add_routes(app: web.Application, registry: Registry, blobs: BlobStore, admit: Admit = admit_identity) -> None:
+def _ignore(name: str) -> None:
+    """Nobody wants to know."""
+
+
+def add_routes(
+    app: web.Application,
+    registry: Registry,
+    blobs: BlobStore,
+    admit: Admit = admit_identity,
+    *,
+    committed: Committed = _ignore,
+) -> None:
     """Serve a registry and its blob store; docs/artifact.md describes each call.
 
     Args:
@@ -42,8 +54,10 @@ def add_routes(app: web.Application, registry: Registry, blobs: BlobStore, admit
         registry: versions.
         blobs: where uploads go.
         admit: returns, or raises `Unauthenticated` or `Forbidden`.
+        committed: called on the event loop with a model's name after each push of it, whether or not its client is
+            still there to hear the answer.
     """
-    calls = _Calls(registry=registry, blobs=blobs, admit=admit)
+    calls = _Calls(registry=registry, blobs=blobs, admit=admit, committed=committed)
     blob, versions = "/v2/hybrid/blobs/{sha256}", "/v2/hybrid/models/{name}/versions"
     app.router.add_route("HEAD", blob, _answering(calls.blob_state))
     app.router.add_route("PATCH", blob, _answering(calls.receive_piece))
@@ -60,6 +74,7 @@ class _Calls:
     registry: Registry
     blobs: BlobStore
     admit: Admit
+    committed: Committed
 
     async def blob_state(self, request: web.Request) -> web.StreamResponse:
         """How much of a blob is here."""
@@ -84,7 +99,7 @@ class _Calls:
         found = await asyncio.to_thread(self.registry.find_blob, sha256)
         if found is not None:
             return _here(201, total_bytes)
-        upload = await asyncio.to_thread(self.blobs.begin, sha256, offset=offset, total_bytes=total_bytes)
+        upload = await self._begin(sha256, offset, total_bytes)
         try:
             await _take_body(request, upload)
             is_complete = upload.is_complete
@@ -93,6 +108,17 @@ class _Calls:
             return _here(201 if is_complete else 204, upload.offset)
         finally:
             await asyncio.shield(asyncio.to_thread(upload.close))
+
+    async def _begin(self, sha256: str, offset: int, total_bytes: int) -> Upload:
+        """The upload, or nothing left open: a thread cannot be cancelled, so what it opens late is closed late."""
+        work = asyncio.ensure_future(
+            asyncio.to_thread(self.blobs.begin, sha256, offset=offset, total_bytes=total_bytes)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_close_late)
+            raise
 
     async def send_blob(self, request: web.Request) -> web.StreamResponse:
         """The bytes of a blob; aiohttp honours `Range`."""
@@ -110,8 +136,14 @@ class _Calls:
         data = await _read_body(request)
         header = request.headers.get(SIGNATURE_HEADER)
         signature = Signature.of_text(header) if header is not None else None
-        record, is_new = await asyncio.to_thread(self.registry.commit, data, signature, name=name)
+        work = asyncio.ensure_future(asyncio.to_thread(self.registry.commit, data, signature, name=name))
+        work.add_done_callback(lambda done: self._tell(done, name))
+        record, is_new = await asyncio.shield(work)
         return web.json_response(_public(record, signature), status=201 if is_new else 200)
+
+    def _tell(self, done: asyncio.Future[tuple[VersionRecord, bool]], name: str) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.committed(name)
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
         """Every name with its versions."""
@@ -153,6 +185,11 @@ class _Calls:
         version = check_word(request.match_info["version"], "version")
         record = await asyncio.to_thread(self.registry.resolve, name, None if version == LATEST else version)
         return record, await asyncio.to_thread(self.registry.signature, record.artifact_digest)
+
+
+def _close_late(done: asyncio.Future[Upload]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        asyncio.get_running_loop().run_in_executor(None, done.result().close)
 
 
 def _answering(handler: _Handler) -> _Handler:
