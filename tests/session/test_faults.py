@@ -380,9 +380,9 @@ def test_a_deadline_that_the_device_could_not_keep_does_not_keep_a_forced_offloa
             options,
             gateway=own_gateway.url,
             token=own_gateway.token,
-            options=hybrid.Options(placement="offload", fallback=False, deadline_s=5.0),
+            options=hybrid.Options(placement="offload", fallback=False, deadline_s=2.0),
         )
-        feeds = {"x": np.ones((64, 3, 48, 192), np.float32)}
+        feeds = {"x": np.ones((16, 3, 48, 192), np.float32)}
         assert session.prepare(feeds)
         session.run(None, feeds)
         assert session.report is not None
