@@ -60,9 +60,3 @@ def error_of_reply(status: int, body: bytes, url: str) -> HybridError:
     if found.code:
         return from_code(found.code, found.error, **fields)
     return _BY_STATUS.get(status, RefusedError)(found.error, **fields)
-
-
-def body_of_error(error: HybridError) -> bytes:
-    """The JSON body that carries an error."""
-    retry_after_s = error.fields.get("retry_after_s")
-    return msgspec.json.encode(ErrorBody(error=str(error), code=error.code, retry_after_s=retry_after_s))
