@@ -134,9 +134,9 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "List what there is: `hybrid models ls`, or the folder that the message names.",
     ),
     "conflict": Explanation(
-        "It exists already, with other content.",
-        "Versions never change once they are there.",
-        "Push under a new version.",
+        "It exists already with other content, or somebody else holds it.",
+        "A version never changes once it is there; a port or a data folder serves one gateway.",
+        "Push under a new version; or end the other gateway, or choose another --port or --data.",
     ),
     "digest_mismatch": Explanation(
         "The two sides do not hold the same model or the same cut.",
