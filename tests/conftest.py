@@ -1,5 +1,6 @@
 """Fixtures that every part of the tests may ask for; each part keeps its own beside its tests."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -75,3 +76,13 @@ def _no_outside_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             patch.delenv(name)
         patch.setenv("HYBRID_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was() -> Iterator[None]:
+    """A command that runs in this process sets the library's logger up: the next test finds it as it was."""
+    logger = logging.getLogger("hybrid")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers

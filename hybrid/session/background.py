@@ -38,6 +38,7 @@ class BackgroundEngine:
         self._open_head = open_head
         self.in_engine = Lock()
         self._run_options = onnxruntime.RunOptions()
+        self._is_paused = False
 
     def timed(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
         """The whole model's outputs, and the seconds of the run."""
@@ -75,6 +76,17 @@ class BackgroundEngine:
         """Ends the background run in progress."""
         self._run_options.terminate = True
 
+    def pause(self) -> None:
+        """Before a fork: a child that copies an engine in mid-run waits for ever on the locks that it held."""
+        self._is_paused = self.in_engine.acquire(timeout=STOP_TIMEOUT_S)
+
+    def resume(self) -> None:
+        """After a fork, in the parent."""
+        if self._is_paused:
+            self._is_paused = False
+            self.in_engine.release()
+
     def forked(self) -> None:
         """In a forked child: whoever held the lock stayed with the parent."""
         self.in_engine = Lock()
+        self._is_paused = False

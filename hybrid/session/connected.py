@@ -55,6 +55,14 @@ class Connection:
         self._preparation.end()
         self._background.stop()
 
+    def before_fork(self) -> None:
+        """Lets no thread of ours be in the engine while the process is copied."""
+        self._background.pause()
+
+    def after_fork(self) -> None:
+        """In the parent, where all goes on."""
+        self._background.resume()
+
     def forked(self) -> None:
         """In a forked child: threads stayed with the parent, and whoever held a lock with them."""
         self.remote.forked()
@@ -117,7 +125,17 @@ def _leave_alone(client: object) -> None:
 _open: WeakSet[Connection] = WeakSet()
 
 
+def _before_fork() -> None:
+    for connection in list(_open):
+        connection.before_fork()
+
+
 def _after_fork() -> None:
+    for connection in list(_open):
+        connection.after_fork()
+
+
+def _in_child() -> None:
     for connection in list(_open):
         connection.forked()
 
@@ -128,5 +146,5 @@ def _at_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 atexit.register(_at_exit)
