@@ -51,6 +51,14 @@ class ModelInvalid(ModelError, ValueError):
     code = "model_invalid"
 
 
+class ModelMissing(ModelInvalid, FileNotFoundError):
+    """No file at the path that was given. `fields`: path."""
+
+    code = "model_missing"
+    http_status = 404
+    exit_code = ExitCode.NOT_FOUND
+
+
 class ModelUnsupported(ModelError):
     """A sound model with something that no engine here runs. `fields`: path, operator."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.folder import Artifact, from_onnx, open_folder
 from hybrid.artifact.names import MANIFEST_NAME
-from hybrid.errors import ModelInvalid
+from hybrid.errors import ModelInvalid, ModelMissing
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -31,11 +31,12 @@ def open_any(path: Path, name: str, version: str) -> tuple[Artifact, bool]:
     """The artifact at a path, and whether it was made here of a bare model under this name and version.
 
     Raises:
-        ModelInvalid: nothing there, or neither model nor artifact; names the file.
+        ModelMissing: nothing there.
+        ModelInvalid: neither model nor artifact; names the file.
         BadMessage, CorruptContent: as `open_artifact`.
     """
     if not path.exists():
-        raise ModelInvalid(f"{path}: no such file; give the path of an ONNX model or an artifact", path=str(path))
+        raise ModelMissing(f"{path}: no such file; give the path of an ONNX model or an artifact", path=str(path))
     if path.is_dir() or _is_zip(path):
         return open_artifact(path), False
     return from_onnx(path, name, version), True

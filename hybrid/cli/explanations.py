@@ -29,9 +29,14 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Mend the file, export it again, or name another model.",
     ),
     "model_invalid": Explanation(
-        "The model file is missing, corrupt, or not a valid graph.",
+        "The model file is corrupt, lacks a part, or is not a valid graph.",
         "A download broke off, external data files were left behind, or the exporter wrote an invalid graph.",
-        "Check that the path is right and that its external data lies beside it; export the model again.",
+        "Check that its external data lies beside it; fetch or export the model again.",
+    ),
+    "model_missing": Explanation(
+        "There is no file at the path of the model.",
+        "The path is mistyped, relative to another folder, or the file was moved.",
+        "Check the path; a model that a gateway holds is named without a folder or suffix: NAME or NAME:VERSION.",
     ),
     "model_unsupported": Explanation(
         "The model is sound but holds something that no engine here runs.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hybrid.cli.explanations import EXPLANATIONS, PAGE
 from hybrid.cli.output import encode
-from hybrid.cli.words import OWN_PACKAGES, MissingExtra
+from hybrid.cli.words import OWN_PACKAGES, MissingExtra, extra_hint
 from hybrid.errors import ExitCode, HybridError
 
 
@@ -61,7 +61,8 @@ def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
     if isinstance(error, MissingExtra):
         return "missing_extra", ExitCode.FAILED, str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN_PACKAGES:
-        return "missing_extra", ExitCode.FAILED, f"this needs the package {error.name!r}, which is not installed"
+        what = f"this needs the package {error.name!r}, which is not installed{extra_hint(error.name or '')}"
+        return "missing_extra", ExitCode.FAILED, what
     exit_code = next((exit_code for kind, exit_code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.FAILED)
     code = getattr(error, "code", None)
     if isinstance(code, str) and code in EXPLANATIONS:  # compression and devices own their errors

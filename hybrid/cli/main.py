@@ -5,6 +5,7 @@ not loaded costs nothing; each subcommand parses its own arguments with typer.
 """
 
 import os
+import re
 import sys
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ Options:
   -q, --quiet  Only results and errors: no notes, no progress, no warnings.
   -v           Log more to stderr, and show tracebacks; -vv logs everything.
 
-`hybrid COMMAND --help` tells more about a command.
+`hybrid COMMAND --help` tells more about a command. -q and -v may stand anywhere.
 """
 
 OWN_WORDS = {
@@ -70,11 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _read(arguments: list[str]) -> Invocation:
-    """Split off the root's own options; they stand before the first word."""
-    verbosity, rest = 0, list(arguments)
-    while rest and rest[0] in {"-q", "--quiet", "-v", "-vv"}:
-        option = rest.pop(0)
-        verbosity = verbosity + len(option) - 1 if option.startswith("-v") else -1
+    """Split off the root's own options; they may stand anywhere before a `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    verbosity, rest = 0, []
+    for option in arguments[:end]:
+        if option in {"-q", "--quiet"}:
+            verbosity = -1
+        elif option in {"-v", "-vv"}:
+            verbosity = max(0, verbosity) + len(option) - 1
+        else:
+            rest.append(option)
+    rest += arguments[end:]
     return Invocation(verbosity=verbosity, word=rest[0] if rest else "", rest=rest[1:])
 
 
@@ -118,15 +125,29 @@ def _run(invocation: Invocation) -> int:
             if type(error).__name__ == "Abort":  # a prompt that was closed
                 raise KeyboardInterrupt from error
             raise
-        if json:
-            seen = failure.usage_failure(message() or "no subcommand was given", f"see `hybrid {word} --help`")
-            failure.show(seen, json=True)
-        else:
-            error.show()  # type: ignore[attr-defined]  # typer's own: usage, error, hint
+        path = getattr(getattr(error, "ctx", None), "command_path", None) or f"hybrid {word}"
+        what = re.sub(r"\.? (Did you mean|\(Possible options).*", "", message(), flags=re.DOTALL)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            if not json:
+                error.show()  # type: ignore[attr-defined]  # the help, which says what there is
+                return ExitCode.USAGE
+            what = "no subcommand was given"
+        what = what[:1].lower() + what[1:].rstrip(".")
+        failure.show(failure.usage_failure(what, _advice(error, path)), json=json)
         return int(exit_code)
     if returned == ExitCode.INTERRUPTED:  # the command line library swallowed it
         raise KeyboardInterrupt
     return returned if isinstance(returned, int) else ExitCode.OK
+
+
+def _advice(error: Exception, path: str) -> str:
+    """What to type instead, where a name was mistyped; else where to read on."""
+    wrong, known = getattr(error, "option_name", None), list(getattr(error, "possibilities", None) or [])
+    context = getattr(error, "ctx", None)
+    if wrong is None and (said := re.search(r"No such command '([^']*)'", str(getattr(error, "message", "")))):
+        wrong, known = said[1], list(getattr(getattr(context, "command", None), "commands", {}))
+    near = words.nearest(wrong, known) if wrong else None
+    return f"did you mean `{path} {near}`?" if near else f"see `{path} --help`"
 
 
 def _listen(verbosity: int) -> None:

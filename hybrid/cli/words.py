@@ -29,11 +29,28 @@ class Command(Protocol):
         ...
 
 
+_EXTRAS = {
+    "prometheus_client": "gateway",
+    "uvloop": "gateway",
+    "rapidocr": "demo",
+    "skimage": "demo",
+    "torch": "compression",
+    "ai_edge_litert": "tflite",
+}
+"""The extra that brings a package, by the name under which it is imported."""
+
+
+def extra_hint(module: str) -> str:
+    """How to install what is missing, or an empty string where no extra of ours brings it."""
+    extra = _EXTRAS.get(module.partition(".")[0])
+    return f"; install it: pip install 'hybrid-split[{extra}]'" if extra else ""
+
+
 class MissingExtra(Exception):
     """A subcommand whose package was installed without what it needs."""
 
     def __init__(self, word: str, module: str) -> None:
-        super().__init__(f"`hybrid {word}` needs the package {module!r}, which is not installed")
+        super().__init__(f"`hybrid {word}` needs the package {module!r}, which is not installed{extra_hint(module)}")
         self.word = word
 
 
@@ -68,16 +85,17 @@ def load(point: EntryPoint) -> Command:
         return cast("Command", app)
     command = typer.main.get_command(app)
     command.params = [param for param in command.params if param.name not in {"install_completion", "show_completion"}]
-    if not decorated(sys.stdout):
-        _set_plainly(command)
+    _set(command, plain=not decorated(sys.stdout))
     return cast("Command", command)
 
 
-def _set_plainly(command: Any) -> None:
-    """Let the help of a command and of all below it be plain text, without frames and colours."""
-    command.rich_markup_mode = None
+def _set(command: Any, *, plain: bool) -> None:
+    """Let a command and all below it know `-h`; their help is plain text where frames and colours do not belong."""
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+    if plain:
+        command.rich_markup_mode = None
     for child in getattr(command, "commands", {}).values():
-        _set_plainly(child)
+        _set(child, plain=plain)
 
 
 def nearest(word: str, known: list[str]) -> str | None:

@@ -5,19 +5,20 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from hybrid.errors import ModelInvalid
+from hybrid.errors import ModelInvalid, ModelMissing
 
 
 def load_proto(path: Path) -> onnx.ModelProto:
     """The model's graph; weights kept in other files stay there.
 
     Raises:
-        ModelInvalid: no such file, not an ONNX model, or a file of external weights is missing or too short.
+        ModelMissing: no such file.
+        ModelInvalid: not an ONNX model, or a file of external weights is missing or too short.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as exc:
-        raise ModelInvalid(f"{path}: no such file; give the path of an ONNX model", path=str(path)) from exc
+        raise ModelMissing(f"{path}: no such file; give the path of an ONNX model", path=str(path)) from exc
     except IsADirectoryError as exc:
         raise ModelInvalid(f"{path}: a folder; give the path of the .onnx file in it", path=str(path)) from exc
     except OSError as exc:

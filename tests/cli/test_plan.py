@@ -45,9 +45,9 @@ def test_json_holds_every_cut(run_hybrid, tmp_path):
 
 def test_a_missing_model_is_named(run_hybrid):
     done = run_hybrid("plan", "nowhere.onnx", "--json")
-    assert done.returncode == ExitCode.FAILED
+    assert done.returncode == ExitCode.NOT_FOUND
     answer = json.loads(done.stdout or done.stderr)
-    assert answer["error"]["code"] == "model_invalid"
+    assert answer["error"]["code"] == "model_missing"
     assert "nowhere.onnx" in answer["error"]["what"]
 
 

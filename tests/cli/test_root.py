@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hybrid.cli.words import found
+from hybrid.cli.words import MissingExtra, found
 from hybrid.errors import CATALOG, ExitCode
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -127,3 +127,30 @@ def test_completion_works_in_bash(run_hybrid: Run, hybrid_command, tmp_path) -> 
     path = f"{hybrid_command.parent}:/usr/bin:/bin"
     done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, env={"PATH": path}, check=True)
     assert done.stdout == "models"
+
+
+def test_wrong_usage_below_the_root_reads_like_any_other_failure(run_hybrid: Run) -> None:
+    mistyped = run_hybrid("models", "pus")
+    assert mistyped.returncode == ExitCode.USAGE
+    assert mistyped.stderr.splitlines()[:2] == [
+        "error[usage]: no such command 'pus'",
+        "  do: did you mean `hybrid models push`?",
+    ]
+    flag = run_hybrid("gateway", "serve", "--prt", "3")
+    assert flag.returncode == ExitCode.USAGE
+    assert "did you mean `hybrid gateway serve --port`?" in flag.stderr
+    bare = run_hybrid("models")
+    assert bare.returncode == ExitCode.USAGE
+    assert "Usage: hybrid models" in bare.stderr
+
+
+def test_short_help_and_quiet_work_behind_a_subcommand(run_hybrid: Run) -> None:
+    assert run_hybrid("models", "push", "-h").stdout.startswith("Usage: hybrid models push")
+    done = run_hybrid("plan", "nowhere.onnx", "-q")
+    assert done.returncode == ExitCode.NOT_FOUND
+    assert "error[model_missing]" in done.stderr
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    assert "hybrid-split[gateway]" in str(MissingExtra("gateway", "prometheus_client"))
+    assert "pip install" not in str(MissingExtra("mine", "something_else"))
