@@ -3,14 +3,18 @@
 python examples/01_local.py
 """
 
-from importlib.metadata import files
+import sys
+from importlib.metadata import PackageNotFoundError, files
 
 import numpy as np
 
 import hybrid
 
 # A trained text detector from rapidocr's wheel (extra `demo`); any .onnx file will do.
-model = next(str(file.locate()) for file in files("rapidocr") or [] if file.name == "PP-OCRv6_det_small.onnx")
+try:
+    model = next(str(file.locate()) for file in files("rapidocr") or [] if file.name == "PP-OCRv6_det_small.onnx")
+except PackageNotFoundError:
+    sys.exit("this example takes a trained model from another package: pip install 'hybrid-split[demo]'")
 image = np.full((1, 3, 160, 320), 0.5, np.float32)
 
 with hybrid.InferenceSession(model, gateway=None) as session:

@@ -5,15 +5,19 @@ export HYBRID_GATEWAY=http://127.0.0.1:8700 HYBRID_TOKEN=$(cat hybrid-gateway/ad
 HYBRID_PACE=8 python examples/02_gateway.py            # as a device eight times slower than this machine
 """
 
+import sys
 import time
-from importlib.metadata import files
+from importlib.metadata import PackageNotFoundError, files
 
 import numpy as np
 import onnxruntime
 
 import hybrid
 
-model = next(str(file.locate()) for file in files("rapidocr") or [] if file.name == "PP-OCRv6_det_small.onnx")
+try:
+    model = next(str(file.locate()) for file in files("rapidocr") or [] if file.name == "PP-OCRv6_det_small.onnx")
+except PackageNotFoundError:
+    sys.exit("this example takes a trained model from another package: pip install 'hybrid-split[demo]'")
 # A picture of stripes, as a camera would give it: bytes, then normalised.
 picture = np.tile(np.arange(320, dtype=np.uint8) % 7 * 36, (160, 1))
 image = np.stack([(picture / 255 - 0.5) / 0.5] * 3)[np.newaxis].astype(np.float32)

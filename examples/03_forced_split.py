@@ -7,13 +7,16 @@ python examples/03_forced_split.py
 """
 
 import sys
-from importlib.metadata import files
+from importlib.metadata import PackageNotFoundError, files
 
 import numpy as np
 
 import hybrid
 
-model = next(str(file.locate()) for file in files("rapidocr") or [] if file.name.endswith("v2.0_cls_mobile.onnx"))
+try:
+    model = next(str(file.locate()) for file in files("rapidocr") or [] if file.name.endswith("v2.0_cls_mobile.onnx"))
+except PackageNotFoundError:
+    sys.exit("this example takes a trained model from another package: pip install 'hybrid-split[demo]'")
 if "--path" in sys.argv:
     sys.exit(print(model))
 
