@@ -39,3 +39,21 @@ class EmulationError(DeviceError, RuntimeError):
     """The emulated machine or link cannot do what was asked."""
 
     code = "emulation"
+
+
+class CatalogInvalid(DeviceError, ValueError):
+    """A description of a machine or a link that does not say what it must."""
+
+    code = "catalog_invalid"
+
+
+class CatalogUnknown(DeviceError, LookupError):
+    """No machine or link of that name is in the catalog, and no file is there either."""
+
+    code = "catalog_unknown"
+
+
+class TraceInvalid(DeviceError, ValueError):
+    """A trace of a link that is no trace."""
+
+    code = "trace_invalid"

@@ -240,6 +240,21 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "A rate, a delay or a slowdown is out of range, or this system does not allow the emulation.",
         "Read the message for the value that it wants.",
     ),
+    "catalog_invalid": Explanation(
+        "A description of a machine or a link does not say what it must.",
+        "A field of the TOML file is missing, has another type, or a value that no machine has.",
+        "Mend the field that the message names; `hybrid devices show NAME --json` shows a sound one.",
+    ),
+    "catalog_unknown": Explanation(
+        "No machine or link of that name is known.",
+        "The catalog that comes with the package does not hold it, and no file has that path.",
+        "See `hybrid devices` for the names, or give the path of a TOML file of your own.",
+    ),
+    "trace_invalid": Explanation(
+        "The trace of a link cannot be used.",
+        "Times must begin at 0 and rise, rates and losses are numbers from 0 on, and columns have one length.",
+        "Mend the file; the form is in docs/lab.md.",
+    ),
     # the command itself
     "usage": Explanation(
         "The command line does not parse.",
