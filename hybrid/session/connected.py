@@ -8,16 +8,16 @@ from threading import Thread
 from weakref import WeakSet
 
 from hybrid.artifact.cache import cache_dir
+from hybrid.route.allowance import Allowance
+from hybrid.route.engine import Engine, Settings, open_head
+from hybrid.route.feeds import Declared
 from hybrid.schedule.options import Options
-from hybrid.session.allowance import Allowance
-from hybrid.session.background import BackgroundEngine
-from hybrid.session.engine import Engine, Settings, open_head
-from hybrid.session.feeds import Declared
-from hybrid.session.gateways import Gateways
-from hybrid.session.preparation import Preparation
+from hybrid.scouting.background import BackgroundEngine
+from hybrid.scouting.gateways import Gateways
+from hybrid.scouting.preparation import Preparation
+from hybrid.scouting.scout import Scout
 from hybrid.session.pushing import Pusher
 from hybrid.session.remote import Remote
-from hybrid.session.scouting import Scout
 from hybrid.session.source import Source
 
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 import onnxruntime
 
 from hybrid.errors import DeadlinePassed
+from hybrid.route.engine import Settings, open_whole
+from hybrid.route.feeds import Declared
 from hybrid.schedule.options import Options, unavailable
 from hybrid.schedule.planner import Candidate, local_only
-from hybrid.session.engine import Settings, open_whole
-from hybrid.session.feeds import Declared
 from hybrid.session.report import ReportSlot, RunReport
 from hybrid.session.source import parse_model_string
 from hybrid.session.trip import Trip
 
 if TYPE_CHECKING:
+    from hybrid.route.route import Route
     from hybrid.session.connected import Connection
-    from hybrid.session.route import Route
 
 
 CLOSE_WAIT_S = 2.0

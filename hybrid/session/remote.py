@@ -20,17 +20,17 @@ from hybrid.errors import (
     NotFound,
     UnknownCut,
 )
+from hybrid.route.allowance import Allowance
+from hybrid.route.departure import Outgoing, assembled, outgoing
+from hybrid.route.feeds import Declared, Shapes
+from hybrid.route.holding import is_gateways_fault
+from hybrid.route.route import Route
+from hybrid.route.way import MOST_REFUSALS, Way
 from hybrid.schedule.options import Options, unavailable
 from hybrid.schedule.planner import Candidate
-from hybrid.session.allowance import Allowance
-from hybrid.session.departure import Outgoing, assembled, outgoing
-from hybrid.session.feeds import Declared, Shapes
-from hybrid.session.holding import is_gateways_fault
-from hybrid.session.preparation import Preparation
+from hybrid.scouting.preparation import Preparation
 from hybrid.session.report import RunReport
-from hybrid.session.route import Route
 from hybrid.session.trip import Trip
-from hybrid.session.way import MOST_REFUSALS, Way
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")

@@ -154,7 +154,7 @@ def test_a_replaced_file_is_never_mixed_with_the_open_one(gateway: LiveGateway, 
 
 
 def test_text_travels_and_other_objects_stay(tmp_path: Path) -> None:
-    from hybrid.session.feeds import Declared, DeclaredInput
+    from hybrid.route.feeds import Declared, DeclaredInput
 
     declared = Declared((DeclaredInput("t", None, (None,)),), ("o",), "")
     assert declared.shapes_of({"t": np.array(["a", "b"])}) == (("t", (2,)),)

@@ -7,6 +7,9 @@ import numpy as np
 
 from hybrid.cost.running import RunningEstimate
 from hybrid.graph.shape_key import ShapeKey
+from hybrid.route.feeds import Shapes
+from hybrid.route.holding import Holding
+from hybrid.route.way import Crossing, Way
 from hybrid.schedule.options import Options
 from hybrid.schedule.planner import (
     Beliefs,
@@ -20,9 +23,6 @@ from hybrid.schedule.planner import (
     predicted_s,
     refusal,
 )
-from hybrid.session.feeds import Shapes
-from hybrid.session.holding import Holding
-from hybrid.session.way import Crossing, Way
 
 PROFILE_RUNS = 5
 """The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""

@@ -10,14 +10,14 @@ import numpy as np
 from hybrid.errors import RefusedError, UnknownCut, Warming
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
+from hybrid.route.allowance import LOSSLESS, Allowance
+from hybrid.route.departure import assembled, encoded, outgoing
+from hybrid.route.holding import Holding, is_gateways_fault
+from hybrid.route.route import Route
+from hybrid.route.way import MOST_REFUSALS, Crossing, Head, Way
 from hybrid.schedule.options import Options
 from hybrid.schedule.planner import Prospect, predicted_s, refusal
-from hybrid.session.allowance import LOSSLESS, Allowance
-from hybrid.session.background import BackgroundEngine
-from hybrid.session.departure import assembled, encoded, outgoing
-from hybrid.session.holding import Holding, is_gateways_fault
-from hybrid.session.route import Route
-from hybrid.session.way import MOST_REFUSALS, Crossing, Head, Way
+from hybrid.scouting.background import BackgroundEngine
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")

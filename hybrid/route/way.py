@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from hybrid.partition.cut import Cut
+from hybrid.route.engine import EngineRun
+from hybrid.route.holding import Holding
 from hybrid.schedule.planner import Prospect
-from hybrid.session.engine import EngineRun
-from hybrid.session.holding import Holding
 
 MOST_REFUSALS = 3
 """A crossing that the gateway refused so often for its own sake is not tried again."""

@@ -11,11 +11,11 @@ from time import monotonic, perf_counter
 from hybrid.errors import HybridError, ModelError, ModelInvalid, TensorMismatch
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.partition.store import keep_newest
-from hybrid.session.gateways import Gateways
-from hybrid.session.holding import Holding
-from hybrid.session.offer import ask
-from hybrid.session.route import Route
-from hybrid.session.scouting import Scout
+from hybrid.route.holding import Holding
+from hybrid.route.route import Route
+from hybrid.scouting.gateways import Gateways
+from hybrid.scouting.offer import ask
+from hybrid.scouting.scout import Scout
 from hybrid.transport.client import GatewayClient
 
 log = logging.getLogger("hybrid.session")

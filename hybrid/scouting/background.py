@@ -13,9 +13,9 @@ from time import perf_counter
 import numpy as np
 import onnxruntime
 
-from hybrid.session.departure import computed_by
-from hybrid.session.engine import Engine, EngineRun
-from hybrid.session.way import Head
+from hybrid.route.departure import computed_by
+from hybrid.route.engine import Engine, EngineRun
+from hybrid.route.way import Head
 
 N_HEAD_RUNS = 3
 HEAD_BUDGET_S = 1.0

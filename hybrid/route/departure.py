@@ -7,7 +7,7 @@ from time import perf_counter
 import numpy as np
 
 from hybrid.errors import TensorMismatch, UnknownCut
-from hybrid.session.way import Head, Way
+from hybrid.route.way import Head, Way
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import Tensor
 

@@ -2,9 +2,9 @@
 
 from time import monotonic
 
+from hybrid.route.uplink import UplinkBudget
 from hybrid.schedule.options import Options
 from hybrid.schedule.planner import Constraints
-from hybrid.session.uplink import UplinkBudget
 
 LOSSLESS = ("none", "lossless")
 """Codecs that give every bit back."""

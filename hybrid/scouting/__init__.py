@@ -1,0 +1,1 @@
+"""What happens away from any request: gateways are asked, models prepared, heads timed, ways tried and verified."""
