@@ -11,7 +11,6 @@ trip before its first byte. There is no loss, no reordering and no slow start: t
 
 import asyncio
 import contextlib
-import math
 import socket
 import struct
 import threading
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from devices.errors import EmulationError
+from devices.shape import Direction, Shape
 
 _BUFFER_BYTES: Final = 32 * 1024
 _CHUNK_S: Final = 0.001
@@ -39,35 +39,6 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that makes closing a socket a reset."""
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Direction:
-    """One way of the link.
-
-    Attributes:
-        rate_bps: goodput, bits of payload a second; None for as fast as it goes.
-        delay_s: one-way delay.
-        open: False is a blackhole: nothing passes, nobody is told.
-    """
-
-    rate_bps: float | None = None
-    delay_s: float = 0.0
-    open: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rate_bps is not None and not 0 < self.rate_bps < math.inf:
-            raise EmulationError(f"a rate of {self.rate_bps} bit/s is none; give more than 0, or None for no limit")
-        if not 0 <= self.delay_s < math.inf:
-            raise EmulationError(f"a delay of {self.delay_s} s is none; give 0 or more")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Both ways: `up` from whoever connects to the target, `down` back."""
-
-    up: Direction = Direction()
-    down: Direction = Direction()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

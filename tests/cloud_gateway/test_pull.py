@@ -13,7 +13,8 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from devices.shaped_proxy import Direction, Shape, ShapedProxy
+from devices.shape import Direction, Shape
+from devices.shaped_proxy import ShapedProxy
 from hybrid.artifact.digest import model_digest
 from hybrid.errors import Conflict, CorruptContent, DiskFull, ExitCode, ModelUnavailable, NotFound
 from hybrid.transport.model_pull import pull, pull_model, pull_to

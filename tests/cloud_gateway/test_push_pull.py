@@ -17,7 +17,8 @@ import pytest
 from aiohttp import web
 from blockbuster import blockbuster_ctx
 
-from devices.shaped_proxy import Direction, Shape, ShapedProxy
+from devices.shape import Direction, Shape
+from devices.shaped_proxy import ShapedProxy
 from hybrid.artifact.digest import model_digest
 from hybrid.artifact.folder import from_onnx, write_folder
 from hybrid.artifact.signature import new_private_key, sign

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from devices.errors import EmulationError
-from devices.shaped_proxy import Direction, Shape, ShapedProxy
+from devices.shape import Direction, Shape
+from devices.shaped_proxy import ShapedProxy
 
 WAIT_S = 20.0
 

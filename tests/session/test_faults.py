@@ -15,7 +15,8 @@ import pytest
 
 import hybrid
 from devices import pace
-from devices.shaped_proxy import Direction, Shape, ShapedProxy
+from devices.shape import Direction, Shape
+from devices.shaped_proxy import ShapedProxy
 from hybrid.errors import PlacementUnavailable
 from tests import zoo
 from tests.live_gateway import LiveGateway

@@ -11,7 +11,8 @@ from concurrent.futures import wait
 import pytest
 from aiohttp import web
 
-from devices.shaped_proxy import Direction, Shape, ShapedProxy
+from devices.shape import Direction, Shape
+from devices.shaped_proxy import ShapedProxy
 from hybrid.errors import ConnectionLost, GatewayStalled, GatewayUnreachable, LinkError, Overloaded, VersionMismatch
 from hybrid.transport.client import acquire, release
 from hybrid.transport.trust import Trust

@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import aiohttp
 
-from devices.shaped_proxy import Direction, Shape, ShapedProxy
+from devices.shape import Direction, Shape
+from devices.shaped_proxy import ShapedProxy
 from hybrid.transport.http_reply import whole_body
 
 REPLY = json.dumps({"cuts": [{"id": f"{number:016x}", "tail_s": 0.01} for number in range(400)]}).encode()

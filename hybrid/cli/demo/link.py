@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from devices.shaped_proxy import Direction, Shape
+from devices.shape import Direction, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
