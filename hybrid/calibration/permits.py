@@ -1,0 +1,198 @@
+"""Which lossy codecs a session may use: those of calibrations that somebody whom it trusts has signed.
+
+Design: whoever can hand a calibration to a device could otherwise talk it into wrong answers. So nothing counts but a
+signature by a key that the user trusts, or by the very key that signed the manifest of the artifact which the session
+has open: who made the model may say what its accuracy bears. All else is as if it were not there.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hybrid.artifact.attachments import Attachment, attach, attachments_in
+from hybrid.artifact.cache import cache_dir
+from hybrid.artifact.folder import Artifact, open_folder
+from hybrid.artifact.names import MANIFEST_NAME
+from hybrid.artifact.publishers import trusted_keys
+from hybrid.artifact.signature import key_id, verify
+from hybrid.calibration.record import Calibration, Cell, parse_calibration
+from hybrid.errors import BadMessage, CorruptContent, Forbidden, HybridError
+from hybrid.graph.shape_key import ShapeKey
+from hybrid.transport.attachment_calls import find_attachments
+from hybrid.transport.client import GatewayClient
+
+_log = logging.getLogger("hybrid.calibration")
+
+_MAX_DEPTH: Final = 4
+"""How far above the model's file the artifact's folder is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permit:
+    """A trusted calibration's word on one codec at one cut: the drop to count with (a share), the bytes it had."""
+
+    drop: float
+    cell: Cell
+    key_id: str
+
+
+class CalibrationFinder:
+    """The trusted calibrations of one model; used on one thread, read from any.
+
+    Args:
+        model_path: the model's file, beside which its artifact may lie; None where there is none.
+        model_digest: digest of the model.
+        variant: the variant that runs.
+    """
+
+    def __init__(self, model_path: Path | None, model_digest: str, variant: str = "original") -> None:
+        self._model_digest = model_digest
+        self._variant = variant
+        self._artifact = artifact_of(model_path) if model_path is not None else None
+        self._permits: Mapping[tuple[str, str], Mapping[str, Permit]] = {}
+        self._seen: set[bytes] = set()
+
+    def look(self) -> bool:
+        """Takes in what lies on this machine: beside the model, in the cache, in the user's settings.
+
+        Returns:
+            Whether something new counts.
+        """
+        folders = [attachments_folder(self._model_digest)]
+        if self._artifact is not None:
+            folders.append(self._artifact.folder)
+        found: list[Attachment] = []
+        for folder in folders:
+            try:
+                found += attachments_in(folder, self._model_digest, "calibration")
+            except (HybridError, OSError) as exc:
+                _log.warning("calibration.unreadable folder=%s error=%s", folder, exc)
+        return self._take(found)
+
+    def ask(self, client: GatewayClient, shape_key: str) -> bool:
+        """Takes in what a gateway has for these shapes, and keeps what counts in the cache; blocks.
+
+        Returns:
+            Whether something new counts.
+        """
+        try:
+            subject = ShapeKey.parse(shape_key).id
+            found = find_attachments(client, self._model_digest, "calibration", self._variant, subject=subject)
+        except HybridError as exc:
+            _log.info("calibration.not_asked url=%s error=%s", client.url, exc.code)
+            return False
+        return self._take(found, keep=True)
+
+    def codecs(self, shape_key: str, cut: str) -> tuple[str, ...]:
+        """The lossy codecs that are calibrated at a cut (empty: the input cut) for these shapes."""
+        return tuple(self._permits.get((shape_key, cut), {}))
+
+    def drop(self, shape_key: str, cut: str, codec: str) -> float | None:
+        """The accuracy drop to count with, 0 to 1: the upper end of the interval; None where nobody trusted says."""
+        permit = self._permits.get((shape_key, cut), {}).get(codec)
+        return None if permit is None else permit.drop
+
+    def permit(self, shape_key: str, cut: str, codec: str) -> Permit | None:
+        """All that is known of a codec at a cut."""
+        return self._permits.get((shape_key, cut), {}).get(codec)
+
+    def _take(self, attachments: Iterable[Attachment], *, keep: bool = False) -> bool:
+        is_new = False
+        for attachment in attachments:
+            stamp = attachment.content + (attachment.signature.signature if attachment.signature else b"")
+            if stamp in self._seen:
+                continue
+            self._seen.add(stamp)
+            try:
+                calibration, signer = trusted(
+                    attachment, self._model_digest, self._variant, artifact=self._artifact, keys=trusted_keys()
+                )
+            except HybridError as exc:
+                _log.warning("calibration.ignored model=%s reason=%s", self._model_digest[:16], exc)
+                continue
+            self._add(calibration, signer)
+            is_new = True
+            if keep:
+                _keep(attachment)
+        return is_new
+
+    def _add(self, calibration: Calibration, signer: str) -> None:
+        """Enters each cell; of two words on the same one the worse counts."""
+        permits = {key: dict(codecs) for key, codecs in self._permits.items()}
+        for cell in calibration.cells:
+            codecs = permits.setdefault((calibration.shape_key, cell.cut), {})
+            known = codecs.get(cell.codec)
+            drop = max(0.0, cell.drop_high)
+            if known is None or drop > known.drop:
+                codecs[cell.codec] = Permit(drop=drop, cell=cell, key_id=signer)
+        self._permits = permits
+
+
+def trusted(
+    attachment: Attachment, model_digest: str, variant: str, *, artifact: Artifact | None, keys: Mapping[str, bytes]
+) -> tuple[Calibration, str]:
+    """The calibration in an attachment, and the id of the trusted key that signed it.
+
+    Args:
+        attachment: what was found.
+        model_digest: digest of the model that runs.
+        variant: the variant that runs.
+        artifact: what the session has open; its own publisher is trusted for it.
+        keys: key id -> raw public key that the user trusts.
+
+    Raises:
+        Forbidden: unsigned, signed by nobody who is trusted, or about another model.
+        CorruptContent: the signature does not fit.
+        BadMessage: no calibration.
+    """
+    if attachment.kind != "calibration":
+        raise BadMessage(f"an attachment of kind {attachment.kind!r} is no calibration")
+    calibration = parse_calibration(attachment.content)
+    if (calibration.model_digest, calibration.variant) != (model_digest, variant):
+        raise Forbidden(f"the calibration is about model {calibration.model_digest[:16]}…, not {model_digest[:16]}…")
+    known = dict(keys)
+    own = _artifact_publisher(artifact, calibration) if artifact is not None else None
+    if own is not None:
+        known.setdefault(key_id(own), own)
+    return calibration, verify(attachment.content, attachment.signature, known)
+
+
+def _artifact_publisher(artifact: Artifact, calibration: Calibration) -> bytes | None:
+    """The calibration's public key, if it is the one that signed the artifact's manifest.
+
+    The manifest names its key by id only; the calibration brings the key, and the manifest's signature proves it.
+    """
+    try:
+        public_key = bytes.fromhex(calibration.publisher)
+        if artifact.signature is None or len(public_key) != 32 or key_id(public_key) != artifact.signature.key_id:
+            return None
+        verify(artifact.manifest_bytes, artifact.signature, {key_id(public_key): public_key})
+    except (ValueError, Forbidden, CorruptContent):
+        return None
+    return public_key if artifact.manifest.model_digest == calibration.model_digest else None
+
+
+def artifact_of(model_path: Path) -> Artifact | None:
+    """The artifact whose shipped model this file is, if it lies in one."""
+    for folder in list(model_path.resolve().parents)[:_MAX_DEPTH]:
+        if (folder / MANIFEST_NAME).is_file():
+            try:
+                artifact = open_folder(folder)
+            except (HybridError, OSError):
+                return None
+            return artifact if artifact.model_path.resolve() == model_path.resolve() else None
+    return None
+
+
+def attachments_folder(model_digest: str) -> Path:
+    """Where this user keeps attachments of a model that has no artifact folder of its own."""
+    return cache_dir() / "attached" / model_digest
+
+
+def _keep(attachment: Attachment) -> None:
+    try:
+        attach(attachments_folder(attachment.model_digest), attachment)
+    except HybridError as exc:
+        _log.warning("calibration.not_kept error=%s", exc)
