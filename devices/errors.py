@@ -41,6 +41,12 @@ class EmulationError(DeviceError, RuntimeError):
     code = "emulation"
 
 
+class EmulationUnavailable(EmulationError):
+    """This machine, or this user on it, is not allowed what the emulation needs."""
+
+    code = "emulation_unavailable"
+
+
 class CatalogInvalid(DeviceError, ValueError):
     """A description of a machine or a link that does not say what it must."""
 
