@@ -10,6 +10,8 @@ from contextvars import ContextVar
 
 from aiohttp import web
 
+from cloud_gateway.attachment_routes import add_attachment_routes
+from cloud_gateway.attachment_store import AttachmentStore
 from cloud_gateway.auth import Tokens, ensure_admin_token
 from cloud_gateway.blobs import BlobStore
 from cloud_gateway.config import GatewayConfig
@@ -98,6 +100,7 @@ class Gateway:
             require,
             committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
         )
+        add_attachment_routes(app, registry, AttachmentStore(folder.path), require)
         certificate = await asyncio.to_thread(_certificate, config) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
             add_proof_route(app, tokens, certificate.spki_sha256)

@@ -59,14 +59,14 @@ def add_routes(
     """
     calls = _Calls(registry=registry, blobs=blobs, admit=admit, committed=committed)
     blob, versions = "/v2/hybrid/blobs/{sha256}", "/v2/hybrid/models/{name}/versions"
-    app.router.add_route("HEAD", blob, _answering(calls.blob_state))
-    app.router.add_route("PATCH", blob, _answering(calls.receive_piece))
-    app.router.add_get(blob, _answering(calls.send_blob), allow_head=False)
-    app.router.add_post(versions, _answering(calls.commit))
-    app.router.add_get("/v2/hybrid/models", _answering(calls.list_models))
-    app.router.add_get("/v2/hybrid/models/{name}", _answering(calls.list_versions))
-    app.router.add_get(versions + "/{version}", _answering(calls.show_version))
-    app.router.add_get(versions + "/{version}/manifest", _answering(calls.send_manifest))
+    app.router.add_route("HEAD", blob, answering(calls.blob_state))
+    app.router.add_route("PATCH", blob, answering(calls.receive_piece))
+    app.router.add_get(blob, answering(calls.send_blob), allow_head=False)
+    app.router.add_post(versions, answering(calls.commit))
+    app.router.add_get("/v2/hybrid/models", answering(calls.list_models))
+    app.router.add_get("/v2/hybrid/models/{name}", answering(calls.list_versions))
+    app.router.add_get(versions + "/{version}", answering(calls.show_version))
+    app.router.add_get(versions + "/{version}/manifest", answering(calls.send_manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class _Calls:
         self.admit(request, "publish")
         sha256 = check_digest(request.match_info["sha256"])
         offset, total_bytes = _number(request, "Upload-Offset"), _number(request, "Upload-Length")
-        _check_body(request, MAX_PIECE_BYTES)
+        check_body(request, MAX_PIECE_BYTES)
         found = await asyncio.to_thread(self.registry.find_blob, sha256)
         if found is not None:
             return _here(201, total_bytes)
@@ -132,8 +132,8 @@ class _Calls:
         """A manifest: the version becomes visible."""
         self.admit(request, "publish")
         name = check_word(request.match_info["name"])
-        _check_body(request, MAX_MANIFEST_BYTES)
-        data = await _read_body(request)
+        check_body(request, MAX_MANIFEST_BYTES)
+        data = await read_body(request)
         header = request.headers.get(SIGNATURE_HEADER)
         signature = Signature.of_text(header) if header is not None else None
         work = asyncio.ensure_future(asyncio.to_thread(self.registry.commit, data, signature, name=name))
@@ -192,7 +192,7 @@ def _close_late(done: asyncio.Future[Upload]) -> None:
         asyncio.get_running_loop().run_in_executor(None, done.result().close)
 
 
-def _answering(handler: _Handler) -> _Handler:
+def answering(handler: _Handler) -> _Handler:
     """Errors as `{"error", "code"}` with the facts that a client goes on with."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -244,7 +244,13 @@ async def _block(request: web.Request, wanted_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-async def _read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request) -> bytes:
+    """A checked body of known length, as its sender manages to bring it.
+
+    Raises:
+        BadMessage: it ended early.
+        GatewayStalled: no byte came for a while.
+    """
     left = request.content_length or 0
     data = bytearray()
     while left and (block := await _block(request, left)):
@@ -255,7 +261,7 @@ async def _read_body(request: web.Request) -> bytes:
     return bytes(data)
 
 
-def _check_body(request: web.Request, most_bytes: int) -> None:
+def check_body(request: web.Request, most_bytes: int) -> None:
     """Length known and within the limit, no encoding: before a byte of the body is read."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise BadMessage("a Content-Encoding is refused here; send the bytes as they are")

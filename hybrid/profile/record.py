@@ -13,8 +13,8 @@ from hybrid.errors import BadMessage, TooLarge
 from hybrid.graph.shape_key import ShapeKey
 
 SCHEMA: Final = 1
-MAX_PROFILE_BYTES: Final = 256 << 10
-MAX_TIMINGS: Final = 1024
+MAX_PROFILE_BYTES: Final = 64 << 10
+MAX_TIMINGS: Final = 512
 LONGEST_S: Final = 3600.0
 """A part that is said to take longer is nonsense: nobody waits an hour for an inference."""
 
@@ -150,7 +150,7 @@ def parse_profile(content: bytes) -> Profile:
 
     Raises:
         BadMessage: no profile of this schema, or seconds that no machine takes.
-        TooLarge: more than 256 KiB.
+        TooLarge: more than 64 KiB.
     """
     if len(content) > MAX_PROFILE_BYTES:
         raise TooLarge(f"a profile of {len(content)} bytes is refused: {MAX_PROFILE_BYTES} are allowed")
