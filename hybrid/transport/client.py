@@ -14,7 +14,7 @@ from yarl import URL
 from hybrid.cost.link import LinkEstimate
 from hybrid.errors import BadMessage, GatewayUnreachable, HybridError, Overloaded
 from hybrid.transport import io_thread
-from hybrid.transport.pending import Pending
+from hybrid.transport.pending import Pending, Reply
 from hybrid.transport.supervisor import State, Supervisor
 from hybrid.transport.trust import Trust
 from hybrid.wire.frames import Hello
@@ -53,8 +53,6 @@ class GatewayClient:
     @property
     def state(self) -> State:
         """connecting: a first or replaced connection is being made; ready; down: attempts fail, see `down_reason`."""
-        if self._is_closed:
-            return "down"
         return "down" if self._is_closed else self._running()[1].state
 
     @property
@@ -62,14 +60,14 @@ class GatewayClient:
         """`code: message` of what keeps it from being ready, None when it is."""
         if self._is_closed:
             return f"{GatewayUnreachable.code}: the client was closed"
-        return "gateway_unreachable: the client was closed" if self._is_closed else self._running()[1].down_reason
+        return self._running()[1].down_reason
 
     @property
     def gateway_info(self) -> Hello | None:
         """What the gateway said of itself when it was last ready."""
         return None if self._supervisor is None else self._supervisor.hello
 
-    def infer(self, request: InferRequest, *, stall_s: float, timeout_s: float) -> "Future[InferResponse]":
+    def infer(self, request: InferRequest, *, stall_s: float, timeout_s: float) -> Reply:
         """Sends a request; never blocks, never raises: all that goes wrong is the future's error.
 
         Cancelling the future cancels the request on both sides. The arrays that the request's tensors view must stay

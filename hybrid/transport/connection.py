@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from hybrid.cost.link import LinkEstimate
+from hybrid.cost.link import MIN_RATE_SAMPLE_BYTES, LinkEstimate
 from hybrid.errors import ConnectionLost, GatewayStalled, HybridError
 from hybrid.transport.pending import Pending
 from hybrid.transport.pump import FramePump, keep_unsent_low
@@ -22,10 +22,17 @@ from hybrid.wire.events import (
     PongReceived,
     RequestFailed,
     ResponseReceived,
+    WithdrawalSettled,
 )
 
 BUSY_PING_S: Final = 1.0
 IDLE_PING_S: Final = 15.0
+WARM_S: Final = 10.0
+"""For so long after the last request a connection is watched as if one were in flight: the next one finds it well."""
+
+WARM_STALL_S: Final = 1.0
+"""The least silence after which a connection is replaced that nobody waits for right now."""
+
 IDLE_PONG_S: Final = 10.0
 """An idle connection whose PONG takes longer is replaced."""
 
@@ -71,6 +78,10 @@ class ChannelConnection:
         self._loop = asyncio.get_running_loop()
         self._pump = FramePump(channel, ws.send_bytes, time.monotonic)
         self._sent: dict[int, _Sent] = {}
+        self._withdrawn: dict[int, _Sent] = {}
+        self._used_s = float("-inf")
+        self._last_stall_s = IDLE_PONG_S
+        self._bytes_before_ping = 0
         self._over: asyncio.Future[HybridError] = self._loop.create_future()
         self._connected: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -123,6 +134,8 @@ class ChannelConnection:
             pending.fail(exc)
             return
         self._sent[stream] = sent
+        pending.future.upload = channel.upload(stream)
+        self._used_s, self._last_stall_s = now_s, pending.stall_s
         self._pump.wake()
         if now_s + self._interval_s(pending.stall_s) < self._due_s:
             self._watch()
@@ -131,8 +144,9 @@ class ChannelConnection:
         """Withdraws a request that its caller gave up."""
         for stream, sent in list(self._sent.items()):
             if sent.pending is pending:
-                del self._sent[stream]
+                self._withdrawn[stream] = self._sent.pop(stream)
                 self._channel.cancel(stream)
+                self._ping(time.monotonic(), 0.0)
                 self._pump.wake()
                 self._leave_if_done()
 
@@ -184,7 +198,11 @@ class ChannelConnection:
             sent = self._sent.pop(event.stream, None)
             if sent is not None:
                 sent.pending.fail(event.error)
+        elif isinstance(event, WithdrawalSettled):
+            self._on_settled(event)
         elif isinstance(event, PongReceived):
+            if self._channel.has_withdrawn:  # they were cancelled after that ping
+                self._ping(time.monotonic(), 0.0)
             if not self._connected.done():
                 self._connected.set_result(None)
             if event.is_quiet:
@@ -214,6 +232,17 @@ class ChannelConnection:
             response.receive_s,
         )
 
+    def _on_settled(self, event: WithdrawalSettled) -> None:
+        """An upload that was cut off still tells the goodput: the PONG says when all that had gone was there."""
+        sent = self._withdrawn.pop(event.stream, None)
+        if sent is None or not event.was_sending:
+            return  # the upload had ended some time before: that moment was not seen
+        n_bytes_up = self._bytes_before_ping - sent.sent_bytes
+        if n_bytes_up >= MIN_RATE_SAMPLE_BYTES:
+            now_s = time.monotonic()
+            n_bytes_down = self._channel.received_bytes - sent.received_bytes
+            self._link.observe_transfer(n_bytes_up, n_bytes_down, now_s - sent.since_s, now_s)
+
     def _leave_if_done(self) -> None:
         if self.is_leaving.is_set() and not self._sent:
             self.end(ConnectionLost("the gateway is going away"))
@@ -227,10 +256,19 @@ class ChannelConnection:
         """Sets the timer for the next look at the connection."""
         if self._timer is not None:
             self._timer.cancel()
-        stalls_s = [sent.pending.stall_s for sent in self._sent.values()]
-        interval_s = self._interval_s(min(stalls_s)) if stalls_s else IDLE_PONG_S / 2
-        self._due_s = time.monotonic() + interval_s
+        now_s = time.monotonic()
+        limit_s = self._limit_s(now_s)
+        interval_s = self._interval_s(limit_s) if limit_s is not None else IDLE_PONG_S / 2
+        self._due_s = now_s + interval_s
         self._timer = self._loop.call_later(interval_s, self._look)
+
+    def _limit_s(self, now_s: float) -> float | None:
+        """The longest silence that those who use the connection bear; None while nobody does."""
+        if self._sent:
+            return min(sent.pending.stall_s for sent in self._sent.values())
+        if self._channel.has_withdrawn:
+            return self._last_stall_s
+        return max(self._last_stall_s, WARM_STALL_S) if now_s - self._used_s < WARM_S else None
 
     def _look(self) -> None:
         now_s = time.monotonic()
@@ -238,14 +276,16 @@ class ChannelConnection:
         lag_s = now_s - self._due_s
         if lag_s > LAG_S:
             channel.last_progress_s += lag_s  # what the gateway sent meanwhile has not been read yet
-        if self._sent:
-            stall_s = min(sent.pending.stall_s for sent in self._sent.values())
+        limit_s = self._limit_s(now_s)
+        if limit_s is not None:
             silent_s = channel.stalled_s(now_s)
-            if silent_s > stall_s:
+            if channel.is_ping_out:
+                silent_s = max(silent_s, now_s - max(channel.last_progress_s, self._ping_s + max(0.0, lag_s)))
+            if silent_s > limit_s:
                 self.end(
-                    GatewayStalled(f"no progress from the gateway for {silent_s:.2f} s, the limit is {stall_s:.2f} s")
+                    GatewayStalled(f"no progress from the gateway for {silent_s:.2f} s, the limit is {limit_s:.2f} s")
                 )
-            self._ping(now_s, self._interval_s(stall_s))
+            self._ping(now_s, self._interval_s(limit_s))
         elif channel.is_ping_out and now_s - self._ping_s - max(0.0, lag_s) > IDLE_PONG_S:
             self.end(ConnectionLost(f"the idle gateway did not answer a ping within {IDLE_PONG_S} s"))
         else:
@@ -255,6 +295,7 @@ class ChannelConnection:
     def _ping(self, now_s: float, interval_s: float) -> None:
         if not self._channel.is_ping_out and now_s - self._ping_s >= interval_s * 0.9:
             self._ping_s = now_s
+            self._bytes_before_ping = self._channel.sent_bytes
             self._channel.ping(now_s)
             self._pump.wake()
 

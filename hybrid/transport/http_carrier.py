@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -45,6 +46,14 @@ async def ask_hello(session: aiohttp.ClientSession, url: URL, tls: Tls, timeout_
         return hello
 
 
+@dataclass(slots=True)
+class _Posted:
+    """How far a message is; an HTTP exchange acknowledges nothing before its reply."""
+
+    sent_bytes: int = 0
+    acked_bytes: int = 0
+
+
 class HttpCarrier:
     """Carries requests by POST; runs on the I/O thread."""
 
@@ -67,6 +76,7 @@ class HttpCarrier:
         self._link = link
         self._group = asyncio.TaskGroup()
         self._tasks: dict[Pending, asyncio.Task[None]] = {}
+        self._check: asyncio.Task[None] | None = None
         self._over: asyncio.Future[HybridError] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> HybridError:
@@ -76,6 +86,8 @@ class HttpCarrier:
             for pending, task in list(self._tasks.items()):
                 pending.fail(error)
                 task.cancel()
+            if self._check is not None:
+                self._check.cancel()
         return error
 
     def start(self, pending: Pending) -> None:
@@ -92,6 +104,19 @@ class HttpCarrier:
         task = self._tasks.get(pending)
         if task is not None:
             task.cancel()
+            if self._check is None and not self._over.done():
+                self._check = self._group.create_task(self._look(pending.stall_s))
+
+    async def _look(self, stall_s: float) -> None:
+        """After a withdrawn request, which says nothing of the gateway by itself: is it still there?"""
+        try:
+            await ask_hello(self._session, self._url, self._tls, stall_s)
+        except TimeoutError:
+            self.end(GatewayStalled(f"{self._url} did not answer within {stall_s} s"))
+        except (OSError, aiohttp.ClientError, HybridError) as exc:
+            self.end(ConnectionLost(f"{self._url} does not answer any more: {exc!r}"))
+        finally:
+            self._check = None
 
     def silence_in_child(self) -> None:
         """After a fork, in the child: the pooled connections are the parent's, and nothing here uses them again."""
@@ -133,11 +158,17 @@ class HttpCarrier:
             "Content-Length": str(n_bytes_up),
             "Content-Type": "application/octet-stream",
         }
+        posted = _Posted()
+        pending.future.upload = posted
         since_s = time.monotonic()
         async with (
             asyncio.timeout(pending.timeout_s),
             self._session.post(
-                self._url / INFER_PATH, data=_pieces(message), headers=headers, ssl=self._tls, allow_redirects=False
+                self._url / INFER_PATH,
+                data=_pieces(message, posted),
+                headers=headers,
+                ssl=self._tls,
+                allow_redirects=False,
             ) as reply,
         ):
             if reply.status != 200:
@@ -160,11 +191,13 @@ class HttpCarrier:
                 raise stalled from exc
 
 
-async def _pieces(message: EncodedMessage) -> AsyncIterator[bytes | memoryview]:
+async def _pieces(message: EncodedMessage, posted: _Posted) -> AsyncIterator[bytes | memoryview]:
     """The message in pieces small enough to leave the loop free in between."""
     for buffer in (message.header, *message.buffers):
         for at in range(0, len(buffer), PIECE_BYTES):
-            yield memoryview(buffer)[at : at + PIECE_BYTES]
+            piece = memoryview(buffer)[at : at + PIECE_BYTES]
+            yield piece
+            posted.sent_bytes += len(piece)
 
 
 async def read_message(reply: aiohttp.ClientResponse, limits: Limits) -> tuple[InferResponse, int]:

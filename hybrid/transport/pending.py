@@ -3,9 +3,35 @@
 import asyncio
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from hybrid.errors import HybridError
 from hybrid.wire.message import InferRequest, InferResponse
+
+
+class Upload(Protocol):
+    """How far a request's message is: read from any thread, written by the I/O thread."""
+
+    sent_bytes: int
+    acked_bytes: int
+
+
+class Reply(Future[InferResponse]):
+    """The answer to come; beside it, how much of the request has gone and has been acknowledged by now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upload: Upload | None = None
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of the request that were handed to the network so far."""
+        return self.upload.sent_bytes if self.upload is not None else 0
+
+    @property
+    def acked_bytes(self) -> int:
+        """Bytes of the request that the gateway has acknowledged so far."""
+        return self.upload.acked_bytes if self.upload is not None else 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -23,7 +49,7 @@ class Pending:
     request: InferRequest
     stall_s: float
     timeout_s: float
-    future: "Future[InferResponse]" = field(default_factory=Future)
+    future: Reply = field(default_factory=Reply)
     timer: asyncio.TimerHandle | None = None
     _is_claimed: bool = False
 

@@ -36,7 +36,13 @@ SOFTWARE: Final = "hybrid-client"
 CONNECT_TIMEOUT_S: Final = 4.0
 OPEN_TIMEOUT_S: Final = 10.0
 BACKOFF_S: Final = 0.2
-BACKOFF_MAX_S: Final = 5.0
+BACKOFF_MAX_S: Final = 2.0
+"""Longest pause between attempts: a gateway that is there again is found within three seconds."""
+
+STAGGER_S: Final = 1.5
+"""An attempt that has not succeeded by then gets another one beside it: after an outage the old one's TCP still waits
+for a retransmission that is seconds away, while a new one goes through at once."""
+
 WS_MESSAGE_BYTES: Final = 256 * 1024
 REPLY_BYTES: Final = 64 * 1024 * 1024
 
@@ -69,6 +75,9 @@ class Carrier(Protocol):
     def silence_in_child(self) -> None:
         """After a fork, in the child: lets go of the parent's socket."""
         ...
+
+
+_Opened = tuple[Carrier, "asyncio.Task[HybridError]"]
 
 
 class Supervisor:
@@ -224,7 +233,31 @@ class Supervisor:
         _log.info("gateway.lost url=%s code=%s reason=%s", self._url, error.code, error)
         return error, time.monotonic() - since_s
 
-    async def _open(self, group: asyncio.TaskGroup) -> tuple[Carrier, "asyncio.Task[HybridError]"]:
+    async def _open(self, group: asyncio.TaskGroup) -> _Opened:
+        """The first attempt that ends decides; while none does, another is started beside it now and then."""
+        async with asyncio.TaskGroup() as attempts:
+            trying = {attempts.create_task(self._attempt(group))}
+            while not (done := [task for task in trying if task.done()]):
+                await asyncio.wait(trying, timeout=STAGGER_S, return_when=asyncio.FIRST_COMPLETED)
+                if not any(task.done() for task in trying):
+                    trying.add(attempts.create_task(self._attempt(group)))
+            for task in trying:
+                task.cancel()
+        first, *others = sorted((task.result() for task in done), key=lambda found: isinstance(found, Exception))
+        for other in others:
+            if not isinstance(other, Exception):
+                other[0].end(ConnectionLost("another attempt was faster"))
+        if isinstance(first, Exception):
+            raise first
+        return first
+
+    async def _attempt(self, group: asyncio.TaskGroup) -> _Opened | Exception:
+        try:
+            return await self._open_one(group)
+        except (HybridError, OSError, ssl.SSLError, aiohttp.ClientError) as exc:
+            return exc
+
+    async def _open_one(self, group: asyncio.TaskGroup) -> _Opened:
         session = self._session
         if session is None:
             raise GatewayUnreachable(f"the client of {self._url} is closed")

@@ -20,6 +20,7 @@ from hybrid.wire.events import (
     RequestReceived,
     RequestRefused,
     ResponseReceived,
+    WithdrawalSettled,
 )
 from hybrid.wire.frames import Frame, FrameReader, Hello, Kind
 from hybrid.wire.inbound import Budget, Inbound
@@ -32,6 +33,7 @@ from hybrid.wire.message import (
     encode_request,
     encode_response,
 )
+from hybrid.wire.outbound import Outbound
 from hybrid.wire.sending import Sending
 
 Role = Literal["client", "server"]
@@ -106,13 +108,22 @@ class Channel:
         return self._sending.has_frames
 
     @property
+    def has_withdrawn(self) -> bool:
+        """Whether a PING is wanted: its PONG will settle cancelled requests whose bytes may still be on their way."""
+        return self._sending.has_withdrawn
+
+    @property
     def is_ping_out(self) -> bool:
         """Whether a PING waits for its PONG."""
         return self._ping is not None
 
     def stalled_s(self, now_s: float) -> float:
-        """Seconds without progress while an answer is owed; 0 while none is."""
-        return max(0.0, now_s - self.last_progress_s) if self._streams else 0.0
+        """Seconds without progress while an answer, or the end of a cancelled upload, is owed; 0 while none is."""
+        return max(0.0, now_s - self.last_progress_s) if self._streams or self.has_withdrawn else 0.0
+
+    def upload(self, stream: int) -> Outbound | None:
+        """How far the message of a stream is; None when the stream is over."""
+        return self._sending.upload(stream)
 
     def send_request(self, request: InferRequest, now_s: float) -> int:
         """Opens a stream with this request; its number.
@@ -131,7 +142,7 @@ class Channel:
             raise TooLarge(
                 f"the request has {message.n_body_bytes} bytes, the gateway takes {self.peer.max_message_bytes}"
             )
-        if not self._streams:
+        if not self._streams and not self.has_withdrawn:
             self.last_progress_s = now_s
         self._highest_stream += 1
         self._streams[self._highest_stream] = _Stream()
@@ -139,8 +150,12 @@ class Channel:
         return self._highest_stream
 
     def cancel(self, stream: int) -> None:
-        """Client: withdraws a request; without effect when it is over."""
+        """Client: withdraws a request; without effect when it is over.
+
+        What was sent of it is still on its way: the PONG of a later `ping` settles it.
+        """
         if stream in self._streams and self.state != "closed":
+            self._sending.withdraw(stream, self._n_pings)
             self._close_stream(stream)
             self._control(frames.cancel_frame(stream))
 
@@ -318,9 +333,10 @@ class Channel:
     def _take_pong(self, frame: Frame, events: list[Event]) -> None:
         if self._ping is None or frames.read_token(frame) != self._ping[0]:
             return
-        _, sent_s, was_quiet = self._ping
+        number, sent_s, was_quiet = self._ping
         self._ping = None
         self.last_progress_s = self._now_s
+        events += [WithdrawalSettled(*settled) for settled in self._sending.settle(number)]
         events.append(PongReceived(self._now_s - sent_s, was_quiet and self._is_quiet))
 
     def _take_cancel(self, frame: Frame, events: list[Event]) -> None:

@@ -58,6 +58,17 @@ class RequestFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawalSettled:
+    """Client: all that was sent of a cancelled request has arrived there, or will never.
+
+    `was_sending` tells whether there was still something to send when it was cancelled.
+    """
+
+    stream: int
+    was_sending: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PongReceived:
     """A ping came back; `is_quiet` when next to no data of ours was on its way at either end of the trip."""
 
@@ -87,6 +98,7 @@ Event = (
     | RequestCancelled
     | ResponseReceived
     | RequestFailed
+    | WithdrawalSettled
     | PongReceived
     | GoawayReceived
     | Failed

@@ -27,12 +27,18 @@ class Sending:
         self._pong: int | None = None
         self._messages: dict[int, Outbound] = {}
         self._turns: deque[Outbound] = deque()
+        self._withdrawn: dict[int, tuple[Outbound, int]] = {}
 
     @property
     def has_frames(self) -> bool:
         """Whether `next_frames` would give any."""
         has_control = bool(self._control or self._credits) or self._pong is not None
         return has_control or (bool(self._turns) and self.flight.room_bytes > 0)
+
+    @property
+    def has_withdrawn(self) -> bool:
+        """Whether bytes of withdrawn messages may still be on their way."""
+        return bool(self._withdrawn)
 
     @property
     def unsent_bytes(self) -> int:
@@ -71,25 +77,49 @@ class Sending:
         Raises:
             BadFrame: it acknowledges what was never sent.
         """
-        outbound = self._messages.get(stream)
+        outbound = self._messages.get(stream) or self._withdrawn.get(stream, (None, 0))[0]
         if outbound is None:
             return False
         was_waiting = not outbound.can_send and not outbound.is_done
         newly = outbound.credit(received_bytes, limit_bytes)
         if newly:
             self.flight.acked(newly, now_s)
-        if was_waiting and outbound.can_send:
+        if was_waiting and outbound.can_send and stream in self._messages:
             self._turns.append(outbound)
         return newly > 0
 
+    def upload(self, stream: int) -> Outbound | None:
+        """How far a stream's message is; None where it has none."""
+        return self._messages.get(stream)
+
     def drop(self, stream: int) -> None:
         """Forgets what is left of a stream's message."""
-        self._credits.pop(stream, None)
-        outbound = self._messages.pop(stream, None)
+        outbound = self._taken_out(stream)
         if outbound is not None:
             self.flight.dropped(outbound.sent_bytes - outbound.acked_bytes)
-            if outbound in self._turns:
-                self._turns.remove(outbound)
+
+    def withdraw(self, stream: int, n_pings: int) -> None:
+        """Sends no more of a stream's message; what is on its way counts until a PING after the `n_pings`th is back."""
+        outbound = self._taken_out(stream)
+        if outbound is not None and outbound.sent_bytes:
+            self._withdrawn[stream] = (outbound, n_pings)
+
+    def settle(self, ping: int) -> list[tuple[int, bool]]:
+        """This PING is back: withdrawn streams of which all that was sent has arrived, and whether more was to come."""
+        settled = []
+        for stream, (outbound, n_pings) in list(self._withdrawn.items()):
+            if n_pings < ping:
+                del self._withdrawn[stream]
+                self.flight.dropped(outbound.sent_bytes - outbound.acked_bytes)
+                settled.append((stream, not outbound.is_done))
+        return settled
+
+    def _taken_out(self, stream: int) -> Outbound | None:
+        self._credits.pop(stream, None)
+        outbound = self._messages.pop(stream, None)
+        if outbound is not None and outbound in self._turns:
+            self._turns.remove(outbound)
+        return outbound
 
     def is_sent(self, stream: int) -> bool:
         """Whether the stream's message, if it has one, is handed out whole."""

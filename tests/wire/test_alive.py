@@ -3,7 +3,7 @@
 import pytest
 
 from hybrid.wire import frames
-from hybrid.wire.events import PongReceived
+from hybrid.wire.events import PongReceived, WithdrawalSettled
 from hybrid.wire.frames import FrameReader, Kind
 from tests.wire.pair import open_pair, request_of
 
@@ -66,3 +66,42 @@ def test_repeated_credit_without_advance_is_no_progress():
     pair.client.receive(frames.credit_frame(stream, 50_000, 100_000), 1.0)
     pair.client.receive(frames.credit_frame(stream, 50_000, 100_000), 9.0)
     assert pair.client.stalled_s(10.0) == 9.0
+
+
+def test_what_a_cancelled_upload_had_sent_counts_until_a_later_ping_is_back():
+    pair = open_pair()
+    stream = pair.client.send_request(request_of(300_000), 0.0)
+    pair.flush_client(40_000)
+    pair.client.cancel(stream)
+    unacked_bytes = pair.client._sending.flight.unacked_bytes
+    assert unacked_bytes >= 40_000
+    assert pair.client.has_withdrawn
+    assert pair.client.stalled_s(2.0) == 2.0, "a gateway that says nothing of it has stalled"
+    pair.client.ping(2.0)
+    pair.now_s = 3.0
+    at_client, _ = pair.settle()
+    assert at_client == [WithdrawalSettled(stream, was_sending=True), PongReceived(1.0, is_quiet=False)]
+    assert pair.client._sending.flight.unacked_bytes == 0
+    assert pair.client.stalled_s(9.0) == 0.0
+
+
+def test_acknowledgements_of_a_cancelled_upload_are_progress():
+    pair = open_pair()
+    stream = pair.client.send_request(request_of(300_000), 0.0)
+    pair.flush_client(100_000)
+    pair.client.cancel(stream)
+    pair.client.receive(frames.credit_frame(stream, 50_000, 300_000), 4.0)
+    assert pair.client.stalled_s(5.0) == 1.0
+    assert pair.client.next_frames(1 << 20, 5.0)  # the CANCEL, and no more data
+    assert not pair.client.has_frames
+
+
+def test_a_ping_that_was_out_before_the_cancel_settles_nothing():
+    pair = open_pair()
+    stream = pair.client.send_request(request_of(300_000), 0.0)
+    pair.flush_client(40_000)
+    pair.client.ping(0.0)
+    pair.client.cancel(stream)
+    at_client, _ = pair.settle()
+    assert [type(event) for event in at_client] == [PongReceived]
+    assert pair.client.has_withdrawn

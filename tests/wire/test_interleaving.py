@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from hybrid.errors import Overloaded
 from hybrid.wire.events import (
     Failed,
+    PongReceived,
     RequestCancelled,
     RequestFailed,
     RequestReceived,
     RequestRefused,
     ResponseReceived,
+    WithdrawalSettled,
 )
 from hybrid.wire.frames import FrameReader
 from hybrid.wire.limits import Limits
@@ -75,6 +77,7 @@ class Scenario:
             del self.open[stream]
             self.cancelled.add(stream)
             self.pair.client.cancel(stream)
+            self.pair.client.ping(self.pair.now_s)
 
     def answer(self) -> None:
         if self.at_server:
@@ -110,6 +113,13 @@ class Scenario:
 
     def down(self) -> None:
         for event in self.pair.deliver_down(self.rng.choice([1, 7, 8, 9, 500, 16_392, 100_000])):
+            if isinstance(event, WithdrawalSettled):
+                assert event.stream in self.cancelled
+                continue
+            if isinstance(event, PongReceived):
+                if self.pair.client.has_withdrawn:
+                    self.pair.client.ping(self.pair.now_s)
+                continue
             assert isinstance(event, ResponseReceived | RequestFailed), event
             assert event.stream not in self.cancelled, "nothing comes after a cancel"
             assert event.stream not in self.ended, "each request ends once"
@@ -152,6 +162,7 @@ def test_any_interleaving_ends_every_request_exactly_once_and_frees_everything(s
         assert not end._budget._waiting
         assert end._sending.flight.unacked_bytes == 0
         assert end._sending.unsent_bytes == 0
+        assert not end.has_withdrawn
 
 
 @given(seed=st.integers(0, 2**63), loss=st.integers(0, 60_000))
