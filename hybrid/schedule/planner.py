@@ -8,7 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hybrid.cost.link import LinkView
-from hybrid.schedule.options import Objective, PlacementKind
+from hybrid.schedule.options import Objective
+from hybrid.schedule.prospect import Candidate, Constraints, Key, Prospect, local_only, refusal
+
+__all__ = [
+    "Beliefs",
+    "Candidate",
+    "Constraints",
+    "Decision",
+    "GatewayView",
+    "Prospect",
+    "choose",
+    "cost",
+    "explained",
+    "local_only",
+    "predicted_s",
+    "refusal",
+]
 
 SWITCH_GAIN_RATIO = 0.1
 """A plan is left only for one that is better by this share..."""
@@ -18,104 +34,12 @@ SWITCH_GAIN_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prospect:
-    """One way to answer a request, with what is known of its parts.
-
-    Attributes:
-        placement: where it computes.
-        cut: cut id of a split, else an empty string.
-        codec: how the crossing tensors are encoded.
-        gateway: URL of the gateway, empty for local.
-        head_s: profiled seconds on the device (the whole model for local); None while not timed.
-        encode_s: seconds to encode what crosses.
-        bytes_up: encoded bytes that go up, as measured on a real request.
-        bytes_down: bytes of the reply, as they came.
-        reply_bytes: bytes of the reply's tensors before any encoding.
-        tail_s: profiled seconds at the gateway; None while not timed.
-        accuracy_drop: calibrated loss, 0 for lossless; None for a lossy codec that nobody calibrated.
-        raw_input: whether one of the model's own inputs crosses.
-        obstacle: why it cannot be used at all, or an empty string.
-    """
-
-    placement: PlacementKind
-    cut: str = ""
-    codec: str = "none"
-    gateway: str = ""
-    head_s: float | None = 0.0
-    encode_s: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    reply_bytes: int = 0
-    tail_s: float | None = 0.0
-    accuracy_drop: float | None = 0.0
-    raw_input: bool = False
-    obstacle: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What tells this prospect from the others of its request."""
-        return (self.placement, self.cut, self.codec, self.gateway)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayView:
     """What is believed of one gateway: its link, its speed ratio to its profile, its queue in seconds."""
 
     link: LinkView
     speed_ratio: float = 1.0
     queue_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One considered placement, as `session.explain()` shows it.
-
-    Attributes:
-        placement: `local`, `offload` or `split`.
-        cut: cut id of a split, else an empty string.
-        codec: how the crossing tensors are encoded.
-        gateway: URL of the gateway, empty for local.
-        predicted_s: expected seconds of a request; None when a part of it is not measured yet.
-        bytes_up: bytes that would go up.
-        accuracy_drop: calibrated loss as a ratio, None if unknown.
-        chosen: whether the planner takes it now.
-        reason: why it is chosen, or why not.
-    """
-
-    placement: PlacementKind
-    cut: str
-    codec: str
-    gateway: str
-    predicted_s: float | None
-    bytes_up: int
-    accuracy_drop: float | None
-    chosen: bool
-    reason: str
-
-
-def local_only(reason: str) -> Candidate:
-    """All that there is to explain where nothing remote is known."""
-    return Candidate(
-        placement="local",
-        cut="",
-        codec="none",
-        gateway="",
-        predicted_s=None,
-        bytes_up=0,
-        accuracy_drop=0.0,
-        chosen=True,
-        reason=reason,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraints:
-    """What a plan must keep: see `Options`; `uplink_left_bytes` is what the uplink budget still allows now."""
-
-    max_accuracy_drop: float = 0.01
-    raw_input_may_leave: bool = True
-    uplink_left_bytes: float | None = None
-    lossy_allowed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,23 +92,6 @@ def cost(prospect: Prospect, total_s: float, device_speed_ratio: float, objectiv
     return head_s + (total_s - head_s) / 3
 
 
-def refusal(prospect: Prospect, constraints: Constraints) -> str:
-    """Why this prospect may not be used, or an empty string."""
-    if prospect.obstacle:
-        return prospect.obstacle
-    if prospect.placement == "local":
-        return ""
-    if prospect.raw_input and not constraints.raw_input_may_leave:
-        return "the model's raw input may not leave this machine"
-    if prospect.accuracy_drop is None and not constraints.lossy_allowed:
-        return f"codec {prospect.codec} is lossy and not calibrated"
-    if prospect.accuracy_drop is not None and prospect.accuracy_drop > constraints.max_accuracy_drop:
-        return f"accuracy drop {prospect.accuracy_drop:.3f} is above {constraints.max_accuracy_drop:.3f}"
-    if constraints.uplink_left_bytes is not None and prospect.bytes_up > constraints.uplink_left_bytes:
-        return "the uplink budget is used up for now"
-    return ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The planner's answer: the prospect taken, its expected seconds, and all costs (none if it was forced).
@@ -198,9 +105,7 @@ class Decision:
     index: int = 0
 
 
-def choose(
-    prospects: Sequence[Prospect], beliefs: Beliefs, current: tuple[str, str, str, str] | None = None
-) -> Decision:
+def choose(prospects: Sequence[Prospect], beliefs: Beliefs, current: Key | None = None) -> Decision:
     """The best prospect; the current plan stays unless another beats it by more than the switching gain.
 
     Args:

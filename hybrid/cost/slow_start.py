@@ -1,0 +1,45 @@
+"""What a connection that is new or was idle adds to a transfer: rounds of TCP's slow start.
+
+Source: RFC 5681 (slow start, restart after idle), RFC 6928 (initial window of 10 segments), RFC 6298 (RTO). Linux
+halves the window for each retransmission timeout that the connection was idle, down to the initial one.
+"""
+
+from typing import Final
+
+INITIAL_WINDOW_BYTES: Final = 10 * 1448
+"""Ten segments."""
+
+LEAST_RTO_S: Final = 0.2
+"""Linux's lower bound of the retransmission timeout above the round trip."""
+
+
+def slow_start_s(n_bytes: float, moving_s: float, window_bytes: float, rtt_s: float) -> float:
+    """Seconds that a sender waits for acknowledgements because its window is still small.
+
+    Each round sends the window and then waits until the round trip is over; the next one may send twice as much. It
+    ends when the window covers the round trip, or the message is sent.
+
+    Args:
+        n_bytes: the message.
+        moving_s: seconds that its bytes take at the link's goodput.
+        window_bytes: what may be sent in the first round.
+        rtt_s: the round trip.
+    """
+    waited_s, sent, window = 0.0, 0.0, max(1.0, window_bytes)
+    s_per_byte = moving_s / n_bytes if n_bytes else 0.0
+    while sent + window < n_bytes:
+        idle_s = rtt_s - window * s_per_byte
+        if idle_s <= 0:
+            break
+        waited_s += idle_s
+        sent += window
+        window *= 2
+    return waited_s
+
+
+def window_after_idle_bytes(window_bytes: float, idle_s: float, rtt_s: float) -> float:
+    """What is left of a window after so many idle seconds."""
+    halvings = int(idle_s / (rtt_s + LEAST_RTO_S))
+    if halvings <= 0:
+        return window_bytes
+    return max(float(INITIAL_WINDOW_BYTES), window_bytes / 2.0 ** min(halvings, 60))

@@ -1,0 +1,318 @@
+"""The running state of one route: what was measured, the plan in use, and the next decision.
+
+Design: sans I/O. Time comes in as `now_s`, events as `observe_*`, and decisions go out; the live session and the
+simulator use the same object. All deciding is in `deciding.decide`, a pure function of `Inputs`; this class only makes
+the inputs.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from hybrid.cost.energy import GENERIC_POWER, Power
+from hybrid.cost.prediction_error import PredictionError
+from hybrid.cost.residuals import Residuals
+from hybrid.cost.running import RunningEstimate
+from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
+from hybrid.schedule.deciding import decide
+from hybrid.schedule.prices import Prices
+from hybrid.schedule.prospect import Constraints, Prospect
+from hybrid.schedule.standing import Standing
+from hybrid.schedule.table import Table
+
+PROFILE_RUNS: Final = 5
+"""The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
+
+
+LEAST_PROBE_PAUSE_S: Final = 2.0
+MOST_PROBE_PAUSE_S: Final = 10.0
+PROBE_SHARE: Final = 0.05
+"""Probes may fill this share of a link."""
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A shadow request that is due.
+
+    Attributes:
+        index: of the prospect that it takes.
+        silent_s: seconds since its gateway was heard of.
+    """
+
+    index: int
+    silent_s: float
+
+
+class _Told:
+    """What one route has learnt of one gateway: how fast its tails are, and how far predictions were off."""
+
+    __slots__ = ("residuals", "speed")
+
+    def __init__(self) -> None:
+        self.speed = RunningEstimate()
+        self.residuals = Residuals()
+
+
+class Scheduler:
+    """Chooses among the ways of one route (one model and shape key on this device).
+
+    Written by finished runs and the preparation thread, read by every run: what a decision reads is replaced as a
+    whole.
+
+    Args:
+        prices: what joules and bytes are worth: `PRICES[objective]`.
+        power: watts of this device; a generic one is assumed where none is known.
+
+    Attributes:
+        table: the ways that are offered now; the first one is the whole model on this device.
+        local_s: profiled seconds of the whole model on this device, None while it was not timed.
+        standings: the gateways by URL.
+        errors: how good the predictions were.
+    """
+
+    def __init__(self, prices: Prices, *, power: Power = GENERIC_POWER) -> None:
+        self.prices = prices
+        self.power = power
+        self.table = Table((Prospect(placement="local", head_s=None),))
+        self.local_s: float | None = None
+        self.standings: dict[str, Standing] = {}
+        self.errors = PredictionError()
+        self._told: dict[str, _Told] = {}
+        self._device = RunningEstimate()
+        self._n_local_runs = 0
+        self._current = -1
+        self._current_since_s = 0.0
+        self._regret_s = 0.0
+        self._epochs: tuple[object, ...] = ()
+
+    # -- what there is to choose from
+
+    def put_prospects(self, remote: Sequence[Prospect], variants: Sequence[Prospect] = ()) -> None:
+        """Replaces the ways beside the whole model on this device: local variants, and the remote ones."""
+        local = replace(self.table.prospects[0], head_s=self.local_s)
+        self._put(Table((local, *variants, *remote)))
+
+    def put_gateways(self, standings: Mapping[str, Standing]) -> None:
+        """Replaces the gateways; what was learnt of those that stay is kept."""
+        self.standings = dict(standings)
+
+    def profile_local(self, seconds: float) -> None:
+        """Sets the profiled seconds of the whole model on this device."""
+        self.local_s = seconds
+        local, *others = self.table.prospects
+        self._put(Table((replace(local, head_s=seconds), *others)))
+
+    def _put(self, table: Table) -> None:
+        current = self._current
+        key = self.table.prospects[current].key if 0 <= current < len(self.table.prospects) else None
+        self._current = table.index_of(key) if key is not None else -1
+        self.table = table
+
+    # -- deciding
+
+    def decide(
+        self,
+        now_s: float,
+        *,
+        constraints: Constraints,
+        deadline_left_s: float | None = None,
+        n_device_runs: int = 0,
+        n_in_flight: int = 0,
+        down: Collection[str] = (),
+    ) -> Decision:
+        """The plan of a request that comes now; the plan becomes the present one.
+
+        Args:
+            now_s: monotonic time.
+            constraints: what a plan must keep.
+            deadline_left_s: seconds left for this request.
+            n_device_runs: runs that compute on this device now (hedges included).
+            n_in_flight: requests of this session that are under way, this one left out.
+            down: URLs of gateways without a connection now.
+        """
+        inputs = self.inputs(
+            now_s,
+            constraints=constraints,
+            deadline_left_s=deadline_left_s,
+            n_device_runs=n_device_runs,
+            n_in_flight=n_in_flight,
+            down=down,
+        )
+        decision = decide(inputs, self.table)
+        if decision.index != inputs.current:
+            self._current_since_s = now_s
+        self._current = decision.index
+        self._regret_s = decision.regret_s
+        return decision
+
+    def inputs(
+        self,
+        now_s: float,
+        *,
+        constraints: Constraints,
+        deadline_left_s: float | None = None,
+        n_device_runs: int = 0,
+        n_in_flight: int = 0,
+        down: Collection[str] = (),
+    ) -> Inputs:
+        """What a decision rests on now; see `decide`."""
+        beliefs, epochs = [], [self._device.epoch]
+        for url, standing in self.standings.items():
+            told = self._told_of(url)
+            link = standing.link.view
+            is_usable = url not in down and standing.breaker.allows(now_s)
+            epochs += (is_usable, standing.link.epoch, told.speed.epoch)
+            beliefs.append(
+                GatewayBelief(
+                    url=url,
+                    is_usable=is_usable,
+                    rtt_s=link.rtt_s,
+                    uplink_bps=link.uplink_bps,
+                    downlink_bps=link.downlink_bps,
+                    up_window_bytes=link.up_window_at(now_s),
+                    down_window_bytes=link.down_window_at(now_s),
+                    speed_ratio=told.speed.value or 1.0,
+                    queue_s=standing.queue_s(now_s),
+                    points=told.residuals.points,
+                    failure_ratio=standing.failure_ratio,
+                )
+            )
+        is_changed = tuple(epochs) != self._epochs
+        self._epochs = tuple(epochs)
+        return Inputs(
+            table=self.table.id,
+            now_s=now_s,
+            prices=self.prices,
+            constraints=constraints,
+            power=self.power,
+            device_speed_ratio=self.device_speed_ratio,
+            device_spread_ratio=self._device.spread_ratio,
+            gateways=tuple(beliefs),
+            deadline_left_s=deadline_left_s,
+            n_device_runs=n_device_runs,
+            n_in_flight=n_in_flight,
+            current=self._current,
+            current_since_s=self._current_since_s,
+            regret_s=self._regret_s,
+            is_changed=is_changed,
+        )
+
+    # -- what was measured
+
+    @property
+    def device_speed_ratio(self) -> float:
+        """Running ratio of measured to profiled seconds on this device."""
+        return self._device.value or 1.0
+
+    @property
+    def device_heard_s(self) -> float:
+        """When this device's speed was measured last."""
+        return self._device.updated_s
+
+    def observe_local(self, seconds: float, now_s: float, n_beside: int = 0) -> None:
+        """One finished local run of the whole model, `n_beside` others computing beside it.
+
+        The shortest of the first runs becomes the profile; the second one replaces the first, which warmed up.
+        """
+        self._n_local_runs += 1
+        n_runs = self._n_local_runs
+        if self.local_s is None or n_runs == 2 or (n_runs <= PROFILE_RUNS + 1 and seconds < self.local_s):
+            self.profile_local(seconds)
+        if self.local_s:
+            self._device.observe(seconds / self.local_s / (1 + n_beside), now_s)
+
+    def observe_head(self, prospect: Prospect, seconds: float, now_s: float, n_beside: int = 0) -> None:
+        """One run of a split's head (encoding left out)."""
+        if prospect.head_s:
+            self._device.observe(seconds / prospect.head_s / (1 + n_beside), now_s)
+
+    def observe_remote(
+        self, decision: Decision, prospect: Prospect, remote_s: float, *, queue_s: float, tail_s: float, now_s: float
+    ) -> None:
+        """A remote answer came (the link has learnt from the transfer by itself).
+
+        Args:
+            decision: by which it was sent.
+            prospect: the way that it took.
+            remote_s: seconds from departure to the answer.
+            queue_s: as the gateway reported.
+            tail_s: seconds that the gateway computed.
+            now_s: monotonic time.
+        """
+        standing, told = self.standings.get(prospect.gateway), self._told_of(prospect.gateway)
+        if standing is not None:
+            standing.succeeded(queue_s, now_s)
+        if prospect.tail_s:
+            told.speed.observe(tail_s / prospect.tail_s, now_s)
+        if decision.remote_s > 0:
+            told.residuals.observe(remote_s / decision.remote_s)
+
+    def observe_failure(self, prospect: Prospect, now_s: float, retry_after_s: float | None = None) -> None:
+        """A remote attempt failed by the gateway's or the link's fault."""
+        standing = self.standings.get(prospect.gateway)
+        if standing is not None:
+            standing.failed(now_s, retry_after_s)
+
+    def observe_cut_short(
+        self, decision: Decision, prospect: Prospect, waited_s: float, acked_bytes: int, now_s: float
+    ) -> None:
+        """A remote attempt was cancelled because the device won: it would have taken longer than that.
+
+        Args:
+            decision: by which it was sent.
+            prospect: the way that it took.
+            waited_s: seconds from departure to the cancellation.
+            acked_bytes: bytes that the gateway had acknowledged by then.
+            now_s: monotonic time.
+        """
+        if decision.remote_s > 0:
+            self._told_of(prospect.gateway).residuals.observe_longer(waited_s / decision.remote_s)
+        standing = self.standings.get(prospect.gateway)
+        if standing is not None and not acked_bytes and waited_s > decision.patience_s:
+            standing.failed(now_s)
+
+    def observe_answer(self, decision: Decision, total_s: float) -> None:
+        """An answer was given, `total_s` after the request came: how good was the prediction."""
+        if decision.predicted_s and total_s > 0:
+            placement = self.table.prospects[decision.index].placement
+            self.errors.observe(placement, decision.predicted_s, total_s)
+
+    # -- what is worth asking
+
+    def probe_due(self, now_s: float, *, constraints: Constraints, down: Collection[str] = ()) -> Probe | None:
+        """A shadow request that is worth its bytes now, to learn what a link or gateway carries that was not heard of.
+
+        The lightest way through the gateway that was not heard of longest; None when nothing is due.
+        """
+        best: Probe | None = None
+        for url, standing in self.standings.items():
+            if url in down or not standing.breaker.allows(now_s):
+                continue
+            index = self._lightest(url, constraints)
+            if index < 0:
+                continue
+            seconds = standing.link.view.transfer_s(self.table.prospects[index].bytes_up, 0) or 0.0
+            silent_s = now_s - max(standing.heard_s, standing.link.view.measured_s)
+            is_closed = standing.breaker.state(now_s) == "closed"
+            if silent_s < (
+                min(MOST_PROBE_PAUSE_S, max(LEAST_PROBE_PAUSE_S, seconds / PROBE_SHARE)) if is_closed else 0
+            ):
+                continue
+            if best is None or silent_s > best.silent_s:
+                best = Probe(index=index, silent_s=silent_s)
+        return best
+
+    def _lightest(self, url: str, constraints: Constraints) -> int:
+        column, _ = self.table.barred(constraints)
+        left_bytes = constraints.uplink_left_bytes
+        ways = [
+            (self.table.prospects[i].bytes_up, i)
+            for place, i in enumerate(self.table.remote)
+            if self.table.prospects[i].gateway == url and column[place] == 0.0
+        ]
+        n_bytes, index = min(ways, default=(0, -1))
+        return -1 if left_bytes is not None and n_bytes > left_bytes else index
+
+    def _told_of(self, url: str) -> _Told:
+        return self._told.get(url) or self._told.setdefault(url, _Told())

@@ -1,0 +1,63 @@
+"""How a gateway has done for this client, whatever the model: its link, its queue, its failures, its breaker."""
+
+import random
+from typing import Final
+
+from hybrid.cost.link import LinkEstimate
+from hybrid.schedule.breaker import Breaker
+from hybrid.schedule.retry_budget import RetryBudget
+
+FAILURE_GAIN: Final = 0.1
+FAILURE_PRIOR: Final = 0.005
+"""Share of requests that are lost for no reason that was seen before."""
+
+QUEUE_GAIN: Final = 0.5
+QUEUE_FADES_S: Final = 5.0
+"""A queue that nobody heard of for so long is believed to be half as long."""
+
+
+class Standing:
+    """One gateway as this client knows it; shared by all routes and sessions that use the same client.
+
+    Updated from several threads without a lock: each update replaces one number, and a lost one among many is noise.
+
+    Args:
+        link: the estimate that the transport feeds.
+        seed: of the breaker's jitter.
+
+    Attributes:
+        link: what is believed of the link.
+        breaker: whether requests may go there.
+        retries: how many second attempts may.
+        heard_s: monotonic time of the last answer.
+    """
+
+    def __init__(self, link: LinkEstimate | None = None, seed: int | None = None) -> None:
+        self.link = link if link is not None else LinkEstimate()
+        self.breaker = Breaker(random.Random(seed))  # noqa: S311  (jitter, no secret)
+        self.retries = RetryBudget()
+        self.heard_s = 0.0
+        self._queue_s = 0.0
+        self._failure_ratio = 0.0
+
+    @property
+    def failure_ratio(self) -> float:
+        """Share of requests that it is expected not to answer."""
+        return min(0.9, FAILURE_PRIOR + self._failure_ratio)
+
+    def queue_s(self, now_s: float) -> float:
+        """Expected wait there; what is long ago fades."""
+        age_s = max(0.0, now_s - self.heard_s)
+        return float(self._queue_s * 0.5 ** (age_s / QUEUE_FADES_S))
+
+    def succeeded(self, queue_s: float, now_s: float) -> None:
+        """An answer came, after so many seconds in the gateway's queue."""
+        self._queue_s += QUEUE_GAIN * (queue_s - self._queue_s)
+        self._failure_ratio -= FAILURE_GAIN * self._failure_ratio
+        self.heard_s = now_s
+        self.breaker.succeeded()
+
+    def failed(self, now_s: float, retry_after_s: float | None = None) -> None:
+        """A request failed by the gateway's or the link's fault, or made no progress at all."""
+        self._failure_ratio += FAILURE_GAIN * (1 - self._failure_ratio)
+        self.breaker.failed(now_s, retry_after_s)
