@@ -84,9 +84,9 @@ class Device:
         return spent_s, self._next(now_s)
 
     @property
-    def n_waiting(self) -> int:
-        """Jobs that have not begun."""
-        return len(self._waiting)
+    def n_jobs(self) -> int:
+        """Jobs that run or wait."""
+        return len(self._waiting) + (self.running is not None)
 
     def _next(self, now_s: float) -> Job | None:
         return self._start(self._waiting.popleft(), now_s) if self._waiting else None

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from hybrid.simulation.gateway import Gateway
 from hybrid.simulation.link import Link
 from hybrid.simulation.luck import N_DRAWS
-from hybrid.simulation.policy import Deaf, Move, Static
+from hybrid.simulation.policy import Deaf, Load, Move, Static
 from hybrid.simulation.world import Scene
 
 Spent = Callable[[float, float, float, float, float, float], float]
@@ -119,6 +119,6 @@ class Foresight(Deaf):
         self._oracle = Oracle(scene, spent)
         self._period_s = scene.stream.period_s
 
-    def choose(self, now_s: float) -> Move:
+    def choose(self, now_s: float, load: Load) -> Move:  # noqa: ARG002
         """The best prospect of the request that is due now."""
         return Move(self._oracle.best(round(now_s / self._period_s), now_s)[0])

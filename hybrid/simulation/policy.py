@@ -5,21 +5,33 @@ from typing import NamedTuple, Protocol
 
 
 class Move(NamedTuple):
-    """A decision: which prospect, and after how many seconds from departure the device begins too (None: never)."""
+    """A decision.
+
+    `prospect` is its number; the device begins too `hedge_s` seconds after departure (None: never; 0: a race). `why` is
+    whatever the policy wants to see again.
+    """
 
     prospect: int
     hedge_s: float | None = None
     predicted_s: float | None = None
+    why: object = None
+
+
+class Load(NamedTuple):
+    """What is under way when a request comes: runs on the device, and requests that are not answered."""
+
+    n_device_runs: int
+    n_in_flight: int
 
 
 class Reply(NamedTuple):
     """What a remote answer tells: bytes each way, and seconds as the two sides saw them.
 
-    `total_s` runs from departure (after head and encoding) to the answer; `receive_s` from the first to the last byte
-    at the gateway; `network_s` is the total less queue and computing.
+    `head_s` is the device's, encoding included; `total_s` runs from departure (after head and encoding) to the answer;
+    `receive_s` from the first to the last byte at the gateway; `network_s` is the total less queue and computing.
     """
 
-    prospect: int
+    head_s: float
     bytes_up: float
     bytes_down: float
     total_s: float
@@ -59,28 +71,36 @@ class Policy(Protocol):
     name: str
     conduct: Conduct
 
-    def choose(self, now_s: float) -> Move:
+    def choose(self, now_s: float, load: Load) -> Move:
         """What to do with the request that has just come."""
+        ...
+
+    def probe(self, now_s: float) -> Move | None:
+        """A shadow request that is worth its bytes now, asked for once a second."""
         ...
 
     def local_done(self, now_s: float, seconds: float) -> None:
         """The whole model has run on the device."""
         ...
 
-    def head_done(self, now_s: float, prospect: int, seconds: float) -> None:
-        """A head has run on the device."""
-        ...
-
-    def remote_done(self, now_s: float, reply: Reply) -> None:
+    def remote_done(self, now_s: float, move: Move, reply: Reply) -> None:
         """A remote answer came and was taken."""
         ...
 
-    def remote_failed(self, now_s: float, prospect: int, after_s: float) -> None:
+    def remote_failed(self, now_s: float, move: Move, after_s: float) -> None:
         """An attempt failed so many seconds after its departure."""
         ...
 
-    def remote_cancelled(self, now_s: float, prospect: int, after_s: float, acked_bytes: float) -> None:
+    def remote_cancelled(self, now_s: float, move: Move, after_s: float, acked_bytes: float) -> None:
         """An attempt was given up since the device had answered; so many of its bytes had arrived."""
+        ...
+
+    def upload_settled(self, now_s: float, n_bytes: float, network_s: float) -> None:
+        """What had been sent of a cancelled upload has arrived: a PONG behind it came back after so many seconds."""
+        ...
+
+    def answered(self, now_s: float, move: Move, total_s: float) -> None:
+        """A request has its answer, whoever gave it."""
         ...
 
     def connection(self, now_s: float, *, is_up: bool) -> None:
@@ -98,19 +118,26 @@ class Deaf:
     name = "deaf"
     conduct = Conduct()
 
+    def probe(self, now_s: float) -> Move | None:  # noqa: ARG002
+        """Never."""
+        return None
+
+    def upload_settled(self, now_s: float, n_bytes: float, network_s: float) -> None:
+        """Not of interest."""
+
+    def answered(self, now_s: float, move: Move, total_s: float) -> None:
+        """Not of interest."""
+
     def local_done(self, now_s: float, seconds: float) -> None:
         """Not of interest."""
 
-    def head_done(self, now_s: float, prospect: int, seconds: float) -> None:
+    def remote_done(self, now_s: float, move: Move, reply: Reply) -> None:
         """Not of interest."""
 
-    def remote_done(self, now_s: float, reply: Reply) -> None:
+    def remote_failed(self, now_s: float, move: Move, after_s: float) -> None:
         """Not of interest."""
 
-    def remote_failed(self, now_s: float, prospect: int, after_s: float) -> None:
-        """Not of interest."""
-
-    def remote_cancelled(self, now_s: float, prospect: int, after_s: float, acked_bytes: float) -> None:
+    def remote_cancelled(self, now_s: float, move: Move, after_s: float, acked_bytes: float) -> None:
         """Not of interest."""
 
     def connection(self, now_s: float, *, is_up: bool) -> None:
@@ -129,6 +156,6 @@ class Static(Deaf):
         self.name = name
         self._move = Move(index)
 
-    def choose(self, now_s: float) -> Move:  # noqa: ARG002
+    def choose(self, now_s: float, load: Load) -> Move:  # noqa: ARG002
         """The one prospect."""
         return self._move

@@ -25,6 +25,7 @@ class Request:
         queue_s: what it waited there.
         compute_s: what it computed there.
         device_s: seconds on the device's engine so far.
+        head_s: of these, of the head and the encoding.
         wasted_s: of these, in vain.
         up_s: seconds of sending so far.
         down_s: seconds of receiving.
@@ -32,6 +33,7 @@ class Request:
         bytes_down: received.
         wasted_bytes: of both, in vain.
         attempts: remote attempts so far.
+        is_shadow: whether nobody waits for it: it only measures.
     """
 
     slot: int
@@ -48,6 +50,7 @@ class Request:
     queue_s: float = 0.0
     compute_s: float = 0.0
     device_s: float = 0.0
+    head_s: float = 0.0
     wasted_s: float = 0.0
     up_s: float = 0.0
     down_s: float = 0.0
@@ -55,3 +58,4 @@ class Request:
     bytes_down: float = 0.0
     wasted_bytes: float = 0.0
     attempts: int = 0
+    is_shadow: bool = False

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, nan
+from typing import Any
 
 import numpy as np
 
@@ -18,18 +19,26 @@ from hybrid.simulation.gateway import Gateway, GatewayModel
 from hybrid.simulation.link import Link, LinkModel
 from hybrid.simulation.luck import N_DRAWS, Luck, draw
 from hybrid.simulation.outcome import Outcome, Rows
-from hybrid.simulation.policy import Conduct, Move, Policy, Reply
+from hybrid.simulation.policy import Conduct, Load, Move, Policy, Reply
 from hybrid.simulation.request import Request
 from hybrid.simulation.stream import Stream
 from hybrid.simulation.work import Work
 
 LEAST_STALL_S, MOST_STALL_S, CHUNK_BITS = 0.5, 3.0, 8.0 * 16384
 HEARTBEAT_S = 1.0
+"""How often the connection is heard of, and how often a session looks whether a probe is due."""
+
+LEAST_SAMPLE_BYTES = 8192
+"""A cancelled upload of less teaches the session nothing on the link's rate."""
+
+TRIAL_S = -30.0
+"""A session tries its ways before it offers them to requests; these trials are its first measurements."""
+
 N_HANDSHAKES = 3.0
 """Round trips of a new connection: TCP, TLS 1.3, the channel's own greeting."""
 
 _LOCAL, _HEAD = 0, 1
-_Event = Callable[[Request, float], None]
+_Event = Callable[[Any, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +79,13 @@ class World:
         self._device = Device(scene.device)
         self._link = Link(scene.link)
         self._gateway = Gateway(scene.gateway, np.random.default_rng([scene.seed, 2]))
-        self._events: list[tuple[float, int, _Event, Request | None]] = []
+        self._events: list[tuple[float, int, _Event, object]] = []
         self._n_events = 0
         self._rows = Rows()
         self._arrivals = self._stream.arrivals(np.random.default_rng([scene.seed, 3]))
+        self._n_in_flight = self._n_shadows = 0
+        self._shadow_bytes = 0.0
         self._connected_s = 0.0
-        self._heard_s = -inf
 
     def run(self) -> Outcome:
         """Carries out the whole stream."""
@@ -85,26 +95,30 @@ class World:
                 self._at(at_s, self._arrive, Request(slot, at_s, Move(0)))
         else:
             self._at(0.0, self._arrive, Request(0, 0.0, Move(0)))
+        self._at(TRIAL_S, self._look, None)
         while events:
             now_s, _, event, request = heappop(events)
             if now_s == inf:
                 break
-            event(request, now_s)  # type: ignore[arg-type]
+            event(request, now_s)
         return self._rows.outcome(stream.duration_s)
 
-    def _at(self, time_s: float, event: _Event, request: Request | None) -> None:
+    def _at(self, time_s: float, event: _Event, request: object) -> None:
         self._n_events += 1
         heappush(self._events, (time_s, self._n_events, event, request))
 
     # -- on the device
 
     def _arrive(self, request: Request, now_s: float) -> None:
-        if now_s - self._heard_s >= HEARTBEAT_S:
-            self._hear(now_s)
-        move = request.move = self._policy.choose(now_s)
+        move = request.move = self._policy.choose(now_s, Load(self._device.n_jobs, self._n_in_flight))
+        self._n_in_flight += 1
         if move.prospect == 0:
             self._compute_locally(request, now_s)
-            return
+        else:
+            self._set_out(request, now_s)
+
+    def _set_out(self, request: Request, now_s: float) -> None:
+        move = request.move
         seconds = self._truth.head_s[move.prospect] + self._truth.encode_s[move.prospect]
         request.remote_open = True
         if seconds:
@@ -133,7 +147,7 @@ class World:
         request: Request = job.request  # type: ignore[assignment]
         request.device_s += seconds
         if job.kind == _HEAD:
-            self._policy.head_done(now_s, request.move.prospect, seconds)
+            request.head_s = seconds
             if self._conduct.unsure_ratio is not None and self._is_sure(request):
                 request.remote_open = False
                 self._finish(request, now_s, 0)
@@ -240,10 +254,10 @@ class World:
         request.bytes_up += request.n_up
         request.bytes_down += self._truth.bytes_down[index]
         reply = Reply(
-            index, request.n_up, self._truth.bytes_down[index], now_s - request.departed_s,
+            request.head_s, request.n_up, self._truth.bytes_down[index], now_s - request.departed_s,
             request.up_end_s - request.up_start_s, request.queue_s, request.compute_s,
         )  # fmt: skip
-        self._policy.remote_done(now_s, reply)
+        self._policy.remote_done(now_s, request.move, reply)
         if request.local_job is not None:
             spent_s, following = self._device.drop(request.local_job, now_s)
             request.device_s += spent_s
@@ -256,11 +270,19 @@ class World:
     def _cancel_remote(self, request: Request, now_s: float) -> None:
         """The device was first: the rest of the upload is not sent, and the gateway drops its part a little later."""
         request.remote_open = False
+        begun_s, sent_before = request.up_start_s, request.bytes_up
         acked = self._give_up_upload(request, now_s)
+        sent = request.bytes_up - sent_before
+        if sent > acked and sent >= LEAST_SAMPLE_BYTES:
+            settled_s = max(now_s, min(self._link.up.free_s, request.up_end_s)) + self._link.rtt_s(now_s)
+            self._at(settled_s, self._settle, (sent, settled_s - begun_s))
         if request.computing_to > now_s and self._gateway.free_s == request.computing_to:
             self._gateway.free_s = min(request.computing_to, now_s + 0.5 * self._link.rtt_s(now_s))
         request.wasted_s += request.device_s - self._last_job_s(request)
-        self._policy.remote_cancelled(now_s, request.move.prospect, now_s - request.departed_s, acked)
+        self._policy.remote_cancelled(now_s, request.move, now_s - request.departed_s, acked)
+
+    def _settle(self, sent: tuple[float, float], now_s: float) -> None:
+        self._policy.upload_settled(now_s, *sent)
 
     def _last_job_s(self, request: Request) -> float:
         job = request.local_job
@@ -310,18 +332,15 @@ class World:
         if request.over:
             return
         self._give_up_upload(request, now_s)
-        self._policy.remote_failed(now_s, request.move.prospect, now_s - request.departed_s)
-        if request.attempts < self._conduct.n_attempts:
+        self._policy.remote_failed(now_s, request.move, now_s - request.departed_s)
+        if request.attempts < self._conduct.n_attempts and not request.is_shadow:
             self._at(now_s + self._conduct.pause_s, self._send, request)
             return
         request.remote_open = False
-        if self._conduct.unsure_ratio is not None:
-            self._at(now_s, self._take_small_answer, request)
+        if self._conduct.unsure_ratio is not None or request.is_shadow:
+            self._finish(request, now_s, 0)
         else:
             self._compute_locally(request, now_s)
-
-    def _take_small_answer(self, request: Request, now_s: float) -> None:
-        self._finish(request, now_s, 0)
 
     def _patience_s(self, now_s: float) -> float:
         given_s = self._conduct.patience_s
@@ -331,21 +350,33 @@ class World:
         chunks_s = 2.0 * CHUNK_BITS / rate if rate else MOST_STALL_S
         return min(MOST_STALL_S, max(LEAST_STALL_S, 4.0 * self._link.rtt_s(now_s) + chunks_s))
 
-    def _hear(self, now_s: float) -> None:
-        self._heard_s = now_s
+    def _look(self, _: Request | None, now_s: float) -> None:
+        """What a session does once a second beside its requests: a heartbeat, and a probe where one is due."""
         if now_s >= self._connected_s and not self._is_away(now_s):
             self._policy.round_trip(now_s, self._link.rtt_s(now_s))
+        move = self._policy.probe(now_s)
+        if move is not None and not self._n_shadows:
+            self._n_shadows += 1
+            self._set_out(Request(int(now_s), now_s, move, is_shadow=True), now_s)
+        if now_s + HEARTBEAT_S < self._stream.duration_s:
+            self._at(now_s + HEARTBEAT_S, self._look, None)
 
     def _finish(self, request: Request, now_s: float, winner: int) -> None:
         request.over = True
-        move = request.move
+        if request.is_shadow:
+            self._n_shadows -= 1
+            self._shadow_bytes += request.bytes_up + request.bytes_down
+            return
+        move, stream = request.move, self._stream
+        self._n_in_flight -= 1
+        self._policy.answered(now_s, move, now_s - request.start_s)
         self._rows.rows.append((
             request.slot, request.start_s, now_s - request.start_s, winner, move.prospect,
             nan if move.hedge_s is None else move.hedge_s, nan if move.predicted_s is None else move.predicted_s,
-            request.device_s, request.wasted_s, request.up_s, request.down_s, request.bytes_up, request.bytes_down,
-            request.wasted_bytes, request.attempts,
+            request.device_s, request.wasted_s, request.up_s, request.down_s, request.bytes_up + self._shadow_bytes,
+            request.bytes_down, request.wasted_bytes + self._shadow_bytes, request.attempts,
         ))  # fmt: skip
-        stream = self._stream
+        self._shadow_bytes = 0.0
         if stream.kind == "paced":
             slot = stream.next_slot(request.slot, now_s)
             if slot < len(self._arrivals):
