@@ -111,17 +111,23 @@ class Step:
     shape: Shape
 
 
-def sound_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
+def sound_steps(steps: Sequence[Step], loop_s: float = 0.0) -> tuple[Step, ...]:
     """The steps of a trace, checked.
 
+    Args:
+        steps: shapes and when they begin.
+        loop_s: when the trace begins anew; 0 for never.
+
     Raises:
-        EmulationError: none at all, a time that is none, or times that do not grow.
+        EmulationError: no steps, a time that is none, times that do not grow, or a loop that ends before its last step.
     """
     times_s = [step.at_s for step in steps]
-    if not steps or not all(0 <= time_s < math.inf for time_s in times_s):
+    if not times_s or not all(0 <= time_s < math.inf for time_s in times_s):
         raise EmulationError("a trace needs at least one step, and times of 0 s or more")
     if any(late_s >= next_s for late_s, next_s in itertools.pairwise(times_s)):
         raise EmulationError("the times of a trace's steps must grow")
+    if loop_s and not times_s[-1] < loop_s < math.inf:
+        raise EmulationError(f"a trace whose last step is at {times_s[-1]} s cannot begin anew every {loop_s} s")
     return tuple(steps)
 
 
@@ -130,7 +136,7 @@ class Passage:
     """What passed one way since the link began.
 
     Attributes:
-        n_packets: delivered; 0 where the emulation knows no packets.
+        n_packets: delivered; for a proxy, the chunks that it read.
         n_bytes: payload delivered: of TCP and UDP without their headers.
         n_lost: packets lost on the way by `loss_ratio`; for a proxy, stalls in place of a retransmission.
         n_overflow: packets dropped because the queue was full.

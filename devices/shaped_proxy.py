@@ -14,24 +14,18 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from devices.errors import EmulationError
-from devices.shape import Direction, Shape
+from devices.proxy_lane import Lane
+from devices.shape import LinkStatistics, Shape, Step, sound_steps
 
 _BUFFER_BYTES: Final = 32 * 1024
-_CHUNK_S: Final = 0.001
-"""A chunk is about what the lane carries in this time, within the bounds below."""
-_MIN_CHUNK_BYTES: Final = 1024
-_MAX_CHUNK_BYTES: Final = 16 * 1024
-_SLACK_S: Final = 0.004
-"""How late a chunk may come and still count as in time: the event loop's clock ticks in milliseconds."""
-_LONGEST_SLEEP_S: Final = 0.02
-"""After at most this time a changed rate is noticed."""
 _LINE_LENGTH: Final = 256
 _CONNECT_TIMEOUT_S: Final = 5.0
 _THREAD_TIMEOUT_S: Final = 10.0
@@ -55,82 +49,45 @@ _Line = asyncio.Queue[tuple[float, bytes | OSError]]
 """What is on its way in one direction of one connection: when it is due, and the bytes, their end, or a reset."""
 
 
-class _Lane:
-    """One direction's state; touched by the proxy's thread alone."""
+@dataclass(slots=True)
+class _Door:
+    """One port where connections are taken, and the port that they are carried to."""
 
-    def __init__(self, direction: Direction) -> None:
-        self.direction = direction
-        self.n_bytes = 0
-        self._free_at_s = 0.0
-        self._gate = asyncio.Event()
-        self.set(direction)
-
-    def set(self, direction: Direction) -> None:
-        """Takes the new shape for all that still waits."""
-        self.direction = direction
-        if direction.open:
-            self._gate.set()
-        else:
-            self._gate.clear()
-
-    @property
-    def chunk_bytes(self) -> int:
-        """How much to read at once."""
-        rate_bps = self.direction.rate_bps
-        if rate_bps is None:
-            return _MAX_CHUNK_BYTES
-        return min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, int(rate_bps * _CHUNK_S / 8)))
-
-    async def opened(self) -> None:
-        """Returns while the lane is no blackhole."""
-        while not self.direction.open:
-            await self._gate.wait()
-
-    async def carry(self, n_bytes: int) -> float:
-        """Waits until the lane has taken so many bytes; returns when they are due at the other end."""
-        now_s = asyncio.get_running_loop().time
-        rate_bps = self.direction.rate_bps
-        finish_s = now_s()
-        if rate_bps is not None:
-            finish_s = max(self._free_at_s, now_s() - _SLACK_S) + n_bytes * 8 / rate_bps
-            self._free_at_s = finish_s
-        while (left_s := finish_s - now_s()) > 0:
-            await asyncio.sleep(min(left_s, _LONGEST_SLEEP_S))
-            changed_bps = self.direction.rate_bps
-            if changed_bps != rate_bps:
-                rate_bps = changed_bps
-                own_s = n_bytes * 8 / rate_bps if rate_bps is not None else 0.0
-                finish_s = min(finish_s, now_s() + own_s)
-                self._free_at_s = finish_s
-        await self.opened()
-        return now_s() + self.direction.delay_s
+    port: int
+    target_port: int
+    listener: socket.socket | None = None
+    accepting: "asyncio.Task[None] | None" = None
 
 
 class ShapedProxy:
-    """A shaped link to one TCP address; a context manager.
+    """A shaped link to TCP ports of one address; a context manager.
 
     Attributes:
         port: where to connect on 127.0.0.1; stays the same while connections are refused.
     """
 
-    def __init__(self, target_port: int, shape: Shape | None = None, *, target_host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, target_port: int, shape: Shape | None = None, *, target_host: str = "127.0.0.1", seed: int = 0
+    ) -> None:
         """Starts the link and its thread.
 
         Args:
             target_port: TCP port that connections are carried to.
             shape: of the link at first; without one it is wide open.
             target_host: IPv4 address of the target.
+            seed: of losses and jitter.
         """
-        self._target = (target_host, target_port)
+        self._target_host, self._seed = target_host, seed
         self._shape = shape or Shape()
         self._n_connections = 0
         self._connections: dict[asyncio.Task[None], tuple[socket.socket, socket.socket]] = {}
         listener = _listener(0)
         self.port: int = listener.getsockname()[1]
+        self._doors = {target_port: _Door(self.port, target_port, listener)}
+        self._taking = True
+        self._playing: asyncio.Task[None] | None = None
         ready: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(listener, ready)), name="shaped-proxy", daemon=True
-        )
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="shaped-proxy", daemon=True)
         self._thread.start()
         ready.result(_THREAD_TIMEOUT_S)
 
@@ -146,22 +103,63 @@ class ShapedProxy:
         return self._shape
 
     def set(self, shape: Shape) -> None:
-        """Changes the link; from here on everything that still waits goes by the new shape."""
+        """Changes the link; from here on everything that still waits goes by the new shape. Ends a played trace."""
 
         def change() -> None:
-            self._shape = shape
-            self._up.set(shape.up)
-            self._down.set(shape.down)
+            self._stop_playing()
+            self._change(shape)
 
         self._in_loop(change)
+
+    def blackhole(self, *, up: bool = True, down: bool = True) -> None:
+        """Nothing passes these ways until `restore`, whatever the shape says."""
+
+        def turn() -> None:
+            self._up.close(up)
+            self._down.close(down)
+
+        self._in_loop(turn)
+
+    def restore(self) -> None:
+        """Ends a blackhole; what waited goes on."""
+        self.blackhole(up=False, down=False)
+
+    def play(self, steps: Sequence[Step], *, loop_s: float = 0.0) -> None:
+        """Plays a trace from now on; the last shape stays.
+
+        Args:
+            steps: shapes and when they begin.
+            loop_s: begin anew every so many seconds, later than the last step; 0 plays once.
+        """
+        sound = sound_steps(steps, loop_s)
+
+        def start() -> None:
+            self._stop_playing()
+            self._playing = self._tasks.create_task(self._play(sound, loop_s))
+
+        self._in_loop(start)
 
     def refuse(self) -> None:
         """New connections are refused, as by a machine without that service; open ones stay."""
         self._in_loop(self._stop_listening)
 
     def accept(self) -> None:
-        """New connections are taken again, on the same port."""
+        """New connections are taken again, on the same ports."""
         self._in_loop(self._listen)
+
+    def port_to(self, target_port: int) -> int:
+        """The port on 127.0.0.1 that leads over this same link to another port of the target."""
+
+        def find() -> int:
+            if target_port not in self._doors:
+                listener = _listener(0)
+                self._doors[target_port] = door = _Door(listener.getsockname()[1], target_port, listener)
+                self._start_accepting(door)
+                if not self._taking:
+                    self._shut(door)
+            return self._doors[target_port].port
+
+        return self._in_loop(find)
 
     def reset(self) -> None:
         """Every open connection is reset on both sides."""
@@ -176,10 +174,21 @@ class ShapedProxy:
     def traffic(self) -> Traffic:
         """What passed so far."""
         return Traffic(
-            up_bytes=self._up.n_bytes,
-            down_bytes=self._down.n_bytes,
+            up_bytes=self._up.tally.n_bytes,
+            down_bytes=self._down.tally.n_bytes,
             n_connections=self._n_connections,
             n_open=len(self._connections),
+        )
+
+    def statistics(self) -> LinkStatistics:
+        """What passed so far either way, and what the emulation itself cost."""
+        return self._in_loop(
+            lambda: LinkStatistics(
+                up=self._up.tally.passage(),
+                down=self._down.tally.passage(),
+                elapsed_s=self._loop.time() - self._began_s,
+                cpu_s=time.thread_time(),
+            )
         )
 
     def close(self) -> None:
@@ -205,16 +214,16 @@ class ShapedProxy:
             raise EmulationError("this link is closed; make a new one") from error
         return done.result(_THREAD_TIMEOUT_S)
 
-    async def _main(self, listener: socket.socket, ready: "Future[None]") -> None:
+    async def _main(self, ready: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None, "this coroutine is what asyncio.run runs"
-        self._task = task
-        self._up, self._down = _Lane(self._shape.up), _Lane(self._shape.down)
-        self._listener: socket.socket | None = None
+        self._task, self._began_s = task, self._loop.time()
+        self._up, self._down = Lane(self._shape.up, self._seed), Lane(self._shape.down, self._seed + 1_000_003)
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._start_accepting(listener)
+                for door in self._doors.values():
+                    self._start_accepting(door)
                 ready.set_result(None)
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -222,22 +231,51 @@ class ShapedProxy:
         finally:
             self._stop_listening()
 
-    def _listen(self) -> None:
-        if self._listener is None:
-            self._start_accepting(_listener(self.port))
+    def _change(self, shape: Shape) -> None:
+        self._shape = shape
+        self._up.set(shape.up)
+        self._down.set(shape.down)
 
-    def _start_accepting(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._accepting = self._tasks.create_task(self._accept_all(listener))
+    def _stop_playing(self) -> None:
+        if self._playing is not None:
+            self._playing.cancel()
+            self._playing = None
+
+    async def _play(self, steps: tuple[Step, ...], loop_s: float) -> None:
+        from_s = self._loop.time()
+        while True:
+            for step in steps:
+                await asyncio.sleep(from_s + step.at_s - self._loop.time())
+                self._change(step.shape)
+            if not loop_s:
+                return
+            from_s += loop_s
+
+    def _listen(self) -> None:
+        self._taking = True
+        for door in self._doors.values():
+            if door.listener is None:
+                door.listener = _listener(door.port)
+                self._start_accepting(door)
+
+    def _start_accepting(self, door: _Door) -> None:
+        assert door.listener is not None, "a door that opens has a socket"
+        door.accepting = self._tasks.create_task(self._accept_all(door.listener, door.target_port))
 
     def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._accepting.cancel()
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
+        self._taking = False
+        for door in self._doors.values():
+            self._shut(door)
 
-    async def _accept_all(self, listener: socket.socket) -> None:
+    def _shut(self, door: _Door) -> None:
+        if door.listener is not None:
+            if door.accepting is not None:
+                door.accepting.cancel()
+            self._loop.remove_reader(door.listener)
+            door.listener.close()
+            door.listener = None
+
+    async def _accept_all(self, listener: socket.socket, target_port: int) -> None:
         while True:
             try:
                 near, _ = await self._loop.sock_accept(listener)
@@ -245,7 +283,7 @@ class ShapedProxy:
                 return  # closed under our hands: refusing
             self._n_connections += 1
             far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            task = self._tasks.create_task(self._serve(near, far))
+            task = self._tasks.create_task(self._serve(near, far, target_port))
             self._connections[task] = (near, far)
             task.add_done_callback(self._ended)
 
@@ -254,36 +292,36 @@ class ShapedProxy:
         for one in self._connections.pop(task):
             one.close()
 
-    async def _serve(self, near: socket.socket, far: socket.socket) -> None:
+    async def _serve(self, near: socket.socket, far: socket.socket, target_port: int) -> None:
         try:
             for one in (near, far):
                 _tune(one)
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await self._loop.sock_connect(far, self._target)
-            await asyncio.sleep(self._shape.up.delay_s + self._shape.down.delay_s)
+                await self._loop.sock_connect(far, (self._target_host, target_port))
+            await asyncio.sleep(self._shape.rtt_s)
             async with asyncio.TaskGroup() as pumps:
                 self._pump(pumps, self._up, near, far)
                 self._pump(pumps, self._down, far, near)
         except* OSError:
             _will_reset((near, far))
 
-    def _pump(self, tasks: asyncio.TaskGroup, lane: _Lane, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, tasks: asyncio.TaskGroup, lane: Lane, source: socket.socket, sink: socket.socket) -> None:
         line: _Line = asyncio.Queue(_LINE_LENGTH)
         tasks.create_task(self._take(lane, source, line))
         tasks.create_task(self._deliver(lane, line, sink))
 
-    async def _take(self, lane: _Lane, source: socket.socket, line: _Line) -> None:
+    async def _take(self, lane: Lane, source: socket.socket, line: _Line) -> None:
         data: bytes = b"-"
         while data:
             await lane.opened()
             try:
                 data = await self._loop.sock_recv(source, lane.chunk_bytes)
             except OSError as error:
-                await line.put((await lane.carry(0), error))  # a reset travels behind what was sent before it
+                await line.put((await lane.carry(0, 0.0), error))  # a reset travels behind what was sent before it
                 return
-            await line.put((await lane.carry(len(data)), data))
+            await line.put((await lane.carry(len(data), self._shape.rtt_s), data))
 
-    async def _deliver(self, lane: _Lane, line: _Line, sink: socket.socket) -> None:
+    async def _deliver(self, lane: Lane, line: _Line, sink: socket.socket) -> None:
         while True:
             due_s, data = await line.get()
             if (left_s := due_s - self._loop.time()) > 0:
@@ -294,8 +332,9 @@ class ShapedProxy:
             if not data:
                 sink.shutdown(socket.SHUT_WR)
                 return
+            now_s = self._loop.time()
             await self._loop.sock_sendall(sink, data)
-            lane.n_bytes += len(data)
+            lane.tally.delivered(len(data), now_s, max(0.0, now_s - due_s))
 
 
 def _listener(port: int) -> socket.socket:

@@ -33,7 +33,7 @@ def main(words: list[str]) -> None:
     try:
         os.execvp(command[0], command)  # noqa: S606 - that is what it is for
     except OSError as error:
-        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 

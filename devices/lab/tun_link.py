@@ -1,7 +1,7 @@
 """The link of real packets as its user holds it: two namespaces with kernel TCP between them, and how to run inside.
 
 Linux only. Where /dev/net/tun or namespaces are not allowed, making one raises `EmulationUnavailable`, and
-`devices.lab.proxy_link` takes its place.
+`devices.lab.link.ProxyLink` takes its place.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from devices.errors import EmulationError, EmulationUnavailable
+from devices.lab.launch import Side, launched
 from devices.shape import LinkStatistics, Passage, Shape, Step, sound_steps
 
-Side = Literal["device", "gateway"]
-
 _ROOT: Final = Path(__file__).parent.parent.parent
-_ENTER: Final = Path(__file__).parent / "enter.py"
-_START: Final = "import sys; sys.path.insert(0, sys.argv[1]); from devices.lab.relay import main; main(int(sys.argv[2]))"
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from devices.lab.relay import main; main(int(sys.argv[2]))"
+)
 _REPLY_TIMEOUT_S: Final = 20.0
 _EXIT_TIMEOUT_S: Final = 5.0
 
@@ -127,10 +127,7 @@ class TunLink:
             steps: shapes and when they begin.
             loop_s: begin anew every so many seconds, later than the last step; 0 plays once.
         """
-        sound = sound_steps(steps)
-        if loop_s and loop_s <= sound[-1].at_s:
-            raise EmulationError(f"a trace whose last step is at {sound[-1].at_s} s cannot begin anew every {loop_s} s")
-        told = [{"at_s": step.at_s, **asdict(step.shape)} for step in sound]
+        told = [{"at_s": step.at_s, **asdict(step.shape)} for step in sound_steps(steps, loop_s)]
         self._ask({"do": "play", "steps": told, "loop_s": loop_s})
 
     def statistics(self) -> LinkStatistics:
@@ -159,10 +156,7 @@ class TunLink:
             groups: control groups' lists of processes that the program joins first.
         """
         options = [] if self._user is None else ["--user", self._user]
-        options += ["--net", self._namespaces[side]]
-        for group in groups:
-            options += ["--group", group]
-        return [sys.executable, "-S", "-E", str(_ENTER), *options, "--", *argv]
+        return launched([*options, "--net", self._namespaces[side]], argv, groups)
 
     @contextlib.contextmanager
     def entered(self, side: Side) -> Iterator[None]:
@@ -176,7 +170,9 @@ class TunLink:
         from devices.lab import kernel
 
         with contextlib.ExitStack() as files:
-            before, there = (os.open(path, os.O_RDONLY) for path in ("/proc/thread-self/ns/net", self._namespaces[side]))
+            before, there = (
+                os.open(path, os.O_RDONLY) for path in ("/proc/thread-self/ns/net", self._namespaces[side])
+            )
             files.callback(os.close, before)
             files.callback(os.close, there)
             try:
