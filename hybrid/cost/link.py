@@ -2,22 +2,34 @@
 
 Design: no clock of the other side is used. The gateway says how long it received, queued and computed; what remains of
 the total is the network. Small messages teach the round trip, large ones the goodput: one that is too small to tell a
-rate from the round trip's noise teaches nothing about the rate.
+rate from the round trip's noise teaches nothing about the rate. What slow start adds is taken out before a rate is
+learnt and put back where a transfer is predicted, so that a connection that was idle is not taken for a slow link.
 """
 
 from dataclasses import dataclass
 from threading import Lock
+from typing import Final
 
 from hybrid.cost.running import RunningEstimate
+from hybrid.cost.slow_start import INITIAL_WINDOW_BYTES, slow_start_s, window_after_idle_bytes
 
-MIN_RATE_SAMPLE_BYTES = 8 * 1024
+MIN_RATE_SAMPLE_BYTES: Final = 8 * 1024
 """Transfers below this say nothing about goodput."""
 
-LEAST_MOVING_S = 1e-4
+LEAST_MOVING_S: Final = 1e-4
 """On a link that is faster than the round trip's noise, bytes count as moving for at least so long."""
 
-STALE_S = 10.0
+STALE_S: Final = 10.0
 """Age at which an estimate deserves a fresh sample."""
+
+CHUNK_BYTES: Final = 16 * 1024
+"""Acknowledgements come for pieces of this size: so much more may have arrived than was acknowledged."""
+
+LARGE_RATIO: Final = 4
+"""A direction that carries this many times the other's bytes takes nearly all of the moving time."""
+
+COLD_GAIN: Final = 0.25
+MOST_COLD_RATIO: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +42,13 @@ class LinkView:
         downlink_bps: goodput gateway to device in bit/s, None while unknown.
         rtt_spread_ratio: relative deviation of the round trip.
         uplink_spread_ratio: relative deviation of the uplink's goodput.
+        downlink_spread_ratio: relative deviation of the downlink's goodput.
         measured_s: monotonic time of the last request or goodput sample, 0 when there is none.
+        up_window_bytes: what the device's side could send in one round trip after the last transfer.
+        down_window_bytes: the same for the gateway's side.
+        cold_ratio: share of the textbook's slow start that this link shows (0: none, as under BBR after idle time).
+        free_s: monotonic time when what was cancelled has left the uplink.
+        epoch: counts jumps of round trip and goodput.
     """
 
     rtt_s: float | None = None
@@ -38,28 +56,48 @@ class LinkView:
     downlink_bps: float | None = None
     rtt_spread_ratio: float = 0.0
     uplink_spread_ratio: float = 0.0
+    downlink_spread_ratio: float = 0.0
     measured_s: float = 0.0
+    up_window_bytes: float = INITIAL_WINDOW_BYTES
+    down_window_bytes: float = INITIAL_WINDOW_BYTES
+    cold_ratio: float = 1.0
+    free_s: float = 0.0
+    epoch: int = 0
 
-    def transfer_s(self, n_bytes_up: int, n_bytes_down: int) -> float | None:
+    def transfer_s(self, n_bytes_up: float, n_bytes_down: float, now_s: float | None = None) -> float | None:
         """Seconds that the network takes for a request of these sizes; None while the link is unknown.
 
         A message too small to measure a rate with takes a round trip, whatever the rate; a direction that was not
         measured yet counts as the other one.
+
+        Args:
+            n_bytes_up: bytes of the request.
+            n_bytes_down: bytes of the reply.
+            now_s: when it departs; None for a connection in full swing (no slow start, nothing ahead of it).
         """
         if self.rtt_s is None:
             return None
         up_bps, down_bps = self.uplink_bps or self.downlink_bps, self.downlink_bps or self.uplink_bps
         if up_bps is None or down_bps is None:
             return self.rtt_s if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES else None
-        return self.rtt_s + 8 * n_bytes_up / up_bps + 8 * n_bytes_down / down_bps
+        up_s, down_s = 8 * n_bytes_up / up_bps, 8 * n_bytes_down / down_bps
+        if now_s is None:
+            return self.rtt_s + up_s + down_s
+        waited_s = slow_start_s(n_bytes_up, up_s, self.up_window_at(now_s), self.rtt_s)
+        waited_s += slow_start_s(n_bytes_down, down_s, self.down_window_at(now_s), self.rtt_s)
+        return self.rtt_s + up_s + down_s + self.cold_ratio * waited_s + self.backlog_s(now_s)
 
     def up_window_at(self, now_s: float) -> float:
-        """Bytes that may leave in the first round trip now; large where the connection never waits."""
-        return 1e18 - 0 * now_s
+        """Bytes that may leave in the first round trip of a request that departs now."""
+        return window_after_idle_bytes(self.up_window_bytes, now_s - self.measured_s, self.rtt_s or 0.0)
 
     def down_window_at(self, now_s: float) -> float:
-        """The same for the gateway's side."""
-        return 1e18 - 0 * now_s
+        """The same for the reply."""
+        return window_after_idle_bytes(self.down_window_bytes, now_s - self.measured_s, self.rtt_s or 0.0)
+
+    def backlog_s(self, now_s: float) -> float:
+        """Seconds until what was cancelled has left the uplink."""
+        return max(0.0, self.free_s - now_s)
 
     def is_stale(self, now_s: float) -> bool:
         """Whether nothing was sent for so long that a probe is deserved."""
@@ -74,8 +112,18 @@ class LinkEstimate:
         self._uplink = RunningEstimate()
         self._downlink = RunningEstimate()
         self._measured_s = 0.0
+        self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
+        self._cold_ratio = 1.0
+        self._n_warm = 0
+        self._free_s = 0.0
+        self._n_forgotten = 0
         self._lock = Lock()
         self.view = LinkView()
+
+    @property
+    def epoch(self) -> int:
+        """Counts the jumps of round trip and goodput."""
+        return self.view.epoch
 
     def observe_rtt(self, rtt_s: float, now_s: float) -> None:
         """One round trip of a small frame, in seconds."""
@@ -84,7 +132,14 @@ class LinkEstimate:
             self._publish()
 
     def observe_transfer(
-        self, n_bytes_up: int, n_bytes_down: int, network_s: float, now_s: float, receive_s: float = 0.0
+        self,
+        n_bytes_up: int,
+        n_bytes_down: int,
+        network_s: float,
+        now_s: float,
+        receive_s: float = 0.0,
+        *,
+        reply_s: float = 0.0,
     ) -> None:
         """One finished request.
 
@@ -93,9 +148,11 @@ class LinkEstimate:
             n_bytes_down: bytes of the reply.
             network_s: total seconds less what the gateway queued and computed.
             now_s: monotonic time of the reply.
-            receive_s: seconds between the first and the last byte of the request at the gateway.
+            receive_s: seconds between the first and the last byte of the request at the gateway; 0 if not known.
+            reply_s: seconds between the first and the last byte of the reply at the device; 0 if not known.
         """
         with self._lock:
+            network_s = max(network_s - max(0.0, self._free_s - (now_s - network_s)), 0.1 * network_s)
             if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES:
                 self._rtt.observe(network_s, now_s)
             rtt_s = self._rtt.value or network_s
@@ -104,12 +161,46 @@ class LinkEstimate:
                 rtt_s = network_s
                 self._rtt.forget()
                 self._rtt.observe(network_s, now_s)
-            up_s, down_s = _split_moving_s(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s)
-            if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and n_bytes_up * 4 >= n_bytes_down:
-                self._uplink.observe(8 * n_bytes_up / max(up_s, LEAST_MOVING_S), now_s)
-            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and n_bytes_down * 4 >= n_bytes_up:
-                self._downlink.observe(8 * n_bytes_down / max(down_s, LEAST_MOVING_S), now_s)
+            up_s, down_s = self._shares(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s, reply_s)
+            started_s = now_s - network_s
+            view = self.view
+            if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
+                self._learn(self._uplink, n_bytes_up, up_s, window=view.up_window_at(started_s), now_s=now_s)
+            if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
+                window = view.down_window_at(started_s)
+                self._learn(self._downlink, n_bytes_down, down_s, window=window, now_s=now_s)
+            self._up_window = _grown(view.up_window_at(started_s), n_bytes_up, self._uplink.value, rtt_s)
+            self._down_window = _grown(view.down_window_at(started_s), n_bytes_down, self._downlink.value, rtt_s)
             self._measured_s = now_s
+            self._publish()
+
+    def observe_cut_short(self, n_bytes_up: int, acked_bytes: int, waited_s: float, now_s: float) -> None:
+        """A request that was cancelled before its answer came, with what had arrived by then.
+
+        Between the acknowledged bytes and a chunk more have arrived in the time since departure less a round trip: the
+        goodput lies between the two rates, and is moved to the nearer one where it is believed to lie outside.
+
+        Args:
+            n_bytes_up: bytes that were handed to the connection.
+            acked_bytes: bytes of it that the gateway had acknowledged.
+            waited_s: seconds from departure to the cancellation.
+            now_s: monotonic time of the cancellation.
+        """
+        with self._lock:
+            rtt_s, believed_bps = self._rtt.value or 0.0, self._uplink.value
+            moved_s = waited_s - rtt_s - max(0.0, self._free_s - (now_s - waited_s))
+            if moved_s > LEAST_MOVING_S and acked_bytes < n_bytes_up:
+                window = self.view.up_window_at(now_s - waited_s)
+                arrived = min(n_bytes_up, acked_bytes + CHUNK_BYTES)
+                most_bps = 8 * arrived / _moving_s(arrived, moved_s, window, rtt_s, self._cold_ratio)
+                least_bps = 8 * acked_bytes / moved_s
+                if believed_bps is None or believed_bps > most_bps:
+                    self._uplink.observe(most_bps, now_s)
+                elif believed_bps < least_bps and acked_bytes >= MIN_RATE_SAMPLE_BYTES:
+                    self._uplink.observe(least_bps, now_s)
+            rate_bps = self._uplink.value
+            if rate_bps:
+                self._free_s = now_s + 8 * max(0, n_bytes_up - acked_bytes) / rate_bps
             self._publish()
 
     def forget(self) -> None:
@@ -117,13 +208,55 @@ class LinkEstimate:
         with self._lock:
             for estimate in (self._rtt, self._uplink, self._downlink):
                 estimate.forget()
-            self._measured_s = 0.0
+            self._measured_s = self._free_s = 0.0
+            self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
+            self._cold_ratio, self._n_warm = 1.0, 0
+            self._n_forgotten += 1
             self._publish()
 
-    @property
-    def epoch(self) -> int:
-        """Counts the jumps of round trip and goodput."""
-        return self._rtt.epoch + self._uplink.epoch + self._downlink.epoch
+    def reconnected(self) -> None:
+        """A new connection over the same path: its windows begin anew, and nothing is on its way."""
+        with self._lock:
+            self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
+            self._free_s = 0.0
+            self._publish()
+
+    def _shares(
+        self, n_bytes_up: int, n_bytes_down: int, moving_s: float, receive_s: float, reply_s: float
+    ) -> tuple[float, float]:
+        """Shares the seconds that bytes were moving between the two directions.
+
+        The seconds that either side measured decide, where they add up; else the direction that carried nearly all
+        bytes took all of the time; else what is believed of the rates decides.
+        """
+        up_bps, down_bps = self._uplink.value, self._downlink.value
+        if receive_s + reply_s > 0 and 0.5 * moving_s <= receive_s + reply_s <= 1.5 * moving_s + LEAST_MOVING_S:
+            up_s, down_s = receive_s, reply_s
+        elif n_bytes_down * LARGE_RATIO < n_bytes_up:
+            up_s, down_s = 8.0 * n_bytes_up, 0.0
+        elif n_bytes_up * LARGE_RATIO < n_bytes_down:
+            up_s, down_s = 0.0, 8.0 * n_bytes_down
+        else:
+            up_s = 8 * n_bytes_up / (up_bps or down_bps or 1.0)
+            down_s = 8 * n_bytes_down / (down_bps or up_bps or 1.0)
+            if 0 < receive_s < moving_s:
+                up_s, down_s = receive_s, moving_s - receive_s
+        whole_s = up_s + down_s
+        return (moving_s * up_s / whole_s, moving_s * down_s / whole_s) if whole_s > 0 else (0.0, 0.0)
+
+    def _learn(self, estimate: RunningEstimate, n_bytes: int, taken_s: float, *, window: float, now_s: float) -> None:
+        """One transfer in one direction that took so long, slow start included."""
+        known_bps, rtt_s = estimate.value, self._rtt.value or 0.0
+        if known_bps:
+            expected_s = 8 * n_bytes / known_bps
+            waited_s = slow_start_s(n_bytes, expected_s, window, rtt_s)
+            if waited_s < 0.05 * expected_s:
+                self._n_warm += 1
+            elif self._n_warm >= 3 and waited_s > 0.2 * expected_s:
+                shown = min(MOST_COLD_RATIO, max(0.0, (taken_s - expected_s) / waited_s))
+                self._cold_ratio += COLD_GAIN * (shown - self._cold_ratio)
+        moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, self._cold_ratio)
+        estimate.observe(8 * n_bytes / max(moving_s, LEAST_MOVING_S), now_s)
 
     def _publish(self) -> None:
         self.view = LinkView(
@@ -132,18 +265,34 @@ class LinkEstimate:
             downlink_bps=self._downlink.value,
             rtt_spread_ratio=self._rtt.spread_ratio,
             uplink_spread_ratio=self._uplink.spread_ratio,
+            downlink_spread_ratio=self._downlink.spread_ratio,
             measured_s=self._measured_s,
+            up_window_bytes=self._up_window,
+            down_window_bytes=self._down_window,
+            cold_ratio=self._cold_ratio,
+            free_s=self._free_s,
+            epoch=self._rtt.epoch + self._uplink.epoch + self._downlink.epoch + self._n_forgotten,
         )
 
 
-def _split_moving_s(n_bytes_up: int, n_bytes_down: int, moving_s: float, receive_s: float) -> tuple[float, float]:
-    """Shares the seconds that bytes were moving between the two directions.
+def _moving_s(n_bytes: float, taken_s: float, window: float, rtt_s: float, cold_ratio: float) -> float:
+    """Of the seconds that a transfer took, those in which its bytes moved: the rest was slow start's waiting.
 
-    The larger direction takes nearly all of it; only where both are large does the gateway's own receive time decide.
+    Solved by bisection: less moving time means a faster link, on which slow start waits longer.
     """
-    if n_bytes_down * 4 < n_bytes_up:
-        return moving_s, 0.0
-    if n_bytes_up * 4 < n_bytes_down:
-        return 0.0, moving_s
-    up_s = min(receive_s, moving_s) if receive_s > 0 else moving_s * n_bytes_up / max(1, n_bytes_up + n_bytes_down)
-    return up_s, moving_s - up_s
+    if n_bytes <= window or cold_ratio <= 0 or rtt_s <= 0:
+        return taken_s
+    least_s, most_s = 0.05 * taken_s, taken_s
+    for _ in range(12):
+        middle_s = 0.5 * (least_s + most_s)
+        if middle_s + cold_ratio * slow_start_s(n_bytes, middle_s, window, rtt_s) > taken_s:
+            most_s = middle_s
+        else:
+            least_s = middle_s
+    return 0.5 * (least_s + most_s)
+
+
+def _grown(window: float, n_bytes: int, rate_bps: float | None, rtt_s: float) -> float:
+    """The window after a transfer: what was acknowledged is added, up to twice what the path holds."""
+    most = 2 * rate_bps * rtt_s / 8 if rate_bps else window + n_bytes
+    return max(window, min(window + n_bytes, most), float(INITIAL_WINDOW_BYTES))

@@ -4,7 +4,10 @@ Source: RFC 5681 (slow start, restart after idle), RFC 6928 (initial window of 1
 halves the window for each retransmission timeout that the connection was idle, down to the initial one.
 """
 
+from math import ceil, log2
 from typing import Final
+
+import numpy as np
 
 INITIAL_WINDOW_BYTES: Final = 10 * 1448
 """Ten segments."""
@@ -35,6 +38,27 @@ def slow_start_s(n_bytes: float, moving_s: float, window_bytes: float, rtt_s: fl
         sent += window
         window *= 2
     return waited_s
+
+
+def slow_start_column_s(n_bytes: np.ndarray, s_per_byte: float, window_bytes: float, rtt_s: float) -> np.ndarray:
+    """`slow_start_s` of many messages over one link, in closed form.
+
+    After k rounds `window * (2^k - 1)` bytes have left; round k waits `rtt - window * 2^k * s_per_byte`.
+
+    Args:
+        n_bytes: the messages.
+        s_per_byte: seconds a byte takes at the link's goodput.
+        window_bytes: what may be sent in the first round.
+        rtt_s: the round trip.
+    """
+    window = max(1.0, window_bytes)
+    if rtt_s <= 0 or window * s_per_byte >= rtt_s:
+        return np.zeros_like(n_bytes, dtype=np.float64)
+    n_rounds = np.ceil(np.log2(n_bytes / window + 1)) - 1
+    if s_per_byte > 0:
+        n_rounds = np.minimum(n_rounds, ceil(log2(rtt_s / (window * s_per_byte))))
+    n_rounds = np.maximum(n_rounds, 0)
+    return np.asarray(n_rounds * rtt_s - s_per_byte * window * (np.exp2(n_rounds) - 1))
 
 
 def window_after_idle_bytes(window_bytes: float, idle_s: float, rtt_s: float) -> float:

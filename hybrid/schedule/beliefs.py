@@ -23,6 +23,8 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
         downlink_bps: goodput gateway to device, None while unknown.
         up_window_bytes: what the connection may send in its first round trip (slow start); large when it never waits.
         down_window_bytes: the same for the gateway's side.
+        cold_ratio: share of the textbook's slow start that this link shows.
+        backlog_s: seconds until what was cancelled has left the uplink.
         speed_ratio: running ratio of measured to profiled seconds of tails.
         queue_s: expected wait there.
         points: equally likely ratios of measured to predicted remote seconds, ascending.
@@ -36,6 +38,8 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
     downlink_bps: float | None = None
     up_window_bytes: float = NO_WINDOW
     down_window_bytes: float = NO_WINDOW
+    cold_ratio: float = 1.0
+    backlog_s: float = 0.0
     speed_ratio: float = 1.0
     queue_s: float = 0.0
     points: tuple[float, ...] = (1.0,)

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from hybrid.cost.slow_start import slow_start_s
-from hybrid.schedule.beliefs import NO_WINDOW, Decision, GatewayBelief, Inputs
+from hybrid.cost.slow_start import slow_start_column_s
+from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
 from hybrid.schedule.hedge import Race, best_hedge
 from hybrid.schedule.table import Table
 
@@ -126,9 +126,10 @@ class Weighing:
             self._beliefs.append(belief)
             up_bps, down_bps = belief.uplink_bps or belief.downlink_bps, belief.downlink_bps or belief.uplink_bps
             has_rates = has_rates and up_bps is not None
-            is_cold = is_cold or belief.up_window_bytes < NO_WINDOW or belief.down_window_bytes < NO_WINDOW
+            windows = (belief.up_window_bytes, belief.down_window_bytes)
+            is_cold = is_cold or windows[0] < table.most_bytes_up or windows[1] < table.most_bytes_down
             up, down = 8 / up_bps if up_bps else 0.0, 8 / down_bps if down_bps else 0.0
-            rows.append((belief.rtt_s, up, down, belief.queue_s, belief.speed_ratio))
+            rows.append((belief.rtt_s + belief.backlog_s, up, down, belief.queue_s, belief.speed_ratio))
             points.append(belief.points)
         of = table.gateway_of
         per = np.array(rows)[of].T
@@ -147,16 +148,20 @@ class Weighing:
         return self._bound(np.array(points if len(set(map(len, points))) == 1 else _even(points))[of])
 
     def _add_slow_start(self) -> None:
-        table = self.table
-        for column, i in enumerate(table.gateway_of):
-            belief = self._beliefs[i]
-            if belief is not None and belief.rtt_s is not None:
-                up, down = table.bytes_up[column], table.bytes_down[column]
-                if up > belief.up_window_bytes:
-                    self._remote_s[column] += slow_start_s(up, self._up_s[column], belief.up_window_bytes, belief.rtt_s)
-                if down > belief.down_window_bytes:
-                    down_s = self._down_s[column]
-                    self._remote_s[column] += slow_start_s(down, down_s, belief.down_window_bytes, belief.rtt_s)
+        """What slow start adds to those messages that are larger than the connection's window."""
+        table, several = self.table, len(self._beliefs) > 1
+        for place, belief in enumerate(self._beliefs):
+            if belief is None or belief.rtt_s is None:
+                continue
+            up_bps, down_bps = belief.uplink_bps or belief.downlink_bps, belief.downlink_bps or belief.uplink_bps
+            waited_s: np.ndarray | float = 0.0
+            if up_bps and belief.up_window_bytes < table.most_bytes_up:
+                waited_s = slow_start_column_s(table.bytes_up, 8 / up_bps, belief.up_window_bytes, belief.rtt_s)
+            if down_bps and belief.down_window_bytes < table.most_bytes_down:
+                window = belief.down_window_bytes
+                waited_s = waited_s + slow_start_column_s(table.bytes_down, 8 / down_bps, window, belief.rtt_s)
+            added_s = belief.cold_ratio * waited_s
+            self._remote_s += np.where(table.gateway_of == place, added_s, 0.0) if several else added_s
 
     def _bound(self, points: np.ndarray) -> np.ndarray:
         """What is paid for certain, and for each point the cheaper of waiting for it and computing here from departure.

@@ -172,6 +172,8 @@ class Scheduler:
                     downlink_bps=link.downlink_bps,
                     up_window_bytes=link.up_window_at(now_s),
                     down_window_bytes=link.down_window_at(now_s),
+                    cold_ratio=link.cold_ratio,
+                    backlog_s=link.backlog_s(now_s),
                     speed_ratio=told.speed.value or 1.0,
                     queue_s=standing.queue_s(now_s),
                     points=told.residuals.points,

@@ -22,6 +22,7 @@ class Table:
         urls: the gateways of the remote ones.
         gateway_of: for each remote one, the place of its gateway in `urls`.
         head_s, encode_s, bytes_up, bytes_down, tail_s, rest_s: columns of the remote ones, NaN where unknown.
+        most_bytes_up, most_bytes_down: the largest of them.
     """
 
     def __init__(self, prospects: Sequence[Prospect]) -> None:
@@ -40,6 +41,8 @@ class Table:
         self.bytes_down = _column([prospect.bytes_down for prospect in far])
         self.tail_s = _column([prospect.tail_s for prospect in far])
         self.rest_s = _column([prospect.rest_s for prospect in far])
+        self.most_bytes_up = max((prospect.bytes_up for prospect in far), default=0)
+        self.most_bytes_down = max((prospect.bytes_down for prospect in far), default=0)
         self._index_of = {prospect.key: i for i, prospect in enumerate(prospects)}
         self._barred: dict[tuple[float, bool, bool], tuple[np.ndarray, frozenset[int]]] = {}
 

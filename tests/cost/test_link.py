@@ -1,6 +1,7 @@
 """What the link estimate learns from transfers whose truth is known."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_age_makes_it_stale_and_a_new_connection_forgets() -> None:
     assert not link.view.is_stale(6.0)
     assert link.view.is_stale(60.0)
     link.forget()
-    assert link.view == LinkView()
+    assert replace(link.view, epoch=0) == LinkView()
 
 
 def test_a_request_faster_than_the_round_trip_corrects_it() -> None:
