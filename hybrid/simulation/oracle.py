@@ -9,7 +9,7 @@ policy over the real link (`Foresight`), which tells the two apart.
 Source: the clairvoyant choice that the field's study of recorded uplinks compares with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -53,16 +53,17 @@ class Oracle:
     Args:
         scene: what the policies meet.
         spent: what is to be least; latency unless given.
+        allowed: numbers of the prospects that it may take; all unless given.
     """
 
-    def __init__(self, scene: Scene, spent: Spent = latency_alone) -> None:
+    def __init__(self, scene: Scene, spent: Spent = latency_alone, allowed: Sequence[int] | None = None) -> None:
         self._truth = scene.work.truth()
         self._luck = scene.luck()
         self._link = Link(scene.link)
         self._gateway = Gateway(scene.gateway, np.random.default_rng([scene.seed, 2]))
         self._slowdown = scene.device.slowdown
         self._spent = spent
-        self.n_prospects = len(scene.work.prospects)
+        self._allowed = tuple(range(len(scene.work.prospects))) if allowed is None else tuple(allowed)
 
     def outlook(self, index: int, slot: int, start_s: float) -> Outlook:
         """What this prospect costs the request of this slot if it starts now; infinite where it never ends."""
@@ -91,8 +92,8 @@ class Oracle:
 
     def best(self, slot: int, start_s: float) -> tuple[int, float]:
         """The best prospect of this request, and its cost."""
-        best, best_cost = 0, self.outlook(0, slot, start_s).cost(self._spent)
-        for index in range(1, self.n_prospects):
+        best, best_cost = 0, inf
+        for index in self._allowed:
             cost = self.outlook(index, slot, start_s).cost(self._spent)
             if cost < best_cost:
                 best, best_cost = index, cost
@@ -115,8 +116,8 @@ class Foresight(Deaf):
     name = "foresight"
     conduct = Static.conduct
 
-    def __init__(self, scene: Scene, spent: Spent = latency_alone) -> None:
-        self._oracle = Oracle(scene, spent)
+    def __init__(self, scene: Scene, spent: Spent = latency_alone, allowed: Sequence[int] | None = None) -> None:
+        self._oracle = Oracle(scene, spent, allowed)
         self._period_s = scene.stream.period_s
 
     def choose(self, now_s: float, load: Load) -> Move:  # noqa: ARG002
