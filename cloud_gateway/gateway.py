@@ -25,7 +25,7 @@ from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certif
 from cloud_gateway.uploads import add_routes as add_upload_routes
 from hybrid.cli.output import event, note
 from hybrid.discovery.announce import Announcer
-from hybrid.serving.engine_session import EngineSettings
+from hybrid.serving.engine_opening import EngineSettings
 from hybrid.serving.executor import Executor, ExecutorSettings
 from hybrid.serving.http_body import BodyLimits
 from hybrid.serving.identity import Identity

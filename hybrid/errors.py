@@ -65,6 +65,13 @@ class ModelUnsupported(ModelError):
     code = "model_unsupported"
 
 
+class ModelOverBudget(ModelError):
+    """It alone needs more memory than the gateway may use for models. `fields`: wanted_bytes, budget_bytes."""
+
+    code = "model_over_budget"
+    exit_code = ExitCode.REFUSED
+
+
 class ModelUnavailable(ModelError, LookupError):
     """Not on this machine and not to be had from a gateway: check the name, the gateway and the token."""
 

@@ -43,6 +43,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "An operator, opset or datatype is newer than the engine, or a custom operator's library is not registered.",
         "Upgrade onnxruntime, export with an older opset, or register the operator's library in the session options.",
     ),
+    "model_over_budget": Explanation(
+        "The model alone needs more memory than the gateway may use for models.",
+        "Its weights, or what the engine makes of them, are larger than --session-memory-bytes (on a GPU: "
+        "--gpu-memory-bytes).",
+        "Give the gateway more memory, or serve a smaller model (`hybrid models push` a quantized one).",
+    ),
     "model_unavailable": Explanation(
         "The model is neither on this machine nor to be had from a gateway.",
         "The name is not known to the gateway, nothing is cached, or no gateway can be reached.",

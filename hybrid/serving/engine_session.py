@@ -3,19 +3,19 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime as ort
 
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec
-from devices.errors import DeviceError, OperatorUnsupported
-from devices.onnx_engine import open_session
-from hybrid.errors import EngineFailed, ModelInvalid, ModelUnsupported, TensorMismatch
+from hybrid.errors import EngineFailed, ModelUnsupported, TensorMismatch
 from hybrid.serving.model_facts import ModelFacts
 from hybrid.serving.served_model import ModelSignature
+
+if TYPE_CHECKING:
+    from hybrid.serving.row_batch import Join, RowBatch
 
 DATATYPE_OF_ENGINE: Final = {
     "tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(double)": "FP64", "tensor(bool)": "BOOL",
@@ -30,23 +30,8 @@ _SLOW_SHARE: Final = 0.1
 _MAX_SLOWNESS: Final = 10.0
 """Runs leave the event loop when clearly more than this share of them is slow; a busy machine makes some of them so."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How sessions are opened.
-
-    Attributes:
-        n_intra_threads: threads inside one run; 0 leaves it to onnxruntime (one a core).
-        spin: whether idle engine threads spin; costs whole cores on a shared machine.
-        providers: execution providers in order of preference.
-        inline_s: models whose runs are shorter do so on the event loop; 0 for none. The hop to an engine thread
-            costs about 0.05 ms of CPU.
-    """
-
-    n_intra_threads: int = 0
-    spin: bool = False
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    inline_s: float = 0.0003
+_FLOOR_RISE: Final = 1.01
+"""The fastest run is forgotten at this pace, run by run: a machine that got slower shall not refuse for ever."""
 
 
 class EngineSession:
@@ -56,17 +41,42 @@ class EngineSession:
         signature: inputs and outputs that are tensors.
         inputs: the signature's inputs by name.
         output_names: the signature's outputs, in order.
-        n_bytes: estimate of the memory that it holds: file and external weights.
+        path: the model file.
+        provider: where it computes: `cpu` or `cuda`.
+        n_bytes: memory of this machine that it holds; what runs share (the arena of activations) is not in it.
+        n_allocated_bytes: the part of it that was allocated, not mapped from a file.
+        n_gpu_bytes: memory of the GPU that it holds, its own arena included.
+        opened_s: how long opening took; what it costs to open it again.
+        n_users: jobs that wait for it or run in it; it does not leave memory meanwhile.
+        batch: how its requests share a run; None where they do not.
+        joins: how its rows catch up with those of deeper sessions.
+        family: what sessions at different cuts of one model and shape have in common; None for whole models.
+        crowd: how often its requests were seen to wait for one another, until that was looked into.
     """
 
     __slots__ = (
-        "_fastest_s", "_inline_bytes", "_inline_s", "_is_bounded", "_n_timed", "_n_to_time", "_session", "_slowness",
-        "_timed_bytes", "inputs", "n_bytes", "output_names", "signature",
+        "_fastest_s", "_floor_bytes", "_floor_s", "_inline_bytes", "_inline_s", "_is_bounded", "_met", "_n_timed",
+        "_n_to_time", "_session", "_slowness", "_timed_bytes", "batch", "crowd", "family", "inputs", "joins",
+        "n_allocated_bytes", "n_bytes", "n_gpu_bytes", "n_users", "opened_s", "output_names", "path", "provider",
+        "signature",
     )  # fmt: skip
 
-    def __init__(self, session: ort.InferenceSession, facts: ModelFacts, path: Path, *, inline_s: float) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, facts: ModelFacts, path: Path, *, inline_s: float, provider: str = "cpu"
+    ) -> None:
         self._session = session
+        self.path = path
+        self.provider = provider
         self.n_bytes = facts.n_bytes
+        self.n_allocated_bytes = 0
+        self.n_gpu_bytes = 0
+        self.opened_s = 0.0
+        self.n_users = 0
+        self.batch: RowBatch | None = None
+        self.joins: dict[EngineSession, Join] = {}
+        self.family: tuple[str, ...] | None = None
+        self.crowd = 0
+        self._met: dict[EngineSession, int] = {}
         self._is_bounded = facts.is_bounded
         self._inline_s = inline_s
         self.signature = _signature(session, path)
@@ -78,6 +88,8 @@ class EngineSession:
         self._timed_bytes = sys.maxsize
         self._inline_bytes = -1
         self._slowness = 0.0
+        self._floor_s = 0.0
+        self._floor_bytes = sys.maxsize
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, options: Any = None
@@ -120,11 +132,17 @@ class EngineSession:
         raise TensorMismatch(f"inputs {sorted(feeds)} given; the model wants exactly {sorted(self.inputs)}")
 
     def observe(self, run_s: float, n_bytes: int) -> None:
-        """Note the time of a run on an engine thread; a few of them decide about `runs_inline`.
+        """Note the time of a run of its own on an engine thread; a few of them decide about `runs_inline`.
 
         The fastest counts: on an engine thread others hold waits for the interpreter's lock, which the loop has not.
         """
-        if not self._is_bounded or self._n_timed >= self._n_to_time:
+        if not self._is_bounded:
+            return
+        if run_s < self._floor_s or self._floor_s == 0.0 or n_bytes < self._floor_bytes:
+            self._floor_s, self._floor_bytes = run_s, min(n_bytes, self._floor_bytes)
+        else:
+            self._floor_s *= _FLOOR_RISE
+        if self._n_timed >= self._n_to_time:
             return
         self._n_timed += 1
         self._fastest_s = min(self._fastest_s, run_s)
@@ -142,31 +160,25 @@ class EngineSession:
         elif self._slowness > 0.0:
             self._slowness -= _SLOW_SHARE
 
+    def floor_s(self, feeds: Mapping[str, np.ndarray] | None) -> float:
+        """The least seconds that a run on these feeds takes, from the fastest run lately; 0 where nothing is known."""
+        if self._floor_s == 0.0 or feeds is None:
+            return 0.0
+        return self._floor_s if sum(array.nbytes for array in feeds.values()) >= self._floor_bytes else 0.0
+
+    def meet(self, deeper: "EngineSession") -> int:
+        """Count that requests of both waited at the same time; how often that was seen."""
+        seen = self._met[deeper] = self._met.get(deeper, 0) + 1
+        return seen
+
+    def part_from(self, other: "EngineSession") -> None:
+        """Forget a session that left memory."""
+        self._met.pop(other, None)
+        self.joins.pop(other, None)
+
     def runs_inline(self, n_bytes: int) -> bool:
         """Whether a run with that many input bytes is known to be shorter than a thread hop is worth."""
         return n_bytes <= self._inline_bytes
-
-
-def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> EngineSession:
-    """Open a model file; takes milliseconds to seconds, so call it off the event loop.
-
-    Raises:
-        ModelInvalid: no file there, or no sound model in it.
-        ModelUnsupported: onnxruntime has no kernel for an operator, or an input is not a tensor.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.n_intra_threads
-    options.log_severity_level = 4
-    if not settings.spin:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        session = open_session(path, options, settings.providers)
-    except OperatorUnsupported as exc:
-        raise ModelUnsupported(str(exc), path=str(path), operator=exc.operator) from exc
-    except DeviceError as exc:
-        raise ModelInvalid(str(exc), path=str(path)) from exc
-    return EngineSession(session, facts, path, inline_s=settings.inline_s)
 
 
 def _signature(session: ort.InferenceSession, path: Path) -> ModelSignature:

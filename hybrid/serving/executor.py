@@ -1,4 +1,4 @@
-"""Runs whole models and tails: sessions shared by all requests, a bounded queue, deadlines, cancellation."""
+"""Runs whole models and tails: sessions shared by all requests, a bounded queue, batches, deadlines, cancellation."""
 
 import asyncio
 import os
@@ -10,13 +10,16 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
+from devices.process_memory import allocated_bytes
 from hybrid.artifact.digest import files_of_model
 from hybrid.serving.background import Background
-from hybrid.serving.engine_pool import EngineJob, EnginePool
-from hybrid.serving.engine_session import EngineSession, EngineSettings, open_engine
+from hybrid.serving.engine_job import EngineJob, too_late
+from hybrid.serving.engine_opening import EngineSettings, open_engine
+from hybrid.serving.engine_pool import EnginePool
+from hybrid.serving.engine_session import EngineSession
 from hybrid.serving.model_facts import facts_of
 from hybrid.serving.served_model import ServedModel
-from hybrid.serving.session_cache import SessionCache
+from hybrid.serving.session_cache import Opening, SessionCache
 
 T = TypeVar("T")
 
@@ -30,20 +33,24 @@ class ExecutorSettings:
         n_threads: runs at the same time; further ones wait.
         max_waiting: waiting runs; further ones are refused with `Overloaded`.
         session_budget_bytes: memory that opened sessions may hold together.
+        gpu_budget_bytes: the same on the GPU; 0 for no bound.
     """
 
     engine: EngineSettings = EngineSettings()
     n_threads: int = max(2, (os.cpu_count() or 2) // 2)
     max_waiting: int = 256
     session_budget_bytes: int = 2 << 30
+    gpu_budget_bytes: int = 0
 
 
 class Computed(NamedTuple):
-    """Outputs in the order asked for, seconds waited for a thread and seconds in the engine."""
+    """Outputs in the order asked for, seconds waited for a thread and company, and seconds in the engine."""
 
     outputs: list[np.ndarray]
     queue_s: float
     compute_s: float
+    n_together: int = 1
+    """Rows that ran at once, other requests' among them."""
 
 
 class Executor:
@@ -55,7 +62,13 @@ class Executor:
         self._builders = Background("builder", n_threads=2)
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.sessions = SessionCache(budget_bytes=settings.session_budget_bytes, tasks=self, builders=self._builders)
+        self._before_bytes = allocated_bytes()
+        self.sessions = SessionCache(
+            budget_bytes=settings.session_budget_bytes,
+            gpu_budget_bytes=settings.gpu_budget_bytes,
+            tasks=self,
+            builders=self._builders,
+        )
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -85,12 +98,31 @@ class Executor:
         Raises:
             ModelInvalid: the file is missing or unsound, or names external data outside its folder.
             ModelUnsupported: an operator or an input that no engine here takes.
+            ModelOverBudget: it needs more memory than all sessions may hold.
+            Overloaded: all that could leave for it is running.
         """
-        return await self.sessions.get_or_open((model.model_digest,), lambda: self._build_whole(model))
+        key = (model.model_digest,)
+        found = self.sessions.get(key)
+        if found is not None:
+            return found
+        self.measure_shared()
+        return await self.sessions.get_or_open(key, lambda: self._look_whole(model))
 
-    def _build_whole(self, model: ServedModel) -> EngineSession:
+    def _look_whole(self, model: ServedModel) -> Opening:
         files_of_model(model.path)  # an engine may follow external data out of the model's folder: refused here
-        return open_engine(model.path, self.settings.engine, facts_of(model.path))
+        facts = facts_of(model.path)
+        return Opening(facts.n_bytes, lambda: open_engine(model.path, self.settings.engine, facts))
+
+    def measure_shared(self) -> int:
+        """Bytes that sessions share, the arena of activations above all: what was allocated and no session's own.
+
+        Measured when no engine runs, since runs take and give; between, the last figure stands.
+        """
+        now_bytes = allocated_bytes()
+        if now_bytes is not None and self._before_bytes is not None and self.pool.idle:
+            own = sum(session.n_allocated_bytes for _, session in self.sessions.sessions())
+            self.sessions.shared_bytes = max(0, now_bytes - self._before_bytes - own)
+        return self.sessions.shared_bytes
 
     async def compute(
         self,
@@ -99,7 +131,7 @@ class Executor:
         outputs: Sequence[str] | None,
         deadline_s: float | None = None,
     ) -> Computed:
-        """Run a session on checked feeds.
+        """Run a session on checked feeds, with those of other requests where that was measured to pay.
 
         Args:
             feeds: arrays by name; raises before any work when they do not fit.
@@ -109,7 +141,7 @@ class Executor:
         Raises:
             TensorMismatch: the feeds are not what the session takes.
             Overloaded: the queue is full.
-            DeadlinePassed: no answer before the deadline.
+            DeadlinePassed: no answer before the deadline, or none possible any more.
             EngineFailed: the engine raised on these values.
         """
         session.check(feeds)
@@ -118,11 +150,16 @@ class Executor:
             n_bytes += array.nbytes
         if session.runs_inline(n_bytes):
             started_s = perf_counter()
+            if deadline_s is not None and started_s >= deadline_s:
+                raise too_late()
             found = session.run(feeds, outputs)
             compute_s = perf_counter() - started_s
             session.observe_inline(compute_s)
             return Computed(found, 0.0, compute_s)
         job = EngineJob(session, feeds, outputs, deadline_s)
+        if session.batch is not None and (found_lane := session.batch.lane_of(feeds, outputs)) is not None:
+            job.lane, job.n_rows = found_lane
         found = await self.pool.run(job)
-        session.observe(job.compute_s, n_bytes)
-        return Computed(found, job.queue_s, job.compute_s)
+        if job.n_together == job.n_rows:
+            session.observe(job.compute_s, n_bytes)
+        return Computed(found, job.queue_s, job.compute_s, job.n_together)

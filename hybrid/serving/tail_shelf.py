@@ -21,10 +21,12 @@ from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.partition.store import keep_newest
 from hybrid.serving.background import Background
-from hybrid.serving.engine_session import EngineSession, open_engine
+from hybrid.serving.engine_opening import open_engine
+from hybrid.serving.engine_session import EngineSession
 from hybrid.serving.executor import Executor
-from hybrid.serving.model_facts import facts_of
+from hybrid.serving.model_facts import ModelFacts, facts_of
 from hybrid.serving.served_model import ServedModel
+from hybrid.serving.session_cache import Opening
 from hybrid.serving.tail_profile import (
     TailTimes,
     head_tensors,
@@ -106,7 +108,7 @@ class TailShelf:
             Warming: it is being prepared or opened; ask again after `retry_after_s`.
             UnknownCut: not in this gateway's table.
             PlanError: the output cut has no tail.
-            HybridError: the preparation failed.
+            HybridError: the preparation failed, or the session could not be opened.
         """
         shelf = self._shelf(model, shape_key)
         prepared = shelf.prepared
@@ -118,7 +120,10 @@ class TailShelf:
         key = (model.model_digest, shape_key.id, cut_id)
         session = self._executor.sessions.get(key)
         if session is None:
-            self._executor.sessions.start(key, lambda: self._open(prepared, cut_id))
+            failure = self._executor.sessions.failure(key)
+            if failure is not None:
+                raise failure
+            self._executor.sessions.start(key, lambda: self._look(prepared, cut_id))
             raise _warming(f"the tail of cut {cut_id} is being opened")
         return session, cut
 
@@ -219,14 +224,20 @@ class TailShelf:
             whole = await self._executor.open_whole(shelf.model)
             feeds = await self._work.run(lambda: synthetic_feeds(whole.inputs, shelf.shape_key))
             crossing = await self._work.run(lambda: head_tensors(prepared.head_path(cut.id), names, feeds))
-            session = await self._executor.sessions.get_or_open(key, lambda: self._open(prepared, cut.id))
+            session = await self._executor.sessions.get_or_open(key, lambda: self._look(prepared, cut.id))
             shelf.tails_s[cut.id] = await self._work.run(lambda: time_session(session, crossing, pool))
         except (HybridError, DeviceError) as exc:
             _log.warning("tail.untimed cut=%s error=%s", cut.id, exc)
 
-    def _open(self, prepared: Prepared, cut_id: str) -> EngineSession:
+    def _look(self, prepared: Prepared, cut_id: str) -> Opening:
         path = prepared.tail_path(cut_id)
-        return open_engine(path, self._executor.settings.engine, facts_of(path))
+        facts = facts_of(path)
+        return Opening(facts.n_bytes, lambda: self._open(prepared, path, facts))
+
+    def _open(self, prepared: Prepared, path: Path, facts: ModelFacts) -> EngineSession:
+        session = open_engine(path, self._executor.settings.engine, facts)
+        session.family = (prepared.model_digest, prepared.shape_key.id)
+        return session
 
     def _times_path(self, prepared: Prepared) -> Path:
         return self._cache / "times" / f"{prepared.model_digest[:16]}-{prepared.shape_key.id}.json"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hybrid.errors import DeadlinePassed, EngineFailed, ModelInvalid, ModelUnsupported, Overloaded, TensorMismatch
-from hybrid.serving.engine_session import EngineSettings
+from hybrid.serving.engine_opening import EngineSettings
 from hybrid.serving.executor import Executor, ExecutorSettings
 from hybrid.serving.served_model import ServedModel
 from tests import small_models
@@ -83,29 +83,6 @@ async def test_a_caller_that_leaves_does_not_end_the_build_of_others(files: dict
         first.cancel()
         session = await within(second)
         assert session.output_names == ["y"]
-
-
-async def test_the_least_used_session_leaves_when_memory_is_spent(tmp_path: Path) -> None:
-    models = []
-    for number in range(3):
-        (tmp_path / str(number)).mkdir()
-        models.append(served(small_models.mlp(tmp_path / str(number) / f"m{number}.onnx")))
-    size = models[0].path.stat().st_size
-    async with executor(session_budget_bytes=2 * size + size // 2) as running:
-        for model in models[:2]:
-            await running.open_whole(model)
-        assert running.sessions.get(("m0",)) is not None  # used last, so the other one leaves
-        await running.open_whole(models[2])
-        assert running.sessions.get(("m1",)) is None
-        assert running.sessions.get(("m0",)) is not None
-        assert running.sessions.n_bytes == 2 * size
-
-
-async def test_one_model_larger_than_the_budget_still_serves(files: dict[str, Path]) -> None:
-    async with executor(session_budget_bytes=1) as running:
-        session = await running.open_whole(served(files["mlp"]))
-        computed = await running.compute(session, {"x": np.ones((1, 64), np.float32)}, None)
-        assert computed.outputs[0].shape == (1, 10)
 
 
 async def test_wrong_feeds_are_refused_before_the_engine(files: dict[str, Path]) -> None:
