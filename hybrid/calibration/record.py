@@ -30,6 +30,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cut: cut id; empty for the input cut; `output` for a local variant as a whole.
         codec: its name.
+        is_lossy: whether it may change values; where not, the drop is none and nothing needs to be permitted.
         n: samples.
         drop: the drop as counted, as a share.
         drop_low: lower end of its 95 % interval.
@@ -44,6 +45,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     cut: str
     codec: str
+    is_lossy: bool = True
     n: int
     drop: float
     drop_low: float

@@ -31,6 +31,14 @@ class Progress(Protocol):
         """Say that `n` more units are done."""
         ...
 
+    def rename(self, label: str) -> None:
+        """Say what is being done now."""
+        ...
+
+    def extend(self, total: float) -> None:
+        """Say how many units there are after all."""
+        ...
+
 
 def encode(value: object) -> str:
     """`value` as JSON: dataclasses, structs and enums as they read, anything else (paths, times) as its text."""
@@ -91,6 +99,12 @@ class _Silent:
     def advance(self, n: float) -> None:
         """Nobody is listening."""
 
+    def rename(self, label: str) -> None:
+        """Nobody is listening."""
+
+    def extend(self, total: float) -> None:
+        """Nobody is listening."""
+
 
 class _Lines:
     """Progress as plain lines, at most one every `PLAIN_PROGRESS_S`, and one at the end of work that took longer."""
@@ -108,22 +122,42 @@ class _Lines:
             self._said_s = self._now_s()
             self._write(f"{self._label}: {amount(self._done, self._total, self._unit)}")
 
+    def rename(self, label: str) -> None:
+        self._label = label
+
+    def extend(self, total: float) -> None:
+        self._total = total
+
 
 @contextmanager
 def _bar(label: str, total: float, unit: str) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
 
     counter = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     suffix = "" if unit == "bytes" else unit
-    columns = (TextColumn("{task.description}"), BarColumn(), counter, TextColumn(suffix), TimeElapsedColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), counter, TextColumn(suffix), *times)
     with RichProgress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(label, total=total)
 
         class Bar:
             def advance(self, n: float) -> None:
                 bars.advance(task, n)
+
+            def rename(self, label: str) -> None:
+                bars.update(task, description=label)
+
+            def extend(self, total: float) -> None:
+                bars.update(task, total=total)
 
         yield Bar()
 

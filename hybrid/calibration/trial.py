@@ -1,0 +1,210 @@
+"""Measures what each codec at each cut costs: head, encoding, decoding and tail, on every sample.
+
+Design: one cut after the other, so that one head and one tail are in memory; within a cut all codecs see the same
+samples, so that a budget that ends early leaves fewer samples and no codec that was measured on others.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log10
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import numpy as np
+import onnxruntime
+
+from compression import catalog
+from devices.onnx_engine import open_session
+from hybrid.calibration.judge import Answers, Judge, Tally
+from hybrid.calibration.record import Cell
+from hybrid.errors import TensorMismatch
+from hybrid.partition.cut import Cut
+from hybrid.partition.prepared import Prepared
+from hybrid.wire.tensor import Tensor
+
+Feeds = dict[str, np.ndarray]
+INPUT_CUT: Final = ""
+"""How the input cut is named in a calibration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What is measured.
+
+    Attributes:
+        prepared: the model bound to the samples' shape key.
+        samples: requests.
+        judge: has learned the uncompressed model's answer to each sample.
+        codecs: names of the codecs.
+    """
+
+    prepared: Prepared
+    samples: Sequence[Feeds]
+    judge: Judge
+    codecs: Sequence[str]
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What one codec at one cut has shown so far."""
+
+    codec: str
+    is_lossy: bool
+    tally: Tally
+    raw_bytes: list[int] = field(default_factory=list)
+    n_bytes: list[int] = field(default_factory=list)
+    encode_s: list[float] = field(default_factory=list)
+    decode_s: list[float] = field(default_factory=list)
+    signal: float = 0.0
+    noise: float = 0.0
+    is_carried: bool = False
+
+    def cell(self, cut: str) -> Cell:
+        low, high = self.tally.interval if self.is_lossy else (0.0, 0.0)
+        drop = self.tally.drop
+        return Cell(
+            cut=cut,
+            codec=self.codec,
+            is_lossy=self.is_lossy,
+            n=self.tally.n,
+            drop=drop,
+            drop_low=min(low, drop),
+            drop_high=max(high, drop),
+            raw_bytes=float(np.mean(self.raw_bytes)),
+            n_bytes=float(np.mean(self.n_bytes)),
+            encode_s=median(self.encode_s),
+            decode_s=median(self.decode_s),
+            sqnr_db=10 * log10(self.signal / self.noise) if self.noise and self.signal else None,
+        )
+
+
+def cuts_of(prepared: Prepared) -> list[Cut]:
+    """The input cut, then the interior Pareto cuts, those with few bytes and a light head first."""
+    table = prepared.table
+    input_bytes = max(1, table.cuts[0].n_bytes)
+    interior = [cut for cut in table.interior if cut.id in table.pareto]
+    interior.sort(key=lambda cut: cut.n_bytes / input_bytes + cut.head_work_ratio)
+    return [table.cuts[0], *interior]
+
+
+def try_cuts(
+    trial: Trial,
+    cuts: Sequence[Cut],
+    budget_s: float,
+    *,
+    begun: Callable[[Cut], None] = lambda _cut: None,
+    stepped: Callable[[], None] = lambda: None,
+) -> list[Cell]:
+    """The cells of these cuts; a cut that the budget does not reach has none.
+
+    Args:
+        trial: what is measured.
+        cuts: the most important first.
+        budget_s: seconds in all; each cut gets an even share of what is left.
+        begun: told each cut.
+        stepped: told after each sample of a cut.
+
+    Raises:
+        DeviceError: the engine refuses a head or a tail.
+        Exception: whatever the engine raises for a sample.
+    """
+    until_s = time.monotonic() + budget_s
+    cells: list[Cell] = []
+    for index, cut in enumerate(cuts):
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            break
+        begun(cut)
+        cells += _try_cut(trial, cut, left_s / (len(cuts) - index), stepped)
+    return cells
+
+
+def _try_cut(trial: Trial, cut: Cut, share_s: float, stepped: Callable[[], None]) -> list[Cell]:
+    until_s = time.monotonic() + share_s
+    prepared, judge = trial.prepared, trial.judge
+    is_input = cut.kind == "input"
+    head = None if is_input else _opened(prepared.head_path(cut.id))
+    tail = _opened(prepared.tail_path(cut.id))
+    measured = [_Measured(name, catalog.get(name).lossy, Tally(judge.metric)) for name in trial.codecs]
+    for index, feeds in enumerate(trial.samples):
+        if index and time.monotonic() >= until_s:
+            break
+        crossing, kept = _crossing(head, cut, feeds)
+        for entry in measured:
+            decoded = _carried(entry, crossing)
+            after = before = judge.before(index)
+            if entry.is_lossy and not _is_same(decoded, crossing):
+                after = judge.after(index, _answers(tail, cut, decoded, kept))
+            entry.tally.count(before=before, after=after)
+        stepped()
+    return [entry.cell(INPUT_CUT if is_input else cut.id) for entry in measured if entry.is_carried]
+
+
+def _opened(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return open_session(path, options, ["CPUExecutionProvider"])
+
+
+def _crossing(head: onnxruntime.InferenceSession | None, cut: Cut, feeds: Feeds) -> tuple[Feeds, Feeds]:
+    """What crosses, and what the head answers with itself."""
+    computed: Feeds = {}
+    if head is not None:
+        names = [spec.name for spec in cut.tensors if spec.name not in feeds]
+        wanted = list(dict.fromkeys((*names, *cut.head_outputs)))
+        given = {port.name: feeds[port.name] for port in head.get_inputs()}
+        computed = dict(zip(wanted, head.run(wanted, given), strict=True))
+    crossing = {spec.name: computed[spec.name] if spec.name in computed else feeds[spec.name] for spec in cut.tensors}
+    return crossing, {name: computed[name] for name in cut.head_outputs if name in computed}
+
+
+def _answers(tail: onnxruntime.InferenceSession, cut: Cut, crossing: Feeds, kept: Feeds) -> Answers:
+    names = list(cut.tail_outputs)
+    given = {port.name: crossing[port.name] for port in tail.get_inputs()}
+    return dict(zip(names, tail.run(names, given), strict=True)) | kept
+
+
+def _carried(entry: _Measured, crossing: Feeds) -> Feeds:
+    """What arrives by this codec; a tensor that it cannot carry goes raw, as it does in a session."""
+    decoded: Feeds = {}
+    n_bytes = raw_bytes = 0
+    encode_s = decode_s = 0.0
+    for name, array in crossing.items():
+        started_s = time.perf_counter()
+        tensor, is_carried = _encoded(name, array, entry.codec)
+        encoded_s = time.perf_counter()
+        found = tensor.to_array()
+        decode_s += time.perf_counter() - encoded_s
+        encode_s += encoded_s - started_s
+        decoded[name] = found if is_carried else array
+        n_bytes += len(tensor.payload)
+        raw_bytes += array.nbytes
+        entry.is_carried |= is_carried
+        if array.dtype.kind == "f":
+            exact = array.astype(np.float64)
+            entry.signal += float(np.square(exact, where=np.isfinite(exact), out=np.zeros_like(exact)).sum())
+            gap = np.nan_to_num(exact - found, nan=0.0, posinf=0.0, neginf=0.0)
+            entry.noise += float(np.square(gap).sum())
+    entry.encode_s.append(encode_s)
+    entry.decode_s.append(decode_s)
+    entry.n_bytes.append(n_bytes)
+    entry.raw_bytes.append(raw_bytes)
+    return decoded
+
+
+def _encoded(name: str, array: np.ndarray, codec: str) -> tuple[Tensor, bool]:
+    if codec != "none":
+        try:
+            return Tensor.of(name, array, codec), True
+        except TensorMismatch:
+            return Tensor.of(name, array), False
+    return Tensor.of(name, array), True
+
+
+def _is_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> bool:
+    return all(
+        array.dtype == found[name].dtype and np.array_equal(found[name], array, equal_nan=array.dtype.kind == "f")
+        for name, array in wanted.items()
+    )
