@@ -7,10 +7,11 @@ from typing import Final
 from devices.errors import CatalogInvalid
 from devices.source import Source
 
-REFERENCE_CORE: Final = "rpi-4b"
-"""The catalog's machine whose core counts as 1 in every `slowdown_ratio`."""
+REFERENCE_CORE: Final = "AMD EPYC 7742"
+"""One core of this server processor (Zen 2, 2019) counts as 1 in every `slowdown_ratio`."""
 
-RADIOS: Final = ("ethernet", "wifi", "lte")
+KINDS: Final = ("single-board computer", "accelerator board", "phone", "gateway", "industrial computer", "mini PC")
+INTERFACES: Final = ("ethernet", "wifi", "lte")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Device:
     Attributes:
         name: short and stable, such as `rpi-4b`; the name of its file in the catalog.
         title: as people call it.
-        kind: `single-board computer`, `accelerator board`, `phone`, `gateway`, `industrial computer` or `mini PC`.
+        kind: one of `KINDS`.
         cpu: model of the processor, and its clock.
         n_cores: cores that compute an engine's threads (the big ones of a phone and the small ones alike).
         memory_bytes: main memory.
@@ -70,6 +71,11 @@ class Device:
     sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise CatalogInvalid(f"device {self.name!r} is a {self.kind!r}; give one of {', '.join(KINDS)}")
+        unknown = {interface for interface, _ in self.radios} - set(INTERFACES)
+        if unknown:
+            raise CatalogInvalid(f"device {self.name!r}: no interface is called {unknown}; give one of {INTERFACES}")
         if self.n_cores < 1 or self.memory_bytes < 1:
             raise CatalogInvalid(f"device {self.name!r} has no cores or no memory; give at least one of each")
         if not (isfinite(self.slowdown_ratio) and self.slowdown_ratio > 0):
