@@ -7,10 +7,21 @@ from compression.errors import UnknownCodec
 from compression.half import HalfCodec
 from compression.jpeg import JpegCodec
 from compression.lossless import LosslessCodec
+from compression.quantized import QuantizedCodec
 from compression.raw import RawCodec
 
 CODECS: Final[dict[str, Codec]] = {
-    codec.name: codec for codec in (RawCodec(), LosslessCodec(), HalfCodec(), JpegCodec())
+    codec.name: codec
+    for codec in (
+        RawCodec(),
+        LosslessCodec(),
+        HalfCodec(),
+        QuantizedCodec("q8", 256, squeezes=False),
+        QuantizedCodec("q8z", 256, squeezes=True),
+        QuantizedCodec("q4", 16, squeezes=False),
+        QuantizedCodec("q4z", 16, squeezes=True),
+        JpegCodec(),
+    )
 }
 """Every codec by its name on the wire."""
 
@@ -25,3 +36,13 @@ def get(name: str) -> Codec:
         return CODECS[name]
     except KeyError:
         raise UnknownCodec(f"no codec is called {name!r}; known are {', '.join(CODECS)}") from None
+
+
+def values_of(name: str) -> str:
+    """The codec whose decoded values this one's are, bit for bit: what is measured of the one holds for the other.
+
+    Raises:
+        UnknownCodec: the catalog holds none of this name.
+    """
+    codec = get(name)
+    return codec.name.removesuffix("z") if isinstance(codec, QuantizedCodec) else codec.name

@@ -148,7 +148,9 @@ def test_an_unknown_codec_names_the_known_ones() -> None:
     with pytest.raises(UnknownCodec, match="lossless"):
         catalog.get("lossles")
     assert all(codec.name == name for name, codec in catalog.CODECS.items())
-    assert [name for name, codec in catalog.CODECS.items() if codec.lossy] == ["fp16", "jpeg"]
+    assert [name for name, codec in catalog.CODECS.items() if codec.lossy] == [
+        "fp16", "q8", "q8z", "q4", "q4z", "jpeg",
+    ]  # fmt: skip
 
 
 def test_strings_hold_bytes_or_text_only() -> None:

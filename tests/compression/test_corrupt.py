@@ -18,6 +18,9 @@ from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 
 SHAPES = ((1, 3, 24, 32), (24, 32, 3), (1, 1, 16, 16), (700,), (), (0, 4))
 MEBIBYTE = 1 << 20
+FLOATS = ["FP16", "FP32", "FP64"]
+CARRIED = {"fp16": FLOATS, "q8": FLOATS, "q8z": FLOATS, "q4": FLOATS, "q4z": FLOATS, "jpeg": ["UINT8", "FP32"]}
+"""Datatypes of the codecs that do not carry all of them."""
 
 
 def decodes_or_refuses(name: str, payload: Payload, spec: TensorSpec) -> None:
@@ -61,8 +64,7 @@ def test_random_bytes_behind_every_lossless_form(form: int, payload: bytes, dtyp
 def test_mutated_payloads(data: st.DataObject) -> None:
     """A valid payload with bytes flipped, removed, doubled or cut off, also read as another tensor."""
     name = data.draw(st.sampled_from(list(catalog.CODECS)))
-    carried = {"fp16": ["FP16", "FP32", "FP64"], "jpeg": ["UINT8", "FP32"]}
-    dtype = data.draw(st.sampled_from(carried.get(name, list(NUMPY_OF))))
+    dtype = data.draw(st.sampled_from(CARRIED.get(name, list(NUMPY_OF))))
     shape = data.draw(st.sampled_from(SHAPES[:3] if name == "jpeg" else SHAPES))
     payload = bytearray(catalog.get(name).encode(sample(dtype, shape)))
     for _ in range(data.draw(st.integers(1, 4))):
