@@ -15,7 +15,7 @@ from hybrid.artifact.attachments import Attachment, attach, attachments_in
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.folder import Artifact, open_folder
 from hybrid.artifact.names import MANIFEST_NAME
-from hybrid.artifact.publishers import trusted_keys
+from hybrid.artifact.publishers import config_dir, trusted_keys
 from hybrid.artifact.signature import key_id, verify
 from hybrid.calibration.record import Calibration, Cell, parse_calibration
 from hybrid.errors import BadMessage, CorruptContent, Forbidden, HybridError
@@ -52,6 +52,7 @@ class CalibrationFinder:
         self._variant = variant
         self._artifact = artifact_of(model_path) if model_path is not None else None
         self._permits: Mapping[tuple[str, str], Mapping[str, Permit]] = {}
+        self._trusted: list[tuple[Calibration, str]] = []
         self._seen: set[bytes] = set()
 
     def look(self) -> bool:
@@ -60,7 +61,7 @@ class CalibrationFinder:
         Returns:
             Whether something new counts.
         """
-        folders = [attachments_folder(self._model_digest)]
+        folders = [own_folder(self._model_digest), cached_folder(self._model_digest)]
         if self._artifact is not None:
             folders.append(self._artifact.folder)
         found: list[Attachment] = []
@@ -119,15 +120,20 @@ class CalibrationFinder:
         return is_new
 
     def _add(self, calibration: Calibration, signer: str) -> None:
-        """Enters each cell; of two words on the same one the worse counts."""
-        permits = {key: dict(codecs) for key, codecs in self._permits.items()}
-        for cell in calibration.cells:
-            codecs = permits.setdefault((calibration.shape_key, cell.cut), {})
-            known = codecs.get(cell.codec)
-            drop = max(0.0, cell.drop_high)
-            if known is None or drop > known.drop:
-                codecs[cell.codec] = Permit(drop=drop, cell=cell, key_id=signer)
-        self._permits = permits
+        """Enters a calibration: the newest word of each signer on a cell counts, and of several signers' the worst."""
+        self._trusted = sorted([*self._trusted, (calibration, signer)], key=lambda pair: pair[0].made_s)
+        words: dict[tuple[str, str], dict[str, dict[str, Permit]]] = {}
+        for known, key in self._trusted:
+            for cell in known.cells:
+                if cell.is_lossy:
+                    codecs = words.setdefault((known.shape_key, cell.cut), {})
+                    codecs.setdefault(cell.codec, {})[key] = Permit(
+                        drop=max(0.0, cell.drop_high), cell=cell, key_id=key
+                    )
+        self._permits = {
+            place: {codec: max(said.values(), key=lambda permit: permit.drop) for codec, said in codecs.items()}
+            for place, codecs in words.items()
+        }
 
 
 def trusted(
@@ -186,13 +192,18 @@ def artifact_of(model_path: Path) -> Artifact | None:
     return None
 
 
-def attachments_folder(model_digest: str) -> Path:
-    """Where this user keeps attachments of a model that has no artifact folder of its own."""
+def cached_folder(model_digest: str) -> Path:
+    """Where attachments that came from gateways are kept; they can be had again."""
     return cache_dir() / "attached" / model_digest
+
+
+def own_folder(model_digest: str) -> Path:
+    """Where this user's own attachments of a model lie that has no artifact folder; they cost work to make."""
+    return config_dir() / "attached" / model_digest
 
 
 def _keep(attachment: Attachment) -> None:
     try:
-        attach(attachments_folder(attachment.model_digest), attachment)
+        attach(cached_folder(attachment.model_digest), attachment)
     except HybridError as exc:
         _log.warning("calibration.not_kept error=%s", exc)

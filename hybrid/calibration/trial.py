@@ -132,11 +132,14 @@ def _try_cut(trial: Trial, cut: Cut, share_s: float, stepped: Callable[[], None]
         if index and time.monotonic() >= until_s:
             break
         crossing, kept = _crossing(head, cut, feeds)
+        before = judge.before(index)
+        judged = [(crossing, before)]  # what arrived exactly so before needs no tail: q8 with and without entropy stage
         for entry in measured:
             decoded = _carried(entry, crossing)
-            after = before = judge.before(index)
-            if entry.is_lossy and not _is_same(decoded, crossing):
+            after = next((right for arrived, right in judged if _is_same(decoded, arrived)), None)
+            if after is None:
                 after = judge.after(index, _answers(tail, cut, decoded, kept))
+                judged.append((decoded, after))
             entry.tally.count(before=before, after=after)
         stepped()
     return [entry.cell(INPUT_CUT if is_input else cut.id) for entry in measured if entry.is_carried]

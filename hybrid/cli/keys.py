@@ -1,0 +1,80 @@
+"""`hybrid keys`: the key that you sign with, and the publishers whose signatures this machine trusts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hybrid.cli.output import note, result
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Keys of publishers: who signs calibrations and artifacts, and whose word sessions of this user take.
+
+    \b
+    Examples:
+      hybrid keys new
+      hybrid keys show
+      hybrid keys ls
+    """,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+File = Annotated[Path | None, typer.Argument(help="By default your own key.", metavar="[FILE]")]
+
+
+@app.command("new")
+def new(file: File = None, json: Json = False) -> None:
+    """Make a private key that only you can read; one that is there is never overwritten."""
+    from hybrid.artifact.publishers import create_key, own_key_path
+    from hybrid.artifact.signature import key_id
+
+    path = file or own_key_path()
+    public_key = create_key(path)
+    data = {"path": path, "public_key": public_key.hex(), "key_id": key_id(public_key)}
+    result(data, f"{public_key.hex()}  {path}", json=json)
+    if not json:
+        note(f"next: hybrid keys trust {public_key.hex()}    # on each machine that shall take its word")
+
+
+@app.command("show")
+def show(file: File = None, json: Json = False) -> None:
+    """Print the public half of a private key."""
+    from hybrid.artifact.publishers import own_key_path, read_key
+    from hybrid.artifact.signature import key_id, public_key_of
+
+    path = file or own_key_path()
+    public_key = public_key_of(read_key(path))
+    data = {"path": path, "public_key": public_key.hex(), "key_id": key_id(public_key)}
+    result(data, public_key.hex(), json=json)
+
+
+@app.command("trust")
+def trust(
+    public_key: Annotated[str, typer.Argument(help="64 hex digits, as `hybrid keys show` prints.", metavar="KEY")],
+    name: Annotated[str, typer.Option("--name", help="Whose it is, for people.")] = "",
+    json: Json = False,
+) -> None:
+    """Take a publisher's word from now on: its calibrations permit lossy codecs."""
+    from hybrid.artifact.publishers import TRUSTED_NAME, config_dir, parse_public_key
+    from hybrid.artifact.publishers import trust as trust_key
+    from hybrid.artifact.signature import key_id
+
+    raw = parse_public_key(public_key)
+    is_new = trust_key(raw, name)
+    path = config_dir() / TRUSTED_NAME
+    text = f"trusted: {key_id(raw)}" if is_new else f"{key_id(raw)} is trusted already"
+    result({"key_id": key_id(raw), "is_new": is_new, "path": path}, text, json=json)
+
+
+@app.command("ls")
+def ls(json: Json = False) -> None:
+    """List the publishers that sessions of this user trust, and where the trust comes from."""
+    from hybrid.artifact.publishers import publishers
+
+    known = publishers()
+    rows = [{"key_id": p.key_id, "public_key": p.public_key.hex(), "origin": p.origin} for p in known]
+    text = "\n".join(f"{row['key_id']}  {row['public_key']}  {row['origin']}" for row in rows)
+    result({"publishers": rows}, text or "nobody is trusted", json=json)
+    if not rows and not json:
+        note("next: hybrid keys new")
