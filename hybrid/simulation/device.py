@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Device:
         self._waiting: deque[Job] = deque()
         self.running: Job | None = None
         self.busy_s = 0.0
-        self._free_s = 0.0
+        self._free_s = -inf
 
     def add(self, job: Job, now_s: float) -> Job | None:
         """Takes a job; returns it when it starts at once, with its end set."""

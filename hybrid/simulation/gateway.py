@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ class Gateway:
 
     def __init__(self, model: GatewayModel, rng: np.random.Generator) -> None:
         self.model = model
-        self.free_s = 0.0
+        self.free_s = -inf
         self._arrivals, self._backlogs = _tenants(model, rng)
         self._fault_starts = [fault.start_s for fault in model.faults]
 
