@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
+from hybrid.cost.drift import Drift, Outlook
 from hybrid.cost.running import RunningEstimate
 from hybrid.cost.slow_start import INITIAL_WINDOW_BYTES, slow_start_s, window_after_idle_bytes
 
@@ -24,6 +25,9 @@ STALE_S: Final = 10.0
 
 CHUNK_BYTES: Final = 16 * 1024
 """Acknowledgements come for pieces of this size: so much more may have arrived than was acknowledged."""
+
+MOST_UNSENT_BYTES: Final = 64 * 1024
+"""So much of a cancelled request may still be in the kernel's hands, and leaves before the next one."""
 
 LARGE_RATIO: Final = 4
 """A direction that carries this many times the other's bytes takes nearly all of the moving time."""
@@ -49,6 +53,7 @@ class LinkView:
         cold_ratio: share of the textbook's slow start that this link shows (0: none, as under BBR after idle time).
         free_s: monotonic time when what was cancelled has left the uplink.
         epoch: counts jumps of round trip and goodput.
+        uplink: where the uplink's goodput tends to while nobody measures it.
     """
 
     rtt_s: float | None = None
@@ -63,6 +68,7 @@ class LinkView:
     cold_ratio: float = 1.0
     free_s: float = 0.0
     epoch: int = 0
+    uplink: Outlook | None = None
 
     def transfer_s(self, n_bytes_up: float, n_bytes_down: float, now_s: float | None = None) -> float | None:
         """Seconds that the network takes for a request of these sizes; None while the link is unknown.
@@ -95,6 +101,12 @@ class LinkView:
         """The same for the reply."""
         return window_after_idle_bytes(self.down_window_bytes, now_s - self.measured_s, self.rtt_s or 0.0)
 
+    def uplink_at(self, now_s: float) -> tuple[float | None, float]:
+        """The uplink's goodput that is expected now, and the spread that the estimate's age has added."""
+        if self.uplink is None:
+            return self.uplink_bps, 0.0
+        return self.uplink.after(now_s - self.measured_s)
+
     def backlog_s(self, now_s: float) -> float:
         """Seconds until what was cancelled has left the uplink."""
         return max(0.0, self.free_s - now_s)
@@ -111,6 +123,7 @@ class LinkEstimate:
         self._rtt = RunningEstimate()
         self._uplink = RunningEstimate()
         self._downlink = RunningEstimate()
+        self._drift = Drift()
         self._measured_s = 0.0
         self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
         self._cold_ratio = 1.0
@@ -198,9 +211,12 @@ class LinkEstimate:
                     self._uplink.observe(most_bps, now_s)
                 elif believed_bps < least_bps and acked_bytes >= MIN_RATE_SAMPLE_BYTES:
                     self._uplink.observe(least_bps, now_s)
+            if acked_bytes >= MIN_RATE_SAMPLE_BYTES:
+                self._measured_s = now_s
             rate_bps = self._uplink.value
             if rate_bps:
-                self._free_s = now_s + 8 * max(0, n_bytes_up - acked_bytes) / rate_bps
+                left_bytes = min(max(0, n_bytes_up - acked_bytes), MOST_UNSENT_BYTES)
+                self._free_s = now_s + 8 * left_bytes / rate_bps
             self._publish()
 
     def forget(self) -> None:
@@ -211,6 +227,7 @@ class LinkEstimate:
             self._measured_s = self._free_s = 0.0
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
             self._cold_ratio, self._n_warm = 1.0, 0
+            self._drift = Drift()
             self._n_forgotten += 1
             self._publish()
 
@@ -256,12 +273,16 @@ class LinkEstimate:
                 shown = min(MOST_COLD_RATIO, max(0.0, (taken_s - expected_s) / waited_s))
                 self._cold_ratio += COLD_GAIN * (shown - self._cold_ratio)
         moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, self._cold_ratio)
-        estimate.observe(8 * n_bytes / max(moving_s, LEAST_MOVING_S), now_s)
+        rate_bps = 8 * n_bytes / max(moving_s, LEAST_MOVING_S)
+        if estimate is self._uplink:
+            self._drift.observe(rate_bps, known_bps, now_s - self._measured_s)
+        estimate.observe(rate_bps, now_s)
 
     def _publish(self) -> None:
+        up_bps = self._uplink.value
         self.view = LinkView(
             rtt_s=self._rtt.value,
-            uplink_bps=self._uplink.value,
+            uplink_bps=up_bps,
             downlink_bps=self._downlink.value,
             rtt_spread_ratio=self._rtt.spread_ratio,
             uplink_spread_ratio=self._uplink.spread_ratio,
@@ -272,6 +293,7 @@ class LinkEstimate:
             cold_ratio=self._cold_ratio,
             free_s=self._free_s,
             epoch=self._rtt.epoch + self._uplink.epoch + self._downlink.epoch + self._n_forgotten,
+            uplink=self._drift.outlook(up_bps) if up_bps else None,
         )
 
 

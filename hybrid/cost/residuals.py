@@ -7,17 +7,18 @@ N_POINTS: Final = 8
 """Points of the distribution: the quantiles 1/16, 3/16, ... 15/16, each standing for an eighth of the probability."""
 
 N_KEPT: Final = 24
-_NORMAL_AT: Final = (-1.534, -0.887, -0.489, -0.157, 0.157, 0.489, 0.887, 1.534)
+NORMAL_AT: Final = (-1.534, -0.887, -0.489, -0.157, 0.157, 0.489, 0.887, 1.534)
 """Standard normal quantiles at the points: the shape that is assumed before enough was measured."""
 
 PRIOR_SIGMA: Final = 0.3
 PRIOR_WEIGHT: Final = 4
 LEAST_SIGMA: Final = 0.01
+BEYOND_RATIO: Final = 1.1
 
 
 def lognormal(sigma: float) -> tuple[float, ...]:
     """The points of a lognormal distribution with median 1."""
-    return tuple(exp(sigma * z) for z in _NORMAL_AT)
+    return tuple(exp(sigma * z) for z in NORMAL_AT)
 
 
 class Residuals:
@@ -29,6 +30,7 @@ class Residuals:
 
     def __init__(self) -> None:
         self._kept: tuple[float, ...] = ()
+        self._n_censored = 0
         self.points = lognormal(PRIOR_SIGMA)
 
     @property
@@ -44,13 +46,15 @@ class Residuals:
     def observe_longer(self, ratio: float) -> None:
         """Takes a censored one: it would have been more than this ratio.
 
-        It counts as the middle of what the distribution leaves above it (Buckley and James, Biometrika 1979: a censored
-        value is replaced by its conditional expectation); where that is nothing, as itself.
+        It counts as one of the points above it, each in turn (a censored value is replaced by what the distribution
+        says of values beyond it: Buckley and James, Biometrika 1979, with draws instead of their mean, so that the
+        spread stays); where there is none, as a little more than itself.
         """
         above = [point for point in self.points if point > ratio]
-        if len(above) * 2 > N_POINTS:
-            return  # most answers take that long anyway: next to nothing was learnt
-        self.observe(above[len(above) // 2] if above else ratio * 1.1)
+        if len(above) == N_POINTS:
+            return  # every answer takes that long: nothing was learnt
+        self._n_censored += 1
+        self.observe(above[self._n_censored % len(above)] if above else ratio * BEYOND_RATIO)
 
     def forget(self) -> None:
         """After a change: what was off before says little now."""
@@ -67,7 +71,7 @@ class Residuals:
         middle = kept[n // 2] if n % 2 else sqrt(kept[n // 2 - 1] * kept[n // 2])
         sigma = PRIOR_SIGMA * (1 - share)
         points = []
-        for place, z in enumerate(_NORMAL_AT):
+        for place, z in enumerate(NORMAL_AT):
             at = (place + 0.5) / N_POINTS * n - 0.5
             low = min(max(int(at), 0), n - 1)
             high = min(low + 1, n - 1)

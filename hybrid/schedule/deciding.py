@@ -48,6 +48,9 @@ DWELL_FACTOR: Final = 4.0
 CHANGE_GAIN_RATIO: Final = 0.02
 """After a change the plan is left at once for one that is better by this share."""
 
+SURE_GAIN_RATIO: Final = 0.35
+"""A plan is left at once for one that is better by this share: smoothed estimates do not err by so much."""
+
 REGRET_DECAY: Final = 0.5
 
 
@@ -281,7 +284,8 @@ def decide(inputs: Inputs, table: Table) -> Decision:
     limit = SWITCH_REGRET_RATIO * kept.cost + SWITCH_REGRET_S
     if inputs.now_s - inputs.current_since_s < DWELL_S:
         limit *= DWELL_FACTOR
-    if regret_s > limit or (inputs.is_changed and gain > CHANGE_GAIN_RATIO * kept.cost):
+    sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
+    if regret_s > limit or gain > sure * kept.cost:
         return _decision(best, best, inputs, 0.0)
     return _decision(kept, best, inputs, regret_s)
 

@@ -7,13 +7,16 @@ the inputs.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Final
 
 import msgspec
 
+from hybrid.cost.drift import widened
 from hybrid.cost.energy import GENERIC_POWER, Power
+from hybrid.cost.link import LinkView
 from hybrid.cost.prediction_error import PredictionError
-from hybrid.cost.residuals import Residuals
+from hybrid.cost.residuals import NORMAL_AT, Residuals
 from hybrid.cost.running import RunningEstimate
 from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
 from hybrid.schedule.deciding import decide
@@ -25,6 +28,12 @@ from hybrid.schedule.table import Table
 PROFILE_RUNS: Final = 5
 """The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
 
+
+UNKNOWN_BPS: Final = 10e6
+"""Assumed of a link that was never measured, to rank what may be sent over it."""
+
+HOPE_FACTOR: Final = 8.0
+"""A link may become so many times faster while nobody looks."""
 
 LEAST_PROBE_PAUSE_S: Final = 2.0
 MOST_PROBE_PAUSE_S: Final = 10.0
@@ -161,6 +170,7 @@ class Scheduler:
         for url, standing in self.standings.items():
             told = self._told_of(url)
             link = standing.link.view
+            up_bps, added_sigma = link.uplink_at(now_s)
             is_usable = url not in down and standing.breaker.allows(now_s)
             epochs += (is_usable, standing.link.epoch, told.speed.epoch)
             beliefs.append(
@@ -168,7 +178,7 @@ class Scheduler:
                     url=url,
                     is_usable=is_usable,
                     rtt_s=link.rtt_s,
-                    uplink_bps=link.uplink_bps,
+                    uplink_bps=up_bps,
                     downlink_bps=link.downlink_bps,
                     up_window_bytes=link.up_window_at(now_s),
                     down_window_bytes=link.down_window_at(now_s),
@@ -176,7 +186,7 @@ class Scheduler:
                     backlog_s=link.backlog_s(now_s),
                     speed_ratio=told.speed.value or 1.0,
                     queue_s=standing.queue_s(now_s),
-                    points=told.residuals.points,
+                    points=widened(told.residuals.points, NORMAL_AT, added_sigma),
                     failure_ratio=standing.failure_ratio,
                 )
             )
@@ -206,6 +216,11 @@ class Scheduler:
     def device_speed_ratio(self) -> float:
         """Running ratio of measured to profiled seconds on this device."""
         return self._device.value or 1.0
+
+    @property
+    def device_spread_ratio(self) -> float:
+        """Relative deviation of this device's seconds."""
+        return self._device.spread_ratio
 
     @property
     def device_heard_s(self) -> float:
@@ -271,7 +286,10 @@ class Scheduler:
         if decision.remote_s > 0:
             self._told_of(prospect.gateway).residuals.observe_longer(waited_s / decision.remote_s)
         standing = self.standings.get(prospect.gateway)
-        if standing is not None and not acked_bytes and waited_s > decision.patience_s:
+        if standing is None:
+            return
+        standing.link.observe_cut_short(prospect.bytes_up, acked_bytes, waited_s, now_s)
+        if not acked_bytes and waited_s > decision.patience_s:
             standing.failed(now_s)
 
     def observe_answer(self, decision: Decision, total_s: float) -> None:
@@ -291,30 +309,41 @@ class Scheduler:
         for url, standing in self.standings.items():
             if url in down or not standing.breaker.allows(now_s):
                 continue
-            index = self._lightest(url, constraints)
+            link = standing.link.view
+            index, seconds = self._quickest(url, constraints, link)
             if index < 0:
                 continue
-            seconds = standing.link.view.transfer_s(self.table.prospects[index].bytes_up, 0) or 0.0
-            silent_s = now_s - max(standing.heard_s, standing.link.view.measured_s)
-            is_closed = standing.breaker.state(now_s) == "closed"
-            if silent_s < (
-                min(MOST_PROBE_PAUSE_S, max(LEAST_PROBE_PAUSE_S, seconds / PROBE_SHARE)) if is_closed else 0
-            ):
-                continue
-            if best is None or silent_s > best.silent_s:
+            silent_s = now_s - max(standing.heard_s, link.measured_s)
+            pause_s = min(MOST_PROBE_PAUSE_S, max(LEAST_PROBE_PAUSE_S, seconds / PROBE_SHARE))
+            if standing.breaker.state(now_s) != "closed":
+                pause_s = 0.0
+            if silent_s >= pause_s and (best is None or silent_s > best.silent_s):
                 best = Probe(index=index, silent_s=silent_s)
         return best
 
-    def _lightest(self, url: str, constraints: Constraints) -> int:
+    def _quickest(self, url: str, constraints: Constraints, link: LinkView) -> tuple[int, float]:
+        """The way through a gateway that takes least of device and link, and its seconds; -1 where none could matter.
+
+        None matters where the device alone would be faster even if the link's goodput were several times as high.
+        """
         column, _ = self.table.barred(constraints)
         left_bytes = constraints.uplink_left_bytes
-        ways = [
-            (self.table.prospects[i].bytes_up, i)
-            for place, i in enumerate(self.table.remote)
-            if self.table.prospects[i].gateway == url and column[place] == 0.0
-        ]
-        n_bytes, index = min(ways, default=(0, -1))
-        return -1 if left_bytes is not None and n_bytes > left_bytes else index
+        index, least_s, hope_s = -1, inf, inf
+        up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
+        for place, i in enumerate(self.table.remote):
+            prospect = self.table.prospects[i]
+            if prospect.gateway != url or column[place] != 0.0 or prospect.head_s is None:
+                continue
+            if left_bytes is not None and prospect.bytes_up > left_bytes:
+                continue
+            here_s = prospect.head_s * self.device_speed_ratio + prospect.encode_s
+            up_s, fixed_s = 8 * prospect.bytes_up / up_bps, (link.rtt_s or 0.0) + (prospect.tail_s or 0.0)
+            hope_s = min(hope_s, here_s + fixed_s + up_s / HOPE_FACTOR)
+            if here_s + up_s < least_s:
+                index, least_s = i, here_s + up_s
+        if self.local_s is not None and hope_s > self.local_s * self.device_speed_ratio:
+            return -1, inf
+        return index, least_s
 
     def _told_of(self, url: str) -> _Told:
         return self._told.get(url) or self._told.setdefault(url, _Told())
