@@ -5,6 +5,7 @@ in them, TUN devices as long as their file is open, so whatever dies takes its p
 persistent devices) would need cleaning after a kill.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -97,10 +98,10 @@ def own_user_namespace() -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER)
+    stay_readable()
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    stay_readable()
 
 
 def tun(name: str) -> int:
@@ -118,13 +119,13 @@ def tun(name: str) -> int:
     return file
 
 
-def bring_up(name: str, *, address: str | None = None, mtu_bytes: int | None = None, queue_packets: int = 0) -> None:
+def bring_up(name: str, *, address: str | None = None, mtu_bytes: int | None = None, queue_packets: int = 1000) -> None:
     """Switches an interface of this namespace on, with an IPv4 address of its own (a /32: routes are made apart)."""
     label = name.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         if mtu_bytes is not None:
             fcntl.ioctl(handle, _SIOCSIFMTU, struct.pack("16si20x", label, mtu_bytes))
-        if queue_packets:
+        with contextlib.suppress(PermissionError):  # the machine's root alone may; the default is 500
             fcntl.ioctl(handle, _SIOCSIFTXQLEN, struct.pack("16si20x", label, queue_packets))
         if address is not None:
             for request, number in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, "255.255.255.255")):

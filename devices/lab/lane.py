@@ -138,7 +138,7 @@ class Lane:
 
 
 def payload_bytes(packet: bytes) -> int:
-    """Payload of an IP packet: what TCP or UDP carry, without their headers; all behind the IP header for others."""
+    """Payload of an IP packet: what TCP or UDP carry, without their headers; 0 for other protocols."""
     if packet[0] >> 4 == 4:
         at, protocol = (packet[0] & 15) * 4, packet[9]
     else:
@@ -147,4 +147,6 @@ def payload_bytes(packet: bytes) -> int:
         at += (packet[at + 12] >> 4) * 4
     elif protocol == 17:
         at += 8
+    else:
+        return 0
     return max(0, len(packet) - at)

@@ -36,6 +36,7 @@ class TunLink:
         congestion_control: of every TCP connection over the link, in either direction.
         scheduling: of the relay: `real time`, `preferred` or `ordinary`.
         ipv6: whether the ends have IPv6 addresses too.
+        pid: of the relay; `nsenter --net=/proc/PID/fd/…` looks inside.
     """
 
     kind: Literal["tun"] = "tun"
@@ -78,7 +79,8 @@ class TunLink:
         self.congestion_control: str = told["congestion_control"]
         self.scheduling: str = told["scheduling"]
         self.ipv6: bool = told["ipv6"]
-        files = f"/proc/{told['pid']}/fd"
+        self.pid: int = told["pid"]
+        files = f"/proc/{self.pid}/fd"
         self._user = None if told["user"] is None else f"{files}/{told['user']}"
         self._namespaces: dict[Side, str] = {side: f"{files}/{number}" for side, number in told["namespaces"].items()}
 

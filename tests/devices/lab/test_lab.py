@@ -1,0 +1,190 @@
+"""A lab: programs at both ends, what they see, and that nothing of it stays behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from devices.errors import EmulationError, EmulationUnavailable
+from devices.lab.lab import Lab
+from devices.shape import Shape
+
+ROOT = Path(__file__).parent.parent.parent.parent
+KINDS = [pytest.param("tun", marks=pytest.mark.root), "proxy"]
+CRASHING = """
+import os, signal, sys
+from devices.lab.lab import Lab
+lab = Lab(kind="tun")
+programs = [lab.device.popen(["sleep", "600"]), lab.gateway.popen(["setsid", "sleep", "600"])]
+print(lab.link.pid, *(program.pid for program in programs), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+PLAIN = """
+import json, socket, subprocess, sys
+from devices.lab.tun_link import TunLink
+from devices.shape import Shape
+with TunLink(Shape.even(rtt_s=0.02), congestion_control="reno") as link:
+    program = "import os; print(os.geteuid(), os.path.exists('/sys'), [n for _, n in __import__('socket').if_nameindex()])"
+    seen = subprocess.run(link.command("device", [sys.executable, "-c", program]), capture_output=True, text=True)
+    print(seen.stdout, seen.stderr)
+"""
+
+
+@dataclass
+class Recorded:
+    """A machine that slows nothing down and notices how it is used."""
+
+    groups: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=lambda: {"LAB_TEST": "slowed"})
+    n_closed: int = 0
+
+    def close(self) -> None:
+        self.n_closed += 1
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: Sequence[int], patience_s: float = 10.0) -> bool:
+    end_s = time.monotonic() + patience_s
+    while time.monotonic() < end_s:
+        if not any(alive(pid) for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_run_on_their_machine_and_end_with_the_lab(lab_of: Callable[..., Lab], kind: str) -> None:
+    machine = Recorded()
+    lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, machine=machine, seed=1)
+    show = [sys.executable, "-c", "import os, sys; print(os.environ.get('LAB_TEST'), sys.argv[1:])", "--", "a b"]
+    on_device = lab.device.run(show, capture_output=True, text=True, check=True, timeout_s=30)
+    assert on_device.stdout == "slowed ['--', 'a b']\n"
+    own = lab.gateway.run(show, capture_output=True, text=True, env={"LAB_TEST": "own"})
+    assert own.stdout == "own ['--', 'a b']\n"
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    polite = lab.gateway.popen(["sleep", "600"])
+    rude = lab.device.popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
+    assert rude.stdout is not None
+    rude.stdout.readline()
+    rude.stdout.close()
+    began_s = time.monotonic()
+    lab.close()
+    assert time.monotonic() - began_s < 12
+    assert (polite.returncode, rude.returncode) == (-signal.SIGTERM, -signal.SIGKILL)
+    assert machine.n_closed == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_that_is_not_there_is_told_as_a_shell_would(lab_of: Callable[..., Lab], kind: str) -> None:
+    lab = lab_of(kind=kind)
+    if kind == "proxy":
+        with pytest.raises(FileNotFoundError):
+            lab.device.run(["no-such-program"])
+    else:
+        done = lab.device.run(["no-such-program"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (127, "no-such-program: No such file or directory\n")
+
+
+def test_a_machine_is_given_back_where_the_lab_cannot_be_built() -> None:
+    machine = Recorded()
+    with pytest.raises(EmulationError):
+        Lab(kind="proxy", congestion_control="cubic", machine=machine)
+    assert machine.n_closed == 1
+
+
+@pytest.mark.root
+def test_programs_join_the_groups_of_their_machine(lab_of: Callable[..., Lab], tmp_path: Path) -> None:
+    """The launcher writes itself into every list of processes; plain files stand for control groups here."""
+    lists = [tmp_path / "one", tmp_path / "two"]
+    lab = lab_of(kind="tun", machine=Recorded(groups=[str(one) for one in lists]))
+    process = lab.device.popen(["true"])
+    assert process.wait(30) == 0
+    assert [one.read_text() for one in lists] == [str(process.pid)] * 2
+
+
+@pytest.mark.root
+def test_labs_beside_each_other_do_not_meet(lab_of: Callable[..., Lab]) -> None:
+    one, other = lab_of(kind="tun"), lab_of(kind="tun")
+    with one.gateway.entered():
+        listening = [sys.executable, "-c", "import socket, sys; socket.create_connection(('10.77.0.1', 9000), 2)"]
+        import socket
+
+        with socket.create_server((one.gateway.address, 9000)):
+            assert one.device.run(listening).returncode == 0
+            assert other.device.run(listening, stderr=subprocess.DEVNULL).returncode == 1
+
+
+@pytest.mark.root
+def test_nothing_stays_when_the_program_that_made_it_is_killed(lab_of: Callable[..., Lab]) -> None:
+    lab_of(kind="tun").close()
+    killed = subprocess.run(
+        [sys.executable, "-c", CRASHING], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    pids = [int(word) for word in killed.stdout.split()]
+    assert len(pids) == 3
+    assert gone(pids), "the relay ends with its parent and takes its inhabitants along"
+
+
+@pytest.mark.root
+def test_a_killed_relay_is_told_and_cleaned_up(lab_of: Callable[..., Lab]) -> None:
+    lab = lab_of(kind="tun")
+    os.kill(lab.link.pid, signal.SIGKILL)
+    with pytest.raises(EmulationError, match="make a new one"):
+        lab.link.statistics()
+    assert lab.device.run(["true"], stderr=subprocess.DEVNULL).returncode == 1
+    lab.close()
+    assert gone([lab.link.pid])
+
+
+@pytest.mark.root
+def test_nobody_special_may_build_one_too(tmp_path_factory: pytest.TempPathFactory, lab_of: Callable[..., Lab]) -> None:
+    """Where user namespaces are allowed, root is not needed."""
+    lab_of(kind="tun").close()
+    system = shutil.which("python3", path="/usr/bin:/bin")
+    if system is None or sys.version_info[:2] != system_version(system):
+        pytest.skip("needs this same Python where every user may read it")
+    if subprocess.run(["unshare", "-Ur", "true"], check=False, capture_output=True, user=65534).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    folder = tmp_path_factory.mktemp("readable")
+    for parent in (folder, *folder.parents[:3]):
+        if parent.stat().st_uid == os.geteuid() and parent.name:
+            parent.chmod(parent.stat().st_mode | 0o755 if parent != Path("/tmp") else parent.stat().st_mode)
+    shutil.copytree(ROOT / "devices", folder / "devices", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [system, "-B", "-c", PLAIN], cwd=folder, user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
+        timeout=60, check=False, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.stdout.startswith("65534 True ['lo', 'lab0']"), done.stderr + done.stdout
+
+
+def system_version(python: str) -> tuple[int, ...]:
+    words = subprocess.run(
+        [python, "-c", "import sys, json; print(json.dumps(sys.version_info[:2]))"], capture_output=True, check=True
+    )
+    return tuple(json.loads(words.stdout))
+
+
+def test_elsewhere_the_proxy_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with Lab() as lab:
+        assert lab.link.kind == "proxy"
+        assert lab.link.congestion_control is None
+        assert lab.url(8700).startswith("http://127.0.0.1:")
+    with pytest.raises(EmulationUnavailable, match="Linux"):
+        Lab(kind="tun")
