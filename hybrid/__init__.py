@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from hybrid.errors import HybridError
     from hybrid.schedule.options import Options
-    from hybrid.schedule.planner import Candidate
+    from hybrid.schedule.prospect import Candidate
     from hybrid.session.inference import InferenceSession
     from hybrid.session.report import RunReport
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Candidate": "hybrid.schedule.planner",
+    "Candidate": "hybrid.schedule.prospect",
     "HybridError": "hybrid.errors",
     "InferenceSession": "hybrid.session.inference",
     "Options": "hybrid.schedule.options",

@@ -18,6 +18,7 @@ from hybrid.cost.link import LinkView
 from hybrid.cost.prediction_error import PredictionError
 from hybrid.cost.residuals import NORMAL_AT, Residuals
 from hybrid.cost.running import RunningEstimate
+from hybrid.cost.slow_start import LEAST_RTO_S
 from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
 from hybrid.schedule.deciding import decide
 from hybrid.schedule.prices import Prices
@@ -34,6 +35,11 @@ UNKNOWN_BPS: Final = 10e6
 
 HOPE_FACTOR: Final = 8.0
 """A link may become so many times faster while nobody looks."""
+
+GAP_GAIN: Final = 0.2
+MOST_GAP_S: Final = 5.0
+WARM_RATIO: Final = 0.1
+"""On a connection that requests keep warm slow start comes once in a while."""
 
 LEAST_PROBE_PAUSE_S: Final = 2.0
 MOST_PROBE_PAUSE_S: Final = 10.0
@@ -90,6 +96,8 @@ class Scheduler:
         self._told: dict[str, _Told] = {}
         self._device = RunningEstimate()
         self._n_local_runs = 0
+        self._decided_s = 0.0
+        self._gap_s: float | None = None
         self._current = -1
         self._current_since_s = 0.0
         self._regret_s = 0.0
@@ -140,6 +148,12 @@ class Scheduler:
             n_in_flight: requests of this session that are under way, this one left out.
             down: URLs of gateways without a connection now.
         """
+        if self._decided_s > 0:
+            gap_s = now_s - self._decided_s
+            self._gap_s = (
+                gap_s if self._gap_s is None else self._gap_s + GAP_GAIN * (min(gap_s, MOST_GAP_S) - self._gap_s)
+            )
+        self._decided_s = now_s
         inputs = self.inputs(
             now_s,
             constraints=constraints,
@@ -183,6 +197,7 @@ class Scheduler:
                     up_window_bytes=link.up_window_at(now_s),
                     down_window_bytes=link.down_window_at(now_s),
                     cold_ratio=link.cold_ratio,
+                    lasting_ratio=self._lasting_ratio(link),
                     backlog_s=link.backlog_s(now_s),
                     speed_ratio=told.speed.value or 1.0,
                     queue_s=standing.queue_s(now_s),
@@ -344,6 +359,12 @@ class Scheduler:
         if self.local_s is not None and hope_s > self.local_s * self.device_speed_ratio:
             return -1, inf
         return index, least_s
+
+    def _lasting_ratio(self, link: LinkView) -> float:
+        """Share of slow start that lasts when all requests go this way: little where they keep the connection warm."""
+        if self._gap_s is None or self._gap_s > LEAST_RTO_S + (link.rtt_s or 0.0):
+            return 1.0
+        return WARM_RATIO
 
     def _told_of(self, url: str) -> _Told:
         return self._told.get(url) or self._told.setdefault(url, _Told())

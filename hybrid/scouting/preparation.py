@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from threading import Condition, Thread, current_thread
-from time import monotonic, perf_counter
+from time import monotonic
 
 from hybrid.errors import HybridError, ModelError, ModelInvalid, TensorMismatch
 from hybrid.partition.prepared import Prepared, prepare
@@ -31,9 +31,6 @@ N_KEPT_GRAPHS = 16
 UNREACHABLE_S = 5.0
 ASK_AGAIN_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 IN_USE_S = 10.0
-PROBE_LEAST_S = 2.0
-PROBE_MOST_S = 5.0
-PROBE_SHARE = 0.1
 LINK_CHANGE_RATIO = 1.5
 
 
@@ -45,7 +42,6 @@ class Progress:
         graph: its cuts, once prepared.
         asked: by gateway URL, how often it was asked and when it may be asked again (monotonic seconds).
         uplinks_bps: by gateway URL, the goodput at the last scouting.
-        probed_s: by gateway URL, monotonic time of the last probe.
         began_s: monotonic time at which the route was asked for.
         unknown_at: URLs of gateways that do not hold the model.
         is_settled: whether the last scouting had an answer to everything that it tried.
@@ -56,7 +52,6 @@ class Progress:
     graph: Prepared | None = None
     asked: dict[str, tuple[int, float]] = field(default_factory=dict)
     uplinks_bps: dict[str, float] = field(default_factory=dict)
-    probed_s: dict[str, float] = field(default_factory=dict)
     began_s: float = field(default_factory=monotonic)
     unknown_at: set[str] = field(default_factory=set)
     is_settled: bool = True
@@ -219,10 +214,7 @@ class Preparation:
             return
         if monotonic() - route.last_used_s > IN_USE_S:
             return
-        for holding in route.holdings:
-            if _probe_is_due(route, holding, progress):
-                progress.probed_s[holding.client.url] = monotonic()
-                scout.probe(route, holding)
+        scout.probe_if_due(route)
         if _device_is_doubtful(route):
             scout.remeasure(route)
 
@@ -318,18 +310,7 @@ def _link_changed(route: Route, progress: Progress) -> bool:
     )
 
 
-def _probe_is_due(route: Route, holding: Holding, progress: Progress) -> bool:
-    """Whether nothing was heard from this gateway lately, and a probe takes a small part of its link's time."""
-    now_s = monotonic()
-    if holding.view(now_s) is None:
-        return False
-    sizes = [way.prospect.bytes_up for c in route.crossings if c.holding is holding for way in c.ways]
-    probe_s = holding.client.link.view.transfer_s(min(sizes, default=0), 0) or 0.0
-    pause_s = min(PROBE_MOST_S, max(PROBE_LEAST_S, probe_s / PROBE_SHARE))
-    return now_s - max(holding.heard_s, progress.probed_s.get(holding.client.url, 0.0)) >= pause_s
-
-
 def _device_is_doubtful(route: Route) -> bool:
     """Whether the device is believed to be unusually slow or fast, and nothing was measured on it for a while."""
-    age_s = perf_counter() - route.device_heard_s
+    age_s = monotonic() - route.scheduler.device_heard_s
     return age_s > DEVICE_STALE_S and not 1 / DEVICE_DOUBT_RATIO < route.device_speed_ratio < DEVICE_DOUBT_RATIO

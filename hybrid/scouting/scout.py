@@ -15,8 +15,10 @@ from hybrid.route.departure import assembled, encoded, outgoing
 from hybrid.route.holding import Holding, is_gateways_fault
 from hybrid.route.route import Route
 from hybrid.route.way import MOST_REFUSALS, Crossing, Head, Way
+from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.options import Options
-from hybrid.schedule.planner import Prospect, predicted_s, refusal
+from hybrid.schedule.planner import predicted_s
+from hybrid.schedule.prospect import Prospect, refusal
 from hybrid.scouting.background import BackgroundEngine
 from hybrid.wire.message import InferResponse
 
@@ -24,6 +26,9 @@ log = logging.getLogger("hybrid.session")
 
 TOLERANCE_RATIO = 1e-4
 """Largest |a - b| over largest |b| at which two results are the same."""
+
+SHADOW = Decision(index=0)
+"""A trial is nobody's request: no decision led to it."""
 
 TRIAL_TIMEOUT_S = 30.0
 TRIAL_STALL_S = 3.0
@@ -91,18 +96,24 @@ class Scout:
         log.info("route.scouted shape=%s crossings=%d usable=%s", route.shape_key.id, len(crossings), route.has_way())
         return self._n_unanswered == 0
 
-    def probe(self, route: Route, holding: Holding) -> None:
-        """Sends the sample along a gateway's lightest verified crossing, to learn what its link carries now."""
-        verified = [c for c in route.crossings if c.holding is holding and c.verified and c.can_run]
-        if verified:
-            self._try(route, min(verified, key=lambda crossing: _lightest(crossing).prospect.bytes_up))
-            route.put_crossings(route.crossings)
+    def probe_if_due(self, route: Route) -> None:
+        """Sends the sample along a light verified crossing where its gateway was not heard of for too long."""
+        constraints, down = self._allowance.constraints(), route.down()
+        probe = route.scheduler.probe_due(monotonic(), constraints=constraints, down=down)
+        if probe is None:
+            return
+        prospect = route.scheduler.table.prospects[probe.index]
+        for crossing in route.crossings:
+            if crossing.verified and crossing.can_run and prospect.key in {way.prospect.key for way in crossing.ways}:
+                self._try(route, crossing)
+                route.put_crossings(route.crossings)
+                return
 
     def remeasure(self, route: Route) -> None:
         """Runs the whole model once on the device, which nobody asked to compute for a while."""
         if route.sample is not None:
             _, seconds = self._device.timed(self._outputs, route.sample)
-            route.observe_local(seconds, perf_counter())
+            route.scheduler.observe_local(seconds, monotonic())
 
     def _why_none(self, crossings: list[Crossing], prepared: Prepared | None) -> str:
         ways = [way for crossing in crossings for way in crossing.ways]
@@ -125,7 +136,7 @@ class Scout:
                 route.sample = None
                 return False
             if route.local_s is None:
-                route.profile_local(seconds)
+                route.scheduler.profile_local(seconds)
         return True
 
     # -- which crossings there are
@@ -254,9 +265,11 @@ class Scout:
         try:
             response, difference = self._composed(route, way)
         except Exception as exc:  # noqa: BLE001  (the gateway's errors, or the head's engine's own)
-            self._failed(crossing, exc)
+            self._failed(route, crossing, exc)
             return
-        crossing.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, monotonic())
+        route.scheduler.observe_remote(
+            SHADOW, way.prospect, 0.0, queue_s=response.queue_s, tail_s=response.compute_s, now_s=monotonic()
+        )
         for sibling in crossing.ways:
             tail_s = response.compute_s if sibling.prospect.tail_s is None else sibling.prospect.tail_s
             sibling.prospect = replace(sibling.prospect, tail_s=tail_s)
@@ -282,13 +295,14 @@ class Scout:
                 traceparent="",
             )
         self._allowance.spend(sent.bytes_up)
+        way.holding.client.standing.breaker.sent(monotonic())
         future = way.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
         response = future.result(timeout=TRIAL_TIMEOUT_S + 1)
         outputs = assembled(sent, response)
         pairs = zip(outputs, route.reference or (), strict=True)
         return response, max((distance_ratio(found, wanted) for found, wanted in pairs), default=0.0)
 
-    def _failed(self, crossing: Crossing, exc: Exception) -> None:
+    def _failed(self, route: Route, crossing: Crossing, exc: Exception) -> None:
         """Counts against the gateway what is the gateway's, and against the crossing what is its own."""
         code = getattr(exc, "code", type(exc).__name__)
         log.info("crossing.failed cut=%s error=%s", crossing.cut.id if crossing.cut else "input", code)
@@ -297,7 +311,7 @@ class Scout:
         elif is_gateways_fault(exc):
             self._n_unanswered += 1
             retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
-            crossing.holding.failed(monotonic(), retry_after_s)
+            route.scheduler.observe_failure(_lightest(crossing).prospect, monotonic(), retry_after_s)
         else:
             crossing.refusals += 1
             _forbid(crossing, f"refused: {code}: {exc}")

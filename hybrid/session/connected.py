@@ -16,6 +16,7 @@ from hybrid.scouting.background import BackgroundEngine
 from hybrid.scouting.gateways import Gateways
 from hybrid.scouting.preparation import Preparation
 from hybrid.scouting.scout import Scout
+from hybrid.session.device import Device
 from hybrid.session.pushing import Pusher
 from hybrid.session.remote import Remote
 from hybrid.session.source import Source
@@ -75,10 +76,11 @@ class Connection:
 def connect(
     source: Source,
     engine: Engine,
+    device: Device,
     declared: Declared,
-    settings: Settings,
     options: Options,
     *,
+    settings: Settings,
     urls: Sequence[str],
     token: str | None,
 ) -> Connection:
@@ -87,9 +89,10 @@ def connect(
     Args:
         source: the model.
         engine: the open local model.
+        device: its runs.
         declared: its inputs and outputs.
-        settings: the caller's onnxruntime parameters, for heads.
         options: the session's options.
+        settings: the caller's onnxruntime parameters, for heads.
         urls: named gateways; empty to discover them.
         token: the identity to show.
 
@@ -114,7 +117,7 @@ def connect(
         on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,
     )
     gateways.begin(urls, on_change=preparation.wake)
-    remote = Remote(options, declared, preparation, allowance)
+    remote = Remote(options, declared, device, preparation, allowance)
     return Connection(gateways, preparation, background, allowance, remote)
 
 

@@ -3,20 +3,19 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from threading import Timer
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 import onnxruntime
 
-from hybrid.errors import DeadlinePassed
 from hybrid.route.engine import Settings, open_whole
 from hybrid.route.feeds import Declared
 from hybrid.schedule.options import Options, unavailable
-from hybrid.schedule.planner import Candidate, local_only
+from hybrid.schedule.prospect import Candidate, local_only
+from hybrid.session.device import Device
 from hybrid.session.report import ReportSlot, RunReport
 from hybrid.session.source import parse_model_string
-from hybrid.session.trip import Trip
+from hybrid.session.trip import Answer, Trip
 
 if TYPE_CHECKING:
     from hybrid.route.route import Route
@@ -73,6 +72,7 @@ class InferenceSession:
         model = source.data if source.data is not None else str(source.path)
         self._engine = open_whole(model, settings, source.shown)
         self._run_local = self._engine.run
+        self._device = Device(self._engine.run, self._options.deadline_s)
         self._connection: Connection | None = None
         self._alone = "no gateway, or no request yet"
         self._must_explain = self._options.is_forced or self._options.deadline_s is not None
@@ -84,7 +84,16 @@ class InferenceSession:
         declared = Declared.of(self._engine.session)
         self._alone = declared.obstacle or self._alone
         if not declared.obstacle:
-            self._connection = connect(source, self._engine, declared, settings, self._options, urls=urls, token=token)
+            self._connection = connect(
+                source,
+                self._engine,
+                self._device,
+                declared,
+                self._options,
+                settings=settings,
+                urls=urls,
+                token=token,
+            )
 
     # -- running
 
@@ -117,16 +126,28 @@ class InferenceSession:
             outputs = self._run_local(output_names, input_feed, run_options)
             self._reports.put_local(perf_counter() - started_s, self._model_digest)
             return outputs
+        self._device.begin()
+        try:
+            answer = self._answer(connection, output_names, input_feed, run_options)
+        finally:
+            self._device.end()
+        self._reports.put(answer.report)
+        return answer.outputs
+
+    def _answer(
+        self,
+        connection: "Connection | None",
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None,
+    ) -> Answer:
         trip = Trip()
-        route = self._route(connection, output_names, input_feed, run_options, trip)
+        route = self._route(connection, output_names, feeds, run_options, trip)
         if connection is not None and route is not None:
-            arrival = connection.remote.run(route, output_names, input_feed, trip)
-            if arrival is not None:
-                self._reports.put(arrival.report)
-                return arrival.outputs
-        outputs, report = self._computed_here(route, output_names, input_feed, run_options, trip)
-        self._reports.put(report)
-        return outputs
+            answer = connection.remote.run(route, output_names, feeds, trip)
+            if answer is not None:
+                return answer
+        return self._computed_here(route, output_names, feeds, run_options, trip)
 
     async def run_awaitable(
         self,
@@ -135,27 +156,38 @@ class InferenceSession:
         run_options: onnxruntime.RunOptions | None = None,
     ) -> list[Any]:
         """`run` on asyncio: many may be in flight, heads and uploads overlap, cancelling cancels both sides."""
-        import asyncio  # a program without a loop never pays for it
+        self._device.begin()
+        try:
+            answer = await self._answer_awaitable(self._connection, output_names, input_feed, run_options)
+        finally:
+            self._device.end()
+        self._reports.put(answer.report)
+        return answer.outputs
 
-        connection = self._connection
+    async def _answer_awaitable(
+        self,
+        connection: "Connection | None",
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None,
+    ) -> Answer:
+        import asyncio
+
         trip = Trip()
-        route = self._route(connection, output_names, input_feed, run_options, trip)
+        route = self._route(connection, output_names, feeds, run_options, trip)
         if connection is not None and route is not None:
-            arrival = await connection.remote.run_awaitable(route, output_names, input_feed, trip)
-            if arrival is not None:
-                self._reports.put(arrival.report)
-                return arrival.outputs
+            answer = await connection.remote.run_awaitable(route, output_names, feeds, trip)
+            if answer is not None:
+                return answer
         own_options = onnxruntime.RunOptions() if run_options is None else None
         try:
-            outputs, report = await asyncio.to_thread(
-                self._computed_here, route, output_names, input_feed, run_options or own_options, trip
+            return await asyncio.to_thread(
+                self._computed_here, route, output_names, feeds, run_options or own_options, trip
             )
         except asyncio.CancelledError:
             if own_options is not None:
                 own_options.terminate = True  # the caller's own options are the caller's to set
             raise
-        self._reports.put(report)
-        return outputs
 
     def _route(
         self,
@@ -183,64 +215,17 @@ class InferenceSession:
         feeds: Mapping[str, Any],
         run_options: onnxruntime.RunOptions | None,
         trip: Trip,
-    ) -> tuple[list[Any], RunReport]:
+    ) -> Answer:
         """The device's own answer, within what is left of the deadline."""
-        before_s = perf_counter()
-        if self._options.deadline_s is None:
-            outputs = self._run_local(output_names, feeds, run_options)
-        else:
-            left_s = self._options.deadline_s - (before_s - trip.started_s)
-            outputs = self._run_within(left_s, output_names, feeds, run_options)
-        now_s = perf_counter()
-        if route is not None:
-            route.observe_local(now_s - before_s, now_s)
+        deadline_s, before_s = self._options.deadline_s, perf_counter()
+        left_s = None if deadline_s is None else deadline_s - (before_s - trip.started_s)
+        outputs = self._device.compute(output_names, feeds, run_options, left_s)
+        computed_s = perf_counter() - before_s
+        if self._connection is not None and route is not None:
+            self._connection.remote.observe_here(route, computed_s, trip)
         elif self._options.is_forced and not self._options.fallback:
             raise unavailable(self._options, trip.fallback or self._alone)
-        report = RunReport(
-            bytes_up=trip.bytes_up,
-            head_s=now_s - before_s,
-            total_s=now_s - trip.started_s,
-            predicted_s=trip.predicted_s,
-            plan_s=trip.plan_s,
-            wasted_s=trip.wasted_s,
-            wasted_bytes=trip.wasted_bytes,
-            attempts=trip.attempts + 1,
-            fallback=trip.fallback,
-            model_digest=self.model_digest,
-        )
-        return outputs, report
-
-    def _run_within(
-        self,
-        left_s: float,
-        output_names: Sequence[str] | None,
-        feeds: Mapping[str, Any],
-        run_options: onnxruntime.RunOptions | None,
-    ) -> list[Any]:
-        """A local run that is stopped at the deadline (a running session ends within a millisecond of the flag)."""
-        message = f"no answer within deadline_s={self._options.deadline_s}; allow more, or use a smaller model"
-        if left_s <= 0:
-            raise DeadlinePassed(message)
-        used_options = run_options or onnxruntime.RunOptions()
-        passed: list[bool] = []
-
-        def stop() -> None:
-            passed.append(True)
-            used_options.terminate = True
-
-        timer = Timer(left_s, stop)
-        timer.daemon = True
-        timer.start()
-        try:
-            return self._run_local(output_names, feeds, used_options)
-        except Exception as exc:
-            if passed:
-                raise DeadlinePassed(message) from exc
-            raise
-        finally:
-            timer.cancel()
-            if passed and run_options is not None:
-                run_options.terminate = False  # the caller may use its options again
+        return Answer(outputs, trip.report_here(computed_s, self.model_digest))
 
     # -- knowing
 

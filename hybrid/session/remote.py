@@ -1,37 +1,32 @@
 """The half of a session that is not local: routes by shape, planning, attempts, and what happens when they fail."""
 
-import asyncio
 import logging
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
 
-from hybrid.errors import (
-    DigestMismatch,
-    EngineFailed,
-    GatewayStalled,
-    HybridError,
-    NotFound,
-    UnknownCut,
-)
+from hybrid.errors import DigestMismatch, EngineFailed, GatewayStalled, HybridError, NotFound, UnknownCut
 from hybrid.route.allowance import Allowance
-from hybrid.route.departure import Outgoing, assembled, outgoing
+from hybrid.route.departure import Outgoing, outgoing
 from hybrid.route.feeds import Declared, Shapes
 from hybrid.route.holding import is_gateways_fault
 from hybrid.route.route import Route
 from hybrid.route.way import MOST_REFUSALS, Way
+from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.options import Options, unavailable
-from hybrid.schedule.planner import Candidate
+from hybrid.schedule.prices import prices_for
+from hybrid.schedule.prospect import Candidate
 from hybrid.scouting.preparation import Preparation
-from hybrid.session.report import RunReport
-from hybrid.session.trip import Trip
-from hybrid.wire.message import InferResponse
+from hybrid.session.device import Device
+from hybrid.session.patience import LEAST_RESERVE_S, LEAST_STALL_S, current_traceparent, stall_s
+from hybrid.session.race import Outcome, first_answer, first_answer_awaitable
+from hybrid.session.trip import Answer, Trip
+from hybrid.transport.pending import Reply
 
 log = logging.getLogger("hybrid.session")
 
@@ -41,10 +36,15 @@ N_ROUTES = 8
 MAX_ATTEMPTS = 2
 FORCED_TIMEOUT_S = 60.0
 FORCED_WAIT_S = 60.0
-LEAST_STALL_S = 0.5
-MOST_STALL_S = 3.0
-LEAST_RESERVE_S = 0.010
-"""Kept free before a deadline beside the device's own seconds: waking a thread takes milliseconds on a busy machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an attempt does: a way, and when the device begins beside it (None: never)."""
+
+    way: Way
+    decision: Decision
+    hedge_s: float | None
 
 
 class Remote:
@@ -53,13 +53,17 @@ class Remote:
     Args:
         options: the session's.
         declared: the model's inputs and outputs.
+        device: this device's own runs.
         preparation: the background thread that makes ways.
         allowance: what may leave this machine.
     """
 
-    def __init__(self, options: Options, declared: Declared, preparation: Preparation, allowance: Allowance) -> None:
+    def __init__(
+        self, options: Options, declared: Declared, device: Device, preparation: Preparation, allowance: Allowance
+    ) -> None:
         self._options = options
         self._declared = declared
+        self._device = device
         self._preparation = preparation
         self._allowance = allowance
         self._outputs = frozenset(declared.outputs)
@@ -88,45 +92,49 @@ class Remote:
 
     def run(
         self, route: Route, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip
-    ) -> "Arrival | None":
+    ) -> Answer | None:
         """Tries what the planner chooses; None when the device should compute (`trip.fallback` says why if it failed).
 
         Raises:
             PlacementUnavailable: a forced placement that cannot be had, with `fallback=False`.
         """
         names = output_names or self._declared.outputs
-        while way := self._plan(route, trip):
+        while plan := self._plan(route, trip):
             sent: Outgoing | None = None
-            future: Future[InferResponse] | None = None
             try:
-                sent = self._depart(route, way, names, feeds, trip)
-                timeout_s = self._timeout_s(route, trip)
-                future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
-                return self._arrive(route, way, sent, future.result(timeout=timeout_s + 1.0), trip)
+                sent = self._depart(route, plan, names, feeds, trip)
+                reply, timeout_s = self._send(route, plan, sent, trip)
+                compute = partial(self._compute, output_names, feeds, trip)
+                outcome = first_answer(sent, reply, plan.hedge_s, timeout_s, compute)
+                return self._finish(route, plan, sent, outcome, trip)
             except Exception as exc:  # noqa: BLE001  (whatever it is, here or there: the device answers)
-                self._fail(route, way, sent, exc, trip)
-            finally:
-                if future is not None:
-                    future.cancel()
+                self._fail(route, plan, sent, exc, trip)
         return None
 
     async def run_awaitable(
         self, route: Route, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip
-    ) -> "Arrival | None":
+    ) -> Answer | None:
         """The same on asyncio: heads run in a thread, and cancelling cancels the gateway's work too."""
+        import asyncio
+
         names = output_names or self._declared.outputs
-        while way := await self._plan_awaitable(route, trip):
+        while plan := await self._plan_awaitable(route, trip):
             sent: Outgoing | None = None
             try:
-                sent = await asyncio.to_thread(self._depart, route, way, names, feeds, trip)
-                timeout_s = self._timeout_s(route, trip)
-                future = way.holding.client.infer(sent.request, stall_s=stall_s(way), timeout_s=timeout_s)
-                async with asyncio.timeout(timeout_s + 1.0):
-                    response = await asyncio.wrap_future(future)
-                return self._arrive(route, way, sent, response, trip)
+                sent = await asyncio.to_thread(self._depart, route, plan, names, feeds, trip)
+                reply, timeout_s = self._send(route, plan, sent, trip)
+                compute = partial(self._compute, output_names, feeds, trip)
+                outcome = await first_answer_awaitable(sent, reply, plan.hedge_s, timeout_s, compute)
+                return self._finish(route, plan, sent, outcome, trip)
             except Exception as exc:  # noqa: BLE001
-                self._fail(route, way, sent, exc, trip)
+                self._fail(route, plan, sent, exc, trip)
         return None
+
+    def observe_here(self, route: Route, seconds: float, trip: Trip) -> None:
+        """The device answered alone, after computing so long."""
+        route.scheduler.observe_local(seconds, monotonic(), self._device.n_runs)
+        if trip.decision is not None and not trip.attempts:
+            route.scheduler.observe_answer(trip.decision, perf_counter() - trip.started_s)
 
     def explain(self) -> list[Candidate]:
         """The candidates of the shape key used last."""
@@ -145,6 +153,7 @@ class Remote:
     def forked(self) -> None:
         """In a forked child: whoever held the lock stayed with the parent."""
         self._lock = Lock()
+        self._device.forked()
 
     def _wait(self, route: Route, timeout_s: float) -> bool:
         self._preparation.wait_for(lambda: route.has_way() or route.is_hopeless, timeout_s)
@@ -158,108 +167,156 @@ class Remote:
             if len(self._routes) >= N_ROUTES:
                 oldest = min(self._routes, key=lambda known: self._routes[known].last_used_s)
                 dropped = self._routes.pop(oldest)
-            route = self._routes[shapes] = Route(shapes)
+            route = self._routes[shapes] = Route(shapes, prices_for(self._options.objective))
         if dropped is not None:
             self._preparation.drop(dropped)
         return route
 
-    # -- the steps of an attempt
+    # -- planning
 
-    def _plan(self, route: Route, trip: Trip) -> Way | None:
+    def _plan(self, route: Route, trip: Trip) -> Plan | None:
         if trip.attempts >= MAX_ATTEMPTS:
             return None
         self._preparation.ensure_running()
         if self._must_wait(route):
             self._wait(route, self._options.deadline_s or FORCED_WAIT_S)
         before_s = perf_counter()
-        way = self._forced(route, trip) if self._options.is_forced else self._chosen(route, trip)
+        plan = self._forced(route, trip) if self._options.is_forced else self._chosen(route, trip)
         trip.plan_s += perf_counter() - before_s
-        return way
+        return plan
 
-    async def _plan_awaitable(self, route: Route, trip: Trip) -> Way | None:
+    async def _plan_awaitable(self, route: Route, trip: Trip) -> Plan | None:
+        import asyncio
+
         return await asyncio.to_thread(self._plan, route, trip) if self._must_wait(route) else self._plan(route, trip)
 
     def _must_wait(self, route: Route) -> bool:
         return self._options.is_forced and not self._options.fallback and not route.has_way()
 
-    def _chosen(self, route: Route, trip: Trip) -> Way | None:
-        way, decision = route.decide(self._options, self._allowance.constraints(), monotonic())
-        trip.predicted_s = decision.predicted_s
-        if way is None and not route.has_way():
-            trip.fallback = trip.fallback or f"not_available: {route.why_none}"
-        if way is not None and (decision.predicted_s or 0.0) >= self._time_left_s(route, trip):
+    def _chosen(self, route: Route, trip: Trip) -> Plan | None:
+        deadline_s = self._options.deadline_s
+        way, decision = route.decide(
+            self._allowance.constraints(),
+            monotonic(),
+            left_s=deadline_s - (perf_counter() - trip.started_s) if deadline_s is not None else None,
+            n_device_runs=self._device.n_runs,
+            n_in_flight=self._device.n_requests - 1,
+        )
+        trip.decision, trip.predicted_s = decision, decision.predicted_s
+        if way is None:
+            if not route.has_way():
+                trip.fallback = trip.fallback or f"not_available: {route.why_none}"
             return None
-        return way
+        if trip.attempts and not way.holding.client.standing.retries.take():
+            return None
+        hedge_s = decision.hedge_s
+        if deadline_s is not None:
+            # The device must begin in time, whatever the planner thought: from departure on, and heads take time too.
+            here_s = (way.prospect.head_s or 0.0) * route.device_speed_ratio + way.prospect.encode_s
+            left_s = self._time_left_s(route, trip) - here_s
+            if left_s <= 0:
+                return None
+            hedge_s = min(hedge_s, left_s) if hedge_s is not None else left_s
+        return Plan(way, decision, hedge_s)
 
-    def _forced(self, route: Route, trip: Trip) -> Way | None:
-        way, why = route.forced(self._options, self._allowance.constraints(), monotonic())
-        if way is not None and self._time_left_s(route, trip) <= 0:
+    def _forced(self, route: Route, trip: Trip) -> Plan | None:
+        way, decision, why = route.forced(self._options, self._allowance.constraints(), monotonic())
+        left_s = self._time_left_s(route, trip)
+        if way is not None and left_s <= 0:
             way, why = None, f"deadline_s={self._options.deadline_s} leaves no time for it"
         if way is None:
             trip.fallback = trip.fallback or f"not_available: {why}"
             if not self._options.fallback:
                 raise unavailable(self._options, trip.fallback)
-        return way
+            return None
+        trip.decision, trip.predicted_s = decision, decision.predicted_s
+        return Plan(way, decision, None)
+
+    # -- the steps of an attempt
 
     def _depart(
-        self, route: Route, way: Way, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip
+        self, route: Route, plan: Plan, names: Sequence[str], feeds: Mapping[str, np.ndarray], trip: Trip
     ) -> Outgoing:
-        sent = outgoing(
-            way,
-            feeds,
-            names,
-            model_digest=self._preparation.model_digest,
-            shape_key=route.shape_key.text,
-            deadline_s=self._time_left_s(route, trip) if self._options.deadline_s else None,
-            traceparent=current_traceparent(),
-        )
+        with self._device.computing():
+            sent = outgoing(
+                plan.way,
+                feeds,
+                names,
+                model_digest=self._preparation.model_digest,
+                shape_key=route.shape_key.text,
+                deadline_s=self._time_left_s(route, trip) if self._options.deadline_s else None,
+                traceparent=current_traceparent(),
+            )
         self._allowance.spend(sent.bytes_up)
         return sent
 
-    def _arrive(self, route: Route, way: Way, sent: Outgoing, response: InferResponse, trip: Trip) -> "Arrival":
-        total_s = perf_counter() - sent.sent_s
-        outputs = assembled(sent, response)
-        now_s = monotonic()
-        way.holding.succeeded(response.compute_s, way.prospect.tail_s, response.queue_s, now_s)
-        route.observe_head(sent.head_s, way.prospect.head_s, now_s)
-        report = RunReport(
-            placement=way.prospect.placement,
-            cut=way.prospect.cut,
-            codec=way.prospect.codec,
-            gateway=way.prospect.gateway,
-            bytes_up=trip.bytes_up + sent.bytes_up,
-            bytes_down=sum(len(tensor.payload) for tensor in response.outputs),
-            head_s=sent.head_s,
-            encode_s=sent.encode_s,
-            network_s=max(0.0, total_s - response.queue_s - response.compute_s),
-            queue_s=response.queue_s,
-            tail_s=response.compute_s,
-            total_s=perf_counter() - trip.started_s,
-            predicted_s=trip.predicted_s,
-            plan_s=trip.plan_s,
-            wasted_s=trip.wasted_s,
-            wasted_bytes=trip.wasted_bytes,
-            attempts=trip.attempts + 1,
-            fallback=trip.fallback,
-            model_digest=self._preparation.model_digest,
-        )
-        return Arrival(outputs, report)
+    def _send(self, route: Route, plan: Plan, sent: Outgoing, trip: Trip) -> tuple[Reply, float]:
+        client = plan.way.holding.client
+        client.standing.breaker.sent(monotonic())
+        client.standing.retries.request()
+        timeout_s = self._timeout_s(route, plan, trip)
+        return client.infer(sent.request, stall_s=stall_s(client), timeout_s=timeout_s), timeout_s
 
-    def _fail(self, route: Route, way: Way, sent: Outgoing | None, exc: Exception, trip: Trip) -> None:
+    def _compute(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip, options: Any
+    ) -> list[np.ndarray]:
+        """The device's own run beside a gateway's; it may use the whole deadline."""
+        deadline_s = self._options.deadline_s
+        left_s = None if deadline_s is None else deadline_s - (perf_counter() - trip.started_s)
+        return self._device.compute(output_names, feeds, options, left_s)
+
+    def _finish(self, route: Route, plan: Plan, sent: Outgoing, outcome: Outcome, trip: Trip) -> Answer:
+        """One side has answered: what is learnt of both, and the report."""
+        scheduler, prospect, now_s = route.scheduler, plan.way.prospect, monotonic()
+        trip.hedge_s = outcome.hedged_s
+        scheduler.observe_head(prospect, sent.head_s, now_s)
+        response = outcome.response
+        if response is not None:
+            scheduler.observe_remote(
+                plan.decision,
+                prospect,
+                outcome.arrived_s - sent.sent_s,
+                queue_s=response.queue_s,
+                tail_s=response.compute_s,
+                now_s=now_s,
+            )
+            trip.wasted_s += outcome.local_s
+            report = trip.report_there(plan.way, sent, outcome, response, self._preparation.model_digest)
+        else:
+            if outcome.error is not None:
+                self._fail(route, plan, sent, outcome.error, trip)
+            else:
+                scheduler.observe_cut_short(plan.decision, prospect, outcome.waited_s, outcome.acked_bytes, now_s)
+                self._withdrawn(sent, outcome, trip)
+            scheduler.observe_local(outcome.local_s, now_s, self._device.n_runs)
+            report = trip.report_here(outcome.local_s, self._preparation.model_digest)
+        if not trip.attempts or outcome.error is None:
+            scheduler.observe_answer(plan.decision, report.total_s)
+        return Answer(outcome.outputs, report)
+
+    def _withdrawn(self, sent: Outgoing, outcome: Outcome, trip: Trip) -> None:
+        """The device was faster: what had gone by then is wasted, the rest never goes."""
+        gone_bytes = min(sent.bytes_up, outcome.sent_bytes)
+        trip.attempts += 1
+        trip.bytes_up += gone_bytes
+        trip.wasted_s += sent.head_s + sent.encode_s
+        self._allowance.spend(gone_bytes - sent.bytes_up)
+
+    def _fail(self, route: Route, plan: Plan, sent: Outgoing | None, exc: Exception, trip: Trip) -> None:
         """Counts a failed attempt, against whom it concerns, so that the next requests do not make the same one."""
+        way = plan.way
         trip.attempts += 1
         code = _code_of(exc)
         trip.fallback = f"{code}: {exc}"
         if sent is not None:
             trip.bytes_up += sent.bytes_up
-            trip.wasted_bytes += sent.bytes_up
             trip.wasted_s += sent.head_s + sent.encode_s
         if isinstance(exc, DigestMismatch | UnknownCut | NotFound):
             route.drop(way.holding)
             self._preparation.wake()
         elif is_gateways_fault(exc):
             retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, HybridError) else None
-            way.holding.failed(monotonic(), retry_after_s)
+            route.scheduler.observe_failure(way.prospect, monotonic(), retry_after_s)
         else:
             way.crossing.refusals += 1
             if way.crossing.refusals >= MOST_REFUSALS:
@@ -278,43 +335,20 @@ class Remote:
         reserve_s = 0.0
         if self._options.fallback or not self._options.is_forced:  # else the device never answers
             local_s = (route.local_s or 0.0) * route.device_speed_ratio
-            reserve_s = LEAST_RESERVE_S + 1.5 * local_s * (1 + 2 * route.device_spread_ratio)
+            reserve_s = LEAST_RESERVE_S + 1.5 * local_s * (1 + 2 * route.scheduler.device_spread_ratio)
         return self._options.deadline_s - (perf_counter() - trip.started_s) - reserve_s
 
-    def _timeout_s(self, route: Route, trip: Trip) -> float:
+    def _timeout_s(self, route: Route, plan: Plan, trip: Trip) -> float:
         patience_s = FORCED_TIMEOUT_S
-        if not self._options.is_forced and trip.predicted_s is not None:
-            patience_s = max(3 * trip.predicted_s, trip.predicted_s + LEAST_STALL_S)
-        return min(patience_s, self._time_left_s(route, trip))
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A remote answer and its report."""
-
-    outputs: list[np.ndarray]
-    report: RunReport
+        if not self._options.is_forced:
+            patience_s = max(plan.decision.patience_s, LEAST_STALL_S)
+        if plan.hedge_s is None or self._options.deadline_s is None:
+            return min(patience_s, self._time_left_s(route, trip))
+        # The device computes beside it: the reply has until the deadline itself.
+        return min(patience_s, self._options.deadline_s - (perf_counter() - trip.started_s))
 
 
 def _code_of(exc: Exception) -> str:
     if isinstance(exc, HybridError):
         return exc.code
     return GatewayStalled.code if isinstance(exc, TimeoutError) else EngineFailed.code
-
-
-def stall_s(way: Way) -> float:
-    """Silence after which a connection counts as stalled: a few round trips and two chunks of 16 KiB at its rate."""
-    link = way.holding.client.link.view
-    chunks_s = 2 * 8 * 16384 / link.uplink_bps if link.uplink_bps else 0.0
-    return min(MOST_STALL_S, max(LEAST_STALL_S, 4 * (link.rtt_s or 0.0) + chunks_s))
-
-
-def current_traceparent() -> str:
-    """W3C trace context of the caller's OpenTelemetry span, or an empty string; the library itself never imports it."""
-    api = sys.modules.get("opentelemetry.trace")
-    if api is None:
-        return ""
-    context = api.get_current_span().get_span_context()
-    if not context.is_valid:
-        return ""
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"

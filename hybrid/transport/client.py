@@ -13,6 +13,7 @@ from yarl import URL
 
 from hybrid.cost.link import LinkEstimate
 from hybrid.errors import BadMessage, GatewayUnreachable, HybridError, Overloaded
+from hybrid.schedule.standing import Standing
 from hybrid.transport import io_thread
 from hybrid.transport.pending import Pending, Reply
 from hybrid.transport.supervisor import State, Supervisor
@@ -32,11 +33,13 @@ class GatewayClient:
         url: the gateway.
         trust: how it is verified.
         link: what the transfers have taught about the network.
+        standing: how the gateway has done, whatever the model; shared by all who use this client.
     """
 
     def __init__(self, url: str, token: str | None, *, trust: Trust, limits: Limits | None = None) -> None:
         self.url = url
         self.link = LinkEstimate()
+        self.standing = Standing(self.link)
         self._token = token
         self.trust = trust
         self._limits = limits or Limits()
@@ -137,6 +140,7 @@ class GatewayClient:
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self.link = LinkEstimate()  # its lock may have been held by the parent's thread
+        self.standing = Standing(self.link)
         self._n_in_flight = 0
         if self._supervisor is not None:
             self._supervisor.silence_in_child()
