@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from devices.errors import EmulationError, EmulationUnavailable
+from devices.lab import lab as lab_module
 from devices.lab.lab import Lab
 from devices.shape import Shape
 
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
 KINDS = [pytest.param("tun", marks=pytest.mark.root), "proxy"]
 CRASHING = """
 import os, signal, sys
+from devices.lab import lab as lab_module
 from devices.lab.lab import Lab
 lab = Lab(kind="tun")
 programs = [lab.device.popen(["sleep", "600"]), lab.gateway.popen(["setsid", "sleep", "600"])]
@@ -32,7 +35,7 @@ import json, socket, subprocess, sys
 from devices.lab.tun_link import TunLink
 from devices.shape import Shape
 with TunLink(Shape.even(rtt_s=0.02), congestion_control="reno") as link:
-    program = "import os; print(os.geteuid(), os.path.exists('/sys'), [n for _, n in __import__('socket').if_nameindex()])"
+    program = "import os, socket; print(os.geteuid(), [name for _, name in socket.if_nameindex()])"
     seen = subprocess.run(link.command("device", [sys.executable, "-c", program]), capture_output=True, text=True)
     print(seen.stdout, seen.stderr)
 """
@@ -68,7 +71,10 @@ def gone(pids: Sequence[int], patience_s: float = 10.0) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_programs_run_on_their_machine_and_end_with_the_lab(lab_of: Callable[..., Lab], kind: str) -> None:
+def test_programs_run_on_their_machine_and_end_with_the_lab(
+    lab_of: Callable[..., Lab], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_module, "_POLITE_S", 0.5)
     machine = Recorded()
     lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, machine=machine, seed=1)
     show = [sys.executable, "-c", "import os, sys; print(os.environ.get('LAB_TEST'), sys.argv[1:])", "--", "a b"]
@@ -153,7 +159,7 @@ def test_a_killed_relay_is_told_and_cleaned_up(lab_of: Callable[..., Lab]) -> No
 
 
 @pytest.mark.root
-def test_nobody_special_may_build_one_too(tmp_path_factory: pytest.TempPathFactory, lab_of: Callable[..., Lab]) -> None:
+def test_nobody_special_may_build_one_too(lab_of: Callable[..., Lab]) -> None:
     """Where user namespaces are allowed, root is not needed."""
     lab_of(kind="tun").close()
     system = shutil.which("python3", path="/usr/bin:/bin")
@@ -161,16 +167,14 @@ def test_nobody_special_may_build_one_too(tmp_path_factory: pytest.TempPathFacto
         pytest.skip("needs this same Python where every user may read it")
     if subprocess.run(["unshare", "-Ur", "true"], check=False, capture_output=True, user=65534).returncode:
         pytest.skip("this machine allows no user namespaces")
-    folder = tmp_path_factory.mktemp("readable")
-    for parent in (folder, *folder.parents[:3]):
-        if parent.stat().st_uid == os.geteuid() and parent.name:
-            parent.chmod(parent.stat().st_mode | 0o755 if parent != Path("/tmp") else parent.stat().st_mode)
-    shutil.copytree(ROOT / "devices", folder / "devices", ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run(
-        [system, "-B", "-c", PLAIN], cwd=folder, user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
-        timeout=60, check=False, env={"PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert done.stdout.startswith("65534 True ['lo', 'lab0']"), done.stderr + done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        shutil.copytree(ROOT / "devices", Path(folder) / "devices", ignore=shutil.ignore_patterns("__pycache__"))
+        done = subprocess.run(
+            [system, "-B", "-c", PLAIN], cwd=folder, user=65534, group=65534, extra_groups=[],
+            env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.stdout.startswith("65534 ['lo', 'lab0']"), done.stderr + done.stdout
 
 
 def system_version(python: str) -> tuple[int, ...]:
