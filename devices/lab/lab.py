@@ -7,10 +7,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Self
 
+from devices.device import Device
 from devices.lab.launch import Side
 from devices.lab.link import Link, open_link
+from devices.lab.machine import Slowdown, SlowdownKind, device_of, emulated
 from devices.lab.scenery import link_of
 from devices.link_class import LinkClass
 from devices.shape import Shape
@@ -19,28 +21,10 @@ _POLITE_S: Final = 5.0
 """How long programs may take to end after they were asked to."""
 
 
-class Machine(Protocol):
-    """How a place of the lab computes: what slows its programs down."""
-
-    @property
-    def groups(self) -> Sequence[str]:
-        """Control groups' lists of processes that its programs join."""
-        ...
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """Variables that its programs get."""
-        ...
-
-    def close(self) -> None:
-        """Takes away what the emulation made; its programs have ended."""
-        ...
-
-
 class Place:
     """One end of the link: where programs of the device, or of the gateway, run."""
 
-    def __init__(self, side: Side, link: Link, machine: Machine | None = None) -> None:
+    def __init__(self, side: Side, link: Link, machine: Slowdown | None = None) -> None:
         self._side: Side = side
         self._link, self._machine = link, machine
         self._processes: list[subprocess.Popen[Any]] = []
@@ -119,32 +103,41 @@ class Lab:
         gateway: where the gateway's programs run.
         link: between them; change it while programs use it.
         link_name: what the link was asked for by.
+        machine: which machine the device is, and how.
     """
 
     def __init__(
         self,
         link: Shape | LinkClass | str | None = None,
         *,
-        machine: Machine | None = None,
+        device: Device | str | None = None,
         kind: Literal["auto", "tun", "proxy"] = "auto",
         congestion_control: str | None = None,
         seed: int = 0,
+        slowdown: SlowdownKind = "auto",
+        host_slowdown_ratio: float = 1.0,
+        n_cores: int = 1,
     ) -> None:
         """Builds the lab.
 
         Args:
             link: a shape, a link class, its name in the catalog, or its TOML file; None for no limits.
-            machine: what slows the device's programs down; None for nothing. Closed with the lab.
+            device: a machine, its name in the catalog, or its TOML file; None for this machine as it is.
             kind: of the link: real packets (`tun`), the shaped proxy, or the first where that is allowed.
             congestion_control: of TCP over a real link, such as `cubic` or `bbr`; None for this machine's own.
             seed: of losses and jitter.
+            slowdown: of the device: the kernel's quota, pacing, the first that is allowed, or none.
+            host_slowdown_ratio: how fast this machine is, as `Device.slowdown_ratio` counts.
+            n_cores: of the device that its programs use. A quota is shared by them, so that a program with one thread
+                is that many times too fast: leave it at 1 unless the program computes with so many threads.
 
         Raises:
             EmulationUnavailable: what was asked for is not allowed here.
-            CatalogUnknown: no link of that name.
+            CatalogUnknown: no link or machine of that name.
         """
         shape, self.link_name = link_of(link)
         with contextlib.ExitStack() as cleanup:
+            machine, self.machine = emulated(device_of(device), slowdown, host_slowdown_ratio, n_cores)
             if machine is not None:
                 cleanup.callback(machine.close)
             self.link: Link = open_link(shape, kind=kind, congestion_control=congestion_control, seed=seed)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from devices.errors import EmulationError, EmulationUnavailable
+from devices.errors import CatalogUnknown, EmulationError, EmulationUnavailable
 from devices.lab import lab as lab_module
-from devices.lab.lab import Lab
+from devices.lab.lab import Lab, Place
+from devices.lab.machine import Emulated
 from devices.shape import Shape
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -25,6 +26,7 @@ CRASHING = """
 import os, signal, sys
 from devices.lab import lab as lab_module
 from devices.lab.lab import Lab
+from devices.lab.machine import Emulated
 lab = Lab(kind="tun")
 programs = [lab.device.popen(["sleep", "600"]), lab.gateway.popen(["setsid", "sleep", "600"])]
 print(lab.link.pid, *(program.pid for program in programs), flush=True)
@@ -42,15 +44,14 @@ with TunLink(Shape.even(rtt_s=0.02), congestion_control="reno") as link:
 
 
 @dataclass
-class Recorded:
-    """A machine that slows nothing down and notices how it is used."""
+class Files:
+    """A slowdown whose control groups are plain files, so that a test can read who joined."""
 
-    groups: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=lambda: {"LAB_TEST": "slowed"})
-    n_closed: int = 0
+    groups: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
-        self.n_closed += 1
+        """Nothing to take away."""
 
 
 def alive(pid: int) -> bool:
@@ -75,12 +76,12 @@ def test_programs_run_on_their_machine_and_end_with_the_lab(
     lab_of: Callable[..., Lab], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lab_module, "_POLITE_S", 0.5)
-    machine = Recorded()
-    lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, machine=machine, seed=1)
-    show = [sys.executable, "-c", "import os, sys; print(os.environ.get('LAB_TEST'), sys.argv[1:])", "--", "a b"]
+    lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, device="rpi-4b", slowdown="pacing", seed=1)
+    assert lab.machine == Emulated(name="rpi-4b", factor=lab.machine.factor, kind="pacing", n_cores=1)
+    show = [sys.executable, "-c", "import os, sys; print(os.environ.get('HYBRID_PACE'), sys.argv[1:])", "--", "a b"]
     on_device = lab.device.run(show, capture_output=True, text=True, check=True, timeout_s=30)
-    assert on_device.stdout == "slowed ['--', 'a b']\n"
-    own = lab.gateway.run(show, capture_output=True, text=True, env={"LAB_TEST": "own"})
+    assert on_device.stdout == f"{lab.machine.factor:g} ['--', 'a b']\n"
+    own = lab.gateway.run(show, capture_output=True, text=True, env={"HYBRID_PACE": "own"})
     assert own.stdout == "own ['--', 'a b']\n"
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     polite = lab.gateway.popen(["sleep", "600"])
@@ -92,7 +93,6 @@ def test_programs_run_on_their_machine_and_end_with_the_lab(
     lab.close()
     assert time.monotonic() - began_s < 12
     assert (polite.returncode, rude.returncode) == (-signal.SIGTERM, -signal.SIGKILL)
-    assert machine.n_closed == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,19 +106,32 @@ def test_a_program_that_is_not_there_is_told_as_a_shell_would(lab_of: Callable[.
         assert (done.returncode, done.stderr) == (127, "no-such-program: No such file or directory\n")
 
 
-def test_a_machine_is_given_back_where_the_lab_cannot_be_built() -> None:
-    machine = Recorded()
-    with pytest.raises(EmulationError):
-        Lab(kind="proxy", congestion_control="cubic", machine=machine)
-    assert machine.n_closed == 1
+def test_a_machine_that_is_not_slower_is_this_one() -> None:
+    with Lab(kind="proxy", device="rpi-5", host_slowdown_ratio=100.0) as lab:
+        assert lab.machine == Emulated(name="rpi-5", factor=1.0, kind="nothing", n_cores=None)
+        assert lab.device.environment == {}
+    with pytest.raises(CatalogUnknown):
+        Lab(device="rpi-99")
+
+
+@pytest.mark.root
+def test_a_program_on_the_device_is_slowed_by_the_kernel(lab_of: Callable[..., Lab]) -> None:
+    """Processor seconds stay, seconds grow; `tests/devices/test_cpu_quota.py` measures how exactly."""
+    lab = lab_of(kind="tun", device="rpi-4b", slowdown="quota")
+    spin = (
+        "import time; began_s = time.perf_counter(); sum(range(10_000_000)); "
+        "print((time.perf_counter() - began_s) / time.process_time())"
+    )
+    ratio = float(lab.device.run([sys.executable, "-S", "-c", spin], capture_output=True, text=True).stdout)
+    assert ratio > lab.machine.factor / 2
 
 
 @pytest.mark.root
 def test_programs_join_the_groups_of_their_machine(lab_of: Callable[..., Lab], tmp_path: Path) -> None:
     """The launcher writes itself into every list of processes; plain files stand for control groups here."""
     lists = [tmp_path / "one", tmp_path / "two"]
-    lab = lab_of(kind="tun", machine=Recorded(groups=[str(one) for one in lists]))
-    process = lab.device.popen(["true"])
+    lab = lab_of(kind="tun")
+    process = Place("device", lab.link, Files([str(one) for one in lists])).popen(["true"])
     assert process.wait(30) == 0
     assert [one.read_text() for one in lists] == [str(process.pid)] * 2
 
