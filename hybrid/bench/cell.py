@@ -84,7 +84,8 @@ class Cell:
         scene: everything but the policies.
         power: of the device, modelled.
         constraints: what plans must keep.
-        fixed: further policies whose choice needs figures of the model: Neurosurgeon's, DADS's, Sedna's.
+        fixed: further policies whose choice needs figures of the model: Neurosurgeon's, DADS's.
+        elsewhere: policies that need a scene of their own (Sedna's small model is one more way to answer).
     """
 
     model: str
@@ -95,12 +96,38 @@ class Cell:
     power: Power = GENERIC_POWER
     constraints: Constraints = field(default_factory=Constraints)
     fixed: tuple[Policy, ...] = ()
+    elsewhere: tuple[tuple[Scene, Policy], ...] = ()
 
     @property
     def permitted(self) -> tuple[int, ...]:
         """Numbers of the prospects that may be used at all."""
         prospects = self.scene.work.prospects
         return tuple(at for at, prospect in enumerate(prospects) if not refusal(prospect, self.constraints))
+
+    @property
+    def worth_running(self) -> tuple[int, ...]:
+        """The permitted ones but those that another of their kind beats in every part: bytes and seconds."""
+        work = self.scene.work
+        truth = work.truth()
+        parts = {
+            at: (
+                truth.head_s[at] + truth.encode_s[at],
+                truth.bytes_up[at],
+                truth.bytes_down[at],
+                truth.tail_s[at] + truth.decode_s[at],
+            )
+            for at in self.permitted
+        }
+
+        def is_beaten(at: int) -> bool:
+            return any(
+                other != at and theirs != parts[at] and all(a <= b for a, b in zip(theirs, parts[at], strict=True))
+                for other, theirs in parts.items()
+                if work.prospects[other].placement == work.prospects[at].placement
+            )
+
+        raw = [at for at in parts if work.prospects[at].placement == "offload" and work.prospects[at].codec == "none"]
+        return tuple(at for at in parts if at == 0 or at in raw or not is_beaten(at))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -154,8 +181,9 @@ class CellRuns:
 def carry_out(cell: Cell, objectives: Sequence[Objective] = OBJECTIVES, *, foresight: bool = True) -> CellRuns:
     """Runs every policy of a cell over the same stream."""
     scene, prospects = cell.scene, cell.scene.work.prospects
-    statics = {at: _run(scene, Static(at, "/".join(filter(None, prospects[at].key[:3])))) for at in cell.permitted}
+    statics = {at: _run(scene, Static(at, "/".join(filter(None, prospects[at].key[:3])))) for at in cell.worth_running}
     others = {policy.name: _run(scene, policy) for policy in cell.fixed}
+    others |= {policy.name: _run(place, policy) for place, policy in cell.elsewhere}
     if foresight:
         others["foresight"] = _run(scene, Foresight(scene, allowed=cell.permitted))
     ours, oracle = {}, {}
