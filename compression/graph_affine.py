@@ -8,7 +8,6 @@ A head still answers with the floats as well: the device can go on from them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression import affine
 from compression.errors import NotEncodable
+from compression.level_names import PREFIX, LevelNames, level_names
 from compression.tensor import ONNX_OF, TensorSpec
 
 LEAST_OPSET: Final = 11
@@ -26,40 +26,6 @@ _OPSET_OF_AXIS: Final = 13
 _AXES_OF_SUMS: Final = 13
 _AXES_OF_EXTREMES: Final = 18
 _MICROSOFT: Final = "com.microsoft"
-_PREFIX: Final = "hybrid/levels"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelNames:
-    """What a quantizing graph calls the levels of one tensor.
-
-    Attributes:
-        tensor: the float tensor.
-        levels: uint8, of its shape.
-        scales: float32 `(c,)`; a NaN among them where the tensor held a NaN or an infinity.
-        zeros: uint8 `(c,)`.
-        axis: of the channels, or None.
-    """
-
-    tensor: str
-    levels: str
-    scales: str
-    zeros: str
-    axis: int | None
-
-
-def level_names(spec: TensorSpec) -> LevelNames | None:
-    """The names for a tensor that can be quantized in a graph: FP32 of known shape, not empty; else None."""
-    if spec.dtype != "FP32" or not spec.n_elements:
-        return None
-    name = spec.name
-    return LevelNames(
-        tensor=name,
-        levels=f"{_PREFIX}/{name}",
-        scales=f"{_PREFIX}/scales/{name}",
-        zeros=f"{_PREFIX}/zeros/{name}",
-        axis=affine.channel_axis(_shape_of(spec)),
-    )
 
 
 def quantizing(model: onnx.ModelProto, tensors: Sequence[TensorSpec], n_levels: int) -> onnx.ModelProto:
@@ -134,12 +100,8 @@ def _opset(model: onnx.ModelProto) -> int:
     return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
 
 
-def _shape_of(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(size or 0 for size in spec.shape)
-
-
 def _values(spec: TensorSpec, names: LevelNames) -> list[onnx.ValueInfoProto]:
-    per_channel = [] if names.axis is None else [_shape_of(spec)[names.axis]]
+    per_channel = [] if names.axis is None else [spec.shape[names.axis]]
     return [
         helper.make_tensor_value_info(names.levels, ONNX_OF["UINT8"], list(spec.shape)),
         helper.make_tensor_value_info(names.scales, ONNX_OF["FP32"], per_channel),
@@ -155,9 +117,7 @@ def _constants(n_levels: int) -> list[onnx.TensorProto]:
         "least": affine.LEAST_SCALE,
         "splitter": affine.SPLITTER,
     }
-    return [
-        numpy_helper.from_array(np.array(value, np.float32), f"{_PREFIX}/{name}") for name, value in numbers.items()
-    ]
+    return [numpy_helper.from_array(np.array(value, np.float32), f"{PREFIX}/{name}") for name, value in numbers.items()]
 
 
 class _Nodes:
@@ -170,7 +130,7 @@ class _Nodes:
         self.weights: list[onnx.TensorProto] = []
 
     def add(self, operator: str, *inputs: str, made: str = "", **attributes: object) -> str:
-        made = made or f"{_PREFIX}/{operator}{len(self.nodes)}/{self._names.tensor}"
+        made = made or f"{PREFIX}/{operator}{len(self.nodes)}/{self._names.tensor}"
         self.nodes.append(helper.make_node(operator, list(inputs), [made], name=made, **attributes))
         return made
 
@@ -178,7 +138,7 @@ class _Nodes:
         """One of the reductions, whose axes became an input in opset 13 (sums) or 18 (the others)."""
         if self._opset < (_AXES_OF_SUMS if operator == "ReduceSum" else _AXES_OF_EXTREMES):
             return self.add(operator, source, axes=axes, keepdims=0)
-        name = f"{_PREFIX}/{operator}{len(self.nodes)}/axes/{self._names.tensor}"
+        name = f"{PREFIX}/{operator}{len(self.nodes)}/axes/{self._names.tensor}"
         self.weights.append(numpy_helper.from_array(np.array(axes, np.int64), name))
         return self.add(operator, source, name, keepdims=0)
 
@@ -188,7 +148,7 @@ def _quantize(names: LevelNames, rank: int, opset: int) -> _Nodes:
     graph = _Nodes(names, opset)
     others = [axis for axis in range(rank) if axis != names.axis]
     zero, step, spread, least, splitter = (
-        f"{_PREFIX}/{name}" for name in ("zero", "step", "spread", "least", "splitter")
+        f"{PREFIX}/{name}" for name in ("zero", "step", "spread", "least", "splitter")
     )
     low = graph.add("Min", graph.reduced("ReduceMin", names.tensor, others), zero)
     high = graph.add("Max", graph.reduced("ReduceMax", names.tensor, others), zero)
@@ -213,7 +173,7 @@ def _linear(operator: str, source: str, names: LevelNames, made: str, opset: int
         operator,
         [source, names.scales, names.zeros],
         [made],
-        name=f"{_PREFIX}/{operator}/{names.tensor}",
+        name=f"{PREFIX}/{operator}/{names.tensor}",
         domain=domain,
     )
     if names.axis is not None:

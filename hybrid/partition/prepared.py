@@ -18,6 +18,7 @@ from typing import IO
 
 import msgspec
 
+from compression.level_names import LevelNames, level_names
 from hybrid.errors import EngineFailed, HybridError, PlanError, StorageError, from_code
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition import store
@@ -64,6 +65,38 @@ class Prepared:
         """
         return self._piece("head", self.table.get(cut_id))
 
+    def quantizing_head_path(self, cut_id: str, n_levels: int) -> Path:
+        """The head of an interior cut that also answers with levels of what crosses (see `level_names`).
+
+        Args:
+            cut_id: an interior cut.
+            n_levels: 256 for the codecs `q8` and `q8z`, 16 for `q4` and `q4z`.
+
+        Raises:
+            UnknownCut: not in this table.
+            PlanError: not an interior cut, or nothing that crosses can be quantized in the graph.
+            DiskFull: no room for it.
+        """
+        cut = self.table.get(cut_id)
+        if cut.kind != "interior" or not self.level_names(cut_id):
+            raise PlanError(f"nothing that crosses the {cut.kind} cut {cut_id} is quantized in a head", cut=cut_id)
+        path = self.folder / store.quantizing_name(cut_id, n_levels)
+        if not _is_there(path):
+            from hybrid.partition.quantizing import write_quantizing_head
+
+            write_quantizing_head(self.graph_path, cut, n_levels, path)
+        return path
+
+    def level_names(self, cut_id: str) -> tuple[LevelNames, ...]:
+        """What a quantizing head calls the levels of each crossing tensor that it quantizes.
+
+        Raises:
+            UnknownCut: not in this table.
+        """
+        fed = {name for name, _ in self.shape_key.shapes}
+        made = (spec for spec in self.table.get(cut_id).tensors if spec.name not in fed)
+        return tuple(names for spec in made if (names := level_names(spec)) is not None)
+
     def tail_path(self, cut_id: str) -> Path:
         """The tail's model; written on first use, in milliseconds.
 
@@ -80,11 +113,15 @@ class Prepared:
         if cut.kind != "interior":
             raise PlanError(f"the {cut.kind} cut has no {side}; choose an interior cut", cut=cut.id)
         path = self.folder / store.piece_name(side, cut.id)
-        if not (path.exists() and path.stat().st_size):  # empty after a power cut
+        if not _is_there(path):
             from hybrid.partition.extract import write_piece
 
             write_piece(self.graph_path, cut, side, path)
         return path
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0  # empty after a power cut
 
 
 def open_prepared(model_digest: str, shape_key: ShapeKey, cache: Path) -> Prepared | None:

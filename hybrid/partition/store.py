@@ -1,7 +1,7 @@
 """The folder of one prepared graph: its table of cuts, its graph, its one weights file, its heads and tails.
 
     CACHE/<model digest, 16 digits>/<shape key id>-<format>/
-        table.json  graph.onnx  weights.bin  head-<cut id>.onnx  tail-<cut id>.onnx
+        table.json  graph.onnx  weights.bin  head-<cut id>.onnx  head-<cut id>-q<levels>.onnx  tail-<cut id>.onnx
 
 A folder appears whole, by a rename, or not at all. What it should hold is written in `table.json`: a folder that holds
 anything else is made again.
@@ -107,6 +107,11 @@ def discard(folder: Path) -> None:
 def piece_name(side: Side, cut_id: str) -> str:
     """File name of a head or tail."""
     return f"{side}-{cut_id}.onnx"
+
+
+def quantizing_name(cut_id: str, n_levels: int) -> str:
+    """File name of a head that also answers with levels of what crosses."""
+    return f"head-{cut_id}-q{n_levels}.onnx"
 
 
 def require_room(folder: Path, wanted_bytes: int) -> None:

@@ -25,6 +25,7 @@ def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folde
     from hybrid.partition import store
     from hybrid.partition.extract import write_pieces
     from hybrid.partition.order import cut_orders
+    from hybrid.partition.quantizing import write_quantizing_heads
     from hybrid.partition.scan import scan
 
     store.require_room(folder, sum(file.stat().st_size for file in files_of(model_path)))
@@ -32,6 +33,7 @@ def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folde
     view = read_view(model, infer(model, shape_key, folder))
     table = scan(view, cut_orders(view))
     write_pieces(model, table, folder)
+    write_quantizing_heads(model, table, folder)
     files = {name: store.settle(folder / name) for name in (GRAPH_FILE, WEIGHTS_FILE) if (folder / name).exists()}
     record = store.Record(
         format=store.FORMAT,
