@@ -1,9 +1,9 @@
 """Where a quantity is likely to be by now that was measured some time ago: it drifts back to where it usually is.
 
-Design: an estimate that is not renewed must not stay what it was: a link that was left because it was bad would never be
-tried again. In the logarithm the quantity is taken for an Ornstein-Uhlenbeck process: with age the expectation returns to
-the long-run mean and the spread grows to the long-run spread. How fast is learnt: a sample that comes after a pause says
-whether the last value or the usual one was the better guess.
+Design: an estimate that is not renewed must not stay what it was: a link that was left because it was bad would never
+be tried again. In the logarithm the quantity is taken for an Ornstein-Uhlenbeck process: with age the expectation
+returns to the long-run mean and the spread grows to the long-run spread. How fast is learnt: a sample that comes after
+a pause says whether the last value or the usual one was the better guess.
 
 Source: Uhlenbeck and Ornstein, Physical Review 36 (1930).
 """

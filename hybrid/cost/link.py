@@ -187,7 +187,15 @@ class LinkEstimate:
             self._measured_s = now_s
             self._publish()
 
-    def observe_cut_short(self, n_bytes_up: int, acked_bytes: int, waited_s: float, now_s: float) -> None:
+    def observe_cut_short(
+        self,
+        n_bytes_up: int,
+        acked_bytes: int,
+        waited_s: float,
+        now_s: float,
+        *,
+        acked_after_s: float | None = None,
+    ) -> None:
         """A request that was cancelled before its answer came, with what had arrived by then.
 
         Between the acknowledged bytes and a chunk more have arrived in the time since departure less a round trip: the
@@ -198,12 +206,18 @@ class LinkEstimate:
             acked_bytes: bytes of it that the gateway had acknowledged.
             waited_s: seconds from departure to the cancellation.
             now_s: monotonic time of the cancellation.
+            acked_after_s: seconds from departure until the last of the acknowledged bytes was acknowledged, if known.
         """
         with self._lock:
             rtt_s, believed_bps = self._rtt.value or 0.0, self._uplink.value
-            moved_s = waited_s - rtt_s - max(0.0, self._free_s - (now_s - waited_s))
-            if moved_s > LEAST_MOVING_S and acked_bytes < n_bytes_up:
-                window = self.view.up_window_at(now_s - waited_s)
+            ahead_s = max(0.0, self._free_s - (now_s - waited_s))
+            moved_s = waited_s - rtt_s - ahead_s
+            window = self.view.up_window_at(now_s - waited_s)
+            if acked_after_s is not None and acked_bytes >= MIN_RATE_SAMPLE_BYTES:
+                taken_s = acked_after_s - rtt_s - ahead_s
+                if taken_s > 0:
+                    self._learn(self._uplink, acked_bytes, taken_s, window=window, now_s=now_s)
+            elif moved_s > LEAST_MOVING_S and acked_bytes < n_bytes_up:
                 arrived = min(n_bytes_up, acked_bytes + CHUNK_BYTES)
                 most_bps = 8 * arrived / _moving_s(arrived, moved_s, window, rtt_s, self._cold_ratio)
                 least_bps = 8 * acked_bytes / moved_s
@@ -212,6 +226,7 @@ class LinkEstimate:
                 elif believed_bps < least_bps and acked_bytes >= MIN_RATE_SAMPLE_BYTES:
                     self._uplink.observe(least_bps, now_s)
             if acked_bytes >= MIN_RATE_SAMPLE_BYTES:
+                self._up_window = _grown(window, acked_bytes, self._uplink.value, rtt_s)
                 self._measured_s = now_s
             rate_bps = self._uplink.value
             if rate_bps:

@@ -35,6 +35,12 @@ GUARD_RATIO: Final = 0.15
 BUSY_PRICE: Final = 10.0
 """Throughput: a second of computing that is not needed delays the requests behind it."""
 
+LEARNING_RATIO: Final = 0.04
+"""Objective latency: what a race teaches of the link is worth this share of the local seconds, while the remote side
+still has a fair chance: without it a link that has become better is noticed late."""
+
+FAIR_CHANCE: Final = 0.25
+
 SWITCH_REGRET_RATIO: Final = 0.5
 """The present plan is left once keeping it has cost this share of a request..."""
 
@@ -139,15 +145,15 @@ class Weighing:
         self._up_s, self._down_s = table.bytes_up * per[1], table.bytes_down * per[2]
         self._here_s = (table.head_s + table.encode_s) * self._scale
         self._queued_tail_s = per[3] + table.tail_s * per[4]
-        self._remote_s = per[0] + self._up_s + self._down_s + self._queued_tail_s + self._column
+        self._lasting_s = self._remote_s = per[0] + self._up_s + self._down_s + self._queued_tail_s + self._column
         if is_cold:
             self._add_slow_start()
         if not has_rates:
             unknown = np.array([belief is not None and not belief.uplink_bps for belief in self._beliefs])[of]
-            self._remote_s[unknown & (table.bytes_up + table.bytes_down >= SMALL_BYTES)] = np.nan
+            self._lasting_s[unknown & (table.bytes_up + table.bytes_down >= SMALL_BYTES)] = np.nan
         left_bytes = inputs.constraints.uplink_left_bytes
         if left_bytes is not None:
-            self._remote_s[table.bytes_up > left_bytes] = np.nan
+            self._lasting_s[table.bytes_up > left_bytes] = np.nan
         return self._bound(np.array(points if len(set(map(len, points))) == 1 else _even(points))[of])
 
     def _add_slow_start(self) -> None:
@@ -164,7 +170,10 @@ class Weighing:
                 window = belief.down_window_bytes
                 waited_s = waited_s + slow_start_column_s(table.bytes_down, 8 / down_bps, window, belief.rtt_s)
             added_s = belief.cold_ratio * waited_s
-            self._remote_s += np.where(table.gateway_of == place, added_s, 0.0) if several else added_s
+            if several:
+                added_s = np.where(table.gateway_of == place, added_s, 0.0)
+            self._lasting_s = self._lasting_s + belief.lasting_ratio * added_s
+            self._remote_s = self._remote_s + added_s
 
     def _bound(self, points: np.ndarray) -> np.ndarray:
         """What is paid for certain, and for each point the cheaper of waiting for it and computing here from departure.
@@ -175,15 +184,15 @@ class Weighing:
         if prices.is_throughput:
             stages = np.maximum(np.maximum(self._here_s, self._queued_tail_s), np.maximum(self._up_s, self._down_s))
             self._paid = stages
-            return np.asarray(stages + 0 * self._remote_s)
+            return np.asarray(stages + 0 * self._lasting_s)
         self._paid = self._here_s * self._here_price + prices.s_per_byte * (table.bytes_up + table.bytes_down)
         if prices.s_per_j:
             sending_w, receiving_w = power.transmit_w - power.idle_w, power.receive_w - power.idle_w
             self._paid += prices.s_per_j * (sending_w * self._up_s + receiving_w * self._down_s)
         rest_s = np.where(np.isnan(table.rest_s), self._rest_s, table.rest_s * self._scale)
         most = (rest_s * (self._time_price + self._work_price))[:, None]
-        likely = np.minimum(self._remote_s[:, None] * (points * self._time_price), most)
-        return np.asarray(self._paid + likely.mean(axis=1))
+        likely = np.minimum(self._lasting_s[:, None] * (points * self._time_price), most)
+        return np.asarray(self._paid + likely.mean(axis=1) - self._most_credit_s())
 
     def remote_plan(self, column: int) -> Plan | None:
         """The exact plan of a remote prospect, with its best hedge time; None where it cannot be had."""
@@ -196,21 +205,26 @@ class Weighing:
         if not isfinite(rest_s):
             rest_s = self._rest_s
         patience_s = max(PATIENCE_RATIO * remote_s, remote_s + LEAST_PATIENCE_S)
-        times, failing = [remote_s * point for point in belief.points], belief.failure_ratio
-        n, mean_s = len(times), sum(times) / len(times)
+        failing, n = belief.failure_ratio, len(belief.points)
+        times = [remote_s * point for point in belief.points]
+        ends, likely, hedge_s, work_s, done_s = times, times, None, 0.0, patience_s
+        mean_s = sum(times) / n
         latest_s = mean_s + K_SIGMA * (sum((time_s - mean_s) ** 2 for time_s in times) / n) ** 0.5
-        hedge_s, work_s, ends = None, 0.0, times
         if isfinite(rest_s):
+            # The plan is compared by what it costs when it is kept, and predicted by what this request will take.
+            lasting_s = float(self._lasting_s[column])
+            if lasting_s != remote_s:
+                likely = [lasting_s * point for point in belief.points]
             latest_hedge_s = self._latest_hedge_s(here_s, rest_s, patience_s)
-            race = Race(times, rest_s, failing, self._time_price, self._work_price, latest_hedge_s)
+            race = Race(likely, rest_s, failing, self._time_price, self._work_price, latest_hedge_s)
             hedge_s, cost = best_hedge(race)
             done_s = hedge_s + rest_s
             ends = [min(time_s, done_s) for time_s in times]
             work_s = sum(max(0.0, end_s - hedge_s) for end_s in ends) / n
-            mean_s = (1 - failing) * sum(ends) / n + failing * done_s
             latest_s = min(latest_s, hedge_s + rest_s * (1 + self._spread) + RESERVE_S)
-        else:
-            cost = self._time_price * ((1 - failing) * mean_s + failing * patience_s)
+        mean_s = (1 - failing) * sum(ends) / n + failing * done_s
+        if hedge_s is None:
+            cost = self._time_price * mean_s
         latest_s += here_s * (1 + self._spread)
         energy_j = self.inputs.power.energy_j(
             total_s=here_s + mean_s,
@@ -219,6 +233,9 @@ class Weighing:
             receive_s=float(self._down_s[column]),
         )
         paid = float(self._paid[column])
+        if hedge_s == 0.0 and self._most_credit_s():
+            chance = sum(here_s + time_s < self._rest_s for time_s in likely) / n
+            paid -= self._most_credit_s() * min(1.0, chance / FAIR_CHANCE)
         return Plan(
             index=table.remote[column],
             cost=(paid if self.inputs.prices.is_throughput else paid + cost) + self._penalty(latest_s),
@@ -230,6 +247,13 @@ class Weighing:
             energy_j=energy_j,
             remote_s=remote_s,
         )
+
+    def _most_credit_s(self) -> float:
+        """What a race is worth beside its answer, at most."""
+        inputs = self.inputs
+        if not inputs.prices.is_guarded or inputs.n_in_flight or inputs.n_device_runs or self.local is None:
+            return 0.0
+        return LEARNING_RATIO * self._rest_s
 
     def _latest_hedge_s(self, here_s: float, rest_s: float, patience_s: float) -> float:
         """A hedge that starts later than this would wait for a dead link too long, or miss the deadline."""

@@ -7,10 +7,7 @@ the inputs.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Final
-
-import msgspec
 
 from hybrid.cost.drift import widened
 from hybrid.cost.energy import GENERIC_POWER, Power
@@ -22,6 +19,7 @@ from hybrid.cost.slow_start import LEAST_RTO_S
 from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
 from hybrid.schedule.deciding import decide
 from hybrid.schedule.prices import Prices
+from hybrid.schedule.probing import COST_SHARE, Probe, errand, pause_s
 from hybrid.schedule.prospect import Constraints, Prospect
 from hybrid.schedule.standing import Standing
 from hybrid.schedule.table import Table
@@ -30,33 +28,13 @@ PROFILE_RUNS: Final = 5
 """The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
 
 
-UNKNOWN_BPS: Final = 10e6
-"""Assumed of a link that was never measured, to rank what may be sent over it."""
-
-HOPE_FACTOR: Final = 8.0
-"""A link may become so many times faster while nobody looks."""
-
 GAP_GAIN: Final = 0.2
 MOST_GAP_S: Final = 5.0
+MOST_SAVED: Final = 2.0
+"""What probes may cost is saved up to the cost of so many requests."""
+
 WARM_RATIO: Final = 0.1
 """On a connection that requests keep warm slow start comes once in a while."""
-
-LEAST_PROBE_PAUSE_S: Final = 2.0
-MOST_PROBE_PAUSE_S: Final = 10.0
-PROBE_SHARE: Final = 0.05
-"""Probes may fill this share of a link."""
-
-
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """A shadow request that is due.
-
-    Attributes:
-        index: of the prospect that it takes.
-        silent_s: seconds since its gateway was heard of.
-    """
-
-    index: int
-    silent_s: float
 
 
 class _Told:
@@ -101,6 +79,7 @@ class Scheduler:
         self._current = -1
         self._current_since_s = 0.0
         self._regret_s = 0.0
+        self._saved = 0.0
         self._epochs: tuple[object, ...] = ()
 
     # -- what there is to choose from
@@ -165,6 +144,8 @@ class Scheduler:
         decision = decide(inputs, self.table)
         if decision.index != inputs.current:
             self._current_since_s = now_s
+        if decision.cost is not None:
+            self._saved = min(self._saved + COST_SHARE * decision.cost, MOST_SAVED * decision.cost)
         self._current = decision.index
         self._regret_s = decision.regret_s
         return decision
@@ -287,7 +268,14 @@ class Scheduler:
             standing.failed(now_s, retry_after_s)
 
     def observe_cut_short(
-        self, decision: Decision, prospect: Prospect, waited_s: float, acked_bytes: int, now_s: float
+        self,
+        decision: Decision,
+        prospect: Prospect,
+        waited_s: float,
+        acked_bytes: int,
+        now_s: float,
+        *,
+        acked_after_s: float | None = None,
     ) -> None:
         """A remote attempt was cancelled because the device won: it would have taken longer than that.
 
@@ -297,13 +285,14 @@ class Scheduler:
             waited_s: seconds from departure to the cancellation.
             acked_bytes: bytes that the gateway had acknowledged by then.
             now_s: monotonic time.
+            acked_after_s: seconds from departure until the last of the acknowledged bytes was acknowledged, if known.
         """
         if decision.remote_s > 0:
             self._told_of(prospect.gateway).residuals.observe_longer(waited_s / decision.remote_s)
         standing = self.standings.get(prospect.gateway)
         if standing is None:
             return
-        standing.link.observe_cut_short(prospect.bytes_up, acked_bytes, waited_s, now_s)
+        standing.link.observe_cut_short(prospect.bytes_up, acked_bytes, waited_s, now_s, acked_after_s=acked_after_s)
         if not acked_bytes and waited_s > decision.patience_s:
             standing.failed(now_s)
 
@@ -325,40 +314,35 @@ class Scheduler:
             if url in down or not standing.breaker.allows(now_s):
                 continue
             link = standing.link.view
-            index, seconds = self._quickest(url, constraints, link)
-            if index < 0:
+            found = errand(
+                self.table,
+                url,
+                link,
+                prices=self.prices,
+                power=self.power,
+                constraints=constraints,
+                device_speed_ratio=self.device_speed_ratio,
+            )
+            if found is None:
                 continue
             silent_s = now_s - max(standing.heard_s, link.measured_s)
-            pause_s = min(MOST_PROBE_PAUSE_S, max(LEAST_PROBE_PAUSE_S, seconds / PROBE_SHARE))
-            if standing.breaker.state(now_s) != "closed":
-                pause_s = 0.0
-            if silent_s >= pause_s and (best is None or silent_s > best.silent_s):
-                best = Probe(index=index, silent_s=silent_s)
+            is_unknown = standing.breaker.state(now_s) != "closed" or link.uplink_bps is None
+            is_due = is_unknown or (silent_s >= pause_s(found.seconds) and self._saved >= found.cost)
+            if is_due and (best is None or silent_s > best.silent_s):
+                decision = Decision(index=found.index, remote_s=self._expected_remote_s(found.index, now_s))
+                best = Probe(index=found.index, silent_s=silent_s, cost=found.cost, decision=decision)
+        if best is not None:
+            self._saved = max(0.0, self._saved - best.cost)
         return best
 
-    def _quickest(self, url: str, constraints: Constraints, link: LinkView) -> tuple[int, float]:
-        """The way through a gateway that takes least of device and link, and its seconds; -1 where none could matter.
-
-        None matters where the device alone would be faster even if the link's goodput were several times as high.
-        """
-        column, _ = self.table.barred(constraints)
-        left_bytes = constraints.uplink_left_bytes
-        index, least_s, hope_s = -1, inf, inf
-        up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
-        for place, i in enumerate(self.table.remote):
-            prospect = self.table.prospects[i]
-            if prospect.gateway != url or column[place] != 0.0 or prospect.head_s is None:
-                continue
-            if left_bytes is not None and prospect.bytes_up > left_bytes:
-                continue
-            here_s = prospect.head_s * self.device_speed_ratio + prospect.encode_s
-            up_s, fixed_s = 8 * prospect.bytes_up / up_bps, (link.rtt_s or 0.0) + (prospect.tail_s or 0.0)
-            hope_s = min(hope_s, here_s + fixed_s + up_s / HOPE_FACTOR)
-            if here_s + up_s < least_s:
-                index, least_s = i, here_s + up_s
-        if self.local_s is not None and hope_s > self.local_s * self.device_speed_ratio:
-            return -1, inf
-        return index, least_s
+    def _expected_remote_s(self, index: int, now_s: float) -> float:
+        """Seconds from departure to the answer of a probe; 0 while unknown."""
+        prospect = self.table.prospects[index]
+        standing, told = self.standings[prospect.gateway], self._told_of(prospect.gateway)
+        network_s = standing.link.view.transfer_s(prospect.bytes_up, prospect.bytes_down, now_s)
+        if network_s is None:
+            return 0.0
+        return network_s + standing.queue_s(now_s) + (prospect.tail_s or 0.0) * (told.speed.value or 1.0)
 
     def _lasting_ratio(self, link: LinkView) -> float:
         """Share of slow start that lasts when all requests go this way: little where they keep the connection warm."""
