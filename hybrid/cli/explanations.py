@@ -243,8 +243,13 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "emulation": Explanation(
         "The emulated machine or link cannot do what was asked.",
-        "A rate, a delay or a slowdown is out of range, or this system does not allow the emulation.",
+        "A rate, a delay or a slowdown is out of range, or the emulation has ended already.",
         "Read the message for the value that it wants.",
+    ),
+    "emulation_unavailable": Explanation(
+        "This machine, or this user on it, is not allowed what the emulation needs.",
+        "Real packets need /dev/net/tun and network namespaces (of root or of users), a quota needs control groups.",
+        "Run as root, let a container have /dev/net/tun and NET_ADMIN, or take --kind proxy and --slowdown pacing.",
     ),
     "catalog_invalid": Explanation(
         "A description of a machine or a link does not say what it must.",
