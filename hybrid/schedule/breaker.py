@@ -84,6 +84,11 @@ class Breaker:
             self._is_closed = False
             self.epoch += 1
 
+    def reachable(self, now_s: float) -> None:
+        """A connection was made: whoever is there can be asked at once."""
+        self._not_before_s = min(self._not_before_s, now_s)
+        self._trial_s = None
+
     def ready_at_s(self) -> float:
         """When a trial may go at the earliest."""
         return 0.0 if self._is_closed else self._not_before_s

@@ -27,6 +27,10 @@ COST_SHARE: Final = 0.01
 """...and cost this share of what the requests cost, in the objective's own unit."""
 
 
+IDLE_LINK_SHARE: Final = 0.1
+"""A second of a link that nobody needs weighs this much beside one of the device."""
+
+
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """A shadow request that is due.
 
@@ -75,7 +79,7 @@ def errand(
     up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
     local_s = table.prospects[0].head_s if 0 not in barred_here else None
     best: Errand | None = None
-    least_hope = inf
+    least = least_hope = inf
     for place, index in enumerate(table.remote):
         prospect = table.prospects[index]
         if prospect.gateway != url or column[place] != 0.0 or prospect.head_s is None:
@@ -89,8 +93,8 @@ def errand(
         cost += prices.s_per_byte * (prospect.bytes_up + prospect.bytes_down)
         waited_s = (link.rtt_s or 0.0) + (prospect.tail_s or 0.0) + up_s / HOPE_FACTOR
         least_hope = min(least_hope, cost + waited_s * (1 + prices.s_per_j * power.idle_w))
-        if best is None or here_s + up_s < best.seconds:
-            best = Errand(index=index, cost=cost, seconds=here_s + up_s)
+        if cost + IDLE_LINK_SHARE * up_s < least:
+            least, best = cost + IDLE_LINK_SHARE * up_s, Errand(index=index, cost=cost, seconds=here_s + up_s)
     if local_s is None or prices.is_throughput:
         return best
     return best if least_hope <= local_s * device_speed_ratio * (1 + prices.s_per_j * power.compute_w) else None

@@ -57,6 +57,11 @@ class Standing:
         self.heard_s = now_s
         self.breaker.succeeded()
 
+    def reconnected(self, now_s: float) -> None:
+        """A new connection stands: it may be tried at once, and its windows begin anew."""
+        self.link.reconnected()
+        self.breaker.reachable(now_s)
+
     def failed(self, now_s: float, retry_after_s: float | None = None) -> None:
         """A request failed by the gateway's or the link's fault, or made no progress at all."""
         self._failure_ratio += FAILURE_GAIN * (1 - self._failure_ratio)
