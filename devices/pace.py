@@ -19,7 +19,7 @@ from devices.errors import EmulationError
 VARIABLE: Final = "HYBRID_PACE"
 """The environment variable that paces a whole process: how many times slower, such as 6."""
 
-_SLICE_S: Final = 0.002
+_SLICE_S: Final = 0.0003
 """How long a sleep lasts before it looks at the terminate flag again."""
 
 Run = TypeVar("Run", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ def set_factor(factor: float) -> None:
         EmulationError: below 1 or not finite: a machine cannot be made faster than it is.
     """
     global _chosen
-    _chosen = _sound(factor)
+    _chosen = sound(factor)
 
 
 def factor() -> float:
@@ -48,7 +48,7 @@ def factor() -> float:
         return _chosen
     text = os.environ.get(VARIABLE, "")
     try:
-        return _sound(float(text)) if text else 1.0
+        return sound(float(text)) if text else 1.0
     except ValueError:
         raise EmulationError(f"{VARIABLE}={text!r} is no number; give the factor from 1 on, such as 6") from None
 
@@ -97,7 +97,12 @@ def _terminated() -> Exception:
     return Fail("[ONNXRuntimeError] : 1 : FAIL : Exiting due to terminate flag being set to true.")  # type: ignore[no-any-return]
 
 
-def _sound(value: float) -> float:
+def sound(value: float) -> float:
+    """The factor, if it is one.
+
+    Raises:
+        EmulationError: below 1 or not finite.
+    """
     if not 1.0 <= value < float("inf"):
         raise EmulationError(f"a pace of {value} is none; give a factor from 1 on, such as 6")
     return float(value)
