@@ -120,6 +120,12 @@ class ChannelConnection:
             self.end(GatewayStalled(f"the gateway did not say hello within {timeout_s} s"))
             raise self._over.result()
 
+    @property
+    def local_address(self) -> str:
+        """The address of this machine from which the connection leaves; empty where it is not known."""
+        name = self._ws.transport.get_extra_info("sockname")
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     def start(self, pending: Pending) -> None:
         """Sends a request."""
         if self._over.done():
@@ -230,18 +236,22 @@ class ChannelConnection:
             max(0.0, now_s - sent.since_s - response.queue_s - response.compute_s),
             now_s,
             response.receive_s,
+            reply_s=event.receive_s,
         )
 
     def _on_settled(self, event: WithdrawalSettled) -> None:
         """An upload that was cut off still tells the goodput: the PONG says when all that had gone was there."""
         sent = self._withdrawn.pop(event.stream, None)
-        if sent is None or not event.was_sending:
-            return  # the upload had ended some time before: that moment was not seen
-        n_bytes_up = self._bytes_before_ping - sent.sent_bytes
+        if sent is None:
+            return
+        now_s = time.monotonic()
+        is_dated = (
+            event.arrived_s < now_s - LAG_S / 10
+        )  # by an acknowledgement; all else that went by then is not known
+        n_bytes_up = event.n_bytes if is_dated else self._bytes_before_ping - sent.sent_bytes
         if n_bytes_up >= MIN_RATE_SAMPLE_BYTES:
-            now_s = time.monotonic()
-            n_bytes_down = self._channel.received_bytes - sent.received_bytes
-            self._link.observe_transfer(n_bytes_up, n_bytes_down, now_s - sent.since_s, now_s)
+            n_bytes_down = 0 if is_dated else self._channel.received_bytes - sent.received_bytes
+            self._link.observe_transfer(n_bytes_up, n_bytes_down, event.arrived_s - sent.since_s, now_s)
 
     def _leave_if_done(self) -> None:
         if self.is_leaving.is_set() and not self._sent:

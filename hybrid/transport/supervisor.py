@@ -107,6 +107,7 @@ class Supervisor:
         self._leaving: set[Carrier] = set()
         self._waiting: list[Pending] = []
         self._closing = asyncio.Event()
+        self._address = ""
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
@@ -274,6 +275,9 @@ class Supervisor:
         if not isinstance(ws, ChannelSocket):
             raise TypeError("the session makes ChannelSockets")
         connection = ChannelConnection(ws, channel, self._link)
+        if self._address not in ("", connection.local_address):
+            self._link.forget()  # another network: nothing that was measured holds
+        self._address = connection.local_address
         running = group.create_task(connection.run())
         try:
             await connection.connected(OPEN_TIMEOUT_S)
@@ -318,7 +322,7 @@ class Supervisor:
     def _set_state(self, state: State, error: HybridError | None) -> None:
         was, self.state = self.state, state
         if was == "ready" and state != "ready":
-            self._link.forget()  # whatever broke the connection, the path may be another one afterwards
+            self._link.reconnected()
         self.down_reason = None if error is None else f"{error.code}: {error}"
         if state == "down":
             for pending in self._waiting:

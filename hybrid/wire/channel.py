@@ -20,7 +20,6 @@ from hybrid.wire.events import (
     RequestReceived,
     RequestRefused,
     ResponseReceived,
-    WithdrawalSettled,
 )
 from hybrid.wire.frames import Frame, FrameReader, Hello, Kind
 from hybrid.wire.inbound import Budget, Inbound
@@ -298,7 +297,9 @@ class Channel:
     def _take_piece(self, stream: _Stream, inbound: Inbound, frame: Frame, events: list[Event]) -> None:
         limit_bytes = inbound.limit_bytes
         message = inbound.take(frame.payload, self._budget, end=frame.end)
-        self._acknowledge(frame, inbound, is_due=inbound.limit_bytes > limit_bytes)
+        # The end of a request is acknowledged at once: so the client knows what its upload took, whatever comes of it.
+        is_end = frame.end and not self._is_client
+        self._acknowledge(frame, inbound, is_due=is_end or inbound.limit_bytes > limit_bytes)
         if message is None:
             return
         receive_s = self._now_s - inbound.first_s
@@ -336,7 +337,7 @@ class Channel:
         number, sent_s, was_quiet = self._ping
         self._ping = None
         self.last_progress_s = self._now_s
-        events += [WithdrawalSettled(*settled) for settled in self._sending.settle(number)]
+        events += self._sending.settle(number, self._now_s)
         events.append(PongReceived(self._now_s - sent_s, was_quiet and self._is_quiet))
 
     def _take_cancel(self, frame: Frame, events: list[Event]) -> None:

@@ -59,13 +59,14 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawalSettled:
-    """Client: all that was sent of a cancelled request has arrived there, or will never.
+    """Client: all that was sent of a cancelled request had arrived there by `arrived_s`.
 
-    `was_sending` tells whether there was still something to send when it was cancelled.
+    An acknowledgement of its last byte says when; where none came, the PONG that followed the CANCEL.
     """
 
     stream: int
-    was_sending: bool
+    n_bytes: int
+    arrived_s: float
 
 
 @dataclass(frozen=True, slots=True)

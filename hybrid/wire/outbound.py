@@ -12,10 +12,11 @@ class Outbound:
         n_bytes: all bytes, prefix and header included.
         sent_bytes: handed out so far.
         acked_bytes: what the peer says it has.
+        acked_s: when it said so last.
         limit_bytes: what the peer allows in all.
     """
 
-    __slots__ = ("_at", "_index", "_views", "acked_bytes", "limit_bytes", "n_bytes", "sent_bytes", "stream")
+    __slots__ = ("_at", "_index", "_views", "acked_bytes", "acked_s", "limit_bytes", "n_bytes", "sent_bytes", "stream")
 
     def __init__(self, stream: int, message: EncodedMessage, initial_credit_bytes: int) -> None:
         self.stream = stream
@@ -26,6 +27,7 @@ class Outbound:
         self.n_bytes = sum(map(len, self._views))
         self.sent_bytes = 0
         self.acked_bytes = 0
+        self.acked_s = 0.0
         self.limit_bytes = initial_credit_bytes
 
     @property

@@ -3,6 +3,7 @@
 from collections import deque
 
 from hybrid.errors import BadFrame
+from hybrid.wire.events import WithdrawalSettled
 from hybrid.wire.flight import Flight
 from hybrid.wire.frames import Kind, credit_frame, token_frame
 from hybrid.wire.limits import BACKLOG_BYTES
@@ -83,6 +84,7 @@ class Sending:
         was_waiting = not outbound.can_send and not outbound.is_done
         newly = outbound.credit(received_bytes, limit_bytes)
         if newly:
+            outbound.acked_s = now_s
             self.flight.acked(newly, now_s)
         if was_waiting and outbound.can_send and stream in self._messages:
             self._turns.append(outbound)
@@ -104,14 +106,15 @@ class Sending:
         if outbound is not None and outbound.sent_bytes:
             self._withdrawn[stream] = (outbound, n_pings)
 
-    def settle(self, ping: int) -> list[tuple[int, bool]]:
-        """This PING is back: withdrawn streams of which all that was sent has arrived, and whether more was to come."""
+    def settle(self, ping: int, now_s: float) -> list[WithdrawalSettled]:
+        """This PING is back: all that was sent of the streams that were withdrawn before it has arrived."""
         settled = []
         for stream, (outbound, n_pings) in list(self._withdrawn.items()):
             if n_pings < ping:
                 del self._withdrawn[stream]
                 self.flight.dropped(outbound.sent_bytes - outbound.acked_bytes)
-                settled.append((stream, not outbound.is_done))
+                arrived_s = now_s if outbound.acked_bytes < outbound.sent_bytes else outbound.acked_s
+                settled.append(WithdrawalSettled(stream, outbound.sent_bytes, arrived_s))
         return settled
 
     def _taken_out(self, stream: int) -> Outbound | None:

@@ -80,9 +80,22 @@ def test_what_a_cancelled_upload_had_sent_counts_until_a_later_ping_is_back():
     pair.client.ping(2.0)
     pair.now_s = 3.0
     at_client, _ = pair.settle()
-    assert at_client == [WithdrawalSettled(stream, was_sending=True), PongReceived(1.0, is_quiet=False)]
+    assert at_client == [WithdrawalSettled(stream, unacked_bytes, 3.0), PongReceived(1.0, is_quiet=False)]
     assert pair.client._sending.flight.unacked_bytes == 0
     assert pair.client.stalled_s(9.0) == 0.0
+
+
+def test_the_end_of_a_request_is_acknowledged_at_once_and_dates_its_arrival():
+    pair = open_pair()
+    stream = pair.client.send_request(request_of(20_000), 0.0)
+    pair.now_s = 1.0
+    pair.settle()
+    assert pair.client.upload(stream).acked_bytes == pair.client.upload(stream).n_bytes
+    pair.client.cancel(stream)
+    pair.client.ping(5.0)
+    pair.now_s = 6.0
+    (settled, _), _ = pair.settle()
+    assert settled.arrived_s == 1.0
 
 
 def test_acknowledgements_of_a_cancelled_upload_are_progress():
