@@ -82,7 +82,7 @@ class Scheduled:
         if due is None:
             return None
         self.standing.breaker.sent(now_s + EPOCH_S)
-        return Move(due.index, why=Decision(index=due.index))
+        return Move(due.index, why=due.decision)
 
     def local_done(self, now_s: float, seconds: float) -> None:
         """The device's own speed."""
@@ -124,9 +124,11 @@ class Scheduled:
         assert isinstance(move.why, Decision)
         self.scheduler.observe_answer(move.why, total_s)
 
-    def connection(self, now_s: float, *, is_up: bool) -> None:  # noqa: ARG002
+    def connection(self, now_s: float, *, is_up: bool) -> None:
         """What the transport knows of its connection."""
         self._down = () if is_up else (URL,)
+        if is_up:
+            self.standing.reconnected(now_s + EPOCH_S)
 
     def round_trip(self, now_s: float, rtt_s: float) -> None:
         """A heartbeat."""
