@@ -1,5 +1,7 @@
 """A gateway that holds the model of a route: what it said of itself for one shape key."""
 
+from collections.abc import Collection
+
 from hybrid.errors import Forbidden, LinkError, Overloaded, Unauthenticated, Warming
 from hybrid.schedule.planner import GatewayView
 from hybrid.transport.client import GatewayClient
@@ -12,12 +14,20 @@ class Holding:
         client: the way there.
         whole_s: seconds of the whole model there, None while it is not timed.
         tails: seconds of each tail by cut id, None where it is not timed; a cut that is missing does not exist there.
+        codecs: names of those that it decodes; it is sent nothing else.
     """
 
-    def __init__(self, client: GatewayClient, whole_s: float | None, tails: dict[str, float | None]) -> None:
+    def __init__(
+        self,
+        client: GatewayClient,
+        whole_s: float | None,
+        tails: dict[str, float | None],
+        codecs: Collection[str],
+    ) -> None:
         self.client = client
         self.whole_s = whole_s
         self.tails = tails
+        self.codecs = frozenset(codecs)
 
     def view(self, now_s: float) -> GatewayView | None:
         """What may be believed of it now; None while it is down or nothing may be sent there."""

@@ -8,6 +8,8 @@ from hybrid.errors import HybridError, ProtocolError
 from hybrid.transport.client import GatewayClient
 
 ASK_TIMEOUT_S = 10.0
+FIRST_CODECS = ("none", "lossless", "fp16", "jpeg")
+"""What a gateway decodes that does not say so: those before gateways said it."""
 
 
 class Tail(msgspec.Struct, frozen=True):
@@ -23,6 +25,7 @@ class Offer(msgspec.Struct, frozen=True):
     state: Literal["ready", "preparing", "unknown"]
     cuts: tuple[Tail, ...] = ()
     whole_s: float | None = None
+    codecs: tuple[str, ...] = FIRST_CODECS
 
 
 def ask(client: GatewayClient, model_digest: str, shape_key: str) -> Offer:

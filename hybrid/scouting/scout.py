@@ -119,6 +119,8 @@ class Scout:
         ways = [way for crossing in crossings for way in crossing.ways]
         constraints = self._allowance.constraints()
         said = next((why for way in ways if (why := refusal(way.prospect, constraints))), "")
+        if not crossings and self._options.codec != "auto":
+            said = f"no gateway that holds the model decodes the codec {self._options.codec!r}, or has this cut"
         if not said and self._options.kind == "split" and prepared is not None:
             said = prepared.table.note or ""
         return said or "no remote way could be verified yet"
@@ -161,7 +163,7 @@ class Scout:
             known.get((holding, cut)) or self._new(route, holding, cut)
             for holding in route.holdings
             for cut in cuts
-            if cut is None or cut.id in holding.tails
+            if (cut is None or cut.id in holding.tails) and self._options.codec in {"auto", *holding.codecs}
         ]
         return sorted(crossings, key=lambda crossing: (crossing.cut is not None, _hope_s(route, crossing)))
 
@@ -169,7 +171,8 @@ class Scout:
         crossing = Crossing(holding, cut)
         sample = route.sample or {}
         reply_bytes = sum(output.nbytes for output in route.reference or ())
-        for codec in ("none", "lossless") if self._options.codec == "auto" else (self._options.codec,):
+        codecs = ("none", "lossless") if self._options.codec == "auto" else (self._options.codec,)
+        for codec in (codec for codec in codecs if codec in holding.codecs):
             prospect = Prospect(
                 placement="split" if cut else "offload",
                 cut=cut.id if cut else "",
