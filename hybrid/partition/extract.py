@@ -28,6 +28,20 @@ def tail_model(model: onnx.ModelProto, cut: Cut) -> onnx.ModelProto:
     return _between(model, stop_at=stop_at, inputs=inputs, outputs=list(cut.tail_outputs), specs=cut.tensors)
 
 
+def segment_model(model: onnx.ModelProto, shallow: Cut, deeper: Cut) -> onnx.ModelProto:
+    """The graph from a cut's tensors to those of a deeper cut that are not among them.
+
+    Raises:
+        ModelUnsupported: the shallow cut's tensors do not determine the deeper ones.
+    """
+    given = {value.name: value for value in model.graph.input}
+    inputs = [given[spec.name] if spec.name in given else _value_of(spec) for spec in shallow.tensors]
+    stop_at = {spec.name for spec in shallow.tensors}
+    outputs = [spec.name for spec in deeper.tensors if spec.name not in stop_at]
+    specs = (*shallow.tensors, *deeper.tensors)
+    return _between(model, stop_at=stop_at, inputs=inputs, outputs=outputs, specs=specs)
+
+
 def write_piece(graph_path: Path, cut: Cut, side: Side, path: Path) -> None:
     """Write one side of a cut of the graph at `graph_path`.
 

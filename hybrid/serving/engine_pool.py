@@ -18,7 +18,7 @@ import onnxruntime as ort
 from hybrid.errors import EngineFailed, HybridError, Overloaded
 from hybrid.serving.engine_job import EngineJob, too_late
 from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.row_batch import stacked, unstacked
+from hybrid.serving.row_batch import RowBatch, stacked, unstacked
 from hybrid.serving.run_queue import RunQueue, Work
 
 Crowded = Callable[[EngineSession, EngineSession | None, Mapping[str, np.ndarray]], None]
@@ -201,8 +201,7 @@ class EnginePool:
             self._mean_run_s += _MEAN_SHARE * (compute_s / len(work.jobs) - self._mean_run_s)
             self.rows[n_rows] = self.rows.get(n_rows, 0) + 1
             self.n_joined += work.join is not None
-            for job in work.jobs:
-                job.session.n_users -= 1
+            running.ended()
         on_crowd = self.on_crowd
         if on_crowd is not None and (work.crowded is not None or work.neighbour is not None):
             feeds = running.feeds_of_first
@@ -234,7 +233,9 @@ class Running:
         feeds_of_first: the inputs of the most urgent job.
     """
 
-    __slots__ = ("_feeds", "_jobs", "_join", "_n_left", "_n_shallow", "_options", "feeds_of_first")
+    __slots__ = (
+        "_batch", "_companions", "_feeds", "_jobs", "_join", "_n_left", "_n_shallow", "_options", "feeds_of_first",
+    )  # fmt: skip
 
     def __init__(self, work: Work) -> None:
         self._jobs = work.jobs
@@ -246,6 +247,24 @@ class Running:
         self.feeds_of_first: Mapping[str, np.ndarray] = self._feeds[0] if self._feeds else {}
         for job in work.jobs:
             job.run = self
+        self._batch: RowBatch | None = None
+        self._companions: list[EngineSession] = []
+        if len(work.jobs) > 1:
+            asked = work.jobs[0].session if work.join is None else work.join.deeper
+            self._batch = asked.batch
+            self._companions = [asked] if self._batch is None else [self._batch.session]
+            if work.join is not None:
+                self._companions.append(work.join.segment)
+        for session in self._companions:
+            session.n_users += 1
+            session.n_runs += 1
+
+    def ended(self) -> None:
+        """The run is over; its sessions may leave memory. Needs the pool's lock."""
+        for session in self._companions:
+            session.n_users -= 1
+        for job in self._jobs:
+            job.session.n_users -= 1
 
     def leave(self) -> None:
         """One job of this run was withdrawn; the engine stops when it was the last. Needs the pool's lock."""
@@ -272,15 +291,10 @@ class Running:
 
     def _together(self) -> list[list[np.ndarray]]:
         head, feeds = self._jobs[0], self._feeds
-        batch = head.session.batch
+        if self._batch is None:
+            raise EngineFailed("the session for batches left memory; ask again")
         if self._join is not None:
-            deeper = self._join.deeper.batch
             n_shallow = self._n_shallow
-            names = self._join.segment.output_names
-            caught_up = self._join.segment.run(stacked(feeds[:n_shallow]), names, self._options)
-            feeds = [dict(zip(names, caught_up, strict=True)), *feeds[n_shallow:]]
-            batch = deeper
-        if batch is None:
-            raise EngineFailed("these requests were joined without a way to run them together; this is a fault of ours")
-        outputs = batch.session.run(stacked(feeds), head.outputs or head.session.output_names, self._options)
+            feeds = [self._join.caught_up(stacked(feeds[:n_shallow]), self._options), *feeds[n_shallow:]]
+        outputs = self._batch.session.run(stacked(feeds), head.outputs or head.session.output_names, self._options)
         return unstacked(outputs, [job.n_rows for job in self._jobs])

@@ -51,14 +51,15 @@ class EngineSession:
         batch: how its requests share a run; None where they do not.
         joins: how its rows catch up with those of deeper sessions.
         family: what sessions at different cuts of one model and shape have in common; None for whole models.
+        n_runs: how often it ran for requests of other sessions, as their batch or segment.
         crowd: how often its requests were seen to wait for one another, until that was looked into.
     """
 
     __slots__ = (
         "_fastest_s", "_floor_bytes", "_floor_s", "_inline_bytes", "_inline_s", "_is_bounded", "_met", "_n_timed",
         "_n_to_time", "_session", "_slowness", "_timed_bytes", "batch", "crowd", "family", "inputs", "joins",
-        "n_allocated_bytes", "n_bytes", "n_gpu_bytes", "n_users", "opened_s", "output_names", "path", "provider",
-        "signature",
+        "n_allocated_bytes", "n_bytes", "n_gpu_bytes", "n_runs", "n_users", "opened_s", "output_names", "path",
+        "provider", "signature",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class EngineSession:
         self.batch: RowBatch | None = None
         self.joins: dict[EngineSession, Join] = {}
         self.family: tuple[str, ...] | None = None
+        self.n_runs = 0
         self.crowd = 0
         self._met: dict[EngineSession, int] = {}
         self._is_bounded = facts.is_bounded
@@ -166,15 +168,25 @@ class EngineSession:
             return 0.0
         return self._floor_s if sum(array.nbytes for array in feeds.values()) >= self._floor_bytes else 0.0
 
+    @property
+    def takes_any_rows(self) -> bool:
+        """Whether the leading dimension of every input and output is open."""
+        specs = (*self.signature.inputs, *self.signature.outputs)
+        return all(spec.shape and spec.shape[0] is None for spec in specs)
+
     def meet(self, deeper: "EngineSession") -> int:
         """Count that requests of both waited at the same time; how often that was seen."""
         seen = self._met[deeper] = self._met.get(deeper, 0) + 1
         return seen
 
     def part_from(self, other: "EngineSession") -> None:
-        """Forget a session that left memory."""
+        """Forget a session that left memory, and what was done with it."""
         self._met.pop(other, None)
         self.joins.pop(other, None)
+        for deeper in [deeper for deeper, join in self.joins.items() if join.segment is other]:
+            del self.joins[deeper]
+        if self.batch is not None and self.batch.session is other:
+            self.batch, self.crowd = None, 0
 
     def runs_inline(self, n_bytes: int) -> bool:
         """Whether a run with that many input bytes is known to be shorter than a thread hop is worth."""

@@ -6,7 +6,7 @@ did not pay, has no `RowBatch` and runs alone.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -64,9 +64,11 @@ class RowBatch:
         """Which runs these feeds may share, and their rows; None where they must run alone."""
         n_rows = 0
         shapes: list[tuple[int, ...]] = []
-        for name in self.session.inputs:
+        for name, spec in self.session.inputs.items():
             shape = feeds[name].shape
             if not shape or shape[0] < 1 or (n_rows and shape[0] != n_rows):
+                return None
+            if any(mine not in (None, theirs) for mine, theirs in zip(spec.shape[1:], shape[1:], strict=True)):
                 return None
             n_rows = shape[0]
             shapes.append(shape[1:])
@@ -119,7 +121,6 @@ class Join:
         segment: takes the shallow cut's tensors, gives the deeper one's.
         shallow: the session of the shallow cut's tail, in batches.
         deeper: the session of the deeper cut's tail; its batch runs the rest of all rows.
-        segment_seconds: measured seconds of the segment by rows.
     """
 
     __slots__ = ("_segment", "deeper", "segment", "shallow")
@@ -129,6 +130,24 @@ class Join:
         self.deeper = deeper
         self.segment = segment.session
         self._segment = segment
+
+    @property
+    def deeper_batch(self) -> RowBatch:
+        """How rows at the deeper cut run together. Raises `EngineFailed` when they do no more."""
+        batch = self.deeper.batch
+        if batch is None:
+            raise EngineFailed("the deeper tail left memory; ask again")
+        return batch
+
+    def caught_up(self, feeds: Mapping[str, np.ndarray], options: Any) -> dict[str, np.ndarray]:
+        """The deeper cut's tensors of these rows: computed by the segment, or handed on where both cuts have them.
+
+        Raises:
+            EngineFailed: the segment failed or was terminated.
+        """
+        names = self.segment.output_names
+        computed = dict(zip(names, self.segment.run(feeds, names, options), strict=True))
+        return {name: computed[name] if name in computed else feeds[name] for name in self.deeper.inputs}
 
     def takes(self, shallow: "EngineJob", deeper: "EngineJob") -> bool:
         """Whether these two want the same outputs."""

@@ -178,9 +178,10 @@ class RunQueue:
         if session.family is None:
             return
         for other in self._families.get(session.family, ()):
-            if other is not session and session.meet(other) == CROWD_SEEN:
-                work.neighbour = other
-                return
+            if other is session or other in session.joins or session.meet(other) % CROWD_SEEN:
+                continue
+            work.neighbour = other
+            return
 
 
 def _due_s(job: EngineJob) -> float:

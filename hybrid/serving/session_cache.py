@@ -54,12 +54,17 @@ class _Kept:
 
     session: EngineSession
     n_uses: int = 0
+    n_runs: int = 0
     clock: float = 0.0
 
-    @property
-    def worth(self) -> float:
+    def worth(self, clock: float) -> float:
+        """Runs for other sessions count as uses; they are looked at here, so that the run itself pays nothing."""
         session = self.session
-        return self.clock + self.n_uses * max(session.opened_s, 1e-4) / max(session.n_bytes + session.n_gpu_bytes, 1)
+        if session.n_runs != self.n_runs:
+            self.n_runs, self.clock = session.n_runs, clock
+        return self.clock + (self.n_uses + self.n_runs) * max(session.opened_s, 1e-4) / max(
+            session.n_bytes + session.n_gpu_bytes, 1
+        )
 
 
 class SessionCache:
@@ -225,9 +230,9 @@ class SessionCache:
             idle = [key for key, kept in self._kept.items() if key != spare and not kept.session.n_users]
             if not idle:
                 return False
-            key = min(idle, key=lambda known: self._kept[known].worth)
+            key = min(idle, key=lambda known: self._kept[known].worth(self._clock))
             kept = self._kept[key]
-            self._clock = max(self._clock, kept.worth)
+            self._clock = max(self._clock, kept.worth(self._clock))
             self._left[key] = kept.n_uses // 2
             while len(self._left) > _MAX_REMEMBERED:
                 del self._left[next(iter(self._left))]

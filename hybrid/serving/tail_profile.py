@@ -23,7 +23,7 @@ from hybrid.serving.engine_session import EngineSession
 _N_RUNS: Final = 5
 _BUDGET_S: Final = 0.5
 _IDLE_POLL_S: Final = 0.005
-_IDLE_PATIENCE_S: Final = 0.25
+IDLE_PATIENCE_S: Final = 0.25
 
 
 class TailTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +40,13 @@ class TailTimes(msgspec.Struct, frozen=True, kw_only=True):
     tails: dict[str, float]
 
 
-def machine_text(n_intra_threads: int) -> str:
-    """What measured seconds hold for: processor count, engine version and its threads."""
+def machine_text(n_intra_threads: int, provider: str, n_threads: int) -> str:
+    """What measured seconds hold for: processor count, engine version, where and in how many threads it computes."""
     node = os.uname()
-    return f"{node.nodename} {node.machine} cpus={os.cpu_count()} ort={ort.__version__} intra={n_intra_threads}"
+    return (
+        f"{node.nodename} {node.machine} cpus={os.cpu_count()} ort={ort.__version__} provider={provider} "
+        f"intra={n_intra_threads} runs={n_threads}"
+    )
 
 
 def read_times(path: Path, machine: str) -> TailTimes | None:
@@ -55,8 +58,8 @@ def read_times(path: Path, machine: str) -> TailTimes | None:
     return found if found.machine == machine else None
 
 
-def write_times(path: Path, times: TailTimes) -> None:
-    """Keep times, whole or not at all."""
+def write_record(path: Path, times: msgspec.Struct) -> None:
+    """Keep measured times, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     draft.write_bytes(msgspec.json.encode(times))
@@ -104,14 +107,15 @@ def time_session(session: EngineSession, feeds: Mapping[str, np.ndarray], pool: 
     session.run(feeds)
     taken: list[float] = []
     while len(taken) < _N_RUNS and sum(taken) < _BUDGET_S:
-        _wait_for_idle(pool)
+        wait_for_idle(pool)
         started_s = time.perf_counter()
         session.run(feeds)
         taken.append(time.perf_counter() - started_s)
     return float(np.median(taken))
 
 
-def _wait_for_idle(pool: EnginePool) -> None:
-    patient_until_s = time.monotonic() + _IDLE_PATIENCE_S
+def wait_for_idle(pool: EnginePool, patience_s: float = IDLE_PATIENCE_S) -> None:
+    """Block until no request uses the engine, for so long at most."""
+    patient_until_s = time.monotonic() + patience_s
     while not pool.idle and time.monotonic() < patient_until_s:
         time.sleep(_IDLE_POLL_S)

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from compression.catalog import CODECS
 from devices.errors import DeviceError
 from hybrid.errors import EngineFailed, HybridError, Overloaded, PlanError, Warming
 from hybrid.graph.shape_key import ShapeKey
@@ -34,7 +35,7 @@ from hybrid.serving.tail_profile import (
     read_times,
     synthetic_feeds,
     time_session,
-    write_times,
+    write_record,
 )
 
 _log = logging.getLogger("hybrid.serving")
@@ -60,12 +61,14 @@ class PreparedReply(msgspec.Struct, frozen=True, kw_only=True):
         state: `unknown` when the model is not here, `preparing` until everything is timed.
         cuts: every cut of this gateway's table that has a tail.
         whole_s: seconds of the whole model.
+        codecs: names of those that this gateway decodes.
     """
 
     state: Literal["ready", "preparing", "unknown"]
     cuts: list[CutTime] = []
     whole_s: float | None = None
     note: str | None = None
+    codecs: tuple[str, ...] = tuple(CODECS)
 
 
 @dataclass(slots=True)
@@ -99,7 +102,8 @@ class TailShelf:
         self._max_keys = max_keys
         self._work = Background("preparing", n_threads=1)
         self._shelves: OrderedDict[tuple[str, str], _Shelf] = OrderedDict()
-        self._machine = machine_text(executor.settings.engine.n_intra_threads)
+        engine = executor.settings.engine
+        self._machine = machine_text(engine.n_intra_threads, engine.provider.name, executor.settings.n_threads)
 
     def tail(self, model: ServedModel, shape_key: ShapeKey, cut_id: str) -> tuple[EngineSession, Cut]:
         """The session of a tail and its cut, from memory.
@@ -140,6 +144,11 @@ class TailShelf:
         cuts = [CutTime(id=cut.id, tail_s=shelf.tails_s.get(cut.id)) for cut in table.cuts if cut.kind != "output"]
         state: Literal["ready", "preparing"] = "ready" if shelf.is_timed else "preparing"
         return PreparedReply(state=state, cuts=cuts, whole_s=shelf.whole_s, note=table.note)
+
+    def prepared_of(self, family: tuple[str, ...]) -> Prepared | None:
+        """The prepared graph of a (model digest, shape id), None where it is not kept."""
+        shelf = self._shelves.get((family[0], family[1]))
+        return None if shelf is None else shelf.prepared
 
     def _shelf(self, model: ServedModel, shape_key: ShapeKey) -> _Shelf:
         key = (model.model_digest, shape_key.id)
@@ -212,7 +221,7 @@ class TailShelf:
             elif cut.kind == "interior":
                 await self._measure_tail(shelf, prepared, cut)
         times = TailTimes(machine=self._machine, whole_s=shelf.whole_s, tails=shelf.tails_s)
-        await self._work.run(lambda: write_times(path, times))
+        await self._work.run(lambda: write_record(path, times))
         shelf.is_timed = True
         _log.info("tails.timed model=%s n_tails=%d", prepared.model_digest[:16], len(shelf.tails_s))
 

@@ -1,0 +1,199 @@
+"""Tries a session in batches: whether each row keeps its own result, and whether rows together cost less than alone.
+
+Design: what the requests bring is varied, not invented: rows are rolled and scaled copies of a real request's tensors,
+so that integers stay valid and rows of very different size would show any mixing. Batches are held against single runs
+on all engine threads at once, since that is what they replace.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+
+from hybrid.errors import HybridError
+from hybrid.serving.engine_pool import EnginePool
+from hybrid.serving.engine_session import EngineSession
+from hybrid.serving.row_batch import stacked, unstacked
+from hybrid.serving.tail_profile import wait_for_idle
+
+BATCHES: Final = (1, 2, 4, 8)
+PAYS_RATIO: Final = 0.85
+"""A batch pays when a row in it costs at most this share of one alone."""
+
+TOLERANCE: Final = 1e-4
+"""Largest difference between a row alone and in a batch, as a share of the output's largest value (DESIGN §4)."""
+
+_MIN_ROUNDS: Final = 3
+_MAX_ROUNDS: Final = 12
+_BUDGET_S: Final = 2.0
+_PATIENCE_S: Final = 0.03
+"""Trials are made because requests crowd: an idle moment may never come, and the ratio counts, not the seconds."""
+
+_LONG_S: Final = 2.0
+_ENOUGH_RATIO: Final = 1.05
+
+Feeds = Mapping[str, np.ndarray]
+Outcome = Literal["pays", "costs", "mixes"]
+
+
+class BatchTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """What batches of one session cost on one machine.
+
+    Attributes:
+        machine: what the seconds hold for.
+        outcome: `pays`; `costs` where a row is not clearly cheaper in a batch; `mixes` where it cannot run in one.
+        reason: in words, for an operator.
+        alone_s: seconds a row costs in single runs, with all engine threads at work.
+        seconds: of one run, by rows.
+        max_rows: the smallest batch that is about as cheap a row as the cheapest; 1 where none pays.
+    """
+
+    machine: str
+    outcome: Outcome
+    reason: str
+    alone_s: float = 0.0
+    seconds: dict[int, float] = {}
+    max_rows: int = 1
+
+
+def read_batch_times(path: Path, machine: str) -> BatchTimes | None:
+    """Times that were kept for this machine, or None."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=BatchTimes)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if found.machine == machine else None
+
+
+def varied(feeds: Feeds, number: int) -> dict[str, np.ndarray]:
+    """Another request of the same shapes: values rolled along the last axis, floats also scaled."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in feeds.items():
+        rolled = np.roll(array, number, axis=-1) if array.ndim else array
+        if array.dtype.kind == "f":
+            rolled = (rolled * np.asarray(1.0 + 0.75 * number, array.dtype)).astype(array.dtype)
+        found[name] = np.ascontiguousarray(rolled)
+    return found
+
+
+def rows_differ(single: EngineSession, many: EngineSession, feeds: Feeds, n_rows: int) -> str:
+    """Why rows of a batch are not what they are alone; empty where they are.
+
+    Args:
+        single: runs one request.
+        many: runs any number of rows.
+        feeds: one request with `n_rows` rows.
+    """
+    requests = [varied(feeds, number) for number in range(4)]
+    try:
+        alone = [single.run(request, many.output_names) for request in requests]
+        together = unstacked(many.run(stacked(requests)), [n_rows] * len(requests))
+    except HybridError as exc:
+        return str(exc)
+    for mine, theirs in zip(alone, together, strict=True):
+        for name, a, b in zip(many.output_names, mine, theirs, strict=True):
+            if not outputs_equal(a, b):
+                return f"output {name!r} of a row differs between a batch and a run of its own"
+    return ""
+
+
+def time_batches(
+    single: EngineSession, many: EngineSession, feeds: Feeds, n_rows: int, pool: EnginePool
+) -> tuple[float, dict[int, float]]:
+    """Seconds a row costs alone with all threads at work, and seconds of runs by their rows; medians over rounds.
+
+    Every round measures all of them once, so that whatever else the machine does falls on all. Larger batches are left
+    out after the first round where two in a row gain nothing, or a run takes long.
+
+    Raises:
+        EngineFailed: a run failed.
+    """
+    requests = {k: stacked([varied(feeds, number) for number in range(k)]) for k in BATCHES}
+    sizes = list(BATCHES)
+    alone: list[float] = []
+    runs: dict[int, list[float]] = {k: [] for k in BATCHES}
+    single.run(feeds)
+    started_s = time.perf_counter()
+    while len(alone) < _MIN_ROUNDS or (len(alone) < _MAX_ROUNDS and time.perf_counter() - started_s < _BUDGET_S):
+        alone.append(_alone_s(single, feeds, pool))
+        n_useless = 0
+        for k in list(sizes):
+            if not runs[k]:
+                many.run(requests[k])  # the first run of a size takes memory
+            runs[k].append(_once_s(many, requests[k], pool))
+            n_useless = 0 if runs[k][-1] < PAYS_RATIO * k * alone[-1] else n_useless + 1
+            if len(alone) == 1 and (n_useless >= 3 or runs[k][-1] > _LONG_S):
+                sizes = sizes[: sizes.index(k) + 1]
+                break
+    return float(np.median(alone)) / n_rows, {k * n_rows: float(np.median(runs[k])) for k in sizes}
+
+
+def judged(machine: str, alone_s: float, seconds: Mapping[int, float], *, always: bool = False) -> BatchTimes:
+    """The verdict on measured times.
+
+    Args:
+        machine: what they hold for.
+        alone_s: seconds of a row alone.
+        seconds: of runs, by rows.
+        always: batch also where it costs; for trials.
+    """
+    rows_s = {n: run_s / n for n, run_s in seconds.items()}
+    best = min(rows_s, key=lambda n: rows_s[n])
+    enough = next(n for n in sorted(rows_s) if rows_s[n] <= _ENOUGH_RATIO * rows_s[best])
+    ratio = rows_s[best] / alone_s if alone_s else 1.0
+    pays = ratio <= PAYS_RATIO and enough > min(rows_s)
+    said = f"a row costs {1e3 * alone_s:.3g} ms alone and {1e3 * rows_s[best]:.3g} ms in the best batch ({best} rows)"
+    if pays or always:
+        max_rows = enough if pays else max(rows_s)
+        return BatchTimes(
+            machine=machine, outcome="pays", reason=said, alone_s=alone_s, seconds=dict(seconds), max_rows=max_rows
+        )
+    return BatchTimes(machine=machine, outcome="costs", reason=said, alone_s=alone_s, seconds=dict(seconds))
+
+
+def outputs_equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two runs gave the same: integers exactly, floats within `TOLERANCE` of the largest value."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    finite = a[np.isfinite(a)]
+    scale = max(1e-6, float(np.max(np.abs(finite)))) if finite.size else 1.0
+    return bool(np.allclose(a, b, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True))
+
+
+def _once_s(session: EngineSession, feeds: Feeds, pool: EnginePool) -> float:
+    wait_for_idle(pool, _PATIENCE_S)
+    started_s = time.perf_counter()
+    session.run(feeds)
+    return time.perf_counter() - started_s
+
+
+def _alone_s(session: EngineSession, feeds: Feeds, pool: EnginePool) -> float:
+    """Seconds a single run costs: the less of one by itself, and of as many at once as there are engine threads."""
+    one_s = min(_once_s(session, feeds, pool) for _ in range(2))
+    if pool.n_threads == 1:
+        return one_s
+    threads = [Thread(target=_run_often, args=(session, feeds, 2)) for _ in range(pool.n_threads)]
+    wait_for_idle(pool, _PATIENCE_S)
+    started_s = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return min(one_s, (time.perf_counter() - started_s) / (2 * pool.n_threads))
+
+
+def _run_often(session: EngineSession, feeds: Feeds, n_runs: int) -> None:
+    for _ in range(n_runs):
+        session.run(feeds)
+
+
+def rows_of(feeds: Feeds, names: Sequence[str]) -> int:
+    """The number of rows that all of these inputs have in front; 0 where they have none in common."""
+    found = {feeds[name].shape[0] if feeds[name].ndim else 0 for name in names}
+    return found.pop() if len(found) == 1 else 0
