@@ -6,6 +6,9 @@ from typing import Final
 from compression.affine import channel_axis
 from compression.tensor import TensorSpec
 
+LEAST_ELEMENTS: Final = 64
+"""Of a smaller tensor the codec finds the levels sooner than the engine has visited the nodes."""
+
 PREFIX: Final = "hybrid/levels"
 """Of every name that quantizing adds to a graph; exporters do not make such names."""
 
@@ -30,8 +33,8 @@ class LevelNames:
 
 
 def level_names(spec: TensorSpec) -> LevelNames | None:
-    """The names for a tensor that can be quantized in a graph: FP32 of known shape, not empty; else None."""
-    if spec.dtype != "FP32" or not spec.n_elements:
+    """The names for a tensor that is quantized in a graph: FP32 of known shape, not tiny; else None."""
+    if spec.dtype != "FP32" or (spec.n_elements or 0) < LEAST_ELEMENTS:
         return None
     name = spec.name
     return LevelNames(
