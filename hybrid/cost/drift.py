@@ -17,7 +17,7 @@ LONG_GAIN: Final = 0.03
 
 START_REVERT_S: Final = 5.0
 LEAST_REVERT_S: Final = 1.0
-MOST_REVERT_S: Final = 60.0
+MOST_REVERT_S: Final = 20.0
 STEP: Final = 1.5
 APART: Final = 0.3
 """Two guesses that differ by less (in the logarithm) do not tell which was better."""

@@ -7,6 +7,7 @@ learnt and put back where a transfer is predicted, so that a connection that was
 """
 
 from dataclasses import dataclass
+from math import log
 from threading import Lock
 from typing import Final
 
@@ -31,6 +32,8 @@ MOST_UNSENT_BYTES: Final = 64 * 1024
 
 LARGE_RATIO: Final = 4
 """A direction that carries this many times the other's bytes takes nearly all of the moving time."""
+
+UNTOLD_LOG_RATIO: Final = 0.2
 
 COLD_GAIN: Final = 0.25
 MOST_COLD_RATIO: Final = 1.5
@@ -102,7 +105,7 @@ class LinkView:
         return window_after_idle_bytes(self.down_window_bytes, now_s - self.measured_s, self.rtt_s or 0.0)
 
     def uplink_at(self, now_s: float) -> tuple[float | None, float]:
-        """The uplink's goodput that is expected now, and the spread that the estimate's age has added."""
+        """The uplink's goodput that is expected now, and the spread that the estimate's age adds to transfers."""
         if self.uplink is None:
             return self.uplink_bps, 0.0
         return self.uplink.after(now_s - self.measured_s)
@@ -281,13 +284,16 @@ class LinkEstimate:
         known_bps, rtt_s = estimate.value, self._rtt.value or 0.0
         if known_bps:
             expected_s = 8 * n_bytes / known_bps
-            waited_s = slow_start_s(n_bytes, expected_s, window, rtt_s)
+            waited_s = self._cold_ratio * slow_start_s(n_bytes, expected_s, window, rtt_s)
             if waited_s < 0.05 * expected_s:
                 self._n_warm += 1
             elif self._n_warm >= 3 and waited_s > 0.2 * expected_s:
-                shown = min(MOST_COLD_RATIO, max(0.0, (taken_s - expected_s) / waited_s))
+                shown = self._cold_ratio * (taken_s - expected_s) / waited_s if waited_s else 1.0
+                shown = min(MOST_COLD_RATIO, max(0.0, shown))
                 self._cold_ratio += COLD_GAIN * (shown - self._cold_ratio)
         moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, self._cold_ratio)
+        if known_bps and waited_s > 0.5 * taken_s and abs(log(taken_s / (expected_s + waited_s))) < UNTOLD_LOG_RATIO:
+            return  # nearly all of it was slow start, and as expected: it tells next to nothing of the rate
         rate_bps = 8 * n_bytes / max(moving_s, LEAST_MOVING_S)
         if estimate is self._uplink:
             self._drift.observe(rate_bps, known_bps, now_s - self._measured_s)

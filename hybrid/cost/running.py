@@ -2,11 +2,18 @@
 
 from math import exp, log
 
-GAIN = 0.25
-"""Weight of a new sample; about the last eight samples count."""
+GAIN = 0.35
+"""Weight of a new sample; about the last five samples count. Recorded uplinks wander so fast that more memory costs
+more than it smooths."""
+
+SPREAD_GAIN = 0.25
+"""Weight of a new residual in the deviation."""
 
 JUMP_LOG_RATIO = log(1.5)
 """A residual of this size, or of four deviations, is suspected to be a change and not noise."""
+
+RARE_S = 1.5
+"""A sample that comes so long after the one before is believed at once: a second one may not come for long."""
 
 FLOOR = 1e-9
 
@@ -17,7 +24,7 @@ class RunningEstimate:
     Times and rates are positive and their noise is multiplicative, hence the logarithm: a rate that halves and one
     that doubles are equally surprising. Two residuals in a row on the same side, each larger than four deviations and
     than a factor of 1.5, are a change: the mean moves there at once (so that two to three requests move a plan). A
-    single one is an outlier and moves nothing; two on opposite sides are noise.
+    single one is an outlier and moves nothing (unless samples are rare); two on opposite sides are noise.
 
     Attributes:
         n_samples: samples so far.
@@ -50,6 +57,7 @@ class RunningEstimate:
     def observe(self, x: float, now_s: float) -> None:
         """Takes one sample (> 0; smaller ones count as a nanounit)."""
         sample = log(max(x, FLOOR))
+        is_rare = now_s - self.updated_s > RARE_S
         self.updated_s = now_s
         self.n_samples += 1
         if self.n_samples == 1:
@@ -57,7 +65,7 @@ class RunningEstimate:
             return
         residual = sample - self._log_mean
         if abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation):
-            if self._suspect * residual > 0:
+            if self._suspect * residual > 0 or is_rare:
                 self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
                 self.epoch += 1
                 return
@@ -65,9 +73,8 @@ class RunningEstimate:
                 self._suspect = residual
                 return
         self._suspect = 0.0
-        gain = max(GAIN, 1 / self.n_samples)
-        self._deviation += gain * (abs(residual) - self._deviation)
-        self._log_mean += gain * residual
+        self._deviation += max(SPREAD_GAIN, 1 / self.n_samples) * (abs(residual) - self._deviation)
+        self._log_mean += max(GAIN, 1 / self.n_samples) * residual
 
     def forget(self) -> None:
         """Back to the state before the first sample."""

@@ -18,9 +18,9 @@ UNKNOWN_BPS: Final = 10e6
 HOPE_FACTOR: Final = 8.0
 """A link may become so many times faster while nobody looks."""
 
-LEAST_PAUSE_S: Final = 2.0
+LEAST_PAUSE_S: Final = 1.0
 MOST_PAUSE_S: Final = 10.0
-LINK_SHARE: Final = 0.05
+LINK_SHARE: Final = 0.15
 """Probes may fill this share of a link..."""
 
 COST_SHARE: Final = 0.01
