@@ -29,6 +29,8 @@ _BUFFER_BYTES: Final = 32 * 1024
 _LINE_LENGTH: Final = 256
 _CONNECT_TIMEOUT_S: Final = 5.0
 _THREAD_TIMEOUT_S: Final = 10.0
+_HALF_TICK_S: Final = 0.0005
+"""The event loop rounds its sleeps up to milliseconds; so on average they end in time."""
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that makes closing a socket a reset."""
 
@@ -324,7 +326,7 @@ class ShapedProxy:
     async def _deliver(self, lane: Lane, line: _Line, sink: socket.socket) -> None:
         while True:
             due_s, data = await line.get()
-            if (left_s := due_s - self._loop.time()) > 0:
+            if (left_s := due_s - _HALF_TICK_S - self._loop.time()) > 0:
                 await asyncio.sleep(left_s)
             await lane.opened()
             if isinstance(data, OSError):

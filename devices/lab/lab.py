@@ -115,8 +115,7 @@ class Lab:
         congestion_control: str | None = None,
         seed: int = 0,
         slowdown: SlowdownKind = "auto",
-        host_slowdown_ratio: float = 1.0,
-        n_cores: int = 1,
+        factor: float | None = None,
     ) -> None:
         """Builds the lab.
 
@@ -127,9 +126,8 @@ class Lab:
             congestion_control: of TCP over a real link, such as `cubic` or `bbr`; None for this machine's own.
             seed: of losses and jitter.
             slowdown: of the device: the kernel's quota, pacing, the first that is allowed, or none.
-            host_slowdown_ratio: how fast this machine is, as `Device.slowdown_ratio` counts.
-            n_cores: of the device that its programs use. A quota is shared by them, so that a program with one thread
-                is that many times too fast: leave it at 1 unless the program computes with so many threads.
+            factor: how many times slower than this machine the device is; None for as many as its description and a
+                short benchmark of this machine say. Give it where runs are to be compared.
 
         Raises:
             EmulationUnavailable: what was asked for is not allowed here.
@@ -137,7 +135,7 @@ class Lab:
         """
         shape, self.link_name = link_of(link)
         with contextlib.ExitStack() as cleanup:
-            machine, self.machine = emulated(device_of(device), slowdown, host_slowdown_ratio, n_cores)
+            machine, self.machine = emulated(device_of(device), slowdown, factor)
             if machine is not None:
                 cleanup.callback(machine.close)
             self.link: Link = open_link(shape, kind=kind, congestion_control=congestion_control, seed=seed)

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from functools import cache
+from typing import Literal, Protocol
 
 from devices.device import Device
 
 SlowdownKind = Literal["auto", "quota", "pacing", "none"]
-
-_HARDLY_SLOWER_RATIO: Final = 1.02
 
 
 class Slowdown(Protocol):
@@ -37,13 +36,11 @@ class Emulated:
         name: of the catalog, or what was given in its place.
         factor: how many times slower than this machine a core is; 1 for this machine itself.
         kind: what slows it down: `cgroup v1`, `cgroup v2`, `pacing` or `nothing`.
-        n_cores: that may compute; None for as many as there are.
     """
 
     name: str
     factor: float
     kind: str
-    n_cores: int | None
 
 
 def device_of(device: Device | str | None) -> Device | None:
@@ -60,25 +57,36 @@ def device_of(device: Device | str | None) -> Device | None:
 
 
 def emulated(
-    device: Device | None, kind: SlowdownKind, host_slowdown_ratio: float, n_cores: int
+    device: Device | None, kind: SlowdownKind, factor: float | None = None
 ) -> tuple[Slowdown | None, Emulated]:
     """The slowdown that makes this machine that one; None where there is nothing to slow down.
 
     Args:
         device: which machine; None for this one.
         kind: of the slowdown, or `auto` for the best that is allowed.
-        host_slowdown_ratio: how fast this machine is, as `Device.slowdown_ratio` counts.
-        n_cores: that the device's programs use.
+        factor: how many times slower than this machine; None for as many as the device is, by a short benchmark.
 
     Raises:
         EmulationUnavailable: a quota was asked for and is not allowed here.
+        EmulationError: a factor below 1.
     """
-    if device is None:
-        return None, Emulated(name="this machine", factor=1.0, kind="nothing", n_cores=None)
-    factor = device.factor_on(host_slowdown_ratio)
-    if kind == "none" or factor <= _HARDLY_SLOWER_RATIO:
-        return None, Emulated(name=device.name, factor=1.0, kind="nothing", n_cores=None)
+    name = device.name if device is not None else "this machine"
+    if kind == "none" or (device is None and factor is None):
+        return None, Emulated(name=name, factor=1.0, kind="nothing")
+    if factor is None:
+        assert device is not None, "one of them was given"
+        factor = max(1.0, device.factor_on(host_slowdown_ratio()))
+    if factor == 1.0:
+        return None, Emulated(name=name, factor=1.0, kind="nothing")
     from devices.slowdown import slow_down
 
-    slowdown = slow_down(factor, n_cores=n_cores, kind=kind)
-    return slowdown, Emulated(name=device.name, factor=factor, kind=slowdown.kind, n_cores=n_cores)
+    slowdown = slow_down(factor, kind=kind)
+    return slowdown, Emulated(name=name, factor=factor, kind=slowdown.kind)
+
+
+@cache
+def host_slowdown_ratio() -> float:
+    """How fast a core of this machine is, as `Device.slowdown_ratio` counts; measured once a process, in a second."""
+    from devices.machine import measured_speed
+
+    return measured_speed().slowdown_ratio

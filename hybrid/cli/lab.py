@@ -74,7 +74,10 @@ def run(
     slowdown: Annotated[
         Slowdown, typer.Option("--slowdown", help="Of the device: the kernel's quota, pacing of our sessions, none.")
     ] = "auto",
-    cores: Annotated[int, typer.Option("--cores", help="Of the device that COMMAND computes with.", min=1)] = 1,
+    factor: Annotated[
+        float | None,
+        typer.Option("--factor", help="How many times slower than this machine; else by a short benchmark.", min=1.0),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout at the end; COMMAND's stdout goes to stderr.")
     ] = False,
@@ -96,7 +99,7 @@ def run(
             kind=kind,
             congestion_control=congestion_control,
             slowdown=slowdown,
-            n_cores=cores,
+            factor=factor,
         ),
         to_stderr=json,
     )

@@ -41,7 +41,7 @@ class Wanted:
     kind: Literal["auto", "tun", "proxy"] = "auto"
     congestion_control: str | None = None
     slowdown: SlowdownKind = "auto"
-    n_cores: int = 1
+    factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
             congestion_control=wanted.congestion_control,
             seed=wanted.seed,
             slowdown=wanted.slowdown,
-            n_cores=wanted.n_cores,
+            factor=wanted.factor,
         ) as lab,
     ):
         note(_device_line(lab.machine))
@@ -194,7 +194,7 @@ def _device_line(machine: Emulated) -> str:
         return f"device   {machine.name}, not slowed down"
     paced = "our sessions pace themselves, other programs are not slowed"
     means = paced if machine.kind == "pacing" else f"by a CPU quota ({machine.kind})"
-    slower = f"{machine.factor:.1f} times slower than this machine, {machine.n_cores} core(s)"
+    slower = f"{machine.factor:.1f} times slower than this machine, one core"
     return f"device   {machine.name}: {slower}; {means}"
 
 

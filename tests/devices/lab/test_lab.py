@@ -9,11 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from devices.catalog.load import device
 from devices.errors import CatalogUnknown, EmulationError, EmulationUnavailable
 from devices.lab import lab as lab_module
 from devices.lab.lab import Lab, Place
@@ -76,11 +77,11 @@ def test_programs_run_on_their_machine_and_end_with_the_lab(
     lab_of: Callable[..., Lab], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lab_module, "_POLITE_S", 0.5)
-    lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, device="rpi-4b", slowdown="pacing", seed=1)
-    assert lab.machine == Emulated(name="rpi-4b", factor=lab.machine.factor, kind="pacing", n_cores=1)
+    lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, device="rpi-4b", slowdown="pacing", factor=7.5, seed=1)
+    assert lab.machine == Emulated(name="rpi-4b", factor=7.5, kind="pacing")
     show = [sys.executable, "-c", "import os, sys; print(os.environ.get('HYBRID_PACE'), sys.argv[1:])", "--", "a b"]
     on_device = lab.device.run(show, capture_output=True, text=True, check=True, timeout_s=30)
-    assert on_device.stdout == f"{lab.machine.factor:g} ['--', 'a b']\n"
+    assert on_device.stdout == "7.5 ['--', 'a b']\n"
     own = lab.gateway.run(show, capture_output=True, text=True, env={"HYBRID_PACE": "own"})
     assert own.stdout == "own ['--', 'a b']\n"
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
@@ -107,9 +108,12 @@ def test_a_program_that_is_not_there_is_told_as_a_shell_would(lab_of: Callable[.
 
 
 def test_a_machine_that_is_not_slower_is_this_one() -> None:
-    with Lab(kind="proxy", device="rpi-5", host_slowdown_ratio=100.0) as lab:
-        assert lab.machine == Emulated(name="rpi-5", factor=1.0, kind="nothing", n_cores=None)
+    fast = replace(device("rpi-5"), slowdown_ratio=0.001)
+    with Lab(kind="proxy", device=fast) as lab:
+        assert lab.machine == Emulated(name="rpi-5", factor=1.0, kind="nothing")
         assert lab.device.environment == {}
+    with Lab(kind="proxy", device=replace(fast, slowdown_ratio=1000.0), slowdown="pacing") as lab:
+        assert 100 < lab.machine.factor < 10_000, "by a benchmark of this machine"
     with pytest.raises(CatalogUnknown):
         Lab(device="rpi-99")
 
@@ -117,7 +121,7 @@ def test_a_machine_that_is_not_slower_is_this_one() -> None:
 @pytest.mark.root
 def test_a_program_on_the_device_is_slowed_by_the_kernel(lab_of: Callable[..., Lab]) -> None:
     """Processor seconds stay, seconds grow; `tests/devices/test_cpu_quota.py` measures how exactly."""
-    lab = lab_of(kind="tun", device="rpi-4b", slowdown="quota")
+    lab = lab_of(kind="tun", slowdown="quota", factor=6)
     spin = (
         "import time; began_s = time.perf_counter(); sum(range(10_000_000)); "
         "print((time.perf_counter() - began_s) / time.process_time())"
