@@ -12,6 +12,8 @@ GROUP = "hybrid.commands"
 SUMMARIES = {
     "agent": "Run the service of an edge box.",
     "demo": "See a device and a gateway answer together while the link between them changes.",
+    "devices": "List the machines and links that can be emulated, with the source of every figure.",
+    "doctor": "Say what this machine is, what works here, and how to mend what does not.",
     "gateway": "Run the gateway, and make its tokens.",
     "models": "Push models to a gateway, list them, pull them.",
     "plan": "Show where a model can be cut, and what each cut costs.",

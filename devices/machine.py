@@ -1,0 +1,212 @@
+"""What this machine is: its processor, cores and memory, what a container leaves of them, and how fast one core is."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import log
+from pathlib import Path
+from typing import Final
+
+from devices import pace
+from devices.catalog.load import devices
+from devices.device import Device
+from devices.errors import EmulationError
+
+_MAX_TEXT: Final = 200
+_NAMES: Final = ("model name", "Model", "Hardware", "cpu model", "Processor")
+_PARTS: Final = ("CPU implementer", "CPU part", "CPU variant")
+
+REFERENCE_GFLOPS: Final = 98.0
+"""Float32 matrix products of the reference core, in 10⁹ operations a second.
+
+Arithmetic, not a measurement: 3.4 GHz times 32 operations a cycle (two 256-bit fused multiply-adds), times 0.9 for what
+a good library reaches of that.
+"""
+
+_ALIKE_RATIO: Final = 1.5
+"""A catalog machine is named as alike when its core is within this factor."""
+
+_BENCHMARK: Final = """
+import sys, time
+import numpy as np
+random = np.random.default_rng(0)
+a, b = (random.standard_normal((256, 256), np.float32) for _ in range(2))
+best, until_s = 0.0, time.perf_counter() + float(sys.argv[1])
+while time.perf_counter() < until_s or not best:
+    began_s = time.process_time()
+    for _ in range(8):
+        a @ b
+    best = max(best, 8 * 2 * 256**3 / max(time.process_time() - began_s, 1e-6) / 1e9)
+print(best)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """This machine, as a program on it finds it.
+
+    Attributes:
+        system: operating system, its version and the architecture.
+        processor: its model as the kernel names it.
+        n_processors: what the machine has.
+        usable_cores: what this process may use of them: its affinity, and less where a control group says so.
+        memory_bytes: of the machine.
+        memory_limit_bytes: what a control group allows, None where it allows all.
+        container: `docker`, `podman`, `kubernetes`, `lxc` or another name; None where none is seen.
+    """
+
+    system: str
+    processor: str
+    n_processors: int
+    usable_cores: float
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    container: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast one core is, by a short benchmark in a process of its own.
+
+    Attributes:
+        gflops: float32 matrix products, 10⁹ operations a second of processor time, the best of many.
+        slowdown_ratio: estimate of what a catalog machine calls so: seconds of one core over the reference core's.
+        alike: name of the catalog's machine whose core is nearest, None where none is within a factor of 1.5.
+    """
+
+    gflops: float
+    slowdown_ratio: float
+    alike: str | None
+
+
+def facts() -> Facts:
+    """What this machine is."""
+    import psutil
+
+    return Facts(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=processor(),
+        n_processors=os.cpu_count() or 1,
+        usable_cores=usable_cores(),
+        memory_bytes=int(psutil.virtual_memory().total),
+        memory_limit_bytes=_memory_limit_bytes(int(psutil.virtual_memory().total)),
+        container=_container(),
+    )
+
+
+def machine_class() -> str:
+    """This machine without its name, for what was measured here: the same text on every machine that is like it."""
+    text = f"{platform.machine() or 'unknown'} {processor()} cores={usable_cores():g}"
+    factor = pace.factor()
+    return text if factor == 1.0 else f"{text} pace={factor:g}"
+
+
+@cache
+def processor() -> str:
+    """The processor's model as the kernel names it, else what Python knows."""
+    known: dict[str, str] = {}
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        known.setdefault(name.strip(), value.strip())
+    named = next((known[name] for name in _NAMES if known.get(name)), "")
+    parts = " ".join(known[name] for name in _PARTS if known.get(name))
+    text = " ".join(filter(None, (named, parts))) or platform.processor() or "unknown"
+    return " ".join(text.split())[:_MAX_TEXT]
+
+
+def usable_cores() -> float:
+    """Cores that this process may use: its affinity, and less where a control group's quota says so."""
+    n_cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    quotas = [quota for quota in _quotas() if quota > 0]
+    return min([n_cores, *(round(quota, 2) for quota in quotas)])
+
+
+def measured_speed(seconds: float = 0.3) -> Speed:
+    """How fast one core is; computes for about so long, plus half a second to begin.
+
+    Args:
+        seconds: of the benchmark.
+
+    Raises:
+        EmulationError: the benchmark did not run.
+    """
+    alone = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _BENCHMARK, str(seconds)],
+            capture_output=True, text=True, check=True, timeout=10 + 10 * seconds, env=os.environ | alone,
+        )  # fmt: skip
+        gflops = float(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as exc:
+        raise EmulationError(f"the benchmark of one core did not run: {exc}") from exc
+    slowdown_ratio = REFERENCE_GFLOPS / gflops
+    near = min(devices(), key=lambda one: _distance(one, slowdown_ratio))
+    alike = near.name if _distance(near, slowdown_ratio) <= log(_ALIKE_RATIO) else None
+    return Speed(gflops=gflops, slowdown_ratio=slowdown_ratio, alike=alike)
+
+
+def _distance(one: Device, slowdown_ratio: float) -> float:
+    return abs(log(one.slowdown_ratio / slowdown_ratio))
+
+
+def _quotas() -> Iterator[float]:
+    """Quotas of the groups that hold this process, in cores."""
+    for folder in _groups("cpu"):
+        words = _text(folder / "cpu.max").split()
+        if len(words) == 2 and words[0] != "max":
+            yield _ratio(words[0], words[1])
+        quota_us, period_us = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+        if quota_us and period_us:
+            yield _ratio(quota_us, period_us)
+
+
+def _ratio(quota: str, period: str) -> float:
+    try:
+        return int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return 0.0
+
+
+def _memory_limit_bytes(total_bytes: int) -> int | None:
+    limits = [
+        int(text)
+        for folder in _groups("memory")
+        for name in ("memory.max", "memory.limit_in_bytes")
+        if (text := _text(folder / name).strip()).isdigit()
+    ]
+    lowest = min(limits, default=total_bytes)
+    return lowest if lowest < total_bytes else None
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of this process's control group and of those above it, in v1's tree of a controller and in v2's."""
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup") / controllers
+        folder = root / path.lstrip("/")
+        yield from (one for one in (folder, *folder.parents) if one.is_dir() and root in (one, *one.parents))
+
+
+def _container() -> str | None:
+    """The container that this process is in, by the marks that each leaves."""
+    marks = {"docker": Path("/.dockerenv"), "podman": Path("/run/.containerenv")}
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "kubernetes"
+    for name, mark in marks.items():
+        if mark.exists():
+            return name
+    named = _text(Path("/run/systemd/container")).strip()
+    return named or None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,81 @@
+"""The command itself: runs every look at once, prints what they saw."""
+
+import textwrap
+from typing import Annotated
+
+import typer
+
+from hybrid.cli.doctor import check, emulation, here, network
+from hybrid.cli.doctor.check import Check
+from hybrid.cli.output import note, progress, result
+
+WITHIN_S = 4.5
+
+app = typer.Typer()
+
+HELP = """What this machine is, what works here, and how to mend what does not; at most 5 seconds.
+
+Every line is PASS, WARN (something will not work, or not well) or FAIL (nothing works until it is mended), the last two
+with their fix. The exit code is 1 where something FAILs. Safe to paste: no token, no key and no input is shown.
+
+\b
+Examples:
+  hybrid doctor
+  hybrid doctor --gateway http://192.168.1.20:8700
+  hybrid doctor --json
+"""
+
+
+@app.command(help=HELP)
+def doctor(
+    gateway: Annotated[
+        str,
+        typer.Option(
+            "--gateway", envvar="HYBRID_GATEWAY", help="Its URL; `auto`: this machine's, else one found on the network."
+        ),
+    ] = "auto",
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="What the gateway asks for."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Look at this machine, its engines, its network and its gateway."""
+    looks: list[tuple[str, check.Look]] = [
+        ("python", here.python),
+        ("packages", here.packages),
+        ("engines", here.engines),
+        ("clock", here.clock),
+        ("disk", here.disk),
+        ("machine", here.machine),
+        ("speed", here.speed),
+        ("slow machines", emulation.slow_machines),
+        ("slow links", emulation.slow_links),
+        ("tcp", emulation.congestion_control),
+        ("ports", here.ports),
+        ("token", lambda: here.token(token)),
+        ("discovery", network.discovery),
+        ("gateway", lambda: network.gateway(gateway, token)),
+    ]
+    with progress("looking", len(looks), "checks") as bar:
+        checks = check.run(looks, within_s=WITHIN_S, done=lambda: bar.advance(1))
+    counts = {status: sum(one.status == status for one in checks) for status in ("PASS", "WARN", "FAIL")}
+    result({"checks": checks, "counts": counts}, text_of(checks), json=json)
+    if not json:
+        note("next: " + ("mend what FAILs" if counts["FAIL"] else "hybrid demo"))
+    raise typer.Exit(1 if counts["FAIL"] else 0)
+
+
+def text_of(checks: list[Check]) -> str:
+    """One paragraph a check: its status, its name, what was seen, and the fix."""
+    width = max(len(one.name) for one in checks)
+    margin = " " * (len("PASS  ") + width + 2)
+    lines = []
+    for one in checks:
+        words = textwrap.wrap(one.seen, 118 - len(margin), break_long_words=False, break_on_hyphens=False)
+        lines.append(f"{one.status}  {one.name:<{width}}  {words[0] if words else ''}")
+        lines += [margin + more for more in words[1:]]
+        if one.fix:
+            fix = textwrap.wrap(f"fix: {one.fix}", 118 - len(margin), break_long_words=False, break_on_hyphens=False)
+            lines += [margin + more for more in fix]
+    return "\n".join(lines)
