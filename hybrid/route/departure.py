@@ -12,7 +12,7 @@ from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import Tensor
 
 COMPRESSED_REPLY_BYTES = 16 * 1024
-"""Replies from this size on come back losslessly encoded where the request went so: both sides pay it off."""
+"""Replies from this size on come back losslessly encoded where the request went encoded: both sides pay it off."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def outgoing(
     headed_s = perf_counter()
     tensors = encoded(crossing, way.prospect.codec)
     encoded_s = perf_counter()
-    compress_reply = way.prospect.codec == "lossless" and way.prospect.reply_bytes >= COMPRESSED_REPLY_BYTES
+    compress_reply = way.prospect.codec != "none" and way.prospect.reply_bytes >= COMPRESSED_REPLY_BYTES
     request = InferRequest(
         inputs=tensors,
         outputs=tuple(OutputRequest(name=name) for name in wanted if name not in kept),

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from hybrid.errors import GatewayUnreachable, GatewayUntrusted
 from hybrid.transport.client import GatewayClient, acquire, release
+from hybrid.transport.supervisor import State
 from hybrid.transport.trust import Trust
 
 log = logging.getLogger("hybrid.session")
@@ -63,7 +64,7 @@ class Gateways:
 
         Args:
             urls: named gateways, each with `#sha256=HEX` behind it where its certificate is pinned; empty to discover.
-            on_change: called (from any thread) when a gateway joins or leaves.
+            on_change: called (from any thread) when a gateway joins or leaves, or is connected again.
 
         Raises:
             GatewayUnreachable: a URL that is none.
@@ -107,7 +108,9 @@ class Gateways:
         with self._lock:
             if self._is_closed or any(client.url == url for client in self._clients):
                 return
-            self._clients = (*self._clients, acquire(url, self._token, trust=trust))
+            client = acquire(url, self._token, trust=trust)
+            client.on_change(self._heard)
+            self._clients = (*self._clients, client)
         log.info("gateway.joined url=%s", url)
         self._on_change()
 
@@ -117,7 +120,7 @@ class Gateways:
             gone = [client for client in self._clients if client.url == url]
             self._clients = tuple(client for client in self._clients if client.url != url)
         for client in gone:
-            release(client)
+            self._give_back(client)
         self._on_change()
 
     def close(self) -> None:
@@ -128,7 +131,15 @@ class Gateways:
             self._is_closed = True
             clients, self._clients = self._clients, ()
         for client in clients:
-            release(client)
+            self._give_back(client)
+
+    def _heard(self, state: State) -> None:
+        if state == "ready":
+            self._on_change()
+
+    def _give_back(self, client: GatewayClient) -> None:
+        client.off_change(self._heard)
+        release(client)
 
 
 def _nobody_waits() -> None:

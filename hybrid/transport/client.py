@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -123,7 +124,11 @@ class GatewayClient:
 
     def on_change(self, listener: Callable[[State], None]) -> None:
         """Calls the listener on the I/O thread after each change of state; it must not block."""
-        self._listeners.append(listener)
+        self._listeners = [*self._listeners, listener]
+
+    def off_change(self, listener: Callable[[State], None]) -> None:
+        """Calls the listener no more."""
+        self._listeners = [kept for kept in self._listeners if kept != listener]
 
     def close(self) -> None:
         """Closes the connection; requests in flight fail."""
@@ -169,6 +174,8 @@ class GatewayClient:
             return self._io, self._supervisor
 
     def _notify(self, state: State) -> None:
+        if state == "ready":
+            self.standing.reconnected(time.monotonic())
         with self._changed:
             self._changed.notify_all()
         for listener in self._listeners:
