@@ -8,9 +8,10 @@ a pause says whether the last value or the usual one was the better guess.
 Source: Uhlenbeck and Ornstein, Physical Review 36 (1930).
 """
 
-from dataclasses import dataclass
 from math import exp, hypot, log, sqrt
 from typing import Final
+
+import msgspec
 
 LONG_GAIN: Final = 0.03
 """Weight of a new sample in the long-run mean; about the last sixty samples count."""
@@ -25,8 +26,7 @@ APART: Final = 0.3
 LEAST_PAUSE_S: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(msgspec.Struct, frozen=True):
     """A drifting quantity as it was measured last, and where it tends to.
 
     Attributes:

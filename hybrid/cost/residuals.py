@@ -16,6 +16,9 @@ LEAST_SIGMA: Final = 0.01
 BEYOND_RATIO: Final = 1.1
 
 
+_FULL: Final = tuple(exp(PRIOR_SIGMA * (1 - N_KEPT / (N_KEPT + PRIOR_WEIGHT)) * z) for z in NORMAL_AT)
+
+
 def lognormal(sigma: float) -> tuple[float, ...]:
     """The points of a lognormal distribution with median 1."""
     return tuple(exp(sigma * z) for z in NORMAL_AT)
@@ -66,6 +69,9 @@ class Residuals:
         n = len(kept)
         if not n:
             self.points = lognormal(PRIOR_SIGMA)
+            return
+        if n == N_KEPT:  # the quantiles fall on every third sample
+            self.points = tuple(found * more for found, more in zip(kept[1::3], _FULL, strict=True))
             return
         share = n / (n + PRIOR_WEIGHT)
         middle = kept[n // 2] if n % 2 else sqrt(kept[n // 2 - 1] * kept[n // 2])

@@ -11,12 +11,12 @@ from hybrid.route.holding import Holding
 from hybrid.route.way import Crossing, Way
 from hybrid.schedule import planner
 from hybrid.schedule.beliefs import Decision
-from hybrid.schedule.deciding import Weighing
 from hybrid.schedule.options import Options
 from hybrid.schedule.planner import Beliefs, GatewayView, explained
 from hybrid.schedule.prices import Prices
 from hybrid.schedule.prospect import Candidate, Constraints, Key, Prospect, refusal
 from hybrid.schedule.scheduler import Scheduler
+from hybrid.schedule.weighing import Weighing
 
 
 class Route:

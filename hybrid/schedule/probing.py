@@ -82,7 +82,7 @@ def errand(
     least = least_hope = inf
     for place, index in enumerate(table.remote):
         prospect = table.prospects[index]
-        if prospect.gateway != url or column[place] != 0.0 or prospect.head_s is None:
+        if prospect.gateway != url or (column is not None and column[place] != 0.0) or prospect.head_s is None:
             continue
         if constraints.uplink_left_bytes is not None and prospect.bytes_up > constraints.uplink_left_bytes:
             continue

@@ -19,7 +19,7 @@ from hybrid.cost.slow_start import LEAST_RTO_S
 from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
 from hybrid.schedule.deciding import decide
 from hybrid.schedule.prices import Prices
-from hybrid.schedule.probing import COST_SHARE, Probe, errand, pause_s
+from hybrid.schedule.probing import COST_SHARE, LEAST_PAUSE_S, Probe, errand, pause_s
 from hybrid.schedule.prospect import Constraints, Prospect
 from hybrid.schedule.standing import Standing
 from hybrid.schedule.table import Table
@@ -93,9 +93,11 @@ class Scheduler:
         """Replaces the gateways; what was learnt of those that stay is kept."""
         self.standings = dict(standings)
 
-    def profile_local(self, seconds: float) -> None:
-        """Sets the profiled seconds of the whole model on this device."""
+    def profile_local(self, seconds: float, *, is_settled: bool = False) -> None:
+        """Sets the profiled seconds of the whole model on this device; settled ones are not replaced by first runs."""
         self.local_s = seconds
+        if is_settled:
+            self._n_local_runs = max(self._n_local_runs, PROFILE_RUNS + 1)
         local, *others = self.table.prospects
         self._put(Table((replace(local, head_s=seconds), *others)))
 
@@ -314,6 +316,10 @@ class Scheduler:
             if url in down or not standing.breaker.allows(now_s):
                 continue
             link = standing.link.view
+            silent_s = now_s - max(standing.heard_s, link.measured_s)
+            is_unknown = standing.breaker.state(now_s) != "closed" or link.uplink_bps is None
+            if not is_unknown and silent_s < LEAST_PAUSE_S:
+                continue
             found = errand(
                 self.table,
                 url,
@@ -325,8 +331,6 @@ class Scheduler:
             )
             if found is None:
                 continue
-            silent_s = now_s - max(standing.heard_s, link.measured_s)
-            is_unknown = standing.breaker.state(now_s) != "closed" or link.uplink_bps is None
             is_due = is_unknown or (silent_s >= pause_s(found.seconds) and self._saved >= found.cost)
             if is_due and (best is None or silent_s > best.silent_s):
                 decision = Decision(index=found.index, remote_s=self._expected_remote_s(found.index, now_s))

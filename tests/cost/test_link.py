@@ -1,9 +1,9 @@
 """What the link estimate learns from transfers whose truth is known."""
 
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from hybrid.cost.link import LinkEstimate, LinkView
 

@@ -1,0 +1,322 @@
+"""What each way to answer a request costs at one moment: bounds for all of them, exact plans for those that matter.
+
+Design: expected costs of all prospects are bounded from below at once (a few operations on columns); then exact costs,
+the best hedge time included, are computed in the order of the bounds until no bound can beat the best one found. So the
+result is that of trying everything, at the price of trying a few.
+"""
+
+from math import inf, isfinite, nan
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from hybrid.cost.slow_start import slow_start_column_s
+from hybrid.schedule.beliefs import GatewayBelief, Inputs
+from hybrid.schedule.hedge import Race, best_hedge
+from hybrid.schedule.table import Table
+
+SMALL_BYTES: Final = 8 * 1024
+"""A message below this takes a round trip, whatever the goodput: it is predicted though no goodput is known."""
+
+K_SIGMA: Final = 3.0
+"""A deadline is held against mean + k * sigma. One-sided Chebyshev (Cantelli 1928): P(X >= mean + k sigma) is at most
+1 / (1 + k^2), so at most 10 % whatever the distribution; 0.13 % for a normal one."""
+
+RESERVE_S: Final = 0.010
+"""Kept free before a deadline: waking a thread takes milliseconds on a busy machine."""
+
+TINY_PRICE: Final = 1e-9
+"""A byte's price below this only breaks ties; bounds leave it out."""
+
+LEAST_PATIENCE_S: Final = 0.5
+PATIENCE_RATIO: Final = 3.0
+
+GUARD_RATIO: Final = 0.15
+"""Objective latency: a hedge starts early enough that a dead link costs at most this share of the local seconds."""
+
+BUSY_PRICE: Final = 10.0
+"""Throughput: a second of computing that is not needed delays the requests behind it."""
+
+LEARNING_RATIO: Final = 0.04
+"""Objective latency: what a race teaches of the link is worth this share of the local seconds, while the remote side
+still has a fair chance: without it a link that has become better is noticed late."""
+
+FAIR_CHANCE: Final = 0.25
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is expected of one prospect with its best hedge time; see `Decision` for the fields."""
+
+    index: int
+    cost: float
+    hedge_s: float | None = None
+    predicted_s: float
+    expected_s: float
+    latest_s: float
+    patience_s: float = 0.0
+    energy_j: float
+    remote_s: float = 0.0
+
+
+class Weighing:
+    """One moment's prospects, weighed: bounds for all, exact plans on demand."""
+
+    def __init__(self, inputs: Inputs, table: Table) -> None:
+        self.inputs = inputs
+        self.table = table
+        prices, power = inputs.prices, inputs.power
+        n_device_runs = inputs.n_device_runs
+        self._scale = inputs.device_speed_ratio * (1 + n_device_runs)
+        self._spread = 1.25 * K_SIGMA * inputs.device_spread_ratio
+        self._column, self._local_barred = table.barred(inputs.constraints)
+        # A second on this device delays those who compute here already by as much.
+        self._here_price = 1 + prices.s_per_j * power.compute_w + n_device_runs
+        self._time_price = 1 + prices.s_per_j * power.idle_w
+        self._work_price = prices.s_per_j * (power.compute_w - power.idle_w)
+        self._work_price += max(n_device_runs, min(1, inputs.n_in_flight))
+        if prices.is_throughput:
+            self._work_price += BUSY_PRICE
+        local = [plan for i in table.local if (plan := self._local_plan(i)) is not None]
+        self.local: Plan | None = min(local, key=_cost_of, default=None)
+        self.locals = {plan.index: plan for plan in local}
+        self._rest_s = self.local.expected_s if self.local is not None else inf
+        is_idle = prices.is_guarded and not inputs.n_in_flight and not n_device_runs and self.local is not None
+        self._credit_s = LEARNING_RATIO * self._rest_s if is_idle else 0.0
+        self._beliefs: list[GatewayBelief | None] = []
+        self.bounds = self._bounds() if table.remote else np.empty(0)
+
+    # -- here
+
+    def _local_plan(self, index: int) -> Plan | None:
+        prospect, inputs = self.table.prospects[index], self.inputs
+        if prospect.head_s is None or index in self._local_barred:
+            return None
+        seconds = prospect.head_s * self._scale
+        latest_s = seconds * (1 + self._spread) + RESERVE_S
+        cost = seconds * self._here_price if not inputs.prices.is_throughput else seconds
+        return Plan(
+            index=index,
+            cost=cost + self._penalty(latest_s),
+            predicted_s=seconds,
+            expected_s=seconds,
+            latest_s=latest_s,
+            energy_j=inputs.power.compute_w * seconds,
+        )
+
+    def _penalty(self, latest_s: float) -> float:
+        """What missing the deadline costs: more than any delay within it, and more the later."""
+        left_s = self.inputs.deadline_left_s
+        return 0.0 if left_s is None or latest_s <= left_s else 1e3 * (1 + latest_s - left_s)
+
+    # -- there
+
+    def _bounds(self) -> np.ndarray:
+        """Lower bounds of the remote prospects' costs, NaN for what cannot be used or predicted."""
+        table, inputs = self.table, self.inputs
+        by_url = {belief.url: belief for belief in inputs.gateways}
+        rows: list[tuple[float, ...]] = []
+        for url in table.urls:
+            belief = by_url.get(url)
+            if belief is None or not belief.is_usable or belief.rtt_s is None:
+                self._beliefs.append(None)
+                rows.append((nan, 0.0, 0.0, 0.0))
+                continue
+            self._beliefs.append(belief)
+            up, down = _s_per_byte(belief)
+            rows.append((belief.rtt_s + belief.backlog_s + belief.queue_s, up, down, belief.speed_ratio))
+        fixed_s, up, down, speed = rows[0] if len(rows) == 1 else np.array(rows)[table.gateway_of].T
+        self._up_s, self._down_s = table.bytes_up * up, table.bytes_down * down
+        self._here_s = table.device_s * self._scale
+        self._remote_s = self._up_s + self._down_s + table.tail_s * speed + fixed_s
+        if self._column is not None:
+            self._remote_s += self._column
+        self._lasting_s = self._remote_s
+        self._add_slow_start()
+        self._bar_for_now()
+        return self._bound()
+
+    def _add_slow_start(self) -> None:
+        """What slow start adds to those messages that are larger than the connection's window."""
+        table, several = self.table, len(self._beliefs) > 1
+        for place, belief in enumerate(self._beliefs):
+            if belief is None or belief.rtt_s is None or not belief.cold_ratio:
+                continue
+            up, down = _s_per_byte(belief)
+            waited_s: np.ndarray | float = 0.0
+            if up and belief.up_window_bytes < table.most_bytes_up:
+                waited_s = slow_start_column_s(table.bytes_up, up, belief.up_window_bytes, belief.rtt_s)
+            if down and belief.down_window_bytes < table.most_bytes_down:
+                added_s = slow_start_column_s(table.bytes_down, down, belief.down_window_bytes, belief.rtt_s)
+                waited_s = waited_s + added_s
+            if isinstance(waited_s, float):
+                continue
+            waited_s *= belief.cold_ratio
+            if several:
+                waited_s = np.where(table.gateway_of == place, waited_s, 0.0)
+            self._lasting_s = self._lasting_s + belief.lasting_ratio * waited_s
+            self._remote_s = self._remote_s + waited_s
+
+    def _bar_for_now(self) -> None:
+        """What cannot be predicted, since no goodput is known, and what the uplink budget does not allow now."""
+        table = self.table
+        for place, belief in enumerate(self._beliefs):
+            if belief is not None and not belief.uplink_bps and not belief.downlink_bps:
+                unknown = (table.gateway_of == place) & (table.bytes_up + table.bytes_down >= SMALL_BYTES)
+                self._lasting_s = np.where(unknown, nan, self._lasting_s)
+        left_bytes = self.inputs.constraints.uplink_left_bytes
+        if left_bytes is not None:
+            self._lasting_s = np.where(table.bytes_up > left_bytes, nan, self._lasting_s)
+
+    def _bound(self) -> np.ndarray:
+        """What is paid for certain, and for each point the cheaper of waiting for it and computing here from departure.
+
+        No hedge time can do better; failures, joules of the radio and a deadline only make it dearer.
+        """
+        table, prices = self.table, self.inputs.prices
+        if prices.is_throughput:
+            gateway_s = self._lasting_s - self._up_s - self._down_s
+            stages = np.maximum(np.maximum(self._here_s, gateway_s), np.maximum(self._up_s, self._down_s))
+            self._stages_s = stages
+            return stages
+        paid = self._here_s * self._here_price
+        if prices.s_per_byte > TINY_PRICE:
+            paid += prices.s_per_byte * (table.bytes_up + table.bytes_down)
+        price = self._time_price
+        most: np.ndarray | float = self._rest_s * (price + self._work_price)
+        if table.has_own_rest:
+            own = np.where(np.isnan(table.rest_s), self._rest_s, table.rest_s * self._scale)
+            most = (own * (price + self._work_price))[:, None]
+        known = [belief.points if belief is not None else (1.0,) for belief in self._beliefs]
+        if len(known) == 1:
+            ratios = np.array(known[0]) * price
+        else:
+            ratios = np.array(known if len(set(map(len, known))) == 1 else _even(known))[table.gateway_of] * price
+        likely = np.minimum(self._lasting_s[:, None] * ratios, most)
+        return np.asarray(paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s)
+
+    def _offer(self, column: int) -> tuple[float, float | None]:
+        """The cost of a remote prospect with its best hedge time (before a deadline's penalty), and that time."""
+        prices, power, table = self.inputs.prices, self.inputs.power, self.table
+        belief = self._belief(column)
+        here_s, lasting_s, rest_s = float(self._here_s[column]), float(self._lasting_s[column]), self._rest(column)
+        patience_s = _patience_s(float(self._remote_s[column]))
+        times = [lasting_s * point for point in belief.points]
+        paid = here_s * self._here_price
+        if prices.s_per_byte:
+            paid += prices.s_per_byte * float(table.bytes_up[column] + table.bytes_down[column])
+        if prices.s_per_j:
+            sent_j = (power.transmit_w - power.idle_w) * float(self._up_s[column])
+            paid += prices.s_per_j * (sent_j + (power.receive_w - power.idle_w) * float(self._down_s[column]))
+        hedge_s = None
+        if isfinite(rest_s):
+            latest_s = self._latest_hedge_s(here_s, rest_s, patience_s)
+            race = Race(times, rest_s, belief.failure_ratio, self._time_price, self._work_price, latest_s)
+            hedge_s, cost = best_hedge(race)
+        else:
+            failing = belief.failure_ratio
+            cost = self._time_price * ((1 - failing) * sum(times) / len(times) + failing * patience_s)
+        if prices.is_throughput:
+            return float(self._stages_s[column]), hedge_s
+        if hedge_s == 0.0 and self._credit_s:
+            chance = sum(here_s + time_s < self._rest_s for time_s in times) / len(times)
+            paid -= self._credit_s * min(1.0, chance / FAIR_CHANCE)
+        return paid + cost, hedge_s
+
+    def remote_plan(self, column: int) -> Plan | None:
+        """The exact plan of a remote prospect, with its best hedge time; None where it cannot be had."""
+        if not isfinite(self.bounds[column]):
+            return None
+        cost, hedge_s = self._offer(column)
+        belief = self._belief(column)
+        here_s, remote_s, rest_s = float(self._here_s[column]), float(self._remote_s[column]), self._rest(column)
+        failing, n, patience_s = belief.failure_ratio, len(belief.points), _patience_s(remote_s)
+        # The plan is compared by what it costs when it is kept, and predicted by what this request will take.
+        times = ends = [remote_s * point for point in belief.points]
+        mean_s = sum(times) / n
+        latest_s = mean_s + K_SIGMA * (sum((time_s - mean_s) ** 2 for time_s in times) / n) ** 0.5
+        work_s, done_s = 0.0, patience_s
+        if hedge_s is not None:
+            done_s = hedge_s + rest_s
+            ends = [min(time_s, done_s) for time_s in times]
+            work_s = sum(max(0.0, end_s - hedge_s) for end_s in ends) / n
+            latest_s = min(latest_s, hedge_s + rest_s * (1 + self._spread) + RESERVE_S)
+        mean_s = (1 - failing) * sum(ends) / n + failing * done_s
+        latest_s += here_s * (1 + self._spread)
+        energy_j = self.inputs.power.energy_j(
+            total_s=here_s + mean_s,
+            compute_s=here_s + work_s,
+            transmit_s=float(self._up_s[column]),
+            receive_s=float(self._down_s[column]),
+        )
+        return Plan(
+            index=self.table.remote[column],
+            cost=cost + self._penalty(latest_s),
+            hedge_s=hedge_s,
+            predicted_s=here_s + 0.5 * (ends[(n - 1) // 2] + ends[n // 2]),
+            expected_s=here_s + mean_s,
+            latest_s=latest_s,
+            patience_s=patience_s,
+            energy_j=energy_j,
+            remote_s=remote_s,
+        )
+
+    def _belief(self, column: int) -> GatewayBelief:
+        belief = self._beliefs[self.table.gateway_of[column]]
+        assert belief is not None  # its bound would be NaN
+        return belief
+
+    def _rest(self, column: int) -> float:
+        if not self.table.has_own_rest:
+            return self._rest_s
+        own_s = float(self.table.rest_s[column]) * self._scale
+        return own_s if isfinite(own_s) else self._rest_s
+
+    def _latest_hedge_s(self, here_s: float, rest_s: float, patience_s: float) -> float:
+        """A hedge that starts later than this would wait for a dead link too long, or miss the deadline."""
+        inputs, latest_s = self.inputs, patience_s
+        if inputs.prices.is_guarded and not inputs.n_in_flight:
+            latest_s = min(latest_s, GUARD_RATIO * self._rest_s - here_s)
+        left_s = inputs.deadline_left_s
+        if left_s is not None:
+            latest_s = min(latest_s, left_s - (here_s + rest_s) * (1 + self._spread) - RESERVE_S)
+        return max(0.0, latest_s)
+
+    # -- the choice
+
+    def best(self) -> Plan | None:
+        """The plan of least expected cost."""
+        best = self.local
+        for column in np.argsort(self.bounds).tolist():
+            if not (best is None or self.bounds[column] < best.cost):
+                break
+            plan = self.remote_plan(column)
+            if plan is not None and (best is None or plan.cost < best.cost):
+                best = plan
+        return best
+
+    def plan_of(self, index: int) -> Plan | None:
+        """The plan of one prospect; None where it cannot be had now."""
+        if index in self.locals:
+            return self.locals[index]
+        return self.remote_plan(self.table.remote.index(index)) if index in self.table.remote else None
+
+
+def _patience_s(remote_s: float) -> float:
+    return max(PATIENCE_RATIO * remote_s, remote_s + LEAST_PATIENCE_S)
+
+
+def _s_per_byte(belief: GatewayBelief) -> tuple[float, float]:
+    """Seconds a byte each way; a direction that was not measured counts as the other one, 0 where neither was."""
+    up_bps, down_bps = belief.uplink_bps or belief.downlink_bps, belief.downlink_bps or belief.uplink_bps
+    return (8 / up_bps if up_bps else 0.0), (8 / down_bps if down_bps else 0.0)
+
+
+def _cost_of(plan: Plan) -> float:
+    return plan.cost
+
+
+def _even(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Rows of one length: a shorter one is repeated."""
+    longest = max(map(len, points))
+    return [tuple(np.interp(np.linspace(0, 1, longest), np.linspace(0, 1, len(row)), row)) for row in points]
