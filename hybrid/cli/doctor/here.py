@@ -160,7 +160,7 @@ def token(text: str | None) -> Check:
     try:
         Token.parse(text)
     except Unauthenticated:
-        fix = "set it to what `hybrid gateway token new` printed: hyb_, eight characters, _, thirty-two characters"
+        fix = "set it to what `hybrid gateway token create` printed: hyb_, eight characters, _, thirty-two characters"
         return failed("token", "HYBRID_TOKEN is set, but it is no token", fix, is_set=True)
     return passed("token", "HYBRID_TOKEN is set and well-formed", is_set=True)
 

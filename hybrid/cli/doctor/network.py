@@ -10,6 +10,7 @@ from hybrid.cli.doctor.check import Check, failed, passed, warned
 
 if TYPE_CHECKING:
     from hybrid.transport.client import GatewayClient
+    from hybrid.transport.trust import Trust
 
 _CONNECT_S: Final = 2.0
 _CALL_S: Final = 1.5
@@ -86,25 +87,26 @@ def _searched(token: str | None) -> Check:
     return _looked_at(url, token, Trust(pin_sha256=pin, is_explicit=False), is_named=False)
 
 
-def _looked_at(url: str, token: str | None, trust: object, *, is_named: bool) -> Check:
+def _looked_at(url: str, token: str | None, trust: "Trust", *, is_named: bool) -> Check:
+    from hybrid.cli.explanations import EXPLANATIONS
+    from hybrid.errors import GatewayUnreachable
     from hybrid.transport import client as clients
-    from hybrid.transport.trust import Trust
 
-    assert isinstance(trust, Trust), "the callers above make it"
     shown = _shown(url)
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        fix = "leave name and password out of the address; a token goes into HYBRID_TOKEN"
+        return failed("gateway", f"{shown}: the address that was given holds credentials", fix, url=shown)
     client = clients.acquire(url, token, trust=trust)
     try:
         if client.wait_settled(_CONNECT_S) != "ready":
-            reason = client.down_reason or f"no connection within {_CONNECT_S:g} s"
-            code = reason.partition(":")[0]
-            fix = f"is it running, and is this its address? more: hybrid explain {code}" if ":" in reason else _LATER
-            return (failed if is_named else warned)("gateway", f"{shown}: {_clean(reason, token)}", fix, url=shown)
+            reason = client.down_reason or f"{GatewayUnreachable.code}: no connection within {_CONNECT_S:g} s"
+            code, _, what = reason.partition(": ")
+            known = EXPLANATIONS.get(code, EXPLANATIONS["internal"])
+            fix = f"{known.do} (hybrid explain {code})"
+            return (failed if is_named else warned)("gateway", _clean(what, token), fix, url=shown, code=code)
         return _measured(client, shown)
     finally:
         clients.release(client)
-
-
-_LATER: Final = "is it running, and is this its address?"
 
 
 def _measured(client: "GatewayClient", shown: str) -> Check:
@@ -124,7 +126,7 @@ def _measured(client: "GatewayClient", shown: str) -> Check:
     rate = f"{goodput_bps / 1e6:.3g} Mbit/s up" if goodput_bps < 1e9 else "over 1 Gbit/s up"
     seen = f"{shown}: {software}, round trip {1e3 * rtt_s:.1f} ms, {rate} (one transfer of 96 KiB)"
     theirs = software.rpartition(" ")[2].split(".")[:2]
-    if theirs != __version__.split(".")[:2]:
+    if theirs[0].isdigit() and theirs != __version__.split(".")[:2]:
         fix = "they understand each other; upgrade the older side when you can"
         return warned("gateway", f"{seen}; this side is hybrid {__version__}", fix, **facts)
     return passed("gateway", seen, **facts)
