@@ -84,15 +84,24 @@ class Place:
         """Ends the programs that `popen` started: asked first, killed after a while."""
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                _signal(process, signal.SIGTERM)
         end_s = time.monotonic() + _POLITE_S
         for process in self._processes:
             try:
                 process.wait(max(0.0, end_s - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
+                _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
                 process.wait()
         self._processes.clear()
+
+
+def _signal(process: "subprocess.Popen[Any]", number: int) -> None:
+    """To the program, and to all that it started where it leads a session of its own."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg") and os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
 
 
 class Lab:

@@ -77,7 +77,7 @@ class Relay:
             (self._tuns["device"], self._tuns["gateway"], self._up),
             (self._tuns["gateway"], self._tuns["device"], self._down),
         )
-        self._began_s = time.monotonic()
+        self._began_s, self._began_cpu_s = time.monotonic(), time.process_time()
         self._set(settings["shape"], self._began_s)
         return {
             "pid": os.getpid(),
@@ -181,12 +181,11 @@ class Relay:
                 self._play_from_s, self._loop_s = now_s, request["loop_s"]
                 self._play(now_s)
             case "statistics":
-                times = os.times()
                 return {
                     "up": asdict(self._up.passage()),
                     "down": asdict(self._down.passage()),
                     "elapsed_s": now_s - self._began_s,
-                    "cpu_s": times.user + times.system,
+                    "cpu_s": time.process_time() - self._began_cpu_s,
                     "playing": bool(self._steps),
                 }
             case unknown:
