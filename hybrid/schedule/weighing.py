@@ -262,7 +262,7 @@ class Weighing:
         )
 
     def _belief(self, column: int) -> GatewayBelief:
-        belief = self._beliefs[self.table.gateway_of[column]]
+        belief: GatewayBelief | None = self._beliefs[int(self.table.gateway_of[column])]
         assert belief is not None  # its bound would be NaN
         return belief
 
