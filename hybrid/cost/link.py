@@ -57,6 +57,7 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
         free_s: monotonic time when what was cancelled has left the uplink.
         epoch: counts jumps of round trip and goodput.
         uplink: where the uplink's goodput tends to while nobody measures it.
+        downlink: the same of the downlink.
     """
 
     rtt_s: float | None = None
@@ -72,6 +73,7 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     free_s: float = 0.0
     epoch: int = 0
     uplink: Outlook | None = None
+    downlink: Outlook | None = None
 
     def transfer_s(self, n_bytes_up: float, n_bytes_down: float, now_s: float | None = None) -> float | None:
         """Seconds that the network takes for a request of these sizes; None while the link is unknown.
@@ -110,6 +112,12 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
             return self.uplink_bps, 0.0
         return self.uplink.after(now_s - self.measured_s)
 
+    def downlink_at(self, now_s: float) -> tuple[float | None, float]:
+        """The same of the downlink."""
+        if self.downlink is None:
+            return self.downlink_bps, 0.0
+        return self.downlink.after(now_s - self.measured_s)
+
     def backlog_s(self, now_s: float) -> float:
         """Seconds until what was cancelled has left the uplink."""
         return max(0.0, self.free_s - now_s)
@@ -126,7 +134,7 @@ class LinkEstimate:
         self._rtt = RunningEstimate()
         self._uplink = RunningEstimate()
         self._downlink = RunningEstimate()
-        self._drift = Drift()
+        self._up_drift, self._down_drift = Drift(), Drift()
         self._measured_s = 0.0
         self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
         self._cold_ratio = 1.0
@@ -245,7 +253,7 @@ class LinkEstimate:
             self._measured_s = self._free_s = 0.0
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
             self._cold_ratio, self._n_warm = 1.0, 0
-            self._drift = Drift()
+            self._up_drift, self._down_drift = Drift(), Drift()
             self._n_forgotten += 1
             self._publish()
 
@@ -295,16 +303,16 @@ class LinkEstimate:
         if known_bps and waited_s > 0.5 * taken_s and abs(log(taken_s / (expected_s + waited_s))) < UNTOLD_LOG_RATIO:
             return  # nearly all of it was slow start, and as expected: it tells next to nothing of the rate
         rate_bps = 8 * n_bytes / max(moving_s, LEAST_MOVING_S)
-        if estimate is self._uplink:
-            self._drift.observe(rate_bps, known_bps, now_s - self._measured_s)
+        drift = self._up_drift if estimate is self._uplink else self._down_drift
+        drift.observe(rate_bps, known_bps, now_s - self._measured_s)
         estimate.observe(rate_bps, now_s)
 
     def _publish(self) -> None:
-        up_bps = self._uplink.value
+        up_bps, down_bps = self._uplink.value, self._downlink.value
         self.view = LinkView(
             rtt_s=self._rtt.value,
             uplink_bps=up_bps,
-            downlink_bps=self._downlink.value,
+            downlink_bps=down_bps,
             rtt_spread_ratio=self._rtt.spread_ratio,
             uplink_spread_ratio=self._uplink.spread_ratio,
             downlink_spread_ratio=self._downlink.spread_ratio,
@@ -314,7 +322,8 @@ class LinkEstimate:
             cold_ratio=self._cold_ratio,
             free_s=self._free_s,
             epoch=self._rtt.epoch + self._uplink.epoch + self._downlink.epoch + self._n_forgotten,
-            uplink=self._drift.outlook(up_bps) if up_bps else None,
+            uplink=self._up_drift.outlook(up_bps) if up_bps else None,
+            downlink=self._down_drift.outlook(down_bps) if down_bps else None,
         )
 
 

@@ -77,6 +77,7 @@ def errand(
     """
     column, barred_here = table.barred(constraints)
     up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
+    down_bps = link.downlink_bps or link.uplink_bps or UNKNOWN_BPS
     local_s = table.prospects[0].head_s if 0 not in barred_here else None
     best: Errand | None = None
     least = least_hope = inf
@@ -87,14 +88,17 @@ def errand(
         if constraints.uplink_left_bytes is not None and prospect.bytes_up > constraints.uplink_left_bytes:
             continue
         here_s = (prospect.head_s + prospect.encode_s) * device_speed_ratio
-        up_s = 8 * prospect.bytes_up / up_bps
+        up_s, down_s = 8 * prospect.bytes_up / up_bps, 8 * prospect.bytes_down / down_bps
+        moving_s = up_s + down_s
         cost = here_s * (1 + prices.s_per_j * power.compute_w)
-        cost += prices.s_per_j * max(0.0, power.transmit_w - power.idle_w) * up_s
+        radio_j = (power.transmit_w - power.idle_w) * up_s + (power.receive_w - power.idle_w) * down_s
+        cost += prices.s_per_j * max(0.0, radio_j)
         cost += prices.s_per_byte * (prospect.bytes_up + prospect.bytes_down)
-        waited_s = (link.rtt_s or 0.0) + (prospect.tail_s or 0.0) + up_s / HOPE_FACTOR
+        waited_s = (link.rtt_s or 0.0) + (prospect.tail_s or 0.0) + moving_s / HOPE_FACTOR
         least_hope = min(least_hope, cost + waited_s * (1 + prices.s_per_j * power.idle_w))
-        if cost + IDLE_LINK_SHARE * up_s < least:
-            least, best = cost + IDLE_LINK_SHARE * up_s, Errand(index=index, cost=cost, seconds=here_s + up_s)
+        if cost + IDLE_LINK_SHARE * moving_s < least:
+            least = cost + IDLE_LINK_SHARE * moving_s
+            best = Errand(index=index, cost=cost, seconds=here_s + moving_s)
     if local_s is None or prices.is_throughput:
         return best
     return best if least_hope <= local_s * device_speed_ratio * (1 + prices.s_per_j * power.compute_w) else None

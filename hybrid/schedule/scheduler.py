@@ -167,7 +167,8 @@ class Scheduler:
         for url, standing in self.standings.items():
             told = self._told_of(url)
             link = standing.link.view
-            up_bps, added_sigma = link.uplink_at(now_s)
+            up_bps, up_sigma = link.uplink_at(now_s)
+            down_bps, down_sigma = link.downlink_at(now_s)
             is_usable = url not in down and standing.breaker.allows(now_s)
             epochs += (is_usable, standing.link.epoch, told.speed.epoch)
             beliefs.append(
@@ -176,7 +177,7 @@ class Scheduler:
                     is_usable=is_usable,
                     rtt_s=link.rtt_s,
                     uplink_bps=up_bps,
-                    downlink_bps=link.downlink_bps,
+                    downlink_bps=down_bps,
                     up_window_bytes=link.up_window_at(now_s),
                     down_window_bytes=link.down_window_at(now_s),
                     cold_ratio=link.cold_ratio,
@@ -184,7 +185,7 @@ class Scheduler:
                     backlog_s=link.backlog_s(now_s),
                     speed_ratio=told.speed.value or 1.0,
                     queue_s=standing.queue_s(now_s),
-                    points=widened(told.residuals.points, NORMAL_AT, added_sigma),
+                    points=widened(told.residuals.points, NORMAL_AT, max(up_sigma, down_sigma)),
                     failure_ratio=standing.failure_ratio,
                 )
             )
@@ -317,7 +318,7 @@ class Scheduler:
                 continue
             link = standing.link.view
             silent_s = now_s - max(standing.heard_s, link.measured_s)
-            is_unknown = standing.breaker.state(now_s) != "closed" or link.uplink_bps is None
+            is_unknown = standing.breaker.state(now_s) != "closed" or not (link.uplink_bps or link.downlink_bps)
             if not is_unknown and silent_s < LEAST_PAUSE_S:
                 continue
             found = errand(
