@@ -136,6 +136,16 @@ class CalibrationFinder:
         }
 
 
+def _same_values(codec: str) -> tuple[str, ...]:
+    """The codecs that give the same values: with and without an entropy stage. None where the codec is not known."""
+    from compression import catalog  # loads zstandard and PIL
+
+    if codec not in catalog.CODECS:
+        return ()
+    wanted = catalog.values_of(codec)
+    return tuple(name for name in catalog.CODECS if catalog.values_of(name) == wanted)
+
+
 def trusted(
     attachment: Attachment, model_digest: str, variant: str, *, artifact: Artifact | None, keys: Mapping[str, bytes]
 ) -> tuple[Calibration, str]:

@@ -45,7 +45,9 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Timing":
         """The timing of these runs (at least one)."""
-        low_s, median_s, high_s = (float(value) for value in np.quantile(np.asarray(seconds), (0.25, 0.5, 0.75)))
+        # Of few runs the fastest one counts, not a mean of it and of one that was disturbed.
+        low_s = float(np.quantile(seconds, 0.25, method="lower"))
+        median_s, high_s = float(np.median(seconds)), float(np.quantile(seconds, 0.75, method="higher"))
         spread_ratio = (high_s - low_s) / (2 * median_s) if median_s else 0.0
         return cls(median_s=median_s, low_s=low_s, spread_ratio=spread_ratio, n_runs=len(seconds))
 

@@ -207,7 +207,7 @@ class Preparation:
         if not route.holdings:
             route.is_hopeless = progress.is_hopeless(self._gateways)
             return
-        if news or not progress.is_settled or _link_changed(route, progress):
+        if news or not progress.is_settled or _link_changed(route, progress) or scout.has_news(route):
             progress.scouted(is_settled=scout.scout(route, self._graph(route, progress)))
             progress.uplinks_bps = _uplinks_bps(route)
             route.is_hopeless = progress.is_settled and not route.has_way()

@@ -10,16 +10,18 @@ import numpy as np
 from hybrid.errors import RefusedError, UnknownCut, Warming
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
+from hybrid.profile.record import Timing
 from hybrid.route.allowance import LOSSLESS, Allowance
 from hybrid.route.departure import assembled, encoded, outgoing
-from hybrid.route.holding import Holding, is_gateways_fault
+from hybrid.route.holding import is_gateways_fault
 from hybrid.route.route import Route
 from hybrid.route.way import MOST_REFUSALS, Crossing, Head, Way
 from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.options import Options
-from hybrid.schedule.planner import predicted_s
 from hybrid.schedule.prospect import Prospect, refusal
-from hybrid.scouting.background import BackgroundEngine
+from hybrid.scouting.background import N_RUNS, BackgroundEngine
+from hybrid.scouting.knowledge import Knowledge
+from hybrid.scouting.outlook import UNKNOWN_S, best_s, exact_way, forbid, hope_s
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")
@@ -33,7 +35,6 @@ SHADOW = Decision(index=0)
 TRIAL_TIMEOUT_S = 30.0
 TRIAL_STALL_S = 3.0
 N_KEPT_HEADS = 3
-UNKNOWN_S = float("inf")
 TRY_RATIO = 1.5
 """A crossing is tried only if it is expected to take at most this many times what is to be had already."""
 
@@ -50,6 +51,7 @@ class Scout:
         device: this device's engine.
         model_digest: digest of the model.
         outputs: names of all outputs of the whole model.
+        knowledge: what is known of the model before anything is measured.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Scout:
         *,
         model_digest: str,
         outputs: tuple[str, ...],
+        knowledge: Knowledge,
     ) -> None:
         self._options = options
+        self._knowledge = knowledge
         self._allowance = allowance
         self._model_digest = model_digest
         self._outputs = outputs
@@ -82,9 +86,11 @@ class Scout:
         except UnknownCut as exc:
             route.note = str(exc)
             return True
+        self._ask(route)
         crossings = self._known_or_new(route, cuts)
         measured = [crossing for crossing in crossings if self._measure(route, crossing, crossings, prepared)]
-        measured.sort(key=lambda crossing: _best_s(route, crossing))
+        constraints = self._allowance.constraints()
+        measured.sort(key=lambda crossing: best_s(route, crossing, constraints))
         kept = [crossing for crossing in measured if crossing.cut is not None][:N_KEPT_HEADS]
         for crossing in measured:
             if crossing.cut is not None and crossing not in kept:
@@ -94,7 +100,17 @@ class Scout:
         route.put_crossings(tuple(crossings))
         route.note = "" if route.has_way() else self._why_none(crossings, prepared)
         log.info("route.scouted shape=%s crossings=%d usable=%s", route.shape_key.id, len(crossings), route.has_way())
+        for holding in route.holdings:
+            self._knowledge.share(holding.client, route.shape_key)
         return self._n_unanswered == 0
+
+    def has_news(self, route: Route) -> bool:
+        """Asks, now and then, whether a gateway has newer calibrations; whether more codecs may be used now."""
+        return self._ask(route)
+
+    def _ask(self, route: Route) -> bool:
+        asked = [self._knowledge.ask(holding.client, route.shape_key) for holding in route.holdings]
+        return any(asked)
 
     def probe_if_due(self, route: Route) -> None:
         """Sends the sample along a light verified crossing where its gateway was not heard of for too long."""
@@ -112,8 +128,8 @@ class Scout:
     def remeasure(self, route: Route) -> None:
         """Runs the whole model once on the device, which nobody asked to compute for a while."""
         if route.sample is not None:
-            _, seconds = self._device.timed(self._outputs, route.sample)
-            route.scheduler.observe_local(seconds, monotonic())
+            _, seconds = self._device.timed_whole(self._outputs, route.sample, n_runs=1)
+            route.scheduler.observe_local(seconds[0], monotonic())
 
     def _why_none(self, crossings: list[Crossing], prepared: Prepared | None) -> str:
         ways = [way for crossing in crossings for way in crossing.ways]
@@ -131,14 +147,21 @@ class Scout:
             return False
         if route.reference is None:
             try:
-                route.reference, seconds = self._device.timed(self._outputs, route.sample)
+                known_s = self._knowledge.local_s(route.shape_key)
+                n_runs = 1 if known_s is not None else N_RUNS
+                route.reference, seconds = self._device.timed_whole(self._outputs, route.sample, n_runs=n_runs)
             except Exception as exc:  # noqa: BLE001  (whatever the engine raises for these inputs)
                 log.info("sample.refused shape=%s error=%s", route.shape_key.id, type(exc).__name__)
                 route.note = "the model refused the request's inputs; another request of these shapes is waited for"
                 route.sample = None
                 return False
-            if route.local_s is None:
-                route.scheduler.profile_local(seconds)
+            timing = Timing.of(seconds)
+            if known_s is None:
+                self._knowledge.note_local(route.shape_key, timing)
+            # The whole model and the heads are profiled alike: what the machine does now is the running ratio's matter.
+            route.scheduler.profile_local(known_s or timing.low_s, is_settled=True)
+            for taken_s in seconds[1:] or seconds:  # the first of several warms up
+                route.scheduler.observe_local(taken_s, monotonic())
         return True
 
     # -- which crossings there are
@@ -160,34 +183,55 @@ class Scout:
         """One crossing for each gateway and cut that both sides have, keeping those that are there."""
         known = {(crossing.holding, crossing.cut): crossing for crossing in route.crossings}
         crossings = [
-            known.get((holding, cut)) or self._new(route, holding, cut)
+            self._with_ways(route, known.get((holding, cut)) or Crossing(holding, cut))
             for holding in route.holdings
             for cut in cuts
             if (cut is None or cut.id in holding.tails) and self._options.codec in {"auto", *holding.codecs}
         ]
-        return sorted(crossings, key=lambda crossing: (crossing.cut is not None, _hope_s(route, crossing)))
+        return sorted(crossings, key=lambda crossing: (crossing.cut is not None, self._hope_s(route, crossing)))
 
-    def _new(self, route: Route, holding: Holding, cut: Cut | None) -> Crossing:
-        crossing = Crossing(holding, cut)
-        sample = route.sample or {}
-        reply_bytes = sum(output.nbytes for output in route.reference or ())
-        codecs = ("none", "lossless") if self._options.codec == "auto" else (self._options.codec,)
+    def _hope_s(self, route: Route, crossing: Crossing) -> float:
+        cut, shape_key = crossing.cut, route.shape_key
+        head_s = self._knowledge.expected_head_s(shape_key, cut.id, route.local_s) if cut is not None else 0.0
+        return hope_s(route, crossing, self._allowance.constraints(), head_s)
+
+    def _with_ways(self, route: Route, crossing: Crossing) -> Crossing:
+        """The crossing with a way for each codec: lossless ones, and lossy ones that are forced or calibrated."""
+        cut_id, shape_key, holding = crossing.cut.id if crossing.cut else "", route.shape_key, crossing.holding
+        codecs: tuple[str, ...] = (self._options.codec,)
+        if self._options.codec == "auto":
+            codecs = ("none", "lossless", *self._knowledge.codecs(shape_key, cut_id))
+        there = {way.prospect.codec: way for way in crossing.ways}
         for codec in (codec for codec in codecs if codec in holding.codecs):
-            prospect = Prospect(
-                placement="split" if cut else "offload",
-                cut=cut.id if cut else "",
-                codec=codec,
-                gateway=holding.client.url,
-                head_s=None if cut else 0.0,
-                bytes_up=cut.n_bytes if cut else sum(array.nbytes for array in sample.values()),
-                bytes_down=cut.reply_bytes if cut else reply_bytes,
-                reply_bytes=cut.reply_bytes if cut else reply_bytes,
-                tail_s=holding.tails.get(cut.id) if cut else holding.whole_s,
-                accuracy_drop=0.0 if codec in LOSSLESS else None,
-                raw_input=cut is None or any(tensor.name in sample for tensor in cut.tensors),
-            )
-            crossing.ways.append(Way(prospect, crossing))
+            drop = 0.0 if codec in LOSSLESS else self._knowledge.drop(shape_key, cut_id, codec)
+            if codec in there:
+                there[codec].prospect = replace(there[codec].prospect, accuracy_drop=drop)
+                continue
+            ratio = self._knowledge.bytes_ratio(shape_key, cut_id, codec)
+            crossing.ways.append(Way(self._prospect(route, crossing, codec, drop, ratio), crossing))
+            crossing.is_timed = False
         return crossing
+
+    def _prospect(
+        self, route: Route, crossing: Crossing, codec: str, drop: float | None, bytes_ratio: float
+    ) -> Prospect:
+        """What is known of a way before it is measured."""
+        cut, holding, sample = crossing.cut, crossing.holding, route.sample or {}
+        raw_bytes = cut.n_bytes if cut else sum(array.nbytes for array in sample.values())
+        reply_bytes = cut.reply_bytes if cut else sum(output.nbytes for output in route.reference or ())
+        return Prospect(
+            placement="split" if cut else "offload",
+            cut=cut.id if cut else "",
+            codec=codec,
+            gateway=holding.client.url,
+            head_s=None if cut else 0.0,
+            bytes_up=int(raw_bytes * bytes_ratio),
+            bytes_down=reply_bytes,
+            reply_bytes=reply_bytes,
+            tail_s=holding.tails.get(cut.id) if cut else holding.whole_s,
+            accuracy_drop=drop,
+            raw_input=cut is None or any(tensor.name in sample for tensor in cut.tensors),
+        )
 
     # -- what each costs
 
@@ -196,18 +240,17 @@ class Scout:
         if crossing.refusals >= MOST_REFUSALS:
             return False
         if crossing.cut is not None and crossing.head is None:
-            best_s = self._best_known_s(route, crossings)
-            hope_s = _hope_s(route, crossing)
-            if HOPE_RATIO * hope_s > best_s:
-                reason = f"cannot win: about {1e3 * hope_s:.0f} ms expected where {1e3 * best_s:.0f} are to be had"
-                _forbid(crossing, reason)
+            known_s, hoped_s = self._best_known_s(route, crossings), self._hope_s(route, crossing)
+            if HOPE_RATIO * hoped_s > known_s:
+                reason = f"cannot win: about {1e3 * hoped_s:.0f} ms expected where {1e3 * known_s:.0f} are to be had"
+                forbid(crossing, reason)
                 return False
         try:
             self._time(route, crossing, prepared)
         except Exception as exc:  # noqa: BLE001  (whatever the engine raises: this cut cannot run here)
-            _forbid(crossing, f"the head cannot run here: {exc}")
+            forbid(crossing, f"the head cannot run here: {exc}")
             return False
-        _forbid(crossing, "")
+        forbid(crossing, "")
         if crossing.cut is None and not crossing.verified:
             link = crossing.holding.client.link.view
             if link.transfer_s(crossing.ways[0].prospect.bytes_up, 0) is None:
@@ -216,16 +259,18 @@ class Scout:
 
     def _best_known_s(self, route: Route, crossings: list[Crossing]) -> float:
         """The fewest seconds that are to be had without what is being considered."""
-        best_s = min((_best_s(route, crossing) for crossing in crossings if crossing.verified), default=UNKNOWN_S)
+        constraints = self._allowance.constraints()
+        verified = (best_s(route, crossing, constraints) for crossing in crossings if crossing.verified)
+        known_s = min(verified, default=UNKNOWN_S)
         if self._options.kind != "auto":
-            return best_s
-        return min(best_s, (route.local_s or UNKNOWN_S) * route.device_speed_ratio)
+            return known_s
+        return min(known_s, (route.local_s or UNKNOWN_S) * route.device_speed_ratio)
 
     def _is_worth_trying(self, route: Route, crossing: Crossing, crossings: list[Crossing]) -> bool:
         """Whether it could be chosen soon; a trial that could not only fills the link."""
         if self._options.kind != "auto":
             return True
-        expected_s = _best_s(route, crossing)
+        expected_s = best_s(route, crossing, self._allowance.constraints())
         return expected_s == UNKNOWN_S or expected_s < TRY_RATIO * self._best_known_s(route, crossings)
 
     def _time(self, route: Route, crossing: Crossing, prepared: Prepared | None) -> None:
@@ -235,13 +280,22 @@ class Scout:
             return
         arrays, head_s = route.sample or {}, 0.0
         if crossing.head is not None:
-            arrays, head_s = self._device.timed_head(crossing.head, arrays)
-            head_s /= route.device_speed_ratio  # profiled as if the device had its usual speed
+            arrays, head_s = self._head(route, crossing.head, crossing.cut.id if crossing.cut else "")
         for way in crossing.ways:
             # The first encoding of a process loads the codec's library: the second one tells what a request pays.
             encode_s, bytes_up = min(_encoding(arrays, way.prospect.codec) for _ in range(2))
             way.prospect = replace(way.prospect, head_s=head_s, encode_s=encode_s, bytes_up=bytes_up)
         crossing.is_timed = True
+
+    def _head(self, route: Route, head: Head, cut_id: str) -> tuple[dict[str, np.ndarray], float]:
+        """What crosses, and the head's seconds: as this machine measured them before, else as they are now."""
+        known = self._knowledge.own_head(route.shape_key, cut_id)
+        arrays, seconds = self._device.timed_head(head, route.sample or {}, n_runs=0 if known is not None else N_RUNS)
+        if known is None:
+            # Profiled as if the device had its usual speed.
+            known = Timing.of([taken_s / route.device_speed_ratio for taken_s in seconds])
+            self._knowledge.note_head(route.shape_key, cut_id, known)
+        return arrays, known.low_s
 
     def _opened(self, prepared: Prepared, cut: Cut) -> Head:
         inputs = {name for name, _ in prepared.shape_key.shapes}
@@ -253,13 +307,8 @@ class Scout:
     # -- whether it is right
 
     def _try(self, route: Route, crossing: Crossing) -> None:
-        """Composes one inference over this crossing, by its lightest codec, and compares it with the whole model.
-
-        Where the codec is lossy, the comparison is made without it: it is meant to differ, the crossing is not.
-        """
-        way = _lightest(crossing)
-        if way.prospect.codec not in LOSSLESS:
-            way = Way(replace(way.prospect, codec="none"), crossing)
+        """Composes one inference over this crossing, by its lightest lossless codec, and compares it with the whole."""
+        way = exact_way(crossing)
         if refusal(way.prospect, self._allowance.constraints()):
             return
         if crossing.holding.view(monotonic()) is None:
@@ -282,7 +331,7 @@ class Scout:
         if not crossing.verified:
             limit = f"of its largest value (limit {TOLERANCE_RATIO:.0e})"
             crossing.refusals = MOST_REFUSALS
-            _forbid(crossing, f"differs from the whole model by {difference:.1e} {limit}")
+            forbid(crossing, f"differs from the whole model by {difference:.1e} {limit}")
             log.warning("crossing.rejected cut=%s difference=%.1e", way.prospect.cut or "input", difference)
 
     def _composed(self, route: Route, way: Way) -> tuple[InferResponse, float]:
@@ -314,10 +363,10 @@ class Scout:
         elif is_gateways_fault(exc):
             self._n_unanswered += 1
             retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, RefusedError) else None
-            route.scheduler.observe_failure(_lightest(crossing).prospect, monotonic(), retry_after_s)
+            route.scheduler.observe_failure(exact_way(crossing).prospect, monotonic(), retry_after_s)
         else:
             crossing.refusals += 1
-            _forbid(crossing, f"refused: {code}: {exc}")
+            forbid(crossing, f"refused: {code}: {exc}")
 
 
 def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -344,32 +393,3 @@ def _encoding(arrays: Mapping[str, np.ndarray], codec: str) -> tuple[float, int]
     before_s = perf_counter()
     tensors = encoded(arrays, codec)
     return perf_counter() - before_s, sum(len(tensor.payload) for tensor in tensors)
-
-
-def _lightest(crossing: Crossing) -> Way:
-    return min(crossing.ways, key=lambda way: way.prospect.bytes_up)
-
-
-def _best_s(route: Route, crossing: Crossing) -> float:
-    """Expected seconds of its best codec; unknown for one that was not measured, or has an obstacle."""
-    view = crossing.holding.view(monotonic())
-    if view is None or not crossing.can_run:
-        return UNKNOWN_S
-    known = (predicted_s(w.prospect, route.device_speed_ratio, view) for w in crossing.ways if not w.prospect.obstacle)
-    return min((total_s for total_s in known if total_s is not None), default=UNKNOWN_S)
-
-
-def _hope_s(route: Route, crossing: Crossing) -> float:
-    """An estimate before anything is timed: the head's share of the work, raw bytes, the gateway's profile."""
-    prospect = crossing.ways[0].prospect
-    head_s = prospect.head_s
-    if head_s is None:
-        head_s = (crossing.cut.head_work_ratio if crossing.cut else 0.0) * (route.local_s or 0.0)
-    view = crossing.holding.view(monotonic())
-    network_s = view.link.transfer_s(prospect.bytes_up, prospect.bytes_down) if view else None
-    return head_s * route.device_speed_ratio + (network_s or 0.0) + (prospect.tail_s or 0.0)
-
-
-def _forbid(crossing: Crossing, reason: str) -> None:
-    for way in crossing.ways:
-        way.prospect = replace(way.prospect, obstacle=reason)

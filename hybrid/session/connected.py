@@ -8,12 +8,15 @@ from threading import Thread
 from weakref import WeakSet
 
 from hybrid.artifact.cache import cache_dir
+from hybrid.profile.machine import this_setting
+from hybrid.profile.store import ProfileStore
 from hybrid.route.allowance import Allowance
 from hybrid.route.engine import Engine, Settings, open_head
 from hybrid.route.feeds import Declared
 from hybrid.schedule.options import Options
 from hybrid.scouting.background import BackgroundEngine
 from hybrid.scouting.gateways import Gateways
+from hybrid.scouting.knowledge import Knowledge
 from hybrid.scouting.preparation import Preparation
 from hybrid.scouting.scout import Scout
 from hybrid.session.device import Device
@@ -112,7 +115,19 @@ def connect(
         digest=source.digest,
         cache=cache_dir() / "graphs",
         gateways=gateways,
-        scout=lambda digest: Scout(options, allowance, background, model_digest=digest, outputs=declared.outputs),
+        scout=lambda digest: Scout(
+            options,
+            allowance,
+            background,
+            model_digest=digest,
+            outputs=declared.outputs,
+            knowledge=Knowledge(
+                ProfileStore(cache_dir() / "profiles"),
+                this_setting(engine.session.get_providers(), settings.sess_options),
+                digest,
+                source.path,
+            ),
+        ),
         wants_cuts=options.kind in ("auto", "split"),
         on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,
     )
