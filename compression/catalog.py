@@ -2,11 +2,14 @@
 
 from typing import Final
 
+from compression import webp
 from compression.codec import Codec
 from compression.errors import UnknownCodec
 from compression.half import HalfCodec
-from compression.jpeg import JpegCodec
+from compression.jpeg import Jpeg
 from compression.lossless import LosslessCodec
+from compression.lossless_picture import LosslessWebpCodec
+from compression.picture import PictureCodec
 from compression.quantized import QuantizedCodec
 from compression.raw import RawCodec
 
@@ -15,12 +18,16 @@ CODECS: Final[dict[str, Codec]] = {
     for codec in (
         RawCodec(),
         LosslessCodec(),
+        LosslessWebpCodec(),
         HalfCodec(),
         QuantizedCodec("q8", 256, squeezes=False),
         QuantizedCodec("q8z", 256, squeezes=True),
         QuantizedCodec("q4", 16, squeezes=False),
         QuantizedCodec("q4z", 16, squeezes=True),
-        JpegCodec(),
+        PictureCodec("jpeg", Jpeg(90)),
+        PictureCodec("jpeg75", Jpeg(75)),
+        PictureCodec("webp", webp.Webp(90)),
+        PictureCodec("webp75", webp.Webp(75)),
     )
 }
 """Every codec by its name on the wire."""
@@ -36,6 +43,12 @@ def get(name: str) -> Codec:
         return CODECS[name]
     except KeyError:
         raise UnknownCodec(f"no codec is called {name!r}; known are {', '.join(CODECS)}") from None
+
+
+def decodable() -> tuple[str, ...]:
+    """Names of the codecs that work on this machine: all, but where Pillow was built without WebP."""
+    there = webp.is_there()
+    return tuple(name for name in CODECS if there or "webp" not in name)
 
 
 def values_of(name: str) -> str:

@@ -141,29 +141,14 @@ def _palette_image(values: np.ndarray) -> bytes | None:
     if found is None:
         return None
     levels, palettes = found
-    sizes = bytes(one.size - 1 for one in palettes)
-    deltas = np.concatenate([np.diff(one, prepend=one.dtype.type(0)) for one in palettes])
-    table = entropy.squeeze(sizes + planes.shuffled(deltas).tobytes())
-    return bytes([_PALETTE]) + _LENGTH.pack(deltas.size) + _LENGTH.pack(len(table)) + table + _coded(levels, where)
+    return bytes([_PALETTE]) + palette.packed(palettes) + _coded(levels, where)
 
 
 def _from_palette_image(rest: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
     where = planes.coding_layout(shape)
     dtype = NUMPY_OF[spec.dtype]
-    n_patterns, rest = _prefixed(rest)
-    length, rest = _prefixed(rest)
-    if n_patterns > 256 * where.n_planes or length > len(rest):
-        raise CorruptPayload(f"{spec.name}: {n_patterns} patterns in {length} bytes for {where.n_planes} planes")
-    table = np.frombuffer(entropy.expand(rest[:length], where.n_planes + n_patterns * dtype.itemsize), np.uint8)
-    sizes = table[: where.n_planes].astype(np.int64) + 1
-    if int(sizes.sum()) != n_patterns:
-        raise CorruptPayload(f"{spec.name}: palettes of {int(sizes.sum())} patterns, {n_patterns} were announced")
-    by_significance = table[where.n_planes :].reshape(dtype.itemsize, n_patterns)
-    deltas = np.ascontiguousarray(by_significance.T).reshape(-1).view(f"<u{dtype.itemsize}")
-    pieces = np.split(deltas, np.cumsum(sizes)[:-1])
-    palettes = [np.cumsum(piece, dtype=piece.dtype) for piece in pieces]
-    levels = _decoded(rest[length:], where)
-    return planes.join_planes(palette.apply(levels, palettes, dtype), where, shape)
+    palettes, rest = palette.unpacked(rest, where.n_planes, dtype, spec.name)
+    return planes.join_planes(palette.apply(_decoded(rest, where), palettes, dtype), where, shape)
 
 
 def _coded(levels: np.ndarray, where: planes.Layout) -> bytes:

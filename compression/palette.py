@@ -9,11 +9,17 @@ Values on a grid of 1/255 differ in their upper halves in every usual normalisat
 taken for a palette and goes another way.
 """
 
+import struct
 from typing import Final
 
 import numpy as np
 
+from compression import entropy
+from compression.errors import CorruptPayload
+from compression.planes import shuffled
+
 _MAX_LEVELS: Final = 256
+_LENGTHS: Final = struct.Struct("<II")
 _N_ADDRESSES: Final = 1 << 16
 _SAMPLE: Final = 2048
 _BLOCK: Final = 1 << 16
@@ -53,6 +59,34 @@ def apply(levels: np.ndarray, palettes: list[np.ndarray], dtype: np.dtype) -> np
             block = slice(at, at + _BLOCK)
             np.take(table, flat[block].astype(np.intp), out=filled[block], mode="clip")
     return patterns.view(dtype)
+
+
+def packed(palettes: list[np.ndarray]) -> bytes:
+    """The palettes as they travel: number of patterns, length of a zstd frame, the frame (docs/codecs.md)."""
+    sizes = bytes(one.size - 1 for one in palettes)
+    deltas = np.concatenate([np.diff(one, prepend=one.dtype.type(0)) for one in palettes])
+    table = entropy.squeeze(sizes + shuffled(deltas).tobytes())
+    return _LENGTHS.pack(deltas.size, len(table)) + table
+
+
+def unpacked(rest: memoryview, n_planes: int, dtype: np.dtype, name: str) -> tuple[list[np.ndarray], memoryview]:
+    """The palettes of `packed`, and what follows them.
+
+    Raises:
+        CorruptPayload: not one palette for each plane.
+    """
+    n_patterns, length = _LENGTHS.unpack_from(rest) if len(rest) >= _LENGTHS.size else (0, len(rest) + 1)
+    rest = rest[_LENGTHS.size :]
+    if n_patterns > _MAX_LEVELS * n_planes or length > len(rest):
+        raise CorruptPayload(f"{name}: {n_patterns} patterns in {length} bytes for {n_planes} planes")
+    table = np.frombuffer(entropy.expand(rest[:length], n_planes + n_patterns * dtype.itemsize), np.uint8)
+    sizes = table[:n_planes].astype(np.int64) + 1
+    if int(sizes.sum()) != n_patterns:
+        raise CorruptPayload(f"{name}: palettes of {int(sizes.sum())} patterns, {n_patterns} were announced")
+    by_significance = table[n_planes:].reshape(dtype.itemsize, n_patterns)
+    deltas = np.ascontiguousarray(by_significance.T).reshape(-1).view(f"<u{dtype.itemsize}")
+    pieces = np.split(deltas, np.cumsum(sizes)[:-1])
+    return [np.cumsum(piece, dtype=piece.dtype) for piece in pieces], rest[length:]
 
 
 def _hopeless(patterns: np.ndarray) -> bool:

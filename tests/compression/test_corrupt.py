@@ -19,7 +19,8 @@ from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 SHAPES = ((1, 3, 24, 32), (24, 32, 3), (1, 1, 16, 16), (700,), (), (0, 4))
 MEBIBYTE = 1 << 20
 FLOATS = ["FP16", "FP32", "FP64"]
-CARRIED = {"fp16": FLOATS, "q8": FLOATS, "q8z": FLOATS, "q4": FLOATS, "q4z": FLOATS, "jpeg": ["UINT8", "FP32"]}
+PICTURES = ("jpeg", "jpeg75", "webp", "webp75", "lossless-webp")
+CARRIED = dict.fromkeys(("fp16", "q8", "q8z", "q4", "q4z"), FLOATS) | {name: ["UINT8", "FP32"] for name in PICTURES}
 """Datatypes of the codecs that do not carry all of them."""
 
 
@@ -65,7 +66,7 @@ def test_mutated_payloads(data: st.DataObject) -> None:
     """A valid payload with bytes flipped, removed, doubled or cut off, also read as another tensor."""
     name = data.draw(st.sampled_from(list(catalog.CODECS)))
     dtype = data.draw(st.sampled_from(CARRIED.get(name, list(NUMPY_OF))))
-    shape = data.draw(st.sampled_from(SHAPES[:3] if name == "jpeg" else SHAPES))
+    shape = data.draw(st.sampled_from(SHAPES[:3] if name in PICTURES else SHAPES))
     payload = bytearray(catalog.get(name).encode(sample(dtype, shape)))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(payload) - 1)))
@@ -168,6 +169,66 @@ def test_two_frames_in_one_jpeg_are_refused() -> None:
     spec = TensorSpec(name="t", dtype="FP32", shape=(1, 3, 24, 32))
     with pytest.raises(CorruptPayload, match="480"):
         catalog.get("jpeg").decode(jpeg_payload(good[:scan] + second + good[scan:]), spec)
+
+
+def webp_file(size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, "WEBP", **options)
+    return file.getvalue()
+
+
+def animated() -> bytes:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (32, 24), colour) for colour in ("red", "blue")]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def scaled(file: bytes) -> bytes:
+    """The frame header asks for a picture twice as wide (RFC 6386, 9.1)."""
+    return file[:27] + bytes([file[27] | 0x40]) + file[28:]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        webp_file((5000, 4000)),
+        webp_file((24, 32)),
+        webp_file((32, 24), lossless=True),
+        webp_file((32, 24), mode="RGBA"),
+        webp_file((32, 24), exif=b"Exif\0\0 anything"),
+        animated(),
+        scaled(webp_file((32, 24))),
+        webp_file((32, 24))[:-3],
+        webp_file((32, 24)) + b"more",
+        b"RIFF",
+    ],
+    ids=["too large", "turned", "lossless", "alpha", "exif", "animated", "scaled", "cut", "more", "start"],
+)
+def test_a_webp_of_anything_else_is_refused_before_pixels(file: bytes) -> None:
+    spec = TensorSpec(name="t", dtype="FP32", shape=(1, 3, 24, 32))
+    assert peak_bytes_refusing("webp", jpeg_payload(file), spec) < MEBIBYTE
+
+
+@pytest.mark.parametrize(
+    "file",
+    [webp_file((5000, 4000), lossless=True), webp_file((24, 32), lossless=True), webp_file((32, 24)),
+     webp_file((32, 24), mode="RGBA", lossless=True), webp_file((32, 24), lossless=True)[:24]],
+    ids=["too large", "turned", "lossy", "alpha", "cut"],
+)  # fmt: skip
+def test_a_lossless_webp_of_anything_else_is_refused_before_pixels(file: bytes) -> None:
+    spec = TensorSpec(name="t", dtype="UINT8", shape=(1, 3, 24, 32))
+    assert peak_bytes_refusing("lossless-webp", struct.pack("<I", len(file)) + file, spec) < MEBIBYTE
+
+
+@given(at=st.integers(12, 400), value=st.integers(0, 255), kind=st.sampled_from(["webp", "lossless-webp"]))
+@settings(max_examples=150, deadline=None)
+def test_damage_inside_a_webp(at: int, value: int, kind: str) -> None:
+    """Behind the header, where only the decoder can see it."""
+    array = sample("UINT8", (1, 3, 24, 32))
+    payload = bytearray(catalog.get(kind).encode(array))
+    payload[at % len(payload)] = value
+    decodes_or_refuses(kind, payload, TensorSpec(name="t", dtype="UINT8", shape=array.shape))
 
 
 def test_an_unknown_dimension_cannot_be_decoded() -> None:
