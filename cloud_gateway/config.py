@@ -34,7 +34,15 @@ class GatewayConfig:
     n_runs: int = setting(0, "Engine runs at the same time; further ones wait. 0 takes half the cores, at least two.")
     n_intra_threads: int = setting(0, "Threads inside one run; 0 takes one a core.")
     max_waiting: int = setting(256, "Requests that may wait for the engine; further ones are refused with 503.")
-    session_memory_bytes: int = setting(2 << 30, "Memory for opened models and tails; the least used ones leave.")
+    session_memory_bytes: int = setting(
+        2 << 30, "Memory for opened models and tails; what is worth least leaves, a larger model is refused."
+    )
+    provider: str = setting("auto", "Where models run: auto (CUDA where onnxruntime has it), cpu or cuda.")
+    gpu_device: int = setting(0, "The CUDA device.")
+    gpu_memory_bytes: int = setting(0, "Memory of the GPU for models and tails; 0 takes four fifths of it.")
+    batching: str = setting("auto", "Requests share runs: auto (where measured to pay), off, or always (for trials).")
+    batch_delay_s: float = setting(0.002, "The longest that a request waits for others to share its run.")
+    body_memory_bytes: int = setting(1 << 30, "Memory for all request bodies in flight; further ones get 503.")
     max_body_bytes: int = setting(256 << 20, "Largest request body, packed and unpacked.")
     max_json_bytes: int = setting(1 << 20, "Largest JSON in front of binary tensors.")
     body_timeout_s: float = setting(30.0, "How far a body may fall behind 1 kB/s before it is given up.")
@@ -76,14 +84,29 @@ class GatewayConfig:
             raise ValueError(f"port {self.port} does not exist; give 0 to 65535")
         if self.event_loop not in ("auto", "asyncio", "uvloop"):
             raise ValueError(f"event loop {self.event_loop!r} is unknown; use auto, asyncio or uvloop")
+        if self.provider not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"provider {self.provider!r} is unknown; use auto, cpu or cuda")
+        if self.batching not in ("auto", "off", "always"):
+            raise ValueError(f"batching {self.batching!r} is unknown; use auto, off or always")
+        if self.body_memory_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"body_memory_bytes {self.body_memory_bytes} is less than one body may have ({self.max_body_bytes}); "
+                "raise it, or lower max_body_bytes"
+            )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for name in ("max_waiting", "session_memory_bytes", "max_body_bytes", "max_json_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("body_timeout_s", "header_timeout_s", "keepalive_s", "max_connections"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        if min(self.n_runs, self.n_intra_threads, self.drain_s, self.inline_s) < 0:
-            raise ValueError("n_runs, n_intra_threads, drain_s and inline_s must not be negative")
+        for name in (
+            "n_runs", "n_intra_threads", "drain_s", "inline_s", "gpu_device", "gpu_memory_bytes", "batch_delay_s",
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
 
 
 def settings() -> tuple[Field[Value], ...]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,6 +15,8 @@ from cloud_gateway.auth import Tokens, ensure_admin_token
 from cloud_gateway.blobs import BlobStore
 from cloud_gateway.config import GatewayConfig
 from cloud_gateway.data_folder import DataFolder
+from cloud_gateway.engine_metrics import EngineMetrics
+from cloud_gateway.engine_settings import batch_settings, degraded, executor_settings
 from cloud_gateway.http import IDENTITY, FrontDoor, require
 from cloud_gateway.metrics import GatewayCollector, RequestMeter, exposition
 from cloud_gateway.proof_route import add_proof_route
@@ -25,8 +26,9 @@ from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certif
 from cloud_gateway.uploads import add_routes as add_upload_routes
 from hybrid.cli.output import event, note
 from hybrid.discovery.announce import Announcer
-from hybrid.serving.engine_opening import EngineSettings
-from hybrid.serving.executor import Executor, ExecutorSettings
+from hybrid.serving.batch_shelf import BatchShelf
+from hybrid.serving.body_budget import BodyBudget
+from hybrid.serving.executor import Executor
 from hybrid.serving.http_body import BodyLimits
 from hybrid.serving.identity import Identity
 from hybrid.serving.inference_service import EXTENSIONS, InferenceService
@@ -80,19 +82,21 @@ class Gateway:
         blobs = await asyncio.to_thread(BlobStore, folder.path)
         registry = await asyncio.to_thread(Registry, folder.path, blobs)
         stack.callback(registry.close)
-        executor = await stack.enter_async_context(Executor(_executor_settings(config)))
+        engine = await asyncio.to_thread(executor_settings, config)
+        executor = await stack.enter_async_context(Executor(engine))
         models = LoadedModels(registry, executor)
         door = FrontDoor(tokens, RequestMeter())
         app = web.Application(middlewares=[door.handle], client_max_size=config.max_body_bytes)
         regions = SharedMemoryRegions() if config.allow_shared_memory else None
         if regions is not None:
             stack.callback(regions.close)
-        service = self._service(models, executor, regions)
-        add_inference_routes(app, service)
         shelf = TailShelf(executor, config.data / "prepared")
+        batches = BatchShelf(executor, shelf.prepared_of, config.data / "prepared", batch_settings(config))
+        service = self._service(models, executor, batches, regions)
+        add_inference_routes(app, service)
         split = SplitService(executor, models, shelf, service.statistics)
         add_prepare_route(app, service, split)
-        channels = add_channel_routes(app, _checked(split, tokens), _admit_channel)
+        channels = add_channel_routes(app, _checked(split, tokens), _admit_channel, bodies=service.bodies)
         add_upload_routes(
             app,
             registry,
@@ -112,7 +116,7 @@ class Gateway:
                 max_connections=config.max_connections,
             ),
         )
-        self._add_metrics(app, door, service, listener)
+        self._add_metrics(app, door, service, EngineMetrics(executor, batches, service.bodies), listener)
         await listener.start(config.host, config.port, certificate.context() if certificate else None)
         stack.push_async_callback(listener.finish)
         self.url = _url(config, listener.port)
@@ -153,9 +157,10 @@ class Gateway:
             self._loaded = True
 
     def _service(
-        self, models: LoadedModels, executor: Executor, regions: SharedMemoryRegions | None
+        self, models: LoadedModels, executor: Executor, batches: BatchShelf, regions: SharedMemoryRegions | None
     ) -> InferenceService:
         config = self._config
+        provider = executor.settings.engine.provider
         return InferenceService(
             name="hybrid",
             version=_version(),
@@ -168,17 +173,25 @@ class Gateway:
                 max_header_bytes=config.max_json_bytes,
                 idle_s=config.body_timeout_s,
             ),
+            bodies=BodyBudget(config.body_memory_bytes),
+            batching=batches.of_model,
+            degraded=lambda: degraded(provider, {session.provider for _, session in executor.sessions.sessions()}),
             regions=regions,
             extensions=EXTENSIONS if regions is None else (*EXTENSIONS, "system_shared_memory"),
         )
 
     def _add_metrics(
-        self, app: web.Application, door: FrontDoor, service: InferenceService, listener: Listener
+        self,
+        app: web.Application,
+        door: FrontDoor,
+        service: InferenceService,
+        engine: EngineMetrics,
+        listener: Listener,
     ) -> None:
         collector = GatewayCollector(
             meter=door.meter,
             board=service.statistics,
-            executor=service.executor,
+            engine=engine,
             models=service.models,
             is_ready=service.is_ready,
             n_connections=lambda: listener.n_connections,
@@ -242,15 +255,6 @@ def _certificate(config: GatewayConfig) -> ServerCertificate:
     if config.tls_cert is not None and config.tls_key is not None:
         return load_certificate(config.tls_cert, config.tls_key)
     return ensure_certificate(config.data)
-
-
-def _executor_settings(config: GatewayConfig) -> ExecutorSettings:
-    return ExecutorSettings(
-        engine=EngineSettings(n_intra_threads=config.n_intra_threads, inline_s=config.inline_s),
-        n_threads=config.n_runs or max(2, (os.cpu_count() or 2) // 2),
-        max_waiting=config.max_waiting,
-        session_budget_bytes=config.session_memory_bytes,
-    )
 
 
 def _url(config: GatewayConfig, port: int) -> str:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hybrid.serving.executor import Executor
+from cloud_gateway.engine_metrics import EngineMetrics
 from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.statistics import StatisticsBoard
 
@@ -43,14 +43,14 @@ class GatewayCollector(Collector):
         *,
         meter: RequestMeter,
         board: StatisticsBoard,
-        executor: Executor,
+        engine: EngineMetrics,
         models: LoadedModels,
         is_ready: Callable[[], bool],
         n_connections: Callable[[], int],
     ) -> None:
         self._meter = meter
         self._board = board
-        self._executor = executor
+        self._engine = engine
         self._models = models
         self._is_ready = is_ready
         self._n_connections = n_connections
@@ -60,6 +60,7 @@ class GatewayCollector(Collector):
         yield from self._requests()
         yield from self._inferences()
         yield from self._gauges()
+        yield from self._engine.families()
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("hybrid_http_requests", "HTTP requests answered.", labels=["status"])
@@ -85,23 +86,22 @@ class GatewayCollector(Collector):
             "hybrid_inference_seconds", "Time of answered inferences by phase.", labels=[*labels, "phase"]
         )
         for (name, version), entry in sorted(self._board.entries.items()):
-            stats = entry.inference_stats
-            count.add_metric([name, version, "success"], stats.success.count)
-            count.add_metric([name, version, "fail"], stats.fail.count)
-            for phase in ("queue", "compute_input", "compute_infer", "compute_output"):
-                phases.add_metric([name, version, phase], getattr(stats, phase).ns / 1e9)
+            count.add_metric([name, version, "success"], entry.n_succeeded)
+            count.add_metric([name, version, "fail"], entry.n_failed)
+            for phase, seconds in (
+                ("queue", entry.queue_s),
+                ("compute_input", entry.input_s),
+                ("compute_infer", entry.infer_s),
+                ("compute_output", entry.output_s),
+            ):
+                phases.add_metric([name, version, phase], seconds)
         yield count
         yield phases
 
     def _gauges(self) -> Iterator[Metric]:
-        pool, sessions = self._executor.pool, self._executor.sessions
         for name, text, value in (
             ("hybrid_ready", "1 while the gateway takes requests.", float(self._is_ready())),
             ("hybrid_connections", "Open connections.", self._n_connections()),
-            ("hybrid_engine_waiting", "Requests that wait for the engine.", pool.n_waiting),
-            ("hybrid_engine_running", "Requests inside the engine.", pool.n_running),
-            ("hybrid_engine_sessions", "Opened models and tails.", len(sessions)),
-            ("hybrid_engine_session_bytes", "Memory that they are estimated to hold.", sessions.n_bytes),
             ("hybrid_models_loading", "Model versions that are being opened.", self._models.n_loading),
         ):
             yield GaugeMetricFamily(name, text, value=value)

@@ -113,6 +113,10 @@ class BatchShelf:
         if settings.mode != "off":
             executor.pool.on_crowd = self._crowded
 
+    def of_model(self, model_digest: str) -> list[Verdict]:
+        """What is known of a model and its tails."""
+        return [verdict for key, verdict in self.verdicts.items() if key[0] == model_digest]
+
     def _crowded(self, session: EngineSession, neighbour: EngineSession | None, feeds: Feeds) -> None:
         """On an engine thread: take a copy of one request's tensors and look into it on the loop."""
         kept = {name: array.copy() for name, array in feeds.items()}

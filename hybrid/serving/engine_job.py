@@ -36,12 +36,13 @@ class EngineJob:
         queue_s: seconds between being submitted and being started, the wait for company included.
         compute_s: seconds inside the engine, the whole batch's.
         n_together: rows that ran at once.
+        leads: whether it stands for its run when runs are counted.
         run: what it is part of, once it has started.
     """
 
     __slots__ = (
-        "compute_s", "deadline_s", "due_s", "feeds", "future", "is_waiting", "lane", "loop", "n_rows", "n_together",
-        "outputs", "queue_s", "run", "session", "submitted_s",
+        "compute_s", "deadline_s", "due_s", "feeds", "future", "is_waiting", "lane", "leads", "loop", "n_rows",
+        "n_together", "outputs", "queue_s", "run", "session", "submitted_s",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,7 @@ class EngineJob:
         self.queue_s = 0.0
         self.compute_s = 0.0
         self.n_together = 1
+        self.leads = True
         self.run: Leavable | None = None
         self.is_waiting = True
         self.loop = asyncio.get_running_loop()

@@ -178,8 +178,9 @@ class EnginePool:
                 self.n_late += len(work.late)
                 self.n_running += len(work.jobs)
                 self._n_busy += bool(work.jobs)
-                for job in work.jobs:
-                    job.n_together = work.n_rows
+                if len(work.jobs) > 1:
+                    for number, job in enumerate(work.jobs):
+                        job.n_together, job.leads = work.n_rows, number == 0
                 running = Running(work)
             for job in work.late:
                 self._settle(job, None, too_late())
@@ -281,6 +282,8 @@ class Running:
             except HybridError:
                 if self._n_left <= 0:
                     return [(None, too_late())] * len(jobs)
+                for job in jobs:
+                    job.n_together, job.leads = job.n_rows, True
         return [self._alone(job, feeds) for job, feeds in zip(jobs, self._feeds, strict=True)]
 
     def _alone(self, job: EngineJob, feeds: Mapping[str, np.ndarray]) -> Found:

@@ -49,8 +49,11 @@ class Computed(NamedTuple):
     outputs: list[np.ndarray]
     queue_s: float
     compute_s: float
-    n_together: int = 1
-    """Rows that ran at once, other requests' among them."""
+    n_together: int = 0
+    """Rows that ran at once where other requests' were among them, else 0."""
+
+    leads: bool = True
+    """Whether this request stands for the run in counts of runs."""
 
 
 class Executor:
@@ -160,6 +163,7 @@ class Executor:
         if session.batch is not None and (found_lane := session.batch.lane_of(feeds, outputs)) is not None:
             job.lane, job.n_rows = found_lane
         found = await self.pool.run(job)
-        if job.n_together == job.n_rows:
-            session.observe(job.compute_s, n_bytes)
-        return Computed(found, job.queue_s, job.compute_s, job.n_together)
+        if job.n_together > job.n_rows:
+            return Computed(found, job.queue_s, job.compute_s, job.n_together, job.leads)
+        session.observe(job.compute_s, n_bytes)
+        return Computed(found, job.queue_s, job.compute_s)

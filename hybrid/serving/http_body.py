@@ -12,6 +12,7 @@ from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from hybrid.errors import BadMessage, TooLarge
+from hybrid.serving.body_budget import BodyBudget
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """HTTP header with the bytes of JSON in front of the binary tensors; compared as a whole name, never as a substring."""
@@ -42,21 +43,35 @@ class Body:
 
     Attributes:
         n_json: bytes of JSON that the request's header declares; None when all of the body is JSON.
+
+    What arrives counts against the budget, where there is one, until `release`.
     """
 
-    __slots__ = ("_ahead", "_buffer", "_limits", "_n_received", "_position", "_request", "n_json")
+    __slots__ = ("_ahead", "_budget", "_buffer", "_limits", "_n_held", "_position", "_request", "n_json")
 
-    def __init__(self, request: web.Request, limits: BodyLimits) -> None:
+    def __init__(self, request: web.Request, limits: BodyLimits, budget: BodyBudget | None = None) -> None:
         self._request = request
+        self._budget = budget
+        self._n_held = 0
         self._limits = limits
         self._buffer: bytes | None = None
         self._ahead = b""
         self._position = 0
-        self._n_received = 0
         length = request.content_length
         if length is not None and length > limits.max_body_bytes:
             raise _too_large(length, limits)
         self.n_json = _header_length(request, length, limits)
+
+    def release(self) -> None:
+        """Nobody reads the body any more: its bytes leave the budget."""
+        if self._budget is not None:
+            self._budget.give(self._n_held)
+            self._n_held = 0
+
+    def _hold(self, n_bytes: int) -> None:
+        if self._budget is not None:
+            self._budget.take(n_bytes)
+            self._n_held += n_bytes
 
     async def json(self) -> bytes:
         """The JSON part; what follows it is not read yet unless it came along or was compressed."""
@@ -106,6 +121,7 @@ class Body:
         found = self._request.content.read_nowait()
         if len(found) > self._limits.max_body_bytes:
             raise _too_large(len(found), self._limits)
+        self._hold(len(found))
         return found
 
     async def _all(self) -> bytes:
@@ -152,6 +168,7 @@ class Body:
                 chunk, _ = await content.readchunk()
                 if chunk:  # empty ones mark the end of HTTP chunks
                     pace.came(len(chunk))
+                    self._hold(len(chunk))
                     return chunk
         except (ClientError, HttpProcessingError) as exc:
             raise BadMessage(f"the body breaks HTTP's framing: {type(exc).__name__}") from exc
@@ -170,7 +187,9 @@ class Body:
         if len(packed) < ON_LOOP_BYTES < max_bytes:
             with suppress(TooLarge):  # few bytes may unpack to a thousand times as many
                 return unpack(packed, encoding, ON_LOOP_BYTES)
-        return await asyncio.to_thread(unpack, packed, encoding, max_bytes)
+        found = await asyncio.to_thread(unpack, packed, encoding, max_bytes)
+        self._hold(len(found))
+        return found
 
 
 class _Pace:

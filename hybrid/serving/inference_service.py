@@ -1,11 +1,13 @@
 """What the handlers of the inference protocol share: models, executor, counters, limits and who may do what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
 
+from hybrid.serving.batch_shelf import Verdict
+from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.executor import Executor
 from hybrid.serving.http_body import BodyLimits
 from hybrid.serving.identity import Right
@@ -32,8 +34,11 @@ class InferenceService:
         is_ready: whether the service takes requests: false while models load or while it drains.
         statistics: counters by model version.
         limits: of request bodies.
+        bodies: the memory of all of them together.
         regions: system shared memory, None where it is not allowed.
         extensions: what the metadata names.
+        degraded: why models do not run where the operator wanted them to; empty where they do.
+        batching: what trials found about batches of the model with that digest.
     """
 
     name: str
@@ -44,5 +49,8 @@ class InferenceService:
     is_ready: Callable[[], bool]
     statistics: StatisticsBoard = field(default_factory=StatisticsBoard)
     limits: BodyLimits = field(default_factory=BodyLimits)
+    bodies: BodyBudget = field(default_factory=BodyBudget)
     regions: SharedMemoryRegions | None = None
     extensions: tuple[str, ...] = EXTENSIONS
+    degraded: Callable[[], str] = lambda: ""
+    batching: Callable[[str], Sequence[Verdict]] = lambda _: ()

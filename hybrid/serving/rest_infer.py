@@ -41,9 +41,10 @@ class InferHandler:
         model = loaded.model
         statistics = service.statistics.of(model.name, model.version)
         started_s = perf_counter()
+        body = Body(request, service.limits, service.bodies)
         try:
             session = service.executor.sessions.get((model.model_digest,)) or await service.executor.open_whole(model)
-            decoded = await decode_call(Body(request, service.limits), session.inputs, service.regions)
+            decoded = await decode_call(body, session.inputs, service.regions)
             decoded_s = perf_counter()
             names = wanted_outputs(decoded.call, session)
             computed = await service.executor.compute(session, decoded.feeds, names)
@@ -53,6 +54,8 @@ class InferHandler:
         except (HybridError, web.HTTPException):
             statistics.failed(perf_counter() - started_s)
             raise
+        finally:
+            body.release()
         done_s = perf_counter()
         statistics.succeeded(
             total_s=done_s - started_s,
@@ -61,6 +64,8 @@ class InferHandler:
             infer_s=computed.compute_s,
             output_s=done_s - computed_s,
         )
+        if computed.n_together:
+            statistics.shared(computed.n_together, computed.compute_s, leads=computed.leads)
         return response
 
 

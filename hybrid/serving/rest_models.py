@@ -9,7 +9,8 @@ from compression.tensor import BYTES, TensorSpec
 from hybrid.errors import NotFound
 from hybrid.serving.http_replies import json_reply
 from hybrid.serving.inference_service import InferenceService
-from hybrid.serving.loaded_models import LoadedModel
+from hybrid.serving.loaded_models import IndexEntry, LoadedModel
+from hybrid.serving.statistics import ModelStatistics, StatisticsBoard
 
 PLATFORM: Final = "onnxruntime_onnx"
 """What Triton calls this platform; clients know it by that name."""
@@ -65,7 +66,11 @@ class ModelHandlers:
     async def ready(self, _: web.Request) -> web.Response:
         """`GET /v2/health/ready`: whether requests are taken now; 503 while models load or the service drains."""
         is_ready = self._service.is_ready()
-        return json_reply({"live": True, "ready": is_ready}, status=200 if is_ready else 503)
+        answer: dict[str, object] = {"live": True, "ready": is_ready}
+        degraded = self._service.degraded()
+        if degraded:
+            answer["degraded"] = degraded
+        return json_reply(answer, status=200 if is_ready else 503)
 
     async def server(self, _: web.Request) -> web.Response:
         """`GET /v2`: who answers, and which extensions it really has."""
@@ -123,13 +128,20 @@ class ModelHandlers:
         board = self._service.statistics
         name, version = _named(request)
         entries = [
-            board.of(entry.name, entry.version)
+            self._shown(board, entry)
             for entry in await self._service.models.index()
             if name in ("", entry.name) and version in ("", entry.version) and entry.state == "READY"
         ]
         if name and not entries:
             raise NotFound(f"model {name!r} {version} is not loaded, so it has no statistics")
         return json_reply({"model_stats": entries})
+
+    def _shown(self, board: StatisticsBoard, entry: IndexEntry) -> ModelStatistics:
+        shown = board.of(entry.name, entry.version).shown()
+        loaded = self._service.models.opened(entry.name, entry.version)
+        if loaded is not None:
+            shown.hybrid_batching = [*self._service.batching(loaded.model.model_digest)]
+        return shown
 
     async def _loaded(self, request: web.Request) -> LoadedModel:
         name, version = _named(request)

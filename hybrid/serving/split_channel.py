@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
+from hybrid import __version__
 from hybrid.errors import BadMessage, HybridError, Overloaded
+from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.http_replies import error_reply
 from hybrid.transport.http_carrier import HEADER_LENGTH, header_length
 from hybrid.transport.pump import FramePump, keep_unsent_low
@@ -20,7 +22,7 @@ from hybrid.wire.frames import Hello
 from hybrid.wire.limits import Limits
 from hybrid.wire.message import InferRequest, InferResponse, decode_request, encode_response
 
-SOFTWARE: Final = "hybrid-gateway"
+SOFTWARE: Final = f"hybrid-gateway {__version__}"
 IDLE_TIMEOUT_S: Final = 60.0
 """A client pings at least every 15 s; one that says nothing for so long is gone."""
 
@@ -37,10 +39,11 @@ _log = logging.getLogger("hybrid.serving")
 class SplitChannel:
     """All channels of one application, and their routes."""
 
-    def __init__(self, infer: Infer, admit: Admit, limits: Limits) -> None:
+    def __init__(self, infer: Infer, admit: Admit, limits: Limits, bodies: BodyBudget) -> None:
         self._infer = infer
         self._admit = admit
         self._limits = limits
+        self._bodies = bodies
         self._connections: set[_Connection] = set()
         self._is_draining = False
 
@@ -62,7 +65,7 @@ class SplitChannel:
         )
         await ws.prepare(request)
         keep_unsent_low(request.transport)
-        connection = _Connection(ws, self._infer, self._limits)
+        connection = _Connection(ws, self._infer, self._limits, self._bodies)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -73,10 +76,11 @@ class SplitChannel:
     async def serve_post(self, request: web.Request) -> web.StreamResponse:
         """`POST /v2/hybrid/infer`: one request."""
         since_s = time.monotonic()
+        held = _Held(self._bodies)
         try:
             self._admit(request)
             async with asyncio.timeout(READ_TIMEOUT_S):
-                message = await _read_request(request, self._limits)
+                message = await _read_request(request, self._limits, held)
             response = await self._infer(message, time.monotonic() - since_s)
             encoded = encode_response(response)
         except HybridError as exc:
@@ -86,6 +90,8 @@ class SplitChannel:
         except Exception:  # noqa: BLE001  (logged; whatever breaks inside is one failed request)
             _log.exception("infer.failed")
             return error_reply(HybridError("the gateway failed while it computed; its log says why"))
+        finally:
+            held.release()
         headers = {HEADER_LENGTH: str(len(encoded.header))}
         body = b"".join((encoded.header, *encoded.buffers))
         return web.Response(body=body, content_type="application/octet-stream", headers=headers)
@@ -127,10 +133,11 @@ class _Connection:
         ended: it is over.
     """
 
-    def __init__(self, ws: web.WebSocketResponse, infer: Infer, limits: Limits) -> None:
+    def __init__(self, ws: web.WebSocketResponse, infer: Infer, limits: Limits, bodies: BodyBudget) -> None:
         self._ws = ws
         self._infer = infer
-        self._channel = Channel("server", limits=limits, software=SOFTWARE, now_s=time.monotonic())
+        self._bodies = bodies
+        self._channel = Channel("server", limits=limits, software=SOFTWARE, now_s=time.monotonic(), ledger=bodies)
         self._pump = FramePump(self._channel, ws.send_bytes, time.monotonic)
         self._heard_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
@@ -156,6 +163,7 @@ class _Connection:
                     task.cancel()
         finally:
             self.ended.set()
+            self._channel.abandon()
             if self._timer is not None:
                 self._timer.cancel()
             await self._ws.close(code=1002 if self._channel.is_closed else 1001)
@@ -201,14 +209,20 @@ class _Connection:
     def _on_event(self, event: Event, group: asyncio.TaskGroup) -> None:
         if isinstance(event, RequestReceived):
             stream = event.stream
+            n_bytes = sum(tensor.n_bytes for tensor in event.request.inputs)
+            self._bodies.hold(n_bytes)  # the channel has just let them go
             task = self._tasks[stream] = group.create_task(self._answer(event))
-            task.add_done_callback(lambda _: self._tasks.pop(stream, None))  # also of one that never began
+            task.add_done_callback(lambda _: self._forget(stream, n_bytes))  # also of one that never began
         elif isinstance(event, RequestCancelled):
             running = self._tasks.get(event.stream)
             if running is not None:
                 running.cancel()
         elif isinstance(event, RequestRefused | Failed):
             _log.info("channel.refused code=%s reason=%s", event.error.code, event.error)
+
+    def _forget(self, stream: int, n_bytes: int) -> None:
+        self._tasks.pop(stream, None)
+        self._bodies.give(n_bytes)
 
     async def _answer(self, received: RequestReceived) -> None:
         channel, stream = self._channel, received.stream
@@ -224,7 +238,24 @@ class _Connection:
         self._pump.wake()
 
 
-async def _read_request(request: web.Request, limits: Limits) -> InferRequest:
+class _Held:
+    """What one posted message holds of the budget."""
+
+    def __init__(self, bodies: BodyBudget) -> None:
+        self._bodies = bodies
+        self._n_bytes = 0
+
+    def take(self, n_bytes: int) -> None:
+        """Hold the message's body. Raises `Overloaded`."""
+        self._bodies.take(n_bytes)
+        self._n_bytes += n_bytes
+
+    def release(self) -> None:
+        """It was answered."""
+        self._bodies.give(self._n_bytes)
+
+
+async def _read_request(request: web.Request, limits: Limits, held: _Held) -> InferRequest:
     """The message in a POST; its sizes are checked before its body is read."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise BadMessage("a Content-Encoding; send tensors with hybrid_codec instead")
@@ -236,6 +267,7 @@ async def _read_request(request: web.Request, limits: Limits) -> InferRequest:
             raise BadMessage(
                 f"Content-Length is {request.content_length}, the message has {n_header + plan.n_body_bytes} bytes"
             )
+        held.take(plan.n_body_bytes)
         body = np.empty(plan.n_body_bytes, dtype=np.uint8)
         at = 0
         while at < len(body):
@@ -251,7 +283,14 @@ async def _read_request(request: web.Request, limits: Limits) -> InferRequest:
     return plan.fill(body.data)
 
 
-def add_routes(app: web.Application, infer: Infer, admit: Admit, *, limits: Limits | None = None) -> SplitChannel:
+def add_routes(
+    app: web.Application,
+    infer: Infer,
+    admit: Admit,
+    *,
+    limits: Limits | None = None,
+    bodies: BodyBudget | None = None,
+) -> SplitChannel:
     """Adds channel, POST and hello to an application; on its shutdown the channels drain.
 
     Args:
@@ -259,9 +298,10 @@ def add_routes(app: web.Application, infer: Infer, admit: Admit, *, limits: Limi
         infer: computes a request, given its receive seconds; cancelled when the client cancels or is lost. Over POST a
             lost client cancels it only where the runner was made with `handler_cancellation=True`.
         admit: raises a HybridError for a request that may not come in.
-        limits: what is accepted.
+        limits: what is accepted from one client.
+        bodies: memory of all clients' bodies.
     """
-    split = SplitChannel(infer, admit, limits or Limits())
+    split = SplitChannel(infer, admit, limits or Limits(), bodies or BodyBudget())
     app.router.add_get("/v2/hybrid/channel", split.serve_channel)
     app.router.add_post("/v2/hybrid/infer", split.serve_post)
     app.router.add_get("/v2/hybrid/hello", split.serve_hello)

@@ -13,7 +13,7 @@ from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.binary_tensor import text_array
 from hybrid.serving.classification import classify
 from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.executor import Executor
+from hybrid.serving.executor import Computed, Executor
 from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.served_model import ServedModel
 from hybrid.serving.statistics import StatisticsBoard
@@ -69,7 +69,7 @@ class SplitService:
             async with asyncio.timeout(None if deadline_s is None else deadline_s - started_s):
                 model = await self._model(request)
                 session = await self._session(model, request)
-                response = await self._answer(model, session, request, deadline_s)
+                response, computed = await self._answer(model, session, request, deadline_s)
         except HybridError:  # DeadlinePassed among them, which is a TimeoutError too
             self._count_failure(model, started_s)
             raise
@@ -78,21 +78,24 @@ class SplitService:
             raise DeadlinePassed("the deadline passed before the gateway could answer; allow more time") from None
         finally:
             self.n_active -= 1
-        self._statistics.of(model.name, model.version).succeeded(
+        counters = self._statistics.of(model.name, model.version)
+        counters.succeeded(
             total_s=perf_counter() - started_s,
             input_s=0.0,
-            queue_s=response.queue_s,
-            infer_s=response.compute_s,
+            queue_s=computed.queue_s,
+            infer_s=computed.compute_s,
             output_s=0.0,
         )
+        if computed.n_together:
+            counters.shared(computed.n_together, computed.compute_s, leads=computed.leads)
         return InferResponse(
             model_name=model.name,
             model_version=model.version,
             id=request.id,
             outputs=response.outputs,
             receive_s=receive_s,
-            queue_s=response.queue_s,
-            compute_s=response.compute_s,
+            queue_s=computed.queue_s,
+            compute_s=computed.compute_s,
         )
 
     async def prepare(self, model_digest: str, shape_key: str) -> PreparedReply:
@@ -133,7 +136,7 @@ class SplitService:
 
     async def _answer(
         self, model: ServedModel, session: EngineSession, request: InferRequest, deadline_s: float | None
-    ) -> InferResponse:
+    ) -> tuple[InferResponse, Computed]:
         encoded = any(tensor.codec != RAW and tensor.n_bytes > _OFF_LOOP_BYTES for tensor in request.inputs)
         feeds = await asyncio.to_thread(_feeds, request) if encoded else _feeds(request)
         names = [output.name for output in request.outputs] or session.output_names
@@ -147,7 +150,7 @@ class SplitService:
             outputs = await asyncio.to_thread(_outputs, request, model, found)
         else:
             outputs = _outputs(request, model, found)
-        return InferResponse(outputs=outputs, queue_s=computed.queue_s, compute_s=computed.compute_s)
+        return InferResponse(outputs=outputs), computed
 
     def _count_failure(self, model: ServedModel | None, started_s: float) -> None:
         if model is not None:

@@ -22,7 +22,7 @@ from hybrid.wire.events import (
     ResponseReceived,
 )
 from hybrid.wire.frames import Frame, FrameReader, Hello, Kind
-from hybrid.wire.inbound import Budget, Inbound
+from hybrid.wire.inbound import Budget, Inbound, Ledger
 from hybrid.wire.limits import ACK_BYTES, ACK_S, QUIET_BYTES, Limits
 from hybrid.wire.message import (
     InferRequest,
@@ -50,6 +50,13 @@ class _Stream:
 class Channel:
     """One end of a channel.
 
+    Args:
+        role: which end.
+        limits: what this side accepts.
+        software: who it says it is.
+        now_s: the time.
+        ledger: memory of the bodies on all connections; None for no bound but the connection's own.
+
     Attributes:
         state: opening, open, draining or closed.
         peer: the peer's hello, once it came.
@@ -57,7 +64,9 @@ class Channel:
         received_bytes: all that came in.
     """
 
-    def __init__(self, role: Role, *, limits: Limits, software: str, now_s: float) -> None:
+    def __init__(
+        self, role: Role, *, limits: Limits, software: str, now_s: float, ledger: Ledger | None = None
+    ) -> None:
         self.state: State = "opening"
         self.peer: Hello | None = None
         self.last_progress_s = now_s
@@ -68,6 +77,7 @@ class Channel:
         self._reader = FrameReader()
         self._sending = Sending()
         self._budget = Budget(limits.budget_bytes)
+        self._ledger = ledger
         self._streams: dict[int, _Stream] = {}
         self._highest_stream = 0
         self._refuse_above: int | None = None
@@ -272,14 +282,14 @@ class Channel:
             raise BadFrame(f"data on stream {frame.stream} after its end")
         if stream.inbound is None:
             decode = decode_response if self._is_client else decode_request
-            stream.inbound = Inbound(frame.stream, decode, self._limits, self._now_s)
+            stream.inbound = Inbound(frame.stream, decode, self._limits, self._now_s, self._ledger)
         if self._is_client:
             self.last_progress_s = self._now_s
         try:
             self._take_piece(stream, stream.inbound, frame, events)
         except (BadFrame, VersionMismatch):
             raise
-        except ProtocolError as exc:
+        except (ProtocolError, Overloaded) as exc:
             self._refuse(frame.stream, exc, events)
 
     def _open_stream(self, number: int, events: list[Event]) -> _Stream | None:
@@ -384,11 +394,21 @@ class Channel:
 
     def _free(self, stream: _Stream) -> None:
         inbound, stream.inbound = stream.inbound, None
-        if inbound is None or not inbound.uses_budget:
+        if inbound is None:
+            return
+        if self._ledger is not None:
+            self._ledger.give(inbound.ledger_bytes)
+        if not inbound.uses_budget:
             return
         for served in self._budget.give_back(inbound):
             served.serve()
             self._sending.credit(served.stream, served.received_bytes, served.limit_bytes)
+
+    def abandon(self) -> None:
+        """The connection is gone: whatever was arriving is dropped."""
+        for number in list(self._streams):
+            self._close_stream(number)
+        self.state = "closed"
 
     def _fail(self, error: HybridError, events: list[Event], *, is_ours: bool) -> None:
         for number in list(self._streams):

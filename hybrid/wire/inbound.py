@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -46,6 +46,18 @@ class Budget:
         return served
 
 
+class Ledger(Protocol):
+    """Memory of the bodies on all connections of a process."""
+
+    def take(self, n_bytes: int) -> None:
+        """Reserve. Raises `Overloaded` when it does not fit."""
+        ...
+
+    def give(self, n_bytes: int) -> None:
+        """Let it go."""
+        ...
+
+
 class Inbound:
     """One message on its way in.
 
@@ -55,14 +67,17 @@ class Inbound:
         limit_bytes: what the peer may send in all.
         first_s: when its first byte came.
         uses_budget: whether it holds, or waits for, memory of the budget.
+        ledger_bytes: what it reserved in the ledger.
     """
 
     __slots__ = (
-        "_body", "_decode", "_early", "_filled_bytes", "_header_bytes", "_limits", "_needed_bytes", "_plan", "first_s",
-        "limit_bytes", "received_bytes", "stream", "uses_budget",
+        "_body", "_decode", "_early", "_filled_bytes", "_header_bytes", "_ledger", "_limits", "_needed_bytes", "_plan",
+        "first_s", "ledger_bytes", "limit_bytes", "received_bytes", "stream", "uses_budget",
     )  # fmt: skip
 
-    def __init__(self, stream: int, decode: Decode, limits: Limits, first_s: float) -> None:
+    def __init__(
+        self, stream: int, decode: Decode, limits: Limits, first_s: float, ledger: Ledger | None = None
+    ) -> None:
         self.stream = stream
         self.received_bytes = 0
         self.limit_bytes = limits.initial_credit_bytes
@@ -76,6 +91,8 @@ class Inbound:
         self._filled_bytes = 0
         self._header_bytes = 0
         self._needed_bytes = PREFIX_BYTES
+        self._ledger = ledger
+        self.ledger_bytes = 0
 
     @property
     def n_body_bytes(self) -> int:
@@ -88,6 +105,7 @@ class Inbound:
         Raises:
             BadFrame: more than the credit, or an end in the wrong place.
             BadMessage, TensorMismatch, TooLarge: the header fails its checks.
+            Overloaded: the bodies of all connections leave no room for this one.
         """
         self.received_bytes += len(payload)
         if self.received_bytes > self.limit_bytes:
@@ -121,6 +139,9 @@ class Inbound:
         n_body_bytes = self._plan.n_body_bytes
         if len(rest) > n_body_bytes:
             raise BadFrame(f"stream {self.stream} sent more bytes than its header declares")
+        if self._ledger is not None:
+            self._ledger.take(n_body_bytes)
+            self.ledger_bytes = n_body_bytes
         self.uses_budget = stop + n_body_bytes > self._limits.initial_credit_bytes
         if not self.uses_budget or budget.ask(self):
             self._allocate()

@@ -161,7 +161,7 @@ async def test_every_tail_worth_timing_equals_the_whole_model(side: Side, tmp_pa
             same(response, side)
             assert (response.model_name, response.model_version, response.id) == ("conv", "1", "7")
             assert response.compute_s > 0
-        assert running.board.of("conv", "1").inference_count == len(interior)
+        assert running.board.of("conv", "1").n_succeeded == len(interior)
 
 
 async def test_a_cold_tail_says_warming_at_once_and_is_built_meanwhile(side: Side, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""From the gateway's configuration to the settings of its executor: threads, memory, and where models run."""
+
+import logging
+import os
+from typing import Final, cast
+
+from cloud_gateway.config import GatewayConfig
+from devices.engine_provider import EngineProvider, Wanted, choose_provider
+from devices.gpu_memory import gpu_memory
+from hybrid.serving.batch_shelf import BatchMode, BatchSettings
+from hybrid.serving.engine_opening import EngineSettings
+from hybrid.serving.executor import ExecutorSettings
+
+_log = logging.getLogger("hybrid.gateway")
+
+_GPU_SHARE: Final = 0.8
+
+
+def executor_settings(config: GatewayConfig) -> ExecutorSettings:
+    """The executor's settings; a provider that is not here is replaced by the CPU, with a warning."""
+    wanted = cast("Wanted", config.provider)
+    gpu_budget_bytes = 0
+    if wanted != "cpu":
+        found = gpu_memory(config.gpu_device)
+        gpu_budget_bytes = config.gpu_memory_bytes or int(_GPU_SHARE * (found[1] if found else 0))
+    provider = choose_provider(wanted, device_id=config.gpu_device, gpu_memory_bytes=gpu_budget_bytes)
+    if provider.note:
+        _log.warning("engine.no_cuda reason=%s", provider.note)
+    return ExecutorSettings(
+        engine=EngineSettings(
+            n_intra_threads=config.n_intra_threads,
+            inline_s=config.inline_s if provider.name == "cpu" else 0.0,
+            provider=provider,
+            device_id=config.gpu_device,
+        ),
+        n_threads=config.n_runs or max(2, (os.cpu_count() or 2) // 2),
+        max_waiting=config.max_waiting,
+        session_budget_bytes=config.session_memory_bytes,
+        gpu_budget_bytes=gpu_budget_bytes if provider.name == "cuda" else 0,
+    )
+
+
+def batch_settings(config: GatewayConfig) -> BatchSettings:
+    """Whether and how requests share runs."""
+    return BatchSettings(mode=cast("BatchMode", config.batching), max_hold_s=config.batch_delay_s)
+
+
+def degraded(provider: EngineProvider, session_providers: set[str]) -> str:
+    """Why models do not run where the operator wanted them to; empty where they do."""
+    if provider.note:
+        return provider.note
+    if provider.name == "cuda" and "cpu" in session_providers:
+        return (
+            "CUDA is in this onnxruntime, but sessions fell back to the CPU: its libraries or its device do not answer"
+        )
+    return ""
