@@ -113,7 +113,10 @@ class Route:
 
     def down(self) -> set[str]:
         """The gateways that hold the model and have no connection now."""
-        return {holding.client.url for holding in self._holdings if holding.client.state != "ready"}
+        away = [holding.client for holding in self._holdings if holding.client.state != "ready"]
+        for client in away:
+            client.want()
+        return {client.url for client in away}
 
     def gateways(self, now_s: float) -> dict[str, GatewayView]:
         """What may be believed of the gateways now; those that are down are missing."""

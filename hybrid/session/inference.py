@@ -19,6 +19,7 @@ from hybrid.session.trip import Answer, Trip
 
 if TYPE_CHECKING:
     from hybrid.route.route import Route
+    from hybrid.schedule.beliefs import Decision
     from hybrid.session.connected import Connection
 
 
@@ -221,9 +222,10 @@ class InferenceSession:
         left_s = None if deadline_s is None else deadline_s - (before_s - trip.started_s)
         outputs = self._device.compute(output_names, feeds, run_options, left_s)
         computed_s = perf_counter() - before_s
-        if self._connection is not None and route is not None:
-            self._connection.remote.observe_here(route, computed_s, trip)
-        elif self._options.is_forced and not self._options.fallback:
+        connection = self._connection
+        if connection is not None and route is not None:
+            return connection.remote.answered_here(route, outputs, computed_s, trip)
+        if route is None and self._options.is_forced and not self._options.fallback:
             raise unavailable(self._options, trip.fallback or self._alone)
         return Answer(outputs, trip.report_here(computed_s, self.model_digest))
 
@@ -238,6 +240,11 @@ class InferenceSession:
     def model_digest(self) -> str:
         """Digest of the model; empty until it is hashed, which sessions without a gateway never need."""
         return self._connection.remote.model_digest if self._connection is not None else self._model_digest
+
+    @property
+    def decisions(self) -> "tuple[tuple[Decision, RunReport], ...]":
+        """What was decided for the last runs that could have travelled (at most 256), and what came of it."""
+        return self._connection.remote.decisions.recent if self._connection is not None else ()
 
     def explain(self) -> list[Candidate]:
         """The ways to compute the shapes that were run last, with what each would cost and why it is taken or not."""

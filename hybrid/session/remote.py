@@ -22,9 +22,11 @@ from hybrid.schedule.options import Options, unavailable
 from hybrid.schedule.prices import prices_for
 from hybrid.schedule.prospect import Candidate
 from hybrid.scouting.preparation import Preparation
+from hybrid.session.decision_log import DecisionLog
 from hybrid.session.device import Device
 from hybrid.session.patience import LEAST_RESERVE_S, LEAST_STALL_S, current_traceparent, stall_s
 from hybrid.session.race import Outcome, first_answer, first_answer_awaitable
+from hybrid.session.report import RunReport
 from hybrid.session.trip import Answer, Trip
 from hybrid.transport.pending import Reply
 
@@ -56,6 +58,9 @@ class Remote:
         device: this device's own runs.
         preparation: the background thread that makes ways.
         allowance: what may leave this machine.
+
+    Attributes:
+        decisions: of the last requests.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Remote:
         self._preparation = preparation
         self._allowance = allowance
         self._outputs = frozenset(declared.outputs)
+        self.decisions = DecisionLog()
         # Free dimensions may differ with every request: only a shape that comes again is worth preparing for.
         self._prepare_at = 1 if options.is_forced or declared.static_shapes() is not None else 2
         self._routes: dict[Shapes, Route] = {}
@@ -130,11 +136,18 @@ class Remote:
                 self._fail(route, plan, sent, exc, trip)
         return None
 
-    def observe_here(self, route: Route, seconds: float, trip: Trip) -> None:
+    def answered_here(self, route: Route, outputs: list[Any], seconds: float, trip: Trip) -> Answer:
         """The device answered alone, after computing so long."""
         route.scheduler.observe_local(seconds, monotonic(), self._device.n_runs)
-        if trip.decision is not None and not trip.attempts:
-            route.scheduler.observe_answer(trip.decision, perf_counter() - trip.started_s)
+        return self._answered(route, trip, outputs, trip.report_here(seconds, self.model_digest))
+
+    def _answered(self, route: Route, trip: Trip, outputs: list[Any], report: RunReport) -> Answer:
+        """Holds the answer against what was expected of it, and keeps both."""
+        if trip.decision is not None:
+            if report.fallback is None:
+                route.scheduler.observe_answer(trip.decision, report.total_s)
+            self.decisions.put(route.shape_key.id, trip.table, trip.decision, report)
+        return Answer(outputs, report)
 
     def explain(self) -> list[Candidate]:
         """The candidates of the shape key used last."""
@@ -202,7 +215,7 @@ class Remote:
             n_device_runs=self._device.n_runs,
             n_in_flight=self._device.n_requests - 1,
         )
-        trip.decision, trip.predicted_s = decision, decision.predicted_s
+        self._note(route, trip, decision)
         if way is None:
             if not route.has_way():
                 trip.fallback = trip.fallback or f"not_available: {route.why_none}"
@@ -229,8 +242,15 @@ class Remote:
             if not self._options.fallback:
                 raise unavailable(self._options, trip.fallback)
             return None
-        trip.decision, trip.predicted_s = decision, decision.predicted_s
+        self._note(route, trip, decision)
         return Plan(way, decision, None)
+
+    def _note(self, route: Route, trip: Trip, decision: Decision) -> None:
+        """The first decision of a run is the one that its answer is held against."""
+        if trip.decision is None:
+            table = route.scheduler.table
+            is_its = decision.inputs is None or decision.inputs.table == table.id
+            trip.decision, trip.table, trip.predicted_s = decision, table if is_its else None, decision.predicted_s
 
     # -- the steps of an attempt
 
@@ -290,9 +310,7 @@ class Remote:
                 self._withdrawn(sent, outcome, trip)
             scheduler.observe_local(outcome.local_s, now_s, self._device.n_runs)
             report = trip.report_here(outcome.local_s, self._preparation.model_digest)
-        if not trip.attempts or outcome.error is None:
-            scheduler.observe_answer(plan.decision, report.total_s)
-        return Answer(outcome.outputs, report)
+        return self._answered(route, trip, outcome.outputs, report)
 
     def _withdrawn(self, sent: Outgoing, outcome: Outcome, trip: Trip) -> None:
         """The device was faster: what had gone by then is wasted, the rest never goes."""

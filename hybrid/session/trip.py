@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # a session that never meets a gateway does not load what the
     from hybrid.route.departure import Outgoing
     from hybrid.route.way import Way
     from hybrid.schedule.beliefs import Decision
+    from hybrid.schedule.table import Table
     from hybrid.session.race import Outcome
     from hybrid.wire.message import InferResponse
 
@@ -29,7 +30,8 @@ class Trip:
     Attributes:
         started_s: `perf_counter` at the call.
         plan_s: seconds of deciding.
-        decision: the scheduler's last one for this run, None while there was none.
+        decision: the scheduler's first one for this run, None while there was none.
+        table: the prospects that it refers to.
         predicted_s: what the planner expects, None where it cannot know.
         attempts: failed attempts.
         bytes_up: bytes that went up without leading to the answer.
@@ -41,6 +43,7 @@ class Trip:
     started_s: float = field(default_factory=perf_counter)
     plan_s: float = 0.0
     decision: "Decision | None" = None
+    table: "Table | None" = None
     predicted_s: float | None = None
     attempts: int = 0
     bytes_up: int = 0

@@ -122,6 +122,11 @@ class GatewayClient:
             self._changed.wait_for(lambda: self.state != "connecting", timeout_s)
         return self.state
 
+    def want(self) -> None:
+        """Somebody would send a request now: while it is not connected, attempts follow each other more closely."""
+        if self._supervisor is not None:
+            self._supervisor.wanted_s = time.monotonic()
+
     def on_change(self, listener: Callable[[State], None]) -> None:
         """Calls the listener on the I/O thread after each change of state; it must not block."""
         self._listeners = [*self._listeners, listener]
@@ -231,6 +236,10 @@ def acquire(url: str, token: str | None, *, trust: Trust) -> GatewayClient:
     parsed = URL(url)
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise GatewayUnreachable(f"{url!r} is no gateway's address; give http(s)://HOST:PORT")
+    if parsed.user is not None or parsed.password is not None:
+        raise GatewayUnreachable(
+            f"{parsed.with_user(None)} was given with a user's name or password; give the address alone, and a token"
+        )
     key = (str(parsed), token, trust)
     with _shared_lock:
         client, n_users = _shared.get(key) or (GatewayClient(str(parsed), token, trust=trust), 0)

@@ -39,7 +39,11 @@ BACKOFF_S: Final = 0.2
 BACKOFF_MAX_S: Final = 2.0
 """Longest pause between attempts: a gateway that is there again is found within three seconds."""
 
-STAGGER_S: Final = 1.5
+BACKOFF_WANTED_S: Final = 0.6
+"""The same while requests come that would use it."""
+
+WANTED_S: Final = 5.0
+STAGGER_S: Final = 1.0
 """An attempt that has not succeeded by then gets another one beside it: after an outage the old one's TCP still waits
 for a retransmission that is seconds away, while a new one goes through at once."""
 
@@ -87,6 +91,7 @@ class Supervisor:
         state: connecting, ready or down.
         down_reason: why it is down.
         hello: what the gateway said of itself when it was last ready.
+        wanted_s: when somebody would have sent a request last.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Supervisor:
         self.state: State = "connecting"
         self.down_reason: str | None = None
         self.hello: Hello | None = None
+        self.wanted_s = float("-inf")
         self._url = url
         self._token = token
         self._verifier = Verifier(url, token, trust)
@@ -202,7 +208,8 @@ class Supervisor:
                 self._set_state("connecting", error)
                 continue
             self._set_state("down", error)
-            ceiling_s = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(n_failures, 10))
+            is_wanted = time.monotonic() - self.wanted_s < WANTED_S
+            ceiling_s = min(BACKOFF_WANTED_S if is_wanted else BACKOFF_MAX_S, BACKOFF_S * 2 ** min(n_failures, 10))
             await asyncio.sleep(random.uniform(0, ceiling_s))  # noqa: S311  (jitter, no secret)
 
     async def _serve_once(self, group: asyncio.TaskGroup) -> tuple[HybridError, float]:
