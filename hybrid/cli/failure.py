@@ -66,10 +66,12 @@ def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
     exit_code = next((exit_code for kind, exit_code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.FAILED)
     code = getattr(error, "code", None)
     if isinstance(code, str) and code in EXPLANATIONS:  # compression and devices own their errors
-        return code, exit_code, str(error)
+        return code, _EXIT_CODES_BY_CODE.get(code, exit_code), str(error)
     if exit_code is not ExitCode.FAILED:
         return ("not_found" if exit_code is ExitCode.NOT_FOUND else "forbidden"), exit_code, str(error)
     return "internal", exit_code, f"{type(error).__name__}: {error}"
 
 
 _EXIT_CODES = {FileNotFoundError: ExitCode.NOT_FOUND, PermissionError: ExitCode.PERMISSION}
+_EXIT_CODES_BY_CODE = {"catalog_unknown": ExitCode.NOT_FOUND}
+"""The ground floors know nothing of exit codes."""
