@@ -55,13 +55,13 @@ class Drift:
     __slots__ = ("_log_usual", "_n", "_revert_s", "_variance")
 
     def __init__(self) -> None:
-        self._n = 0
+        self._n = 0.0
         self._log_usual = 0.0
         self._variance = 0.0
         self._revert_s = START_REVERT_S
 
-    def observe(self, x: float, believed: float | None, age_s: float) -> None:
-        """One sample, what was believed when it was last measured, and how long ago that was."""
+    def observe(self, x: float, believed: float | None, age_s: float, weight: float = 1.0) -> None:
+        """One sample of this weight, what was believed when it was last measured, and how long ago that was."""
         sample = log(max(x, 1e-9))
         if self._n and believed and age_s > LEAST_PAUSE_S:
             last = log(max(believed, 1e-9))
@@ -69,11 +69,11 @@ class Drift:
                 is_back = abs(sample - self._log_usual) < abs(sample - last)
                 changed = self._revert_s / STEP if is_back else self._revert_s * STEP
                 self._revert_s = min(MOST_REVERT_S, max(LEAST_REVERT_S, changed))
-        self._n += 1
-        gain = max(LONG_GAIN, 1 / self._n)
+        self._n += weight
+        gain = max(LONG_GAIN * weight, weight / self._n)
         residual = sample - self._log_usual
         self._log_usual += gain * residual
-        if self._n > 1:
+        if gain < 1:
             self._variance += gain * (residual * residual - self._variance)
 
     def outlook(self, value: float) -> Outlook:

@@ -6,7 +6,7 @@ rate from the round trip's noise teaches nothing about the rate. What slow start
 learnt and put back where a transfer is predicted, so that a connection that was idle is not taken for a slow link.
 """
 
-from math import log
+from math import inf, log
 from threading import Lock
 from typing import Final
 
@@ -36,8 +36,11 @@ LARGE_RATIO: Final = 4
 
 UNTOLD_LOG_RATIO: Final = 0.2
 
-COLD_GAIN: Final = 0.25
-MOST_COLD_RATIO: Final = 1.5
+LEAST_RTT_NOISE: Final = 0.1
+
+MODEL_GAIN: Final = 0.2
+MODEL_MARGIN: Final = 0.7
+"""One explanation of the uploads gives way to the other when that one's error is below this share of its own."""
 
 
 class LinkView(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +73,7 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     up_window_bytes: float = INITIAL_WINDOW_BYTES
     down_window_bytes: float = INITIAL_WINDOW_BYTES
     cold_ratio: float = 1.0
-    free_s: float = 0.0
+    free_s: float = -inf
     epoch: int = 0
     uplink: Outlook | None = None
     downlink: Outlook | None = None
@@ -132,14 +135,15 @@ class LinkEstimate:
 
     def __init__(self) -> None:
         self._rtt = RunningEstimate()
-        self._uplink = RunningEstimate()
+        self._uplink = self._cold_uplink = RunningEstimate()
+        self._plain_uplink = RunningEstimate()
+        self._cold_error = self._plain_error = 0.0
         self._downlink = RunningEstimate()
         self._up_drift, self._down_drift = Drift(), Drift()
         self._measured_s = 0.0
         self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
         self._cold_ratio = 1.0
-        self._n_warm = 0
-        self._free_s = 0.0
+        self._free_s = -inf
         self._n_forgotten = 0
         self._lock = Lock()
         self.view = LinkView()
@@ -210,7 +214,8 @@ class LinkEstimate:
         """A request that was cancelled before its answer came, with what had arrived by then.
 
         Between the acknowledged bytes and a chunk more have arrived in the time since departure less a round trip: the
-        goodput lies between the two rates, and is moved to the nearer one where it is believed to lie outside.
+        goodput lies between the two rates, and is moved to the nearer one where it is believed to lie outside. One that
+        may have arrived as a whole says nothing.
 
         Args:
             n_bytes_up: bytes that were handed to the connection.
@@ -228,8 +233,8 @@ class LinkEstimate:
                 taken_s = acked_after_s - rtt_s - ahead_s
                 if taken_s > 0:
                     self._learn(self._uplink, acked_bytes, taken_s, window=window, now_s=now_s)
-            elif moved_s > LEAST_MOVING_S and acked_bytes < n_bytes_up:
-                arrived = min(n_bytes_up, acked_bytes + CHUNK_BYTES)
+            elif moved_s > LEAST_MOVING_S and acked_bytes + CHUNK_BYTES < n_bytes_up:
+                arrived = acked_bytes + CHUNK_BYTES
                 most_bps = 8 * arrived / _moving_s(arrived, moved_s, window, rtt_s, self._cold_ratio)
                 least_bps = 8 * acked_bytes / moved_s
                 if believed_bps is None or believed_bps > most_bps:
@@ -248,11 +253,13 @@ class LinkEstimate:
     def forget(self) -> None:
         """A new connection over an unknown path: nothing measured before holds."""
         with self._lock:
-            for estimate in (self._rtt, self._uplink, self._downlink):
+            for estimate in (self._rtt, self._cold_uplink, self._plain_uplink, self._downlink):
                 estimate.forget()
-            self._measured_s = self._free_s = 0.0
+            self._uplink = self._cold_uplink
+            self._cold_error = self._plain_error = 0.0
+            self._measured_s, self._free_s = 0.0, -inf
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
-            self._cold_ratio, self._n_warm = 1.0, 0
+            self._cold_ratio = 1.0
             self._up_drift, self._down_drift = Drift(), Drift()
             self._n_forgotten += 1
             self._publish()
@@ -261,7 +268,7 @@ class LinkEstimate:
         """A new connection over the same path: its windows begin anew, and nothing is on its way."""
         with self._lock:
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
-            self._free_s = 0.0
+            self._free_s = -inf
             self._publish()
 
     def _shares(
@@ -269,43 +276,67 @@ class LinkEstimate:
     ) -> tuple[float, float]:
         """Shares the seconds that bytes were moving between the two directions.
 
-        The seconds that either side measured decide, where they add up; else the direction that carried nearly all
-        bytes took all of the time; else what is believed of the rates decides.
+        The direction that carried nearly all bytes took all of the time; else the seconds that either side measured
+        decide, or what is believed of the rates.
         """
         up_bps, down_bps = self._uplink.value, self._downlink.value
-        if receive_s + reply_s > 0 and 0.5 * moving_s <= receive_s + reply_s <= 1.5 * moving_s + LEAST_MOVING_S:
-            up_s, down_s = receive_s, reply_s
-        elif n_bytes_down * LARGE_RATIO < n_bytes_up:
-            up_s, down_s = 8.0 * n_bytes_up, 0.0
+        if n_bytes_down * LARGE_RATIO < n_bytes_up:
+            up_s, down_s = moving_s, 0.0
         elif n_bytes_up * LARGE_RATIO < n_bytes_down:
-            up_s, down_s = 0.0, 8.0 * n_bytes_down
+            up_s, down_s = 0.0, moving_s
         else:
             up_s = 8 * n_bytes_up / (up_bps or down_bps or 1.0)
             down_s = 8 * n_bytes_down / (down_bps or up_bps or 1.0)
-            if 0 < receive_s < moving_s:
+            if receive_s > 0 and reply_s > 0:
+                up_s, down_s = receive_s, reply_s
+            elif 0 < receive_s < moving_s:
                 up_s, down_s = receive_s, moving_s - receive_s
-        whole_s = up_s + down_s
-        return (moving_s * up_s / whole_s, moving_s * down_s / whole_s) if whole_s > 0 else (0.0, 0.0)
+            share = up_s / (up_s + down_s) if up_s + down_s > 0 else 0.5
+            up_s, down_s = moving_s * share, moving_s * (1 - share)
+        # What either side saw arrive took at least so long, however the round trip wavered.
+        return max(up_s, receive_s), max(down_s, reply_s)
 
     def _learn(self, estimate: RunningEstimate, n_bytes: int, taken_s: float, *, window: float, now_s: float) -> None:
         """One transfer in one direction that took so long, slow start included."""
         known_bps, rtt_s = estimate.value, self._rtt.value or 0.0
-        if known_bps:
-            expected_s = 8 * n_bytes / known_bps
-            waited_s = self._cold_ratio * slow_start_s(n_bytes, expected_s, window, rtt_s)
-            if waited_s < 0.05 * expected_s:
-                self._n_warm += 1
-            elif self._n_warm >= 3 and waited_s > 0.2 * expected_s:
-                shown = self._cold_ratio * (taken_s - expected_s) / waited_s if waited_s else 1.0
-                shown = min(MOST_COLD_RATIO, max(0.0, shown))
-                self._cold_ratio += COLD_GAIN * (shown - self._cold_ratio)
+        if estimate is self._uplink:
+            self._compare(n_bytes, taken_s, window, now_s)
+        expected_s = 8 * n_bytes / known_bps if known_bps else 0.0
+        waited_s = self._cold_ratio * slow_start_s(n_bytes, expected_s, window, rtt_s)
         moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, self._cold_ratio)
-        if known_bps and waited_s > 0.5 * taken_s and abs(log(taken_s / (expected_s + waited_s))) < UNTOLD_LOG_RATIO:
+        if waited_s > 0.5 * taken_s and abs(log(taken_s / (expected_s + waited_s))) < UNTOLD_LOG_RATIO:
             return  # nearly all of it was slow start, and as expected: it tells next to nothing of the rate
         rate_bps = 8 * n_bytes / max(moving_s, LEAST_MOVING_S)
-        drift = self._up_drift if estimate is self._uplink else self._down_drift
-        drift.observe(rate_bps, known_bps, now_s - self._measured_s)
-        estimate.observe(rate_bps, now_s)
+        # A message whose bytes move for no longer than the round trip wavers says little of the rate.
+        noise_s = rtt_s * max(LEAST_RTT_NOISE, self._rtt.spread_ratio)
+        weight = moving_s**2 / (moving_s**2 + noise_s**2)
+        is_up = estimate is not self._downlink
+        drift = self._up_drift if is_up else self._down_drift
+        drift.observe(rate_bps, known_bps, now_s - self._measured_s, weight)
+        (self._uplink if is_up else estimate).observe(rate_bps, now_s, weight)
+
+    def _compare(self, n_bytes: int, taken_s: float, window: float, now_s: float) -> None:
+        """Whether slow start explains this link's uploads better than doing without it.
+
+        It does not where the congestion control paces itself (BBR after idle time), or a proxy keeps connections warm.
+        Two estimates of the rate are kept, and the errors of what they would have predicted are compared.
+        """
+        rtt_s, cold_bps, plain_bps = self._rtt.value or 0.0, self._cold_uplink.value, self._plain_uplink.value
+        if cold_bps and plain_bps:
+            moving_s = 8 * n_bytes / cold_bps
+            waited_s = slow_start_s(n_bytes, moving_s, window, rtt_s)
+            if waited_s > 0.1 * moving_s:
+                cold = abs(log((moving_s + waited_s) / taken_s))
+                plain = abs(log(8 * n_bytes / plain_bps / taken_s))
+                self._cold_error += MODEL_GAIN * (cold - self._cold_error)
+                self._plain_error += MODEL_GAIN * (plain - self._plain_error)
+        if self._cold_ratio and self._plain_error < MODEL_MARGIN * self._cold_error:
+            self._cold_ratio, self._uplink = 0.0, self._plain_uplink
+        elif not self._cold_ratio and self._cold_error < MODEL_MARGIN * self._plain_error:
+            self._cold_ratio, self._uplink = 1.0, self._cold_uplink
+        other = self._plain_uplink if self._cold_ratio else self._cold_uplink
+        moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, 1.0 - self._cold_ratio)
+        other.observe(8 * n_bytes / max(moving_s, LEAST_MOVING_S), now_s)
 
     def _publish(self) -> None:
         up_bps, down_bps = self._uplink.value, self._downlink.value

@@ -15,6 +15,8 @@ JUMP_LOG_RATIO = log(1.5)
 RARE_S = 1.5
 """A sample that comes so long after the one before is believed at once: a second one may not come for long."""
 
+LIGHT = 0.3
+
 FLOOR = 1e-9
 
 
@@ -34,12 +36,13 @@ class RunningEstimate:
     Source: the deviation is Jacobson's smoothed mean deviation (RFC 6298, section 2) in the log domain.
     """
 
-    __slots__ = ("_deviation", "_log_mean", "_suspect", "epoch", "n_samples", "updated_s")
+    __slots__ = ("_deviation", "_log_mean", "_suspect", "_weight", "epoch", "n_samples", "updated_s")
 
     def __init__(self) -> None:
         self._log_mean = 0.0
         self._deviation = 0.0
         self._suspect = 0.0
+        self._weight = 0.0
         self.n_samples = 0
         self.updated_s = 0.0
         self.epoch = 0
@@ -54,17 +57,25 @@ class RunningEstimate:
         """Deviation relative to the value, 0 for a steady quantity."""
         return self._deviation if self.n_samples else 0.0
 
-    def observe(self, x: float, now_s: float) -> None:
-        """Takes one sample (> 0; smaller ones count as a nanounit)."""
+    def observe(self, x: float, now_s: float, weight: float = 1.0) -> None:
+        """Takes one sample.
+
+        Args:
+            x: above 0; smaller ones count as a nanounit.
+            now_s: monotonic time.
+            weight: from 0 to 1: how much it says beside a full sample; a light one is never a change point.
+        """
         sample = log(max(x, FLOOR))
         is_rare = now_s - self.updated_s > RARE_S
         self.updated_s = now_s
         self.n_samples += 1
+        self._weight += weight
         if self.n_samples == 1:
             self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
             return
         residual = sample - self._log_mean
-        if abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation):
+        gain = max(GAIN * weight, weight / self._weight)
+        if gain < 0.5 and weight > LIGHT and abs(residual) > max(JUMP_LOG_RATIO, 4 * self._deviation):
             if self._suspect * residual > 0 or is_rare:
                 self._log_mean, self._deviation, self._suspect = sample, 0.25, 0.0
                 self.epoch += 1
@@ -74,8 +85,9 @@ class RunningEstimate:
                 return
         self._suspect = 0.0
         self._deviation += max(SPREAD_GAIN, 1 / self.n_samples) * (abs(residual) - self._deviation)
-        self._log_mean += max(GAIN, 1 / self.n_samples) * residual
+        self._log_mean += gain * residual
 
     def forget(self) -> None:
         """Back to the state before the first sample."""
         self.n_samples = 0
+        self._weight = 0.0

@@ -31,6 +31,7 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
         queue_s: expected wait there.
         points: equally likely ratios of measured to predicted remote seconds, ascending.
         failure_ratio: share of requests that it does not answer.
+        silent_s: seconds since it, or the link to it, was heard of.
     """
 
     url: str
@@ -47,6 +48,7 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
     queue_s: float = 0.0
     points: tuple[float, ...] = (1.0,)
     failure_ratio: float = 0.005
+    silent_s: float = 0.0
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +69,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         current: index of the plan in use, -1 when there is none.
         current_since_s: when it was taken.
         regret_s: cost that keeping it has added up to so far.
+        saved: cost that has been saved up for learning (see `Decision.is_trial`).
         is_changed: whether something jumped since the last decision (a change point, a breaker, other prospects): the
             plan may be left at once.
     """
@@ -85,6 +88,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     current: int = -1
     current_since_s: float = 0.0
     regret_s: float = 0.0
+    saved: float = 0.0
     is_changed: bool = False
 
 
@@ -105,6 +109,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         best: index of the cheapest prospect, when the present plan was kept in spite of it.
         regret_s: see `Inputs`; what the next decision is given.
         is_switch: whether placement, cut, codec, gateway or variant differ from the present plan's.
+        is_trial: whether this request takes another way than the plan in use, to learn what it is like by now.
+        trial_cost: what that is expected to cost beyond the plan in use.
         inputs: what it rests on; None when it was forced.
     """
 
@@ -120,6 +126,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     best: int = 0
     regret_s: float = 0.0
     is_switch: bool = False
+    is_trial: bool = False
+    trial_cost: float = 0.0
     inputs: Inputs | None = None
 
 

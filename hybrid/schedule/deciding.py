@@ -4,7 +4,10 @@ Design: no clock, no I/O, no state. What each way costs comes from `weighing.py`
 plan in use. The same inputs always give the same decision, so that one can be replayed from its record.
 """
 
+from math import inf
 from typing import Final
+
+import msgspec
 
 from hybrid.schedule.beliefs import Decision, Inputs
 from hybrid.schedule.table import Table
@@ -26,6 +29,9 @@ CHANGE_GAIN_RATIO: Final = 0.02
 SURE_GAIN_RATIO: Final = 0.35
 """A plan is left at once for one that is better by this share: smoothed estimates do not err by so much."""
 
+TRIAL_PAUSE_S: Final = 1.0
+"""A gateway that was heard of so lately needs no trial."""
+
 REGRET_DECAY: Final = 0.5
 
 
@@ -42,7 +48,7 @@ def decide(inputs: Inputs, table: Table) -> Decision:
         return Decision(index=0, is_switch=inputs.current > 0, inputs=inputs)
     if inputs.current < 0 or best.index == inputs.current:
         regret_s = REGRET_DECAY * inputs.regret_s if best.index == inputs.current else 0.0
-        return _decision(best, best, inputs, regret_s)
+        return _or_trial(_decision(best, best, inputs, regret_s), best, weighing)
     kept = weighing.plan_of(inputs.current)
     if kept is None:
         return _decision(best, best, inputs, 0.0)
@@ -54,7 +60,36 @@ def decide(inputs: Inputs, table: Table) -> Decision:
     sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
     if regret_s > limit or gain > sure * kept.cost:
         return _decision(best, best, inputs, 0.0)
-    return _decision(kept, best, inputs, regret_s)
+    return _or_trial(_decision(kept, best, inputs, regret_s), kept, weighing)
+
+
+def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
+    """The decision, or a trial of a remote way that was not heard of for a while, where enough was saved up for it.
+
+    What is dearer by a little is tried often, what is much dearer seldom: trials cost a fixed small share of all.
+    """
+    inputs = weighing.inputs
+    if weighing.local is None or kept.index != weighing.local.index or inputs.n_in_flight or inputs.n_device_runs:
+        return decision
+    other = weighing.best_remote()
+    if other is None:
+        return decision
+    extra = max(0.0, other.cost - kept.cost)
+    if (
+        extra > inputs.saved
+        or weighing.hope(other.index) > kept.cost
+        or other.latest_s > (inf if inputs.deadline_left_s is None else inputs.deadline_left_s)
+    ):
+        return decision
+    if weighing.silent_s(other.index) < TRIAL_PAUSE_S:
+        return decision
+    return msgspec.structs.replace(
+        _decision(other, other, inputs, decision.regret_s),
+        best=decision.best,
+        is_switch=False,
+        is_trial=True,
+        trial_cost=extra,
+    )
 
 
 def replay(inputs: Inputs, table: Table) -> Decision:

@@ -18,12 +18,12 @@ UNKNOWN_BPS: Final = 10e6
 HOPE_FACTOR: Final = 8.0
 """A link may become so many times faster while nobody looks."""
 
-LEAST_PAUSE_S: Final = 1.0
-MOST_PAUSE_S: Final = 10.0
+LEAST_PAUSE_S: Final = 5.0
+MOST_PAUSE_S: Final = 15.0
 LINK_SHARE: Final = 0.15
 """Probes may fill this share of a link..."""
 
-COST_SHARE: Final = 0.01
+COST_SHARE: Final = 0.015
 """...and cost this share of what the requests cost, in the objective's own unit."""
 
 

@@ -144,11 +144,14 @@ class Scheduler:
             down=down,
         )
         decision = decide(inputs, self.table)
-        if decision.index != inputs.current:
+        if decision.is_trial:
+            self._saved = max(0.0, self._saved - decision.trial_cost)
+        elif decision.index != inputs.current:
             self._current_since_s = now_s
         if decision.cost is not None:
             self._saved = min(self._saved + COST_SHARE * decision.cost, MOST_SAVED * decision.cost)
-        self._current = decision.index
+        if not decision.is_trial:
+            self._current = decision.index
         self._regret_s = decision.regret_s
         return decision
 
@@ -187,6 +190,7 @@ class Scheduler:
                     queue_s=standing.queue_s(now_s),
                     points=widened(told.residuals.points, NORMAL_AT, max(up_sigma, down_sigma)),
                     failure_ratio=standing.failure_ratio,
+                    silent_s=now_s - max(standing.heard_s, link.measured_s),
                 )
             )
         is_changed = tuple(epochs) != self._epochs
@@ -206,6 +210,7 @@ class Scheduler:
             current=self._current,
             current_since_s=self._current_since_s,
             regret_s=self._regret_s,
+            saved=self._saved,
             is_changed=is_changed,
         )
 

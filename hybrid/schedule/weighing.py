@@ -29,6 +29,9 @@ RESERVE_S: Final = 0.010
 TINY_PRICE: Final = 1e-9
 """A byte's price below this only breaks ties; bounds leave it out."""
 
+HOPE_FACTOR: Final = 8.0
+"""A link may become so many times faster while nobody looks."""
+
 LEAST_PATIENCE_S: Final = 0.5
 PATIENCE_RATIO: Final = 3.0
 
@@ -294,6 +297,27 @@ class Weighing:
             if plan is not None and (best is None or plan.cost < best.cost):
                 best = plan
         return best
+
+    def best_remote(self) -> Plan | None:
+        """The remote plan of the least bound."""
+        if not len(self.bounds):
+            return None
+        column = int(np.argsort(self.bounds)[0])  # NaN come last
+        return self.remote_plan(column)
+
+    def hope(self, index: int) -> float:
+        """What a remote plan would cost if its link had become several times as fast."""
+        column = self.table.remote.index(index)
+        prices, table = self.inputs.prices, self.table
+        moving_s = float(self._up_s[column] + self._down_s[column])
+        fixed_s = float(self._lasting_s[column]) - moving_s
+        paid = float(self._here_s[column]) * self._here_price
+        paid += prices.s_per_byte * float(table.bytes_up[column] + table.bytes_down[column])
+        return paid + self._time_price * (max(0.0, fixed_s) + moving_s / HOPE_FACTOR)
+
+    def silent_s(self, index: int) -> float:
+        """Seconds since a remote plan's gateway was heard of."""
+        return self._belief(self.table.remote.index(index)).silent_s
 
     def plan_of(self, index: int) -> Plan | None:
         """The plan of one prospect; None where it cannot be had now."""
