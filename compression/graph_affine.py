@@ -129,9 +129,11 @@ class _Nodes:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def add(self, operator: str, *inputs: str, made: str = "", **attributes: object) -> str:
+    def add(self, operator: str, *inputs: str, made: str = "", **attributes: int | list[int]) -> str:
         made = made or f"{PREFIX}/{operator}{len(self.nodes)}/{self._names.tensor}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [made], name=made, **attributes))
+        node = helper.make_node(operator, list(inputs), [made], name=made)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self.nodes.append(node)
         return made
 
     def reduced(self, operator: str, source: str, axes: list[int]) -> str:

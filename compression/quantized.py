@@ -141,7 +141,8 @@ def _paired(levels: np.ndarray) -> np.ndarray:
     if levels.size % 2:
         levels = np.append(levels, np.uint8(0))
     pairs = levels.view("<u2")
-    return (pairs | (pairs >> 4)).astype(np.uint8)
+    packed: np.ndarray = (pairs | (pairs >> 4)).astype(np.uint8)
+    return packed
 
 
 def _unpaired(pairs: np.ndarray) -> np.ndarray:

@@ -6,7 +6,9 @@ from time import perf_counter
 
 import numpy as np
 
+from compression.affine import Levels
 from hybrid.errors import TensorMismatch, UnknownCut
+from hybrid.route.levels import Crossed, run_head
 from hybrid.route.way import Head, Way
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import Tensor
@@ -51,12 +53,12 @@ def outgoing(
     """
     started_s = perf_counter()
     kept: dict[str, np.ndarray] = {}
-    crossing = feeds
+    crossing: Crossed = feeds
     if way.prospect.cut:
         head = way.crossing.head
         if head is None:
             raise UnknownCut(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
-        crossing, kept = computed_by(head, feeds)
+        crossing, kept = run_head(head, feeds, way.prospect.codec, wanted)
     headed_s = perf_counter()
     tensors = encoded(crossing, way.prospect.codec)
     encoded_s = perf_counter()
@@ -107,12 +109,18 @@ def computed_by(
     return {name: computed[name] if name in computed else feeds[name] for name in head.crossing}, computed
 
 
-def encoded(crossing: Mapping[str, np.ndarray], codec: str) -> tuple[Tensor, ...]:
-    """The crossing tensors; one that the codec cannot carry (a state beside an image) goes raw."""
+def encoded(crossing: Crossed, codec: str) -> tuple[Tensor, ...]:
+    """The crossing tensors; one that the codec cannot carry (a state beside an image) goes raw.
+
+    Raises:
+        TensorMismatch: levels of something that is not finite.
+    """
     return tuple(_encoded(name, array, codec) for name, array in crossing.items())
 
 
-def _encoded(name: str, array: np.ndarray, codec: str) -> Tensor:
+def _encoded(name: str, array: np.ndarray | Levels, codec: str) -> Tensor:
+    if isinstance(array, Levels):
+        return Tensor.of_levels(name, array, codec)
     if codec != "none":
         try:
             return Tensor.of(name, array, codec)

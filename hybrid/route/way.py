@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from compression.level_names import LevelNames
 from hybrid.partition.cut import Cut
 from hybrid.route.engine import EngineRun
 from hybrid.route.holding import Holding
@@ -20,12 +21,16 @@ class Head:
         inputs: names of the model's inputs that the head reads.
         crossing: names of the tensors that cross; those that the head does not compute are inputs of the model.
         computed: names that the head computes: crossing tensors and outputs of the whole model.
+        n_levels: of the levels that it can answer with as well; 0 for a plain head.
+        levels: what it calls them.
     """
 
     run: EngineRun
     inputs: tuple[str, ...]
     crossing: tuple[str, ...]
     computed: tuple[str, ...]
+    n_levels: int = 0
+    levels: tuple[LevelNames, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

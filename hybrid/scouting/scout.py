@@ -1,7 +1,6 @@
 """Finding out, away from any request, which ways of a route are worth taking: heads timed, ways tried and verified."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from time import monotonic, perf_counter
 
@@ -14,6 +13,7 @@ from hybrid.profile.record import Timing
 from hybrid.route.allowance import LOSSLESS, Allowance
 from hybrid.route.departure import assembled, encoded, outgoing
 from hybrid.route.holding import is_gateways_fault
+from hybrid.route.levels import Crossed, as_levels
 from hybrid.route.route import Route
 from hybrid.route.way import MOST_REFUSALS, Crossing, Head, Way
 from hybrid.schedule.beliefs import Decision
@@ -21,6 +21,7 @@ from hybrid.schedule.options import Options
 from hybrid.schedule.prospect import Prospect, refusal
 from hybrid.scouting.background import N_RUNS, BackgroundEngine
 from hybrid.scouting.knowledge import Knowledge
+from hybrid.scouting.opening import lacks_levels, opened_head
 from hybrid.scouting.outlook import UNKNOWN_S, best_s, exact_way, forbid, hope_s
 from hybrid.wire.message import InferResponse
 
@@ -274,8 +275,9 @@ class Scout:
         return expected_s == UNKNOWN_S or expected_s < TRY_RATIO * self._best_known_s(route, crossings)
 
     def _time(self, route: Route, crossing: Crossing, prepared: Prepared | None) -> None:
-        if crossing.cut is not None and crossing.head is None and prepared is not None:
-            crossing.head = self._opened(prepared, crossing.cut)
+        codecs = [way.prospect.codec for way in crossing.ways]
+        if crossing.cut is not None and prepared is not None and lacks_levels(crossing.head, codecs):
+            crossing.head = opened_head(self._device, prepared, crossing.cut, codecs)
         if crossing.is_timed:
             return
         arrays, head_s = route.sample or {}, 0.0
@@ -283,7 +285,8 @@ class Scout:
             arrays, head_s = self._head(route, crossing.head, crossing.cut.id if crossing.cut else "")
         for way in crossing.ways:
             # The first encoding of a process loads the codec's library: the second one tells what a request pays.
-            encode_s, bytes_up = min(_encoding(arrays, way.prospect.codec) for _ in range(2))
+            going = as_levels(crossing.head, arrays, way.prospect.codec)
+            encode_s, bytes_up = min(_encoding(going, way.prospect.codec) for _ in range(2))
             way.prospect = replace(way.prospect, head_s=head_s, encode_s=encode_s, bytes_up=bytes_up)
         crossing.is_timed = True
 
@@ -296,13 +299,6 @@ class Scout:
             known = Timing.of([taken_s / route.device_speed_ratio for taken_s in seconds])
             self._knowledge.note_head(route.shape_key, cut_id, known)
         return arrays, known.low_s
-
-    def _opened(self, prepared: Prepared, cut: Cut) -> Head:
-        inputs = {name for name, _ in prepared.shape_key.shapes}
-        crossing = tuple(tensor.name for tensor in cut.tensors)
-        computed = (*(name for name in crossing if name not in inputs), *cut.head_outputs)
-        engine = self._device.open_head(prepared.head_path(cut.id))
-        return Head(run=engine.run, inputs=engine.inputs, crossing=crossing, computed=tuple(dict.fromkeys(computed)))
 
     # -- whether it is right
 
@@ -388,7 +384,7 @@ def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(worst / largest) if largest else float(worst)
 
 
-def _encoding(arrays: Mapping[str, np.ndarray], codec: str) -> tuple[float, int]:
+def _encoding(arrays: Crossed, codec: str) -> tuple[float, int]:
     """Seconds and bytes of encoding what crosses."""
     before_s = perf_counter()
     tensors = encoded(arrays, codec)

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from compression.catalog import CODECS
+from compression import catalog
 from devices.errors import DeviceError
 from hybrid.errors import EngineFailed, HybridError, Overloaded, PlanError, Warming
 from hybrid.graph.shape_key import ShapeKey
@@ -68,7 +68,7 @@ class PreparedReply(msgspec.Struct, frozen=True, kw_only=True):
     cuts: list[CutTime] = []
     whole_s: float | None = None
     note: str | None = None
-    codecs: tuple[str, ...] = tuple(CODECS)
+    codecs: tuple[str, ...] = msgspec.field(default_factory=catalog.decodable)
 
 
 @dataclass(slots=True)

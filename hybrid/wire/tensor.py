@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from compression.affine import Levels
 from compression.errors import CompressionError, UnknownDatatype
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 from hybrid.errors import TensorMismatch
@@ -56,6 +57,25 @@ class Tensor:
 
         try:
             return cls(spec=spec, codec=codec, payload=catalog.get(codec).encode(array))
+        except CompressionError as exc:
+            raise TensorMismatch(f"tensor {name!r} cannot be encoded with codec {codec!r}: {exc}") from exc
+
+    @classmethod
+    def of_levels(cls, name: str, levels: Levels, codec: str) -> "Tensor":
+        """The tensor of a float32 array that was quantized already, in a graph.
+
+        Raises:
+            TensorMismatch: a codec that carries no levels, or levels of something that is not finite.
+        """
+        from compression import catalog
+        from compression.quantized import QuantizedCodec
+
+        spec = TensorSpec(name=name, dtype="FP32", shape=tuple(levels.levels.shape))
+        found = catalog.get(codec)
+        if not isinstance(found, QuantizedCodec):
+            raise TensorMismatch(f"tensor {name!r} is quantized, which codec {codec!r} does not carry")
+        try:
+            return cls(spec=spec, codec=codec, payload=found.pack(levels))
         except CompressionError as exc:
             raise TensorMismatch(f"tensor {name!r} cannot be encoded with codec {codec!r}: {exc}") from exc
 

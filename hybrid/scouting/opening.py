@@ -1,0 +1,38 @@
+"""Opens the head of a cut: one that quantizes where a codec of the crossing wants levels."""
+
+from collections.abc import Iterable
+
+from hybrid.errors import PlanError
+from hybrid.partition.cut import Cut
+from hybrid.partition.prepared import Prepared
+from hybrid.route.levels import wanted_levels
+from hybrid.route.way import Head
+from hybrid.scouting.background import BackgroundEngine
+
+
+def lacks_levels(head: Head | None, codecs: Iterable[str]) -> bool:
+    """Whether a head has yet to be opened, or opened anew for these codecs."""
+    return head is None or head.n_levels != wanted_levels(codecs)
+
+
+def opened_head(device: BackgroundEngine, prepared: Prepared, cut: Cut, codecs: Iterable[str]) -> Head:
+    """The open head of a cut, with levels where one of the codecs wants them and the graph can make them."""
+    n_levels = wanted_levels(codecs)
+    path, levels = None, prepared.level_names(cut.id)
+    if n_levels and levels:
+        try:
+            path = prepared.quantizing_head_path(cut.id, n_levels)
+        except PlanError:
+            levels = ()  # an old opset: the codec quantizes
+    engine = device.open_head(prepared.head_path(cut.id) if path is None else path)
+    inputs = {name for name, _ in prepared.shape_key.shapes}
+    crossing = tuple(tensor.name for tensor in cut.tensors)
+    computed = (*(name for name in crossing if name not in inputs), *cut.head_outputs)
+    return Head(
+        run=engine.run,
+        inputs=engine.inputs,
+        crossing=crossing,
+        computed=tuple(dict.fromkeys(computed)),
+        n_levels=n_levels,
+        levels=() if path is None else levels,
+    )
