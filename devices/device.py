@@ -52,6 +52,7 @@ class Device:
         radios: by interface (`ethernet`, `wifi`, `lte`), what it draws beside.
         price_usd: what it cost new, None where no price is published.
         links: names of the link classes that it is typically on, the usual one first.
+        recognised_by: what the board or the processor calls itself on such a machine; one of them is enough.
         sources: where its figures are from.
     """
 
@@ -68,6 +69,7 @@ class Device:
     radios: tuple[tuple[str, Radio], ...] = ()
     price_usd: float | None = None
     links: tuple[str, ...] = ()
+    recognised_by: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:

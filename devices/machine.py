@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import log
@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Final
 
 from devices import pace
-from devices.catalog.load import devices
+from devices.catalog.load import device, devices
 from devices.device import Device
 from devices.errors import EmulationError
+
+VARIABLE: Final = "HYBRID_DEVICE"
+"""The environment variable that says which machine this is: a name of the catalog, or a TOML file."""
+
+_BOARDS: Final = (
+    "/proc/device-tree/model",
+    "/sys/class/dmi/id/product_name",
+    "/sys/class/dmi/id/board_name",
+    "/sys/devices/soc0/soc_id",
+)
+"""Where a board says what it is: the device tree on Arm, the firmware's tables on x86."""
 
 _MAX_TEXT: Final = 200
 _NAMES: Final = ("model name", "Model", "Hardware", "cpu model", "Processor")
@@ -123,6 +134,44 @@ def usable_cores() -> float:
     n_cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     quotas = [quota for quota in _quotas() if quota > 0]
     return min([n_cores, *(round(quota, 2) for quota in quotas)])
+
+
+def this_device() -> Device | None:
+    """Which machine of the catalog this is: as `HYBRID_DEVICE` says, else by what its board and processor say.
+
+    Raises:
+        CatalogUnknown: the variable is neither a name of the catalog nor a file.
+        CatalogInvalid: the file that it names does not say what it must.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named:
+        return device(named)
+    texts = [processor(), *(_text(Path(place)).replace("\0", " ").strip() for place in _BOARDS)]
+    return recognised(texts)
+
+
+def recognised(texts: Sequence[str]) -> Device | None:
+    """The machine of the catalog that calls itself so; the longest name wins (a Zero 2 W is no Zero)."""
+    hits = [(len(name), one) for one in devices() for name in one.recognised_by if any(name in text for text in texts)]
+    return max(hits, key=lambda hit: hit[0])[1] if hits else None
+
+
+def interface(proc: Path = Path("/proc"), sys_net: Path = Path("/sys/class/net")) -> str:
+    """What carries this machine's traffic: `wifi`, `lte` or `ethernet` (also where it cannot be told).
+
+    Args:
+        proc: for tests.
+        sys_net: for tests.
+    """
+    name = ""
+    for line in _text(proc / "net/route").splitlines()[1:]:
+        words = line.split()
+        if len(words) > 1 and words[1] == "00000000":
+            name = words[0]
+            break
+    if (sys_net / name / "wireless").exists() or name.startswith("wl"):
+        return "wifi"
+    return "lte" if name.startswith(("ww", "ppp", "rmnet", "usb")) else "ethernet"
 
 
 def measured_speed(seconds: float = 0.3) -> Speed:

@@ -81,7 +81,9 @@ def _device(name: str, text: str) -> Device:
         for interface, given in _dict(name, "radios", table.pop("radios", {})).items()
     )
     sources = _sources(name, table)
-    listed = {key: tuple(table.pop(key)) for key in ("engines", "links") if isinstance(table.get(key), list)}
+    listed = {
+        key: tuple(table.pop(key)) for key in ("engines", "links", "recognised_by") if isinstance(table.get(key), list)
+    }
     return _made(Device, name, table | listed | {"name": name, "radios": radios, "sources": sources})
 
 

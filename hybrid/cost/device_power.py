@@ -1,8 +1,10 @@
 """Powers of a device in its states, from its description: modelled, never measured."""
 
+import logging
 from functools import cache
 
 from devices.device import Device
+from devices.errors import DeviceError
 from hybrid.cost.energy import GENERIC_POWER, Power
 
 
@@ -28,11 +30,13 @@ def power_of(device: Device, link: str) -> Power:
 def this_power() -> Power:
     """Powers of the machine that this process runs on, where the catalog knows it; else a generic one that says so.
 
-    Raises:
-        CatalogUnknown: `HYBRID_DEVICE` is neither a name of the catalog nor a file.
-        CatalogInvalid: the file that it names does not say what it must.
+    A `HYBRID_DEVICE` that names nothing is logged and passed over: no request fails for want of an estimate.
     """
     from devices.machine import interface, this_device
 
-    device = this_device()
+    try:
+        device = this_device()
+    except DeviceError as error:
+        logging.getLogger("hybrid.cost").warning("energy.device_unknown %s", error)
+        return GENERIC_POWER
     return GENERIC_POWER if device is None else power_of(device, interface())

@@ -8,6 +8,7 @@ from shutil import rmtree
 from threading import Condition, Thread, current_thread
 from time import monotonic
 
+from hybrid.cost.device_power import this_power
 from hybrid.errors import HybridError, ModelError, ModelInvalid, TensorMismatch
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.partition.store import keep_newest
@@ -208,6 +209,7 @@ class Preparation:
             route.is_hopeless = progress.is_hopeless(self._gateways)
             return
         if news or not progress.is_settled or _link_changed(route, progress) or scout.has_news(route):
+            route.scheduler.power = this_power()
             progress.scouted(is_settled=scout.scout(route, self._graph(route, progress)))
             progress.uplinks_bps = _uplinks_bps(route)
             route.is_hopeless = progress.is_settled and not route.has_way()

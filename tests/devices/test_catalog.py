@@ -10,7 +10,7 @@ from devices.device import Device, Radio
 from devices.errors import CatalogInvalid, CatalogUnknown
 from devices.link_class import LinkClass, LinkState, Rates
 
-UNSOURCED = {"name", "title", "kind", "sources"}
+UNSOURCED = {"name", "title", "kind", "recognised_by", "sources"}
 """What is no figure: names that we chose."""
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from devices import machine, pace
 from devices.catalog.load import devices
+from devices.errors import CatalogUnknown
 
 
 def test_the_class_of_a_machine_is_stable_and_tells_pacing(monkeypatch):
@@ -34,3 +35,41 @@ def test_one_core_is_as_fast_as_it_was_a_moment_ago():
     assert first.slowdown_ratio == pytest.approx(machine.REFERENCE_GFLOPS / first.gflops)
     near = {one.name: one.slowdown_ratio for one in devices()}
     assert first.alike is None or 1 / 1.6 < near[first.alike] / first.slowdown_ratio < 1.6
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (["", "Raspberry Pi 4 Model B Rev 1.4"], "rpi-4b"),
+        (["ARMv8", "Raspberry Pi Zero 2 W Rev 1.0"], "rpi-zero-2w"),
+        (["Intel(R) N100"], "n100-mini-pc"),
+        (["Intel(R) Celeron(R) N5105 @ 2.00GHz", "Default string"], "celeron-n5105"),
+        (["", "NVIDIA Jetson Orin Nano Developer Kit"], "jetson-orin-nano"),
+        (["AMD EPYC", "Standard PC (Q35 + ICH9, 2009)"], None),
+        ([], None),
+    ],
+)
+def test_a_machine_is_recognised_by_what_it_calls_itself(texts, name):
+    found = machine.recognised(texts)
+    assert (found and found.name) == name
+
+
+def test_a_variable_says_which_machine_this_is(monkeypatch, tmp_path):
+    monkeypatch.setenv(machine.VARIABLE, "rpi-3b-plus")
+    assert machine.this_device().name == "rpi-3b-plus"
+    monkeypatch.setenv(machine.VARIABLE, "rpi-99")
+    with pytest.raises(CatalogUnknown, match="rpi-99"):
+        machine.this_device()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("wlan0", "wifi"), ("wlp3s0", "wifi"), ("wwan0", "lte"), ("eth0", "ethernet"), (None, "ethernet")],
+)
+def test_the_default_route_tells_the_radio(tmp_path, name, kind):
+    (tmp_path / "net").mkdir()
+    head = "Iface\tDestination\tGateway\n"
+    (tmp_path / "net/route").write_text(
+        head if name is None else f"{head}lo\t0000007F\t0\n{name}\t00000000\t0101A8C0\n"
+    )
+    assert machine.interface(tmp_path, tmp_path) == kind

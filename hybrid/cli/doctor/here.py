@@ -104,8 +104,13 @@ def machine() -> Check:
     import psutil
 
     from devices import machine as machines
+    from devices.errors import DeviceError
 
     facts = machines.facts()
+    try:
+        known = machines.this_device()
+    except DeviceError as error:
+        return failed("machine", str(error), f"mend or unset {machines.VARIABLE}")
     limit_bytes = facts.memory_limit_bytes
     free_bytes = int(psutil.virtual_memory().available)
     if limit_bytes is not None:
@@ -113,6 +118,7 @@ def machine() -> Check:
     seen = f"{facts.processor}, {facts.usable_cores:g} of {facts.n_processors} processors, "
     seen += f"{facts.memory_bytes / 2**30:.1f} GiB, {facts.system}"
     seen += f", in {facts.container}" if facts.container else ""
+    seen += f"; `{known.name}` of the catalog" if known else ""
     seen += f", limited to {limit_bytes / 2**30:.1f} GiB" if limit_bytes is not None else ""
     about: dict[str, str | float | bool | None] = {
         "processor": facts.processor, "usable_cores": facts.usable_cores, "memory_bytes": facts.memory_bytes,
