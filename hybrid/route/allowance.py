@@ -6,7 +6,7 @@ from hybrid.route.uplink import UplinkBudget
 from hybrid.schedule.options import Options
 from hybrid.schedule.planner import Constraints
 
-LOSSLESS = ("none", "lossless")
+LOSSLESS = ("none", "lossless", "lossless-webp")
 """Codecs that give every bit back."""
 
 
