@@ -67,6 +67,8 @@ def stacked(path: Path, inputs: Sequence[TensorSpec]) -> StackedSamples:
     for spec in inputs:
         array = _typed(path, spec, arrays[spec.name])
         rank = len(spec.shape)
+        if rank and not array.size and array.shape[0] == 0:
+            raise BadMessage(f"{path}: {spec.name!r} holds no sample; give one at least")
         if array.ndim == rank + 1:
             stacks[spec.name] = array
         elif array.ndim == rank and rank and spec.shape[0] in (1, None) and array.shape[0] > 1:
@@ -81,8 +83,6 @@ def stacked(path: Path, inputs: Sequence[TensorSpec]) -> StackedSamples:
     lengths = {name: len(stack) for name, stack in stacks.items()}
     if len(set(lengths.values())) > 1:
         raise TensorMismatch(f"{path}: different numbers of samples: {lengths}; give as many for each input")
-    if lengths and not min(lengths.values()):
-        raise BadMessage(f"{path}: no sample in it")
     return StackedSamples(stacks=stacks, constant=constant)
 
 

@@ -17,7 +17,7 @@ from hybrid.calibration.judge import TOLERANCE, Judge, Tally, judge_for
 from hybrid.calibration.record import Calibration, Cell, Metric
 from hybrid.calibration.samples import Samples, chosen, feed_digest
 from hybrid.calibration.trial import Feeds, Trial, cuts_of, try_cuts
-from hybrid.errors import BadMessage, TensorMismatch, UnknownCut
+from hybrid.errors import BadMessage, EngineFailed, TensorMismatch, UnknownCut
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import prepare
@@ -125,7 +125,8 @@ def calibrate(
     Raises:
         TensorMismatch: samples of different shapes, or outputs that the metric cannot compare.
         UnknownCut: a wished cut that this model does not have for these shapes.
-        BadMessage: no sample, or a cut without one cell.
+        BadMessage: no sample, or no cell within the budget.
+        EngineFailed: a sample that the model does not take.
         ModelError, DeviceError: the model cannot be used.
     """
     watch = watch or Watch()
@@ -199,7 +200,7 @@ def gathered(
     for index, number in enumerate(picked):
         feeds = samples.feeds(number)
         _check_shape(material, feeds, samples.names[number])
-        answers = dict(zip(names, session.run(names, feeds), strict=True))
+        answers = _answered(session, names, feeds, samples.names[number])
         if material.judge is None:
             known = [labels[at] for at in picked] if labels is not None else None
             material.judge = judge_for(
@@ -259,6 +260,13 @@ def _wished(usual: Sequence[Cut], every: Sequence[Cut], words: Sequence[str] | N
             f"cut {strange!r} is not among this model's for the samples' shapes; `hybrid plan` lists them", cut=strange
         )
     return [known[word] for word in words]
+
+
+def _answered(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Feeds, sample: str) -> Feeds:
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as exc:
+        raise EngineFailed(f"the model does not take sample {sample}: {exc}; give inputs as it wants them") from exc
 
 
 def _check_shape(material: Material, feeds: Feeds, name: str) -> None:

@@ -124,12 +124,11 @@ class CalibrationFinder:
         self._trusted = sorted([*self._trusted, (calibration, signer)], key=lambda pair: pair[0].made_s)
         words: dict[tuple[str, str], dict[str, dict[str, Permit]]] = {}
         for known, key in self._trusted:
-            for cell in known.cells:
-                if cell.is_lossy:
-                    codecs = words.setdefault((known.shape_key, cell.cut), {})
-                    codecs.setdefault(cell.codec, {})[key] = Permit(
-                        drop=max(0.0, cell.drop_high), cell=cell, key_id=key
-                    )
+            lossy = [cell for cell in known.cells if cell.is_lossy]
+            named = [(name, cell) for cell in lossy for name in _same_values(cell.codec)]
+            for name, cell in sorted(named, key=lambda pair: pair[0] == pair[1].codec):  # its own cell knows its bytes
+                permit = Permit(drop=max(0.0, cell.drop_high), cell=cell, key_id=key)
+                words.setdefault((known.shape_key, cell.cut), {}).setdefault(name, {})[key] = permit
         self._permits = {
             place: {codec: max(said.values(), key=lambda permit: permit.drop) for codec, said in codecs.items()}
             for place, codecs in words.items()

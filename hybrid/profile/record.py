@@ -68,7 +68,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         engine: name and version, and options that change its kernels.
         provider: execution providers in their order, joined with `+`.
         n_threads: threads inside one run; 0 is the engine's own choice.
-        machine: class of the machine: see `hybrid.profile.machine`. No host name: like machines share profiles.
+        machine: class of the machine: see `devices.machine.machine_class`. No host name: like machines share profiles.
     """
 
     engine: str

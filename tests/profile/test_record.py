@@ -5,8 +5,9 @@ import json
 import msgspec
 import pytest
 
+from devices.machine import machine_class
 from hybrid.errors import BadMessage, HybridError, TooLarge
-from hybrid.profile.machine import machine_class, this_setting
+from hybrid.profile.machine import this_setting
 from hybrid.profile.record import MAX_PROFILE_BYTES, Profile, Timing, parse_profile
 
 CUT = "0123456789abcdef"
