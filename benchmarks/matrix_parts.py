@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from hybrid.artifact.cache import cache_dir  # noqa: E402
 from hybrid.bench.measure import Effort, Subject, measure  # noqa: E402
 from hybrid.bench.parts import write  # noqa: E402
-from hybrid.bench.shelf import FOLDER  # noqa: E402
+from hybrid.bench.shelf import FOLDER, shelved  # noqa: E402
 from tests import zoo  # noqa: E402
 
 Feeds = dict[str, np.ndarray]
@@ -127,16 +127,19 @@ def main() -> int:
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing, a model")
     parser.add_argument("--calibration", type=float, default=150.0, help="seconds of calibrating codecs, a model")
+    parser.add_argument("--again", action="store_true", help="time anew, keep the calibrations that are there")
     given = parser.parse_args()
     for name in given.models:
         file, title, samples_of = MODELS[name]
         samples, data = samples_of()
         subject = Subject(name=name, path=zoo.path(file), samples=samples, title=title, data=data)
-        effort = Effort(timing_s=given.seconds, calibration_s=given.calibration)
+        effort = Effort(timing_s=given.seconds, calibration_s=0.0 if given.again else given.calibration)
+        known = shelved([name])[0] if given.again else None
         parts = measure(
             subject,
             effort,
             cache=cache_dir() / "graphs",
+            known=known,
             step=lambda stage, name=name: print(f"{name}: {stage}", flush=True),
         )
         path = write(parts, FOLDER)

@@ -20,6 +20,7 @@ from hybrid.bench.parts import ModelParts
 from hybrid.bench.peers import JSON_BYTES_PER_BYTE, Cascade, dads, neurosurgeon
 from hybrid.cost.energy import Power
 from hybrid.errors import BadMessage
+from hybrid.route.departure import COMPRESSED_REPLY_BYTES
 from hybrid.schedule.options import Objective
 from hybrid.schedule.prospect import Constraints, Prospect
 from hybrid.simulation.curve import Steps
@@ -162,8 +163,12 @@ def cell(
     )
 
 
-def work_of(model: ModelParts, factor: float) -> Work:
-    """The ways to answer one request of a model on a device that is `factor` times as slow as what measured it."""
+def work_of(model: ModelParts, factor: float, encode_factor: float | None = None) -> Work:
+    """The ways to answer one request of a model on a device that is `factor` times as slow as what measured it.
+
+    `encode_factor` is another one for encoding, where only the engine is slowed down.
+    """
+    encode_factor = factor if encode_factor is None else encode_factor
     prospects = [Prospect(placement="local", head_s=model.whole_s * factor)]
     decode_s: list[float] = [0.0]
     ratios: list[tuple[float, ...]] = [()]
@@ -171,22 +176,25 @@ def work_of(model: ModelParts, factor: float) -> Work:
         for part in cut.codecs:
             mean = float(np.mean(part.n_bytes))
             is_input = cut.kind == "input"
+            # A session asks for large replies to be coded, but where nothing at all is to be coded.
+            is_coded = part.codec != "none" and COMPRESSED_REPLY_BYTES <= cut.reply_bytes > cut.reply_coded_bytes
             prospects.append(
                 Prospect(
                     placement="offload" if is_input else "split",
                     cut=cut.cut,
                     codec=part.codec,
                     head_s=cut.head_s * factor,
-                    encode_s=part.encode_s * factor,
+                    encode_s=part.encode_s * encode_factor,
                     bytes_up=round(mean),
-                    bytes_down=cut.reply_bytes,
+                    bytes_down=cut.reply_coded_bytes if is_coded else cut.reply_bytes,
                     reply_bytes=cut.reply_bytes,
                     tail_s=cut.tail_s,
                     accuracy_drop=part.drop,
                     raw_input=is_input,
                 )
             )
-            decode_s.append(part.decode_s)
+            reply_s = cut.reply_encode_s + cut.reply_decode_s * encode_factor if is_coded else 0.0
+            decode_s.append(part.decode_s + reply_s)
             ratios.append(tuple(n_bytes / mean for n_bytes in part.n_bytes))
     return Work(name=model.name, prospects=tuple(prospects), decode_s=tuple(decode_s), size_ratios=tuple(ratios))
 

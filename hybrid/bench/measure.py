@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import msgspec
 import numpy as np
 import onnxruntime
 
@@ -28,6 +29,7 @@ from hybrid.errors import BadMessage, TensorMismatch
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared, prepare
+from hybrid.partition.wiring import Wiring
 from hybrid.wire.tensor import Tensor
 
 Feeds = Mapping[str, np.ndarray]
@@ -36,6 +38,7 @@ MAX_CUTS: Final = 8
 """Interior cuts that are measured, spread over the Pareto set: one with few bytes of each depth."""
 
 N_CODEC_SAMPLES: Final = 12
+N_REPLY_SAMPLES: Final = 4
 LEAST_RUNS: Final = 5
 MOST_RUNS: Final = 60
 
@@ -84,7 +87,12 @@ class _List:
 
 
 def measure(
-    subject: Subject, effort: Effort, *, cache: Path, step: Callable[[str], None] = lambda _stage: None
+    subject: Subject,
+    effort: Effort,
+    *,
+    cache: Path,
+    known: ModelParts | None = None,
+    step: Callable[[str], None] = lambda _stage: None,
 ) -> ModelParts:
     """All parts of a model.
 
@@ -92,6 +100,7 @@ def measure(
         subject: the model and its inputs.
         effort: how long it may take.
         cache: folder for prepared graphs.
+        known: earlier parts, whose calibration stands where none is made now.
         step: told what begins: preparing, timing, codecs, calibrating, layers.
 
     Raises:
@@ -107,14 +116,18 @@ def measure(
     step("timing")
     timed = _timed(prepared, cuts, subject, effort.timing_s)
     step("codecs")
-    coded = {cut.id: _coded(prepared, cut, subject) for cut in cuts}
+    coded = {cut.id: Coded(_coded(prepared, cut, subject), _replied(prepared, cut, subject)) for cut in cuts}
     calibration = None
     if effort.calibration_s:
         step("calibrating")
         calibration = _calibrated(subject, digest, cuts, effort.calibration_s, cache)
+    drops = _drops(calibration, known)
+    for cut in cuts:
+        coded[cut.id].permit("" if cut.kind == "input" else cut.id, drops)
     step("layers")
     layers, wiring = layers_of(prepared, subject.samples[0])
     whole = timed["whole"]
+    judged = calibration or known
     return ModelParts(
         name=subject.name,
         title=subject.title,
@@ -123,28 +136,31 @@ def measure(
         shape_key=shape_key.text,
         whole_s=_service_s(whole),
         spread_ratio=float((np.quantile(whole, 0.95) - np.quantile(whole, 0.05)) / np.median(whole)),
-        metric=calibration.metric if calibration is not None else "",
-        n_samples=calibration.n_samples if calibration is not None else 0,
-        cuts=tuple(
-            CutPart(
-                cut="" if cut.kind == "input" else cut.id,
-                kind=cut.kind,
-                tensors=tuple(spec.name for spec in cut.tensors),
-                depth_ratio=cut.head_work_ratio,
-                raw_bytes=cut.n_bytes,
-                reply_bytes=cut.reply_bytes,
-                head_s=_service_s(timed[f"head {cut.id}"]) if cut.kind == "interior" else 0.0,
-                tail_s=_service_s(timed[f"tail {cut.id}"]) if cut.kind == "interior" else _service_s(whole),
-                head_layers=head_layers(wiring, cut) if cut.kind == "interior" else (),
-                codecs=_permitted(cut, coded[cut.id], calibration),
-            )
-            for cut in cuts
-        ),
+        metric=judged.metric if judged is not None else "",
+        n_samples=judged.n_samples if judged is not None else 0,
+        cuts=tuple(_part(cut, timed, coded[cut.id], wiring) for cut in cuts),
         layers=layers,
         wiring=wiring,
         machine=this_machine(),
         n_threads=subject.n_threads,
     )
+
+
+@dataclass(slots=True)
+class Coded:
+    """What was measured of the codecs at one cut, and of its reply."""
+
+    codecs: list[CodecPart]
+    reply: tuple[int, float, float]
+
+    def permit(self, cut: str, drops: Mapping[tuple[str, str], float]) -> None:
+        """Writes the calibrated drops beside the lossy codecs."""
+        self.codecs = [
+            msgspec.structs.replace(part, drop=drops.get((cut, catalog.values_of(part.codec))))
+            if part.is_lossy
+            else part
+            for part in self.codecs
+        ]
 
 
 def worth_measuring(prepared: Prepared, most: int = MAX_CUTS) -> list[Cut]:
@@ -263,12 +279,42 @@ def _calibrated(subject: Subject, digest: str, cuts: Sequence[Cut], budget_s: fl
     return calibrate(subject.path, digest, _List(subject.samples), wish, cache=cache)
 
 
-def _permitted(cut: Cut, coded: Sequence[CodecPart], calibration: Calibration | None) -> tuple[CodecPart, ...]:
-    """The codecs with their calibrated drops."""
-    import msgspec
+def _replied(prepared: Prepared, cut: Cut, subject: Subject) -> tuple[int, float, float]:
+    """Mean bytes of a losslessly coded reply, and median seconds of encoding and of decoding it."""
+    whole = _opened(prepared.graph_path, subject.n_threads)
+    names = list(cut.tail_outputs)
+    made = []
+    for feeds in subject.samples[:N_REPLY_SAMPLES]:
+        answers = dict(zip(names, whole.run(names, dict(feeds)), strict=True)) if names else {}
+        made.append(_carry(answers, "lossless"))
+    n_bytes, encode_s, decode_s, _ = zip(*made, strict=True)
+    return round(float(np.mean(n_bytes))), median(encode_s), median(decode_s)
 
-    drops = {}
+
+def _drops(calibration: Calibration | None, known: ModelParts | None) -> dict[tuple[str, str], float]:
+    """Calibrated drops by cut and codec: measured now, or known from before."""
     if calibration is not None:
-        place = "" if cut.kind == "input" else cut.id
-        drops = {cell.codec: cell.drop_high for cell in calibration.cells if cell.cut == place}
-    return tuple(msgspec.structs.replace(part, drop=drops.get(part.codec)) if part.is_lossy else part for part in coded)
+        return {(cell.cut, cell.codec): cell.drop_high for cell in calibration.cells}
+    cuts = known.cuts if known is not None else ()
+    parts = ((cut.cut, part) for cut in cuts for part in cut.codecs)
+    return {(cut, part.codec): part.drop for cut, part in parts if part.drop is not None}
+
+
+def _part(cut: Cut, timed: Mapping[str, Sequence[float]], coded: Coded, wiring: Wiring) -> CutPart:
+    is_input = cut.kind == "input"
+    coded_bytes, encode_s, decode_s = coded.reply
+    return CutPart(
+        cut="" if is_input else cut.id,
+        kind=cut.kind,
+        tensors=tuple(spec.name for spec in cut.tensors),
+        depth_ratio=cut.head_work_ratio,
+        raw_bytes=cut.n_bytes,
+        reply_bytes=cut.reply_bytes,
+        reply_coded_bytes=coded_bytes,
+        reply_encode_s=encode_s,
+        reply_decode_s=decode_s,
+        head_s=0.0 if is_input else _service_s(timed[f"head {cut.id}"]),
+        tail_s=_service_s(timed["whole" if is_input else f"tail {cut.id}"]),
+        head_layers=() if is_input else head_layers(wiring, cut),
+        codecs=tuple(coded.codecs),
+    )

@@ -41,6 +41,9 @@ class CutPart(msgspec.Struct, frozen=True, kw_only=True):
         depth_ratio: share of the work before it.
         raw_bytes: of what crosses.
         reply_bytes: of what the tail answers.
+        reply_coded_bytes: of the same, without loss, as a gateway sends large replies; mean over the measured inputs.
+        reply_encode_s: median seconds of that on this machine.
+        reply_decode_s: median seconds of undoing it.
         head_s: seconds of the head as one session; 0 for the input cut.
         tail_s: seconds of the tail as one session.
         head_layers: numbers of the layers in the head.
@@ -53,6 +56,9 @@ class CutPart(msgspec.Struct, frozen=True, kw_only=True):
     depth_ratio: float
     raw_bytes: int
     reply_bytes: int
+    reply_coded_bytes: int = 0
+    reply_encode_s: float = 0.0
+    reply_decode_s: float = 0.0
     head_s: float
     tail_s: float
     head_layers: tuple[int, ...] = ()

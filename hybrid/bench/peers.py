@@ -81,7 +81,7 @@ def dads(parts: ModelParts, scene: Scene, factor: float, up_bps: float) -> Stati
     names = {wiring.names[tensor] for tensor in crossing(wiring, head)}
     if not names or len(head) == len(seconds):
         return Static(0, "dads")
-    costs = {0: factor * sum(seconds)}
+    costs: dict[int, float] = {0: factor * sum(seconds)}
     for at, inside, raw_bytes in _chain(parts, scene):
         if names == {*_tensors(parts, scene, at)}:
             return Static(at, "dads")

@@ -2,10 +2,13 @@
 
 Design: one transfer is a handful of additions, not packets. While the window of the connection is smaller than what
 fits on the path, one window leaves each round trip and the window doubles (slow start); from then on bytes leave at the
-trace's rate. A connection that was idle for longer than its retransmission timeout has lost half of its window for each
-such time (Linux: `tcp_slow_start_after_idle`; RFC 2861), unless the congestion control paces itself (BBR), which Linux
-exempts. Losses bound the rate (for cubic: RFC 8312 section 5.1; for BBR by the share that is sent again) and delay
-single messages by a round trip, or by a retransmission timeout where the last segments are hit.
+trace's rate. Under cubic, a connection that was idle for longer than its retransmission timeout has lost half of its
+window for each such time (`tcp_slow_start_after_idle`; RFC 2861), and losses keep the window small (RFC 8312). BBR is
+exempt from both, but sends a message that the path could swallow at once no faster than 2.89 of them a round trip: its
+estimate of the bandwidth is what the application gave it to send, and it paces at that times its startup gain. A lost
+packet delays its message by a round trip, and by a retransmission timeout more where the last segments are hit.
+
+Held against real TCP in the lab (`benchmarks/lab_transfers.py`, docs/simulation.md).
 """
 
 from dataclasses import dataclass
@@ -23,6 +26,12 @@ INITIAL_WINDOW_BYTES: Final = 10 * MSS_BYTES
 
 LEAST_TIMEOUT_S: Final = 0.2
 """Linux's least retransmission timeout is this above the smoothed round trip."""
+
+BBR_GAIN: Final = 2.885
+"""Startup gain of BBR, 2 / ln 2: an application that sends little never leaves startup."""
+
+QUANTUM_BYTES: Final = 2 * MSS_BYTES
+"""What BBR sends at once."""
 
 TAIL_SEGMENTS: Final = 3
 """A loss among the last segments is not told by the acknowledgements of later ones."""
@@ -58,10 +67,12 @@ class Link:
         self.has_outages = bool((trace.up_bps == 0).any() or (trace.down_bps == 0).any())
         self.residue_bits = 8.0 * model.residue_bytes
         self.jitter_each_way_s = model.jitter_s * 1.5**0.5  # uniform within ± this, both ways: that deviation in sum
-        rates = [reached_bps(rate, trace, model.congestion) for rate in (trace.up_bps, trace.down_bps)]
+        is_bbr = model.congestion == "bbr"
+        resent = 1.0 - trace.loss_ratio if is_bbr else np.ones_like(trace.loss_ratio)
+        most = None if is_bbr or not self.is_lossy else Steps(trace.time_s, window_under_loss(trace), trace.duration_s)
         self.up, self.down = (
-            Flow(RateCurve(trace.time_s, rate, trace.duration_s), keeps_window=model.congestion == "bbr")
-            for rate in rates
+            Flow(RateCurve(trace.time_s, rate * resent, trace.duration_s), is_paced=is_bbr, most_bytes=most)
+            for rate in (trace.up_bps, trace.down_bps)
         )
         self.ideal_up = RateCurve(trace.time_s, trace.up_bps, trace.duration_s)
         self.ideal_down = RateCurve(trace.time_s, trace.down_bps, trace.duration_s)
@@ -90,13 +101,19 @@ class Link:
 
 
 class Flow:
-    """One direction of the connection: transfers leave one after the other."""
+    """One direction of the connection: transfers leave one after the other.
 
-    __slots__ = ("_keeps_window", "curve", "free_s", "window_bytes")
+    Args:
+        curve: the rate over time.
+        is_paced: whether the congestion control is BBR.
+        most_bytes: the window that losses allow over time; None for no bound.
+    """
 
-    def __init__(self, curve: RateCurve, *, keeps_window: bool) -> None:
+    __slots__ = ("_is_paced", "_most_bytes", "curve", "free_s", "window_bytes")
+
+    def __init__(self, curve: RateCurve, *, is_paced: bool, most_bytes: Steps | None = None) -> None:
         self.curve = curve
-        self._keeps_window = keeps_window
+        self._is_paced, self._most_bytes = is_paced, most_bytes
         self.window_bytes: float = INITIAL_WINDOW_BYTES
         self.free_s = -inf
 
@@ -104,21 +121,25 @@ class Flow:
         """When this transfer begins to leave and when its last byte has left; half a round trip later it is there."""
         start_s = max(ready_s, self.free_s)
         window = self.window_bytes
-        if not self._keeps_window and window > INITIAL_WINDOW_BYTES:
+        if not self._is_paced and window > INITIAL_WINDOW_BYTES:
             n_timeouts = int((start_s - self.free_s) / (rtt_s + LEAST_TIMEOUT_S)) if self.free_s > -inf else 60
             if n_timeouts > 0:
                 window = max(INITIAL_WINDOW_BYTES, window / 2.0 ** min(n_timeouts, 60))
-        at_s, left = start_s, float(n_bytes)
+        first, at_s, left = window, start_s, float(n_bytes)
+        most = inf if self._most_bytes is None else self._most_bytes.at(start_s)
         done_s = self.curve.done_s
         while left > window:
             if done_s(at_s, 8.0 * window) - at_s >= rtt_s:
                 break  # the path is full: from here on the rate decides
             at_s += rtt_s
             left -= window
-            window *= 2.0
+            window = min(2.0 * window, most)
         end_s = done_s(at_s, 8.0 * left)
-        # What was sent was acknowledged, and the window has grown by it; beyond what the path holds it does not grow.
-        self.window_bytes = max(window, min(window + left, 2.0 * self.curve.rate_bps(at_s) * rtt_s / 8.0))
+        if self._is_paced:
+            end_s = max(end_s, start_s + rtt_s / BBR_GAIN * max(0.0, 1.0 - QUANTUM_BYTES / n_bytes))
+        # A window grows by what is acknowledged while it is used up: not beyond the message, nor what the path holds.
+        used = min(float(n_bytes), self.curve.rate_bps(at_s) * rtt_s / 8.0)
+        self.window_bytes = min(most, max(first, min(window + left, used)))
         self.free_s = end_s
         return start_s, end_s
 
@@ -128,15 +149,12 @@ class Flow:
             self.free_s = min(end_s, self.curve.done_s(at_s, residue_bits))
 
 
-def reached_bps(rate_bps: Series, trace: Trace, congestion: Congestion) -> Series:
-    """What a long transfer reaches of this rate, given the trace's losses.
+def window_under_loss(trace: Trace) -> Series:
+    """The mean window in bytes that losses leave cubic: the larger of its own and of Reno's.
 
-    Source: RFC 8312, section 5.1, for cubic (the larger of its own and Reno's mean window); BBR only pays for what it
-    sends again.
+    Source: RFC 8312, section 5.1.
     """
-    if congestion == "bbr":
-        return np.asarray(rate_bps * (1.0 - trace.loss_ratio))
     loss = np.maximum(trace.loss_ratio, 1e-12)
     rtt_s = np.maximum(trace.rtt_s, 1e-4)
     segments = np.maximum(1.054 * rtt_s**0.75 / loss**0.75, 1.22 / np.sqrt(loss))
-    return np.asarray(np.minimum(rate_bps, np.maximum(segments, 1.0) * MSS_BYTES * 8.0 / rtt_s))
+    return np.asarray(np.maximum(segments, 2.0) * MSS_BYTES)

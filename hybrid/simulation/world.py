@@ -276,6 +276,8 @@ class World:
         if sent > acked and sent >= LEAST_SAMPLE_BYTES:
             settled_s = max(now_s, min(self._link.up.free_s, request.up_end_s)) + self._link.rtt_s(now_s)
             self._at(settled_s, self._settle, (sent, settled_s - begun_s))
+        elif sent >= LEAST_SAMPLE_BYTES:  # all of it had been acknowledged: the last acknowledgement dates its arrival
+            self._settle((sent, request.up_end_s + self._link.rtt_s(now_s) - begun_s), now_s)
         if request.computing_to > now_s and self._gateway.free_s == request.computing_to:
             self._gateway.free_s = min(request.computing_to, now_s + 0.5 * self._link.rtt_s(now_s))
         request.wasted_s += request.device_s - self._last_job_s(request)
