@@ -236,11 +236,12 @@ class LinkEstimate:
             elif moved_s > LEAST_MOVING_S and acked_bytes + CHUNK_BYTES < n_bytes_up:
                 arrived = acked_bytes + CHUNK_BYTES
                 most_bps = 8 * arrived / _moving_s(arrived, moved_s, window, rtt_s, self._cold_ratio)
-                least_bps = 8 * acked_bytes / moved_s
-                if believed_bps is None or believed_bps > most_bps:
-                    self._uplink.observe(most_bps, now_s)
-                elif believed_bps < least_bps and acked_bytes >= MIN_RATE_SAMPLE_BYTES:
-                    self._uplink.observe(least_bps, now_s)
+                least_bps = 8 * acked_bytes / moved_s if acked_bytes >= MIN_RATE_SAMPLE_BYTES else 0.0
+                likely_bps = min(max(believed_bps or most_bps, least_bps), most_bps)
+                if likely_bps != believed_bps:
+                    self._uplink.observe(likely_bps, now_s)
+                self._up_drift.observe(likely_bps, believed_bps, now_s - self._measured_s)
+                self._measured_s = now_s
             if acked_bytes >= MIN_RATE_SAMPLE_BYTES:
                 self._up_window = _grown(window, acked_bytes, self._uplink.value, rtt_s)
                 self._measured_s = now_s
@@ -248,6 +249,23 @@ class LinkEstimate:
             if rate_bps:
                 left_bytes = min(max(0, n_bytes_up - acked_bytes), MOST_UNSENT_BYTES)
                 self._free_s = now_s + 8 * left_bytes / rate_bps
+            self._publish()
+
+    def observe_settled(self, n_bytes_up: int, network_s: float, now_s: float) -> None:
+        """All that was sent of a cancelled request has arrived, and with it what was on its way before.
+
+        Args:
+            n_bytes_up: bytes of both.
+            network_s: from the departure to the arrival of the last byte.
+            now_s: monotonic time.
+        """
+        with self._lock:
+            moved_s = network_s - (self._rtt.value or 0.0)
+            if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and moved_s > LEAST_MOVING_S:
+                window = self.view.up_window_at(now_s - network_s)
+                self._learn(self._uplink, n_bytes_up, moved_s, window=window, now_s=now_s)
+                self._measured_s = now_s
+            self._free_s = min(self._free_s, now_s)
             self._publish()
 
     def forget(self) -> None:

@@ -1,14 +1,23 @@
 """This device as one session uses it: how many requests are under way, how many compute, runs that can be stopped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextvars
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock, Timer
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnxruntime
 
+from devices import pace
 from hybrid.errors import DeadlinePassed
 from hybrid.route.engine import EngineRun
+
+if TYPE_CHECKING:  # a program without a loop never pays for it
+    from concurrent.futures import ThreadPoolExecutor
+
+
+Result = TypeVar("Result")
 
 
 class Device:
@@ -17,15 +26,18 @@ class Device:
     Args:
         run: the local session's run.
         deadline_s: what a run is allowed from the call on, for messages; None for no limit.
+        n_threads: threads of one run; 0 where the engine takes all cores.
 
     Attributes:
         n_requests: requests of this session that are under way, wherever they compute.
         n_runs: runs and heads that compute here now.
     """
 
-    def __init__(self, run: EngineRun, deadline_s: float | None = None) -> None:
+    def __init__(self, run: EngineRun, deadline_s: float | None = None, n_threads: int = 0) -> None:
         self._run = run
         self._deadline_s = deadline_s
+        self._n_threads = n_threads
+        self._lanes: ThreadPoolExecutor | None = None
         self._lock = Lock()
         self.n_requests = 0
         self.n_runs = 0
@@ -100,7 +112,29 @@ class Device:
             if passed:
                 options.terminate = False  # the caller may use its options again
 
+    async def in_turn(self, work: Callable[[], Result]) -> Result:
+        """Does a request's part on this device when its turn comes: first come, first served.
+
+        No more run at a time than the cores carry, so that the first of many requests departs early, and its upload
+        overlaps with the next one's head.
+        """
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
+        if self._lanes is None:
+            with self._lock:
+                self._lanes = self._lanes or ThreadPoolExecutor(self._n_lanes(), thread_name_prefix="hybrid-head")
+        call = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._lanes, call, work)
+
+    def _n_lanes(self) -> int:
+        """Runs that the cores carry side by side; an emulated device has one core."""
+        if pace.factor() > 1.0 or self._n_threads == 0:
+            return 1
+        return max(1, (os.cpu_count() or 1) // self._n_threads)
+
     def forked(self) -> None:
         """In a forked child: whoever was under way stayed with the parent."""
+        self._lanes = None
         self._lock = Lock()
         self.n_requests = self.n_runs = 0

@@ -73,7 +73,8 @@ class InferenceSession:
         model = source.data if source.data is not None else str(source.path)
         self._engine = open_whole(model, settings, source.shown)
         self._run_local = self._engine.run
-        self._device = Device(self._engine.run, self._options.deadline_s)
+        n_threads = sess_options.intra_op_num_threads if sess_options is not None else 0
+        self._device = Device(self._engine.run, self._options.deadline_s, n_threads)
         self._connection: Connection | None = None
         self._alone = "no gateway, or no request yet"
         self._must_explain = self._options.is_forced or self._options.deadline_s is not None

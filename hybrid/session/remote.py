@@ -120,14 +120,12 @@ class Remote:
     async def run_awaitable(
         self, route: Route, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip
     ) -> Answer | None:
-        """The same on asyncio: heads run in a thread, and cancelling cancels the gateway's work too."""
-        import asyncio
-
+        """The same on asyncio: heads run in their turn, in threads; cancelling cancels the gateway's work too."""
         names = output_names or self._declared.outputs
         while plan := await self._plan_awaitable(route, trip):
             sent: Outgoing | None = None
             try:
-                sent = await asyncio.to_thread(self._depart, route, plan, names, feeds, trip)
+                sent = await self._device.in_turn(partial(self._depart, route, plan, names, feeds, trip))
                 reply, timeout_s = self._send(route, plan, sent, trip)
                 compute = partial(self._compute, output_names, feeds, trip)
                 outcome = await first_answer_awaitable(sent, reply, plan.hedge_s, timeout_s, compute)

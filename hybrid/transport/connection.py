@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from hybrid.cost.link import MIN_RATE_SAMPLE_BYTES, LinkEstimate
+from hybrid.cost.link import LinkEstimate
 from hybrid.errors import ConnectionLost, GatewayStalled, HybridError
 from hybrid.transport.pending import Pending
 from hybrid.transport.pump import FramePump, keep_unsent_low
@@ -61,6 +61,7 @@ class _Sent:
     since_s: float
     sent_bytes: int
     received_bytes: int
+    unacked_bytes: int
 
 
 class ChannelConnection:
@@ -133,7 +134,7 @@ class ChannelConnection:
             return
         now_s = time.monotonic()
         channel = self._channel
-        sent = _Sent(pending, now_s, channel.sent_bytes, channel.received_bytes)
+        sent = _Sent(pending, now_s, channel.sent_bytes, channel.received_bytes, channel.unacked_bytes)
         try:
             stream = channel.send_request(pending.request, now_s)
         except HybridError as exc:
@@ -248,10 +249,8 @@ class ChannelConnection:
         is_dated = (
             event.arrived_s < now_s - LAG_S / 10
         )  # by an acknowledgement; all else that went by then is not known
-        n_bytes_up = event.n_bytes if is_dated else self._bytes_before_ping - sent.sent_bytes
-        if n_bytes_up >= MIN_RATE_SAMPLE_BYTES:
-            n_bytes_down = 0 if is_dated else self._channel.received_bytes - sent.received_bytes
-            self._link.observe_transfer(n_bytes_up, n_bytes_down, event.arrived_s - sent.since_s, now_s)
+        n_bytes = event.n_bytes if is_dated else self._bytes_before_ping - sent.sent_bytes
+        self._link.observe_settled(n_bytes + sent.unacked_bytes, event.arrived_s - sent.since_s, now_s)
 
     def _leave_if_done(self) -> None:
         if self.is_leaving.is_set() and not self._sent:

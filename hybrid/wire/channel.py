@@ -9,6 +9,7 @@ from typing import Literal
 
 from hybrid.errors import BadFrame, HybridError, Overloaded, ProtocolError, TooLarge, VersionMismatch
 from hybrid.wire import frames
+from hybrid.wire.acknowledging import Acknowledging
 from hybrid.wire.events import (
     Connected,
     Event,
@@ -23,7 +24,7 @@ from hybrid.wire.events import (
 )
 from hybrid.wire.frames import Frame, FrameReader, Hello, Kind
 from hybrid.wire.inbound import Budget, Inbound, Ledger
-from hybrid.wire.limits import ACK_BYTES, ACK_S, QUIET_BYTES, Limits
+from hybrid.wire.limits import QUIET_BYTES, Limits
 from hybrid.wire.message import (
     InferRequest,
     InferResponse,
@@ -81,18 +82,10 @@ class Channel:
         self._streams: dict[int, _Stream] = {}
         self._highest_stream = 0
         self._refuse_above: int | None = None
-        self._unacked: dict[int, tuple[int, int]] = {}
-        self._unacked_bytes = 0
-        self._acked_s = now_s
+        self._acknowledging = Acknowledging(self._sending, now_s)
         self._ping: tuple[int, float, bool] | None = None
         self._n_pings = 0
-        hello = Hello(
-            software=software,
-            initial_credit_bytes=limits.initial_credit_bytes,
-            max_streams=limits.streams,
-            max_message_bytes=limits.message_bytes,
-        )
-        self._sending.control(frames.hello_frame(hello))
+        self._sending.control(frames.hello_frame(frames.hello_of(limits, software)))
 
     # -- the owner's verbs ------------------------------------------------------------------------------------------
 
@@ -110,6 +103,11 @@ class Channel:
     def sent_bytes(self) -> int:
         """Payload of messages handed out so far."""
         return self._sending.data_bytes
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Bytes handed out that may still be on their way."""
+        return self._sending.flight.unacked_bytes
 
     @property
     def has_frames(self) -> bool:
@@ -254,14 +252,7 @@ class Channel:
     def _take_hello(self, frame: Frame, events: list[Event]) -> None:
         if frame.kind is not Kind.HELLO:
             raise BadFrame(f"the first frame is {frame.kind.name}; each side begins with HELLO")
-        hello = frames.read_hello(frame)
-        version = min(hello.versions[1], frames.HIGHEST_VERSION)
-        if version < max(hello.versions[0], frames.LOWEST_VERSION):
-            low, high = hello.versions
-            raise VersionMismatch(
-                f"the peer ({hello.software or 'unnamed'}) speaks channel versions {low} to {high}, "
-                f"this side {frames.LOWEST_VERSION} to {frames.HIGHEST_VERSION}; upgrade the older one"
-            )
+        version = frames.common_version(hello := frames.read_hello(frame))
         self.peer = hello
         if self.state == "opening":
             self.state = "open"
@@ -307,9 +298,10 @@ class Channel:
     def _take_piece(self, stream: _Stream, inbound: Inbound, frame: Frame, events: list[Event]) -> None:
         limit_bytes = inbound.limit_bytes
         message = inbound.take(frame.payload, self._budget, end=frame.end)
-        # The end of a request is acknowledged at once: so the client knows what its upload took, whatever comes of it.
-        is_end = frame.end and not self._is_client
-        self._acknowledge(frame, inbound, is_due=is_end or inbound.limit_bytes > limit_bytes)
+        is_end = frame.end and not self._is_client  # so that the client knows at once what its upload took
+        is_due = is_end or inbound.limit_bytes > limit_bytes
+        credit = (inbound.received_bytes, inbound.limit_bytes)
+        self._acknowledging.note(frame.stream, credit, len(frame.payload), self._now_s, is_due=is_due)
         if message is None:
             return
         receive_s = self._now_s - inbound.first_s
@@ -320,17 +312,6 @@ class Channel:
         else:
             self._close_stream(frame.stream)
             events.append(ResponseReceived(frame.stream, message, receive_s, inbound.received_bytes))
-
-    def _acknowledge(self, frame: Frame, inbound: Inbound, *, is_due: bool) -> None:
-        """Queues CREDITs when one is due, or when so much of all streams together is not acknowledged yet."""
-        self._unacked[frame.stream] = (inbound.received_bytes, inbound.limit_bytes)
-        self._unacked_bytes += len(frame.payload)
-        if is_due or self._unacked_bytes >= ACK_BYTES or self._now_s - self._acked_s >= ACK_S:
-            for stream, pair in self._unacked.items():
-                self._sending.credit(stream, *pair)
-            self._unacked.clear()
-            self._unacked_bytes = 0
-            self._acked_s = self._now_s
 
     def _refuse(self, number: int, error: HybridError, events: list[Event]) -> None:
         self._close_stream(number)
@@ -377,7 +358,7 @@ class Channel:
 
     @property
     def _is_quiet(self) -> bool:
-        return self._sending.flight.unacked_bytes <= QUIET_BYTES and self._sending.unsent_bytes == 0
+        return self.unacked_bytes <= QUIET_BYTES and self._sending.unsent_bytes == 0
 
     def _control(self, frame: bytes) -> None:
         try:
@@ -388,7 +369,7 @@ class Channel:
     def _close_stream(self, number: int) -> None:
         stream = self._streams.pop(number, None)
         self._sending.drop(number)
-        self._unacked.pop(number, None)
+        self._acknowledging.forget(number)
         if stream is not None:
             self._free(stream)
 

@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from hybrid.errors import BadFrame, HybridError, from_code
-from hybrid.wire.limits import CONTROL_BYTES, FRAME_BYTES
+from hybrid.errors import BadFrame, HybridError, VersionMismatch, from_code
+from hybrid.wire.limits import CONTROL_BYTES, FRAME_BYTES, Limits
 
 END: Final = 1
 """Flag of the last DATA frame of a message."""
@@ -202,3 +202,29 @@ def _checked(number: int, flags: int, size: int, stream: int) -> Kind:
     if (kind in _ON_CONNECTION and stream != 0) or (kind in _ON_STREAM and stream == 0):
         raise BadFrame(f"a {kind.name} frame on stream {stream}")
     return kind
+
+
+def hello_of(limits: Limits, software: str) -> Hello:
+    """What a side says of itself."""
+    return Hello(
+        software=software,
+        initial_credit_bytes=limits.initial_credit_bytes,
+        max_streams=limits.streams,
+        max_message_bytes=limits.message_bytes,
+    )
+
+
+def common_version(peer: Hello) -> int:
+    """The highest channel version that both sides speak.
+
+    Raises:
+        VersionMismatch: there is none.
+    """
+    version = min(peer.versions[1], HIGHEST_VERSION)
+    if version < max(peer.versions[0], LOWEST_VERSION):
+        low, high = peer.versions
+        raise VersionMismatch(
+            f"the peer ({peer.software or 'unnamed'}) speaks channel versions {low} to {high}, "
+            f"this side {LOWEST_VERSION} to {HIGHEST_VERSION}; upgrade the older one"
+        )
+    return version
