@@ -35,7 +35,7 @@ class EnginePool:
     Attributes:
         n_running: jobs inside the engine.
         n_late: jobs that were dropped because their deadline had passed or could not be kept.
-        rows: how many engine runs had so many rows together.
+        rows: how many engine runs had so many rows of several requests together; 1: one request by itself.
         n_joined: runs in which rows of a shallower cut caught up with those of a deeper one.
         on_crowd: see `Crowded`; None where nobody asks.
     """
