@@ -81,6 +81,7 @@ class Scheduler:
         self._regret_s = 0.0
         self._saved = 0.0
         self._epochs: tuple[object, ...] = ()
+        self._seen: tuple[object, ...] = ()
 
     # -- what there is to choose from
 
@@ -143,6 +144,7 @@ class Scheduler:
             n_in_flight=n_in_flight,
             down=down,
         )
+        self._epochs = self._seen
         decision = decide(inputs, self.table)
         if decision.is_trial:
             self._saved = max(0.0, self._saved - decision.trial_cost)
@@ -166,7 +168,8 @@ class Scheduler:
         down: Collection[str] = (),
     ) -> Inputs:
         """What a decision rests on now; see `decide`."""
-        beliefs, epochs = [], [self._device.epoch]
+        beliefs: list[GatewayBelief] = []
+        epochs: list[object] = [self._device.epoch]
         for url, standing in self.standings.items():
             told = self._told_of(url)
             link = standing.link.view
@@ -193,8 +196,7 @@ class Scheduler:
                     silent_s=now_s - max(standing.heard_s, link.measured_s),
                 )
             )
-        is_changed = tuple(epochs) != self._epochs
-        self._epochs = tuple(epochs)
+        self._seen = tuple(epochs)
         return Inputs(
             table=self.table.id,
             now_s=now_s,
@@ -211,7 +213,7 @@ class Scheduler:
             current_since_s=self._current_since_s,
             regret_s=self._regret_s,
             saved=self._saved,
-            is_changed=is_changed,
+            is_changed=self._seen != self._epochs,
         )
 
     # -- what was measured

@@ -1,11 +1,14 @@
 """What the link estimate learns from transfers whose truth is known."""
 
+import math
 import random
+import statistics
 
 import pytest
 from msgspec.structs import replace
 
 from hybrid.cost.link import LinkEstimate, LinkView
+from hybrid.cost.slow_start import slow_start_s, window_after_idle_bytes
 
 
 def transfer_s(n_up: int, n_down: int, *, rtt_s: float, up_bps: float, down_bps: float) -> float:
@@ -71,3 +74,96 @@ def test_a_request_faster_than_the_round_trip_corrects_it() -> None:
         link.observe_rtt(1.3, at_s)
     link.observe_transfer(100_000, 100, 0.05, 21.0)
     assert link.view.rtt_s == pytest.approx(0.05)
+
+
+# -- whole scenarios: transfers over a link whose truth is known, with jitter, idle pauses and changes
+
+
+class Truth:
+    """A link with TCP's slow start, jitter on the round trip, and a goodput that a test may change."""
+
+    def __init__(
+        self, *, up_bps: float, down_bps: float, rtt_s: float, jitter_s: float, seed: int, paces: bool
+    ) -> None:
+        self.up_bps, self.down_bps, self.rtt_s, self.jitter_s = up_bps, down_bps, rtt_s, jitter_s
+        self.rng, self.paces = random.Random(seed), paces
+        self.link, self.now_s, self.windows = LinkEstimate(), 1000.0, [14_480.0, 14_480.0]
+        self.last_s = -1e9
+        self.errors: list[float] = []
+
+    def _one_way_s(self, place: int, n_bytes: int, bps: float) -> float:
+        window = window_after_idle_bytes(self.windows[place], self.now_s - self.last_s, self.rtt_s)
+        moving_s = 8 * n_bytes / bps
+        self.windows[place] = max(window, min(window + n_bytes, 2 * bps * self.rtt_s / 8), 14_480.0)
+        return moving_s + (0.0 if self.paces else slow_start_s(n_bytes, moving_s, window, self.rtt_s))
+
+    def transfer(self, n_up: int, n_down: int, pause_s: float) -> None:
+        self.now_s += pause_s
+        expected_s = self.link.view.transfer_s(n_up, n_down, self.now_s)
+        up_s, down_s = self._one_way_s(0, n_up, self.up_bps), self._one_way_s(1, n_down, self.down_bps)
+        rtt_s = max(0.2 * self.rtt_s, self.rng.gauss(self.rtt_s, self.jitter_s))
+        network_s = rtt_s + up_s + down_s
+        self.now_s += network_s
+        self.last_s = self.now_s
+        if expected_s is not None:
+            self.errors.append(abs(expected_s - network_s) / network_s)
+        self.link.observe_transfer(n_up, n_down, network_s, self.now_s, up_s, reply_s=down_s)
+        self.link.observe_rtt(max(0.2 * self.rtt_s, self.rng.gauss(self.rtt_s, self.jitter_s)), self.now_s)
+
+
+@pytest.mark.parametrize("paces", [False, True], ids=["cubic", "bbr"])
+@pytest.mark.parametrize(
+    ("up_bps", "down_bps", "rtt_s"), [(1e6, 4e6, 0.09), (8e6, 30e6, 0.045), (40e6, 60e6, 0.006), (90e6, 5e6, 0.02)]
+)
+def test_steady_links_are_predicted_within_five_percent(
+    up_bps: float, down_bps: float, rtt_s: float, paces: bool
+) -> None:
+    """Sizes from 10 to 300 kB up and 1 to 100 kB down, pauses from none to seconds, 5 % jitter on the round trip."""
+    truth = Truth(up_bps=up_bps, down_bps=down_bps, rtt_s=rtt_s, jitter_s=0.05 * rtt_s, seed=7, paces=paces)
+    for _ in range(150):
+        n_up, n_down = truth.rng.randrange(10_000, 300_000), truth.rng.randrange(1_000, 100_000)
+        truth.transfer(n_up, n_down, truth.rng.choice([0.0, 0.05, 0.5, 4.0]))
+    assert statistics.median(truth.errors[50:]) <= 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changing_links_are_predicted_within_fifteen_percent(seed: int) -> None:
+    """The goodput wanders (a tenth a request, half a decade in all) and now and then drops to a fifth for a while."""
+    truth = Truth(up_bps=8e6, down_bps=30e6, rtt_s=0.045, jitter_s=0.004, seed=seed, paces=False)
+    wandered, n_bad = 0.0, 0
+    for _ in range(600):
+        wandered = 0.98 * wandered + truth.rng.gauss(0, 0.1)
+        n_bad = n_bad - 1 if n_bad else (30 if truth.rng.random() < 0.01 else 0)
+        truth.up_bps = 8e6 * math.exp(wandered) * (0.2 if n_bad else 1.0)
+        truth.transfer(28_000, 4_000, 0.1)
+    assert statistics.median(truth.errors[50:]) <= 0.15
+
+
+def test_an_asymmetric_link_is_learnt_each_way_from_few_transfers() -> None:
+    truth = Truth(up_bps=2e6, down_bps=40e6, rtt_s=0.03, jitter_s=0.001, seed=3, paces=True)
+    for _ in range(6):
+        truth.transfer(60_000, 50_000, 0.1)
+    assert truth.link.view.uplink_bps == pytest.approx(2e6, rel=0.1)
+    assert truth.link.view.downlink_bps == pytest.approx(40e6, rel=0.2)
+
+
+def test_what_was_cancelled_bounds_the_goodput_and_is_waited_for() -> None:
+    link = LinkEstimate()
+    for at_s in range(1000, 1010):
+        link.observe_rtt(0.02, at_s)
+        link.observe_transfer(60_000, 100, 0.02 + 8 * 60_000 / 20e6, at_s + 0.5)
+    for at_s in range(1010, 1016):
+        link.observe_cut_short(200_000, 16_000, 0.22, at_s)  # 16 to 32 kB arrived in 0.2 s
+    assert link.view.uplink_bps is not None
+    assert 0.6e6 < link.view.uplink_bps < 1.6e6
+    assert link.view.backlog_s(1015.0) > 0.2
+    assert link.view.backlog_s(1030.0) == 0.0
+    link.observe_cut_short(200_000, 200_000, 0.9, 1031.0, acked_after_s=0.02 + 8 * 200_000 / 8e6)
+    link.observe_cut_short(200_000, 200_000, 0.9, 1032.0, acked_after_s=0.02 + 8 * 200_000 / 8e6)
+    assert link.view.uplink_bps == pytest.approx(8e6, rel=0.25)
+
+
+def test_a_message_that_may_have_arrived_says_nothing_when_it_is_cancelled() -> None:
+    link = LinkEstimate()
+    link.observe_cut_short(600, 0, 0.5, 10.0)
+    assert link.view.uplink_bps is None
