@@ -19,8 +19,12 @@ from compression.errors import NotEncodable
 from compression.level_names import PREFIX, LevelNames, level_names
 from compression.tensor import ONNX_OF, TensorSpec
 
-LEAST_OPSET: Final = 11
-"""From here on there is Round. Below 13 the operators per channel are onnxruntime's own."""
+LEAST_OPSET: Final = 8
+"""From here on Min and Max broadcast. Below 13 the operators per channel are onnxruntime's own."""
+
+ROUNDER: Final = 1.5 * 2.0**23
+"""Added and taken away again it rounds a small float32 to even, as Round would, which is younger than many models."""
+
 
 _OPSET_OF_AXIS: Final = 13
 _AXES_OF_SUMS: Final = 13
@@ -37,7 +41,7 @@ def quantizing(model: onnx.ModelProto, tensors: Sequence[TensorSpec], n_levels: 
         n_levels: 2 to 256.
 
     Raises:
-        NotEncodable: an opset that cannot round, or no tensor that can be quantized.
+        NotEncodable: too old an opset, or no tensor that can be quantized.
     """
     made = {name for node in model.graph.node for name in node.output}
     found = [(spec, names) for spec in tensors if spec.name in made and (names := level_names(spec))]
@@ -90,7 +94,7 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
 def _require(model: onnx.ModelProto, found: Sequence[object]) -> None:
     if _opset(model) < LEAST_OPSET:
         raise NotEncodable(
-            f"opset {_opset(model)} cannot round, {LEAST_OPSET} can; the codec computes the levels instead"
+            f"opset {_opset(model)} is too old, {LEAST_OPSET} is not; the codec computes the levels instead"
         )
     if not found:
         raise NotEncodable("none of the crossing tensors is FP32 of known size; the codec computes what it can")
@@ -116,6 +120,7 @@ def _constants(n_levels: int) -> list[onnx.TensorProto]:
         "spread": affine.SPREAD,
         "least": affine.LEAST_SCALE,
         "splitter": affine.SPLITTER,
+        "rounder": ROUNDER,
     }
     return [numpy_helper.from_array(np.array(value, np.float32), f"{PREFIX}/{name}") for name, value in numbers.items()]
 
@@ -149,8 +154,8 @@ def _quantize(names: LevelNames, rank: int, opset: int) -> _Nodes:
     """`affine.quantized`, line by line."""
     graph = _Nodes(names, opset)
     others = [axis for axis in range(rank) if axis != names.axis]
-    zero, step, spread, least, splitter = (
-        f"{PREFIX}/{name}" for name in ("zero", "step", "spread", "least", "splitter")
+    zero, step, spread, least, splitter, rounder = (
+        f"{PREFIX}/{name}" for name in ("zero", "step", "spread", "least", "splitter", "rounder")
     )
     low = graph.add("Min", graph.reduced("ReduceMin", names.tensor, others), zero)
     high = graph.add("Max", graph.reduced("ReduceMax", names.tensor, others), zero)
@@ -163,7 +168,8 @@ def _quantize(names: LevelNames, rank: int, opset: int) -> _Nodes:
         scales = graph.add("Max", scales, floor, least)
     split = graph.add("Mul", graph.add("Add", scales, doubt), splitter)
     scales = graph.add("Sub", split, graph.add("Sub", split, scales), made=names.scales)
-    zeros = graph.add("Neg", graph.add("Round", graph.add("Div", low, scales)))
+    zeros = graph.add("Neg", graph.add("Div", low, scales))
+    zeros = graph.add("Sub", graph.add("Add", zeros, rounder), rounder)
     graph.add("Cast", zeros, made=names.zeros, to=TensorProto.UINT8)
     graph.nodes.append(_linear("QuantizeLinear", names.tensor, names, names.levels, opset))
     return graph
