@@ -294,25 +294,26 @@ class LinkEstimate:
     ) -> tuple[float, float]:
         """Shares the seconds that bytes were moving between the two directions.
 
-        The direction that carried nearly all bytes took all of the time; else the seconds that either side measured
-        decide, or what is believed of the rates.
+        The seconds that both sides measured decide (a proxy in between may hide some); else what is believed of the
+        rates; else the direction that carried nearly all bytes took all of the time.
         """
         up_bps, down_bps = self._uplink.value, self._downlink.value
-        if n_bytes_down * LARGE_RATIO < n_bytes_up:
-            up_s, down_s = moving_s, 0.0
+        if receive_s > 0 and reply_s > 0 and 2 * (receive_s + reply_s) > moving_s:
+            return receive_s, reply_s
+        up_s, down_s = float(n_bytes_up), float(n_bytes_down)
+        if receive_s > 0 and reply_s > 0:
+            up_s, down_s = receive_s, reply_s
+        elif up_bps and down_bps:
+            up_s, down_s = n_bytes_up / up_bps, n_bytes_down / down_bps
+        elif n_bytes_down * LARGE_RATIO < n_bytes_up:
+            down_s = 0.0
         elif n_bytes_up * LARGE_RATIO < n_bytes_down:
-            up_s, down_s = 0.0, moving_s
-        else:
-            up_s = 8 * n_bytes_up / (up_bps or down_bps or 1.0)
-            down_s = 8 * n_bytes_down / (down_bps or up_bps or 1.0)
-            if receive_s > 0 and reply_s > 0:
-                up_s, down_s = receive_s, reply_s
-            elif 0 < receive_s < moving_s:
-                up_s, down_s = receive_s, moving_s - receive_s
-            share = up_s / (up_s + down_s) if up_s + down_s > 0 else 0.5
-            up_s, down_s = moving_s * share, moving_s * (1 - share)
+            up_s = 0.0
+        elif 0 < receive_s < moving_s:
+            up_s, down_s = receive_s, moving_s - receive_s
+        share = up_s / (up_s + down_s) if up_s + down_s > 0 else 0.5
         # What either side saw arrive took at least so long, however the round trip wavered.
-        return max(up_s, receive_s), max(down_s, reply_s)
+        return max(moving_s * share, receive_s), max(moving_s * (1 - share), reply_s)
 
     def _learn(self, estimate: RunningEstimate, n_bytes: int, taken_s: float, *, window: float, now_s: float) -> None:
         """One transfer in one direction that took so long, slow start included."""
