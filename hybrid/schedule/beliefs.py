@@ -64,6 +64,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         device_spread_ratio: its relative deviation.
         gateways: what is believed of each.
         deadline_left_s: seconds left for this request, None without a deadline.
+        attempt_s: device seconds that a remote attempt takes beside its head and encoding (sending, receiving,
+            cancelling): what a run on the device loses to it.
         n_device_runs: runs that compute on this device now, beside which this request would compute.
         n_in_flight: requests of this session that are under way.
         current: index of the plan in use, -1 when there is none.
@@ -83,6 +85,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     device_spread_ratio: float = 0.0
     gateways: tuple[GatewayBelief, ...] = ()
     deadline_left_s: float | None = None
+    attempt_s: float = 0.0
     n_device_runs: int = 0
     n_in_flight: int = 0
     current: int = -1

@@ -28,6 +28,8 @@ PROFILE_RUNS: Final = 5
 """The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
 
 
+ATTEMPT_GAIN: Final = 0.25
+
 GAP_GAIN: Final = 0.2
 MOST_GAP_S: Final = 5.0
 MOST_SAVED: Final = 2.0
@@ -80,6 +82,7 @@ class Scheduler:
         self._current_since_s = 0.0
         self._regret_s = 0.0
         self._saved = 0.0
+        self._attempt_s = 0.0
         self._epochs: tuple[object, ...] = ()
         self._seen: tuple[object, ...] = ()
 
@@ -207,6 +210,7 @@ class Scheduler:
             device_spread_ratio=self._device.spread_ratio,
             gateways=tuple(beliefs),
             deadline_left_s=deadline_left_s,
+            attempt_s=max(0.0, self._attempt_s),
             n_device_runs=n_device_runs,
             n_in_flight=n_in_flight,
             current=self._current,
@@ -233,11 +237,26 @@ class Scheduler:
         """When this device's speed was measured last."""
         return self._device.updated_s
 
-    def observe_local(self, seconds: float, now_s: float, n_beside: int = 0) -> None:
-        """One finished local run of the whole model, `n_beside` others computing beside it.
+    def observe_local(
+        self, seconds: float, now_s: float, n_beside: int = 0, *, is_beside_attempt: bool = False
+    ) -> None:
+        """One finished local run of the whole model.
 
-        The shortest of the first runs becomes the profile; the second one replaces the first, which warmed up.
+        The shortest of the first runs becomes the profile; the second one replaces the first, which warmed up. A run
+        beside a remote attempt of the same request (a hedge that won) tells what the attempt takes from the device.
+
+        Args:
+            seconds: of the run.
+            now_s: monotonic time.
+            n_beside: other runs that computed beside it.
+            is_beside_attempt: whether this device was sending or waiting for a remote answer to the same request.
         """
+        if is_beside_attempt and self.local_s:
+            alone_s = self.local_s * self.device_speed_ratio * (1 + n_beside)
+            lost_s = min(seconds - alone_s, alone_s)
+            self._attempt_s += ATTEMPT_GAIN * (lost_s - self._attempt_s)
+            if lost_s >= 0:
+                return  # how fast the device is by itself this run does not tell; no attempt makes it faster, though
         self._n_local_runs += 1
         n_runs = self._n_local_runs
         if self.local_s is None or n_runs == 2 or (n_runs <= PROFILE_RUNS + 1 and seconds < self.local_s):

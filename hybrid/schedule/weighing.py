@@ -186,10 +186,10 @@ class Weighing:
         if prices.s_per_byte > TINY_PRICE:
             paid += prices.s_per_byte * (table.bytes_up + table.bytes_down)
         price = self._time_price
-        most: np.ndarray | float = self._rest_s * (price + self._work_price)
+        most: np.ndarray | float = (self._rest_s + self.inputs.attempt_s) * (price + self._work_price)
         if table.has_own_rest:
             own = np.where(np.isnan(table.rest_s), self._rest_s, table.rest_s * self._scale)
-            most = (own * (price + self._work_price))[:, None]
+            most = ((own + self.inputs.attempt_s) * (price + self._work_price))[:, None]
         known = [belief.points if belief is not None else (1.0,) for belief in self._beliefs]
         if len(known) == 1:
             ratios = np.array(known[0]) * price
@@ -209,6 +209,7 @@ class Weighing:
         if prices.s_per_byte:
             paid += prices.s_per_byte * float(table.bytes_up[column] + table.bytes_down[column])
         if prices.s_per_j:
+            paid += prices.s_per_j * (power.compute_w - power.idle_w) * self.inputs.attempt_s
             sent_j = (power.transmit_w - power.idle_w) * float(self._up_s[column])
             paid += prices.s_per_j * (sent_j + (power.receive_w - power.idle_w) * float(self._down_s[column]))
         hedge_s = None
@@ -270,16 +271,15 @@ class Weighing:
         return belief
 
     def _rest(self, column: int) -> float:
-        if not self.table.has_own_rest:
-            return self._rest_s
-        own_s = float(self.table.rest_s[column]) * self._scale
-        return own_s if isfinite(own_s) else self._rest_s
+        """Device seconds from the hedge on: the attempt takes its share of the device."""
+        own_s = float(self.table.rest_s[column]) * self._scale if self.table.has_own_rest else nan
+        return (own_s if isfinite(own_s) else self._rest_s) + self.inputs.attempt_s
 
     def _latest_hedge_s(self, here_s: float, rest_s: float, patience_s: float) -> float:
         """A hedge that starts later than this would wait for a dead link too long, or miss the deadline."""
         inputs, latest_s = self.inputs, patience_s
         if inputs.prices.is_guarded and not inputs.n_in_flight:
-            latest_s = min(latest_s, GUARD_RATIO * self._rest_s - here_s)
+            latest_s = min(latest_s, GUARD_RATIO * self._rest_s - here_s - inputs.attempt_s)
         left_s = inputs.deadline_left_s
         if left_s is not None:
             latest_s = min(latest_s, left_s - (here_s + rest_s) * (1 + self._spread) - RESERVE_S)

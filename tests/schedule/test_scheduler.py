@@ -267,3 +267,33 @@ def test_the_plan_survives_new_prospects() -> None:
     decision = place.scheduler.decide(place.now_s, constraints=FREE)
     assert place.scheduler.table.prospects[decision.inputs.current] == OFFLOAD
     assert not decision.is_switch
+
+
+def test_what_an_attempt_takes_from_the_device_is_learnt_and_ends_races_that_do_not_pay() -> None:
+    scheduler, standing = Scheduler(PRICES["latency"]), Standing(seed=1)
+    scheduler.profile_local(0.03)
+    scheduler.put_gateways({URL: standing})
+    scheduler.put_prospects([OFFLOAD])
+    for step in range(20):
+        now_s = 10.0 + 0.1 * step
+        standing.link.observe_rtt(0.02, now_s)
+        standing.link.observe_transfer(30_000, 2_000, 0.02 + 0.006, now_s)
+        standing.succeeded(0.0, now_s)
+        scheduler.observe_local(0.03, now_s)
+    assert scheduler.decide(12.0, constraints=FREE).index == 1, "about equal: a race costs next to nothing"
+    for step in range(20):
+        scheduler.observe_local(0.055, 12.1 + 0.1 * step, is_beside_attempt=True)
+    assert scheduler.inputs(14.1, constraints=FREE).attempt_s == pytest.approx(0.025, rel=0.1)
+    assert scheduler.device_speed_ratio == pytest.approx(1.0, rel=0.01), "the device itself has not become slower"
+    slow = Scheduler(PRICES["latency"])
+    slow.profile_local(0.03)
+    slow.put_gateways({URL: standing})
+    slow.put_prospects([OFFLOAD])
+    for step in range(30):
+        slow.observe_local(0.03, 14.2 + 0.01 * step)
+        slow.observe_local(0.055, 14.2 + 0.01 * step, is_beside_attempt=True)
+    standing.link.observe_rtt(0.035, 14.5)
+    standing.link.observe_rtt(0.035, 14.6)
+    standing.link.observe_rtt(0.035, 14.7)
+    decision = slow.decide(14.7, constraints=FREE)
+    assert decision.index == 0 or decision.hedge_s != 0.0
