@@ -29,6 +29,7 @@ from hybrid.bench.parts import ModelParts  # noqa: E402
 from hybrid.bench.shelf import shelved  # noqa: E402
 from hybrid.schedule.prices import PRICES  # noqa: E402
 from hybrid.schedule.prospect import Constraints  # noqa: E402
+from hybrid.simulation.curve import Steps  # noqa: E402
 from hybrid.simulation.outcome import Outcome  # noqa: E402
 from hybrid.simulation.policy import Policy, Static  # noqa: E402
 from hybrid.simulation.scheduled import Scheduled  # noqa: E402
@@ -82,6 +83,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="only cells whose name holds one of these")
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--kind", default="auto", choices=("auto", "tun", "proxy"))
+    parser.add_argument("--dry", action="store_true", help="print the table, write nothing but the raw rows")
     parser.add_argument("--keep", type=Path, default=ROOT / "benchmarks" / "results" / "live_cells_raw.json")
     given = parser.parse_args()
     parts = {one.name: one for one in shelved()}
@@ -90,7 +92,11 @@ def main() -> int:
         if not given.names or any(word in one.name for word in given.names):
             kept[one.name] = live(one, parts[one.model], given.requests, given.kind)
             given.keep.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    return publish(record_of(kept, parts, given.requests))
+    record = record_of(kept, parts, given.requests)
+    if given.dry:
+        print(*record.rows, sep="\n")
+        return 0
+    return publish(record)
 
 
 # -- live
@@ -110,6 +116,7 @@ def live(one: LiveCell, model: ModelParts, n_requests: int, kind: str) -> list[d
             "model": str(file),
             "inputs": str(folder / "inputs.npz"),
             "out": str(folder / "out.json"),
+            "whole_s": model.whole_s,
             "n_warm": 3,
             "n_requests": n_requests,
             "period_s": scene_of(one, model).stream.period_s,
@@ -141,17 +148,24 @@ def placement(way: tuple[str, int, str], model: ModelParts) -> str:
 # -- simulated
 
 
-def scene_of(one: LiveCell, model: ModelParts) -> Scene:
-    """The cell's steady scene, as the lab emulates it: pacing slows the engine, not the encoding beside it."""
+def scene_of(one: LiveCell, model: ModelParts, host_ratio: float = 1.0) -> Scene:
+    """The cell's steady scene, as the lab emulates it: pacing slows the engine, not the encoding beside it.
+
+    `host_ratio` is how much slower the measuring machine was during the live stream than when the parts were measured.
+    """
     device, link = load.device(one.device), load.link_class(one.link)
     scene = cell(read(), model, [model], device, link, trace_kind="steady").scene
-    work = work_of(model, device.slowdown_ratio, encode_factor=1.0)
-    scene = replace(scene, work=work, link=replace(scene.link, trace=Trace.steady(link), congestion="bbr"))
+    matrix = read()
+    work = work_of(model, device.slowdown_ratio * host_ratio, encode_factor=host_ratio, attempt_s=matrix.attempt_s)
+    gateway = replace(scene.gateway, load=Steps.steady(host_ratio))
+    scene = replace(
+        scene, work=work, gateway=gateway, link=replace(scene.link, trace=Trace.steady(link), congestion="bbr")
+    )
     return replace(scene, stream=Stream(period_s=scene.stream.period_s, duration_s=120.0))
 
 
-def simulated(one: LiveCell, model: ModelParts, name: str) -> Outcome:
-    scene = scene_of(one, model)
+def simulated(one: LiveCell, model: ModelParts, name: str, host_ratio: float) -> Outcome:
+    scene = scene_of(one, model, host_ratio)
     policy: Policy
     if name == "hybrid":
         kept = [at for at, way in enumerate(scene.work.prospects) if at == 0 or way.codec == one.hybrid_codec]
@@ -188,18 +202,28 @@ def record_of(kept: dict[str, Any], parts: dict[str, ModelParts], n_requests: in
     for one in CELLS:
         for stream in kept.get(one.name, ()):
             latencies = [row["latency_s"] for row in stream["rows"]]
-            outcome = simulated(one, parts[one.model], stream["policy"])
+            outcome = simulated(one, parts[one.model], stream["policy"], stream.get("host_ratio", 1.0))
             expected_s = float(np.median(outcome.latency_s))
             if not latencies:
                 rows.append(
-                    (one.model, one.device, one.link, stream["policy"], stream.get("error", "no answer"), "", "", "")
+                    (
+                        one.model,
+                        one.device,
+                        one.link,
+                        stream["policy"],
+                        stream.get("error", "no answer"),
+                        "",
+                        "",
+                        "",
+                        "",
+                    )
                 )
                 continue
             median_s = float(np.median(latencies))
             remote = sum(row["placement"] != "local" for row in stream["rows"]) / len(latencies)
             rows.append((
                 one.model, one.device, one.link, stream["policy"], f"{remote:.0%}", 1e3 * expected_s, 1e3 * median_s,
-                median_s / expected_s,
+                median_s / expected_s, stream.get("host_ratio", 1.0),
             ))  # fmt: skip
             off = abs(median_s / expected_s - 1)
             bars.append(Bar(name=f"{one.name}, {stream['policy']}: off by", measured=off, limit=WITHIN))
@@ -208,7 +232,7 @@ def record_of(kept: dict[str, Any], parts: dict[str, ModelParts], n_requests: in
         claim="What the simulation says is what happens live",
         method=f"{n_requests} paced requests of each policy in the lab: a real gateway process, a real session, real "
         "packets under BBR; the device is paced. Medians, beside the same cell on the virtual clock, fed with parts that "
-        "were measured before.",
+        "were measured before; `host` is how much slower this machine computed just then, by which the parts are scaled.",
         seed=0,
         columns=(
             "model",

@@ -19,6 +19,23 @@ import hybrid
 PREPARED_WITHIN_S = 40.0
 
 
+def host_ratio(spec: dict[str, Any], feeds: dict[str, np.ndarray]) -> float:
+    """How much slower this machine is just now than when the parts were measured, by the whole model, unpaced.
+
+    The runs lie apart as those of a stream do: after a rest the caches are cold.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(spec["model"], settings, ["CPUExecutionProvider"])
+    seconds = []
+    for _ in range(10):
+        time.sleep(0.5 * spec["period_s"])
+        before_s = time.thread_time()
+        session.run(None, feeds)
+        seconds.append(time.thread_time() - before_s)
+    return float(np.median(seconds[2:])) / float(spec["whole_s"])
+
+
 def stream(spec: dict[str, Any], policy: dict[str, Any], inputs: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """One policy's requests."""
     settings = onnxruntime.SessionOptions()
@@ -81,7 +98,9 @@ def main() -> int:
     found = []
     for policy in spec["policies"]:
         try:
-            found.append(stream(spec, policy, inputs))
+            before = host_ratio(spec, inputs[0])
+            done = stream(spec, policy, inputs)
+            found.append({**done, "host_ratio": 0.5 * (before + host_ratio(spec, inputs[0]))})
         except Exception as exc:  # noqa: BLE001  (the other policies are worth having)
             found.append({"policy": policy["name"], "rows": [], "error": f"{type(exc).__name__}: {exc}"})
         Path(spec["out"]).write_text(json.dumps(found), encoding="utf-8")

@@ -18,7 +18,7 @@ from devices.trace import Trace
 from hybrid.bench.cell import Cell
 from hybrid.bench.parts import ModelParts
 from hybrid.bench.peers import JSON_BYTES_PER_BYTE, Cascade, dads, neurosurgeon
-from hybrid.cost.energy import Power
+from hybrid.cost.device_power import power_of
 from hybrid.errors import BadMessage
 from hybrid.route.departure import COMPRESSED_REPLY_BYTES
 from hybrid.schedule.options import Objective
@@ -57,6 +57,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     throttle_s: float = 20.0
     throttle_every_s: float = 100.0
     noise_ratio: float = 0.02
+    attempt_s: float = 0.0
     front_s_per_j: tuple[float, ...] = ()
     unsure_ratio: float = 0.3
     small_ratio: float = 0.25
@@ -127,7 +128,7 @@ def cell(
     is_steady = trace_kind == "steady"
     # One link for all models and devices: the same seconds are good and bad for everyone.
     trace = Trace.steady(link) if is_steady else draw(link, 600.0, seed=crc32(f"{matrix.seed} {link.name}".encode()))
-    work = work_of(model, factor)
+    work = work_of(model, factor, attempt_s=matrix.attempt_s)
     period_s = max(matrix.least_period_s, matrix.period_ratio * work.local_s)
     scene = Scene(
         work=work,
@@ -153,7 +154,7 @@ def cell(
         link=link.name,
         trace=trace_kind,
         scene=scene,
-        power=power_of(device, link),
+        power=power_of(device, link.name),
         constraints=Constraints(max_accuracy_drop=matrix.max_accuracy_drop),
         fixed=(
             neurosurgeon(model, others, scene, factor),
@@ -163,10 +164,11 @@ def cell(
     )
 
 
-def work_of(model: ModelParts, factor: float, encode_factor: float | None = None) -> Work:
+def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = None, attempt_s: float = 0.0) -> Work:
     """The ways to answer one request of a model on a device that is `factor` times as slow as what measured it.
 
-    `encode_factor` is another one for encoding, where only the engine is slowed down.
+    `encode_factor` is another one for encoding, where only the engine is slowed down; `attempt_s` is what a remote
+    attempt costs the device beside encoding (threads, messages), a half of it before departure, on this machine.
     """
     encode_factor = factor if encode_factor is None else encode_factor
     prospects = [Prospect(placement="local", head_s=model.whole_s * factor)]
@@ -184,7 +186,7 @@ def work_of(model: ModelParts, factor: float, encode_factor: float | None = None
                     cut=cut.cut,
                     codec=part.codec,
                     head_s=cut.head_s * factor,
-                    encode_s=part.encode_s * encode_factor,
+                    encode_s=(part.encode_s + 0.5 * attempt_s) * encode_factor,
                     bytes_up=round(mean),
                     bytes_down=cut.reply_coded_bytes if is_coded else cut.reply_bytes,
                     reply_bytes=cut.reply_bytes,
@@ -194,22 +196,9 @@ def work_of(model: ModelParts, factor: float, encode_factor: float | None = None
                 )
             )
             reply_s = cut.reply_encode_s + cut.reply_decode_s * encode_factor if is_coded else 0.0
-            decode_s.append(part.decode_s + reply_s)
+            decode_s.append(part.decode_s + reply_s + 0.5 * attempt_s * encode_factor)
             ratios.append(tuple(n_bytes / mean for n_bytes in part.n_bytes))
     return Work(name=model.name, prospects=tuple(prospects), decode_s=tuple(decode_s), size_ratios=tuple(ratios))
-
-
-def power_of(device: Device, link: LinkClass) -> Power:
-    """Watts of the whole device, one of its cores computing."""
-    radio = device.radio(link.name)
-    idle_w = device.idle_w + radio.idle_w
-    return Power(
-        idle_w=idle_w,
-        compute_w=idle_w + device.core_w,
-        transmit_w=idle_w + radio.transmit_w,
-        receive_w=idle_w + radio.receive_w,
-        source=f"description of {device.name}, one core computing; modelled",
-    )
 
 
 def with_cascade(scene: Scene, matrix: Matrix) -> Scene:

@@ -65,7 +65,7 @@ class RateCurve:
             piece = bisect_right(self._starts, lap_s) - 1
             edge_s = laps * self._period_s + self._edges[piece]
             if not self._rates[piece]:
-                while edge_s < end_s and not self.rate_bps(edge_s):
+                while edge_s < min(end_s, at_s + patience_s) and not self.rate_bps(edge_s):
                     laps, lap_s = divmod(edge_s, self._period_s)
                     edge_s = laps * self._period_s + self._edges[bisect_right(self._starts, lap_s) - 1]
                 if min(edge_s, end_s) - at_s >= patience_s:

@@ -10,7 +10,7 @@ Floats = npt.NDArray[np.float64]
 
 COLUMNS: Final = (
     "slot", "start_s", "latency_s", "winner", "planned", "hedge_s", "predicted_s", "device_s", "wasted_s", "up_s",
-    "down_s", "bytes_up", "bytes_down", "wasted_bytes", "attempts",
+    "down_s", "bytes_up", "bytes_down", "wasted_bytes", "attempts", "switched",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class Outcome:
         bytes_down: received.
         wasted_bytes: sent or received in vain.
         attempts: remote attempts.
+        switched: 1 where the plan became another one with this request, else 0.
         duration_s: of the stream.
     """
 
@@ -65,6 +66,7 @@ class Outcome:
     bytes_down: Floats
     wasted_bytes: Floats
     attempts: Floats
+    switched: Floats
     duration_s: float
 
     @property
@@ -78,7 +80,7 @@ class Outcome:
         return np.abs(self.predicted_s[said] - self.latency_s[said]) / self.latency_s[said]
 
     def changes_a_window(self, window_s: float = 10.0) -> Floats:
-        """For each window, how often the chosen prospect differed from the one before."""
-        changed = np.flatnonzero(np.diff(self.planned) != 0) + 1
+        """For each window, how often the plan became another one (a single trial of another way is no change)."""
+        changed = np.flatnonzero(self.switched)
         n_windows = max(1, int(np.ceil(self.duration_s / window_s)))
         return np.bincount((self.start_s[changed] // window_s).astype(int), minlength=n_windows).astype(float)

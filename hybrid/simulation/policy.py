@@ -7,14 +7,15 @@ from typing import NamedTuple, Protocol
 class Move(NamedTuple):
     """A decision.
 
-    `prospect` is its number; the device begins too `hedge_s` seconds after departure (None: never; 0: a race). `why` is
-    whatever the policy wants to see again.
+    `prospect` is its number; the device begins too `hedge_s` seconds after departure (None: never; 0: a race);
+    `is_switch` says that the plan is another one from now on; `why` is whatever the policy wants to see again.
     """
 
     prospect: int
     hedge_s: float | None = None
     predicted_s: float | None = None
     why: object = None
+    is_switch: bool = False
 
 
 class Load(NamedTuple):

@@ -70,7 +70,7 @@ class Scheduled:
         )
         if decision.index:
             self.standing.breaker.sent(now_s)
-        return Move(decision.index, decision.hedge_s, decision.predicted_s, decision)
+        return Move(decision.index, decision.hedge_s, decision.predicted_s, decision, decision.is_switch)
 
     def probe(self, now_s: float) -> Move | None:
         """At first the trials that the ways of every cut must pass, later what the scheduler asks for."""

@@ -34,6 +34,9 @@ LEAST_SAMPLE_BYTES = 8192
 TRIAL_S = -30.37
 """A session tries its ways before it offers them to requests; these trials are its first measurements."""
 
+MOST_PAUSE_S = 0.5
+"""Between two attempts to connect, while requests come."""
+
 N_HANDSHAKES = 3.0
 """Round trips of a new connection: TCP, TLS 1.3, the channel's own greeting."""
 
@@ -317,7 +320,7 @@ class World:
         if now_s >= self._connected_s:
             back_s, pause_s, rtt_s = now_s, 0.25, self._link.rtt_s(now_s)
             while self._is_away(back_s) and back_s < now_s + 1e4:
-                back_s, pause_s = back_s + pause_s, min(2.0, pause_s * 2.0)
+                back_s, pause_s = back_s + pause_s, min(MOST_PAUSE_S, pause_s * 2.0)
             self._connected_s = back_s + N_HANDSHAKES * rtt_s
             self._link.reconnected(now_s)
             self._policy.connection(now_s, is_up=False)
@@ -349,7 +352,7 @@ class World:
         if given_s is not None:
             return given_s
         rate = self._link.up.curve.rate_bps(now_s)
-        chunks_s = 2.0 * CHUNK_BITS / rate if rate else MOST_STALL_S
+        chunks_s = 2.0 * CHUNK_BITS / rate if rate else 0.0
         return min(MOST_STALL_S, max(LEAST_STALL_S, 4.0 * self._link.rtt_s(now_s) + chunks_s))
 
     def _look(self, _: Request | None, now_s: float) -> None:
@@ -377,7 +380,7 @@ class World:
             request.slot, request.start_s, now_s - request.start_s, winner, move.prospect,
             nan if move.hedge_s is None else move.hedge_s, nan if move.predicted_s is None else move.predicted_s,
             request.device_s, request.wasted_s, request.up_s, request.down_s, request.bytes_up + self._shadow_bytes,
-            request.bytes_down, request.wasted_bytes + self._shadow_bytes, request.attempts,
+            request.bytes_down, request.wasted_bytes + self._shadow_bytes, request.attempts, move.is_switch,
         ))  # fmt: skip
         self._shadow_bytes = 0.0
         if stream.kind == "paced":
