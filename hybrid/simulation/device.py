@@ -18,11 +18,13 @@ class DeviceModel:
         noise_ratio: deviation of the logarithm of its seconds.
         cancel_s: from the word that a run is not wanted any more until the engine is free (onnxruntime's
             `RunOptions.terminate` was measured at 0.2 to 0.7 ms).
+        attempt_cpu_s: what a remote attempt takes from a run beside it: 0 where another core sends and receives.
     """
 
     slowdown: Steps = Steps.steady(1.0)
     noise_ratio: float = 0.02
     cancel_s: float = 0.0005
+    attempt_cpu_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

@@ -80,8 +80,8 @@ class Policy(Protocol):
         """A shadow request that is worth its bytes now, asked for once a second."""
         ...
 
-    def local_done(self, now_s: float, seconds: float) -> None:
-        """The whole model has run on the device."""
+    def local_done(self, now_s: float, seconds: float, *, is_beside_attempt: bool) -> None:
+        """The whole model has run on the device, beside a remote attempt of the same request or alone."""
         ...
 
     def remote_done(self, now_s: float, move: Move, reply: Reply) -> None:
@@ -129,7 +129,7 @@ class Deaf:
     def answered(self, now_s: float, move: Move, total_s: float) -> None:
         """Not of interest."""
 
-    def local_done(self, now_s: float, seconds: float) -> None:
+    def local_done(self, now_s: float, seconds: float, *, is_beside_attempt: bool) -> None:
         """Not of interest."""
 
     def remote_done(self, now_s: float, move: Move, reply: Reply) -> None:

@@ -84,9 +84,9 @@ class Scheduled:
         self.standing.breaker.sent(now_s + EPOCH_S)
         return Move(due.index, why=due.decision)
 
-    def local_done(self, now_s: float, seconds: float) -> None:
-        """The device's own speed."""
-        self.scheduler.observe_local(seconds, now_s + EPOCH_S)
+    def local_done(self, now_s: float, seconds: float, *, is_beside_attempt: bool) -> None:
+        """The device's own speed, and what an attempt takes from it."""
+        self.scheduler.observe_local(seconds, now_s + EPOCH_S, is_beside_attempt=is_beside_attempt)
 
     def remote_done(self, now_s: float, move: Move, reply: Reply) -> None:
         """First the link learns from the transfer, as in the transport; then the scheduler."""
@@ -116,8 +116,8 @@ class Scheduled:
         self.scheduler.observe_cut_short(move.why, prospect, after_s, int(acked_bytes), now_s + EPOCH_S)
 
     def upload_settled(self, now_s: float, n_bytes: float, network_s: float) -> None:
-        """A transfer like any other, as in the transport."""
-        self.standing.link.observe_transfer(int(n_bytes), 0, network_s, now_s + EPOCH_S)
+        """A sample of the rate, as in the transport."""
+        self.standing.link.observe_settled(int(n_bytes), network_s, now_s + EPOCH_S)
 
     def answered(self, now_s: float, move: Move, total_s: float) -> None:  # noqa: ARG002
         """How good the prediction was."""

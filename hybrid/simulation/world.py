@@ -133,7 +133,10 @@ class World:
     def _compute_locally(self, request: Request, now_s: float) -> None:
         if request.over or request.local_job is not None:
             return
-        job = Job(self._truth.head_s[0] * self._luck.device[request.slot % N_DRAWS], request, _LOCAL)
+        seconds = self._truth.head_s[0] * self._luck.device[request.slot % N_DRAWS]
+        if request.remote_open:
+            seconds += self._device.model.attempt_cpu_s
+        job = Job(seconds, request, _LOCAL)
         request.local_job = job
         self._started(self._device.add(job, now_s))
 
@@ -157,7 +160,7 @@ class World:
             else:
                 self._depart(request, now_s)
             return
-        self._policy.local_done(now_s, seconds)
+        self._policy.local_done(now_s, seconds, is_beside_attempt=request.remote_open)
         if request.remote_open:
             self._cancel_remote(request, now_s)
         self._finish(request, now_s, 0)
@@ -273,7 +276,7 @@ class World:
     def _cancel_remote(self, request: Request, now_s: float) -> None:
         """The device was first: the rest of the upload is not sent, and the gateway drops its part a little later."""
         request.remote_open = False
-        begun_s, sent_before = request.up_start_s, request.bytes_up
+        begun_s, sent_before = request.departed_s, request.bytes_up
         acked = self._give_up_upload(request, now_s)
         sent = request.bytes_up - sent_before
         if sent > acked and sent >= LEAST_SAMPLE_BYTES:
