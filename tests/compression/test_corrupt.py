@@ -110,6 +110,9 @@ def peak_bytes_refusing(name: str, payload: bytes, spec: TensorSpec) -> int:
         tracemalloc.stop()
 
 
+LARGER = TensorSpec(name="t", dtype="FP32", shape=(1, 3, 64, 64))
+
+
 def test_a_zstd_bomb_is_refused_before_memory_is_taken() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(64 * MEBIBYTE))
     spec = TensorSpec(name="t", dtype="UINT8", shape=(1, 3, 64, 64))
@@ -118,6 +121,10 @@ def test_a_zstd_bomb_is_refused_before_memory_is_taken() -> None:
     planes = b"\x02" + struct.pack("<I", len(bomb)) + bomb
     assert peak_bytes_refusing("lossless", image, spec) < MEBIBYTE
     assert peak_bytes_refusing("lossless", planes, spec) < MEBIBYTE
+    levels = b"\x01\xff\x00\x08" + bomb
+    assert all(peak_bytes_refusing(name, levels, LARGER) < MEBIBYTE for name in ("q8", "q8z", "q4", "q4z"))
+    palettes = struct.pack("<II", 3 * 256, len(bomb)) + bomb
+    assert peak_bytes_refusing("lossless-webp", palettes, LARGER) < MEBIBYTE
     assert peak_bytes_refusing("lossless", strings, TensorSpec(name="t", dtype=BYTES, shape=(4,))) < MEBIBYTE
 
 
