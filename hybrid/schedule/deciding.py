@@ -49,16 +49,17 @@ def decide(inputs: Inputs, table: Table) -> Decision:
     if inputs.current < 0 or best.index == inputs.current:
         regret_s = REGRET_DECAY * inputs.regret_s if best.index == inputs.current else 0.0
         return _or_trial(_decision(best, best, inputs, regret_s), best, weighing)
-    kept = weighing.plan_of(inputs.current)
-    if kept is None:
+    kept_cost = weighing.cost_of(inputs.current)
+    if kept_cost == inf:
         return _decision(best, best, inputs, 0.0)
-    gain = kept.cost - best.cost
+    gain = kept_cost - best.cost
     regret_s = inputs.regret_s + gain
-    limit = SWITCH_REGRET_RATIO * kept.cost + SWITCH_REGRET_S
+    limit = SWITCH_REGRET_RATIO * kept_cost + SWITCH_REGRET_S
     if inputs.now_s - inputs.current_since_s < DWELL_S:
         limit *= DWELL_FACTOR
     sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
-    if regret_s > limit or gain > sure * kept.cost:
+    kept = None if regret_s > limit or gain > sure * kept_cost else weighing.plan_of(inputs.current)
+    if kept is None:
         return _decision(best, best, inputs, 0.0)
     return _or_trial(_decision(kept, best, inputs, regret_s), kept, weighing)
 
@@ -69,7 +70,9 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
     What is dearer by a little is tried often, what is much dearer seldom: trials cost a fixed small share of all.
     """
     inputs = weighing.inputs
-    if weighing.local is None or kept.index != weighing.local.index or inputs.n_in_flight or inputs.n_device_runs:
+    if kept.index not in weighing.locals or inputs.n_in_flight or inputs.n_device_runs or inputs.saved <= 0:
+        return decision
+    if all(gateway.silent_s < TRIAL_PAUSE_S for gateway in inputs.gateways):
         return decision
     other = weighing.best_remote()
     if other is None:

@@ -53,24 +53,29 @@ def best_hedge(race: Race) -> tuple[float, float]:
     Going up from 0, the cost's slope changes only where the hedge time passes R (nothing is wasted on that one any
     more) and R - L (the remote answer would now come before the device's).
     """
-    rest_s, latest_s = race.rest_s, max(0.0, race.latest_s)
-    weight = (1 - race.failure_ratio) / len(race.remote_s)
+    rest_s, latest_s, times = race.rest_s, max(0.0, race.latest_s), race.remote_s
+    weight = (1 - race.failure_ratio) / len(times)
     up = race.failure_ratio * race.time_price
-    here = expected_cost(race, 0.0)
+    gain = weight * race.work_price
+    if up >= gain * len(times):
+        return 0.0, expected_cost(race, 0.0)  # the slope never becomes negative: waiting buys nothing
+    if times[-1] <= rest_s:
+        # The device would win no point: the cost falls while the work that is saved outweighs the failures.
+        n_left = int(up / gain)
+        hedge_s = min(times[len(times) - n_left - 1], latest_s)
+        return hedge_s, expected_cost(race, hedge_s)
     n_device, n_remote = 0, 0  # points that the device wins, and that the remote side wins though the hedge had started
     corners: list[tuple[float, bool]] = []
-    for remote_s in race.remote_s:
+    for remote_s in times:
         if remote_s > rest_s:
             n_device += 1
             corners.append((remote_s - rest_s, True))
         else:
             n_remote += 1
         corners.append((remote_s, False))
-    if up >= weight * race.work_price * len(race.remote_s):
-        return 0.0, here  # the slope never becomes negative: waiting buys nothing
     corners.sort()
+    here = expected_cost(race, 0.0)
     best_s, best, at_s, cost = 0.0, here, 0.0, here
-    gain = weight * race.work_price
     pay = weight * race.time_price
     for corner_s, is_overtaking in corners:
         next_s = min(corner_s, latest_s)

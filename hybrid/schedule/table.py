@@ -19,6 +19,7 @@ class Table:
         id: names the table in a log: the same prospects have the same id.
         local: indices of the local ones.
         remote: indices of the others, in the order of the columns.
+        column_of: the column of each of those.
         urls: the gateways of the remote ones.
         gateway_of: for each remote one, the place of its gateway in `urls`.
         device_s: column of the remote ones: head and encoding, NaN where unknown.
@@ -34,6 +35,7 @@ class Table:
         self.id = blake2b(msgspec.json.encode(self.prospects), digest_size=8).hexdigest()
         self.local = tuple(i for i, prospect in enumerate(prospects) if prospect.placement == "local")
         self.remote = tuple(i for i, prospect in enumerate(prospects) if prospect.placement != "local")
+        self.column_of = {index: column for column, index in enumerate(self.remote)}
         far = [prospects[i] for i in self.remote]
         self.urls = tuple(dict.fromkeys(prospect.gateway for prospect in far))
         self.gateway_of = np.array([self.urls.index(prospect.gateway) for prospect in far], dtype=np.intp)

@@ -32,6 +32,9 @@ TINY_PRICE: Final = 1e-9
 HOPE_FACTOR: Final = 8.0
 """A link may become so many times faster while nobody looks."""
 
+TINY_PRICE_J: Final = 1e-3
+"""The same of a joule's."""
+
 LEAST_PATIENCE_S: Final = 0.5
 PATIENCE_RATIO: Final = 3.0
 
@@ -87,6 +90,7 @@ class Weighing:
         is_idle = prices.is_guarded and not inputs.n_in_flight and not n_device_runs and self.local is not None
         self._credit_s = LEARNING_RATIO * self._rest_s if is_idle else 0.0
         self._beliefs: list[GatewayBelief | None] = []
+        self._offers: dict[int, tuple[float, float | None]] = {}
         self.bounds = self._bounds() if table.remote else np.empty(0)
 
     # -- here
@@ -174,7 +178,7 @@ class Weighing:
     def _bound(self) -> np.ndarray:
         """What is paid for certain, and for each point the cheaper of waiting for it and computing here from departure.
 
-        No hedge time can do better; failures, joules of the radio and a deadline only make it dearer.
+        No hedge time can do better; failures, the rest of the joules and a deadline only make it dearer.
         """
         table, prices = self.table, self.inputs.prices
         if prices.is_throughput:
@@ -183,6 +187,9 @@ class Weighing:
             self._stages_s = stages
             return stages
         paid = self._here_s * self._here_price
+        if prices.s_per_j > TINY_PRICE_J:
+            power = self.inputs.power
+            paid += prices.s_per_j * max(0.0, power.transmit_w - power.idle_w) * self._up_s
         if prices.s_per_byte > TINY_PRICE:
             paid += prices.s_per_byte * (table.bytes_up + table.bytes_down)
         price = self._time_price
@@ -200,6 +207,12 @@ class Weighing:
 
     def _offer(self, column: int) -> tuple[float, float | None]:
         """The cost of a remote prospect with its best hedge time (before a deadline's penalty), and that time."""
+        known = self._offers.get(column)
+        if known is None:
+            known = self._offers[column] = self._computed_offer(column)
+        return known
+
+    def _computed_offer(self, column: int) -> tuple[float, float | None]:
         prices, power, table = self.inputs.prices, self.inputs.power, self.table
         belief = self._belief(column)
         here_s, lasting_s, rest_s = float(self._here_s[column]), float(self._lasting_s[column]), self._rest(column)
@@ -289,14 +302,22 @@ class Weighing:
 
     def best(self) -> Plan | None:
         """The plan of least expected cost."""
-        best = self.local
+        least, found = (self.local.cost if self.local is not None else inf), -1
+        bounds: list[float] = self.bounds.tolist()
         for column in np.argsort(self.bounds).tolist():
-            if not (best is None or self.bounds[column] < best.cost):
+            if not bounds[column] < least:  # NaN too
                 break
-            plan = self.remote_plan(column)
-            if plan is not None and (best is None or plan.cost < best.cost):
-                best = plan
-        return best
+            cost = self._cost(column)
+            if cost < least:
+                least, found = cost, column
+        return self.local if found < 0 else self.remote_plan(found)
+
+    def _cost(self, column: int) -> float:
+        """The cost of a remote plan; without a deadline nothing else of the plan need be known for it."""
+        if self.inputs.deadline_left_s is None:
+            return float(self.bounds[column]) if self.inputs.prices.is_throughput else self._offer(column)[0]
+        plan = self.remote_plan(column)
+        return inf if plan is None else plan.cost
 
     def best_remote(self) -> Plan | None:
         """The remote plan of the least bound."""
@@ -307,7 +328,7 @@ class Weighing:
 
     def hope(self, index: int) -> float:
         """What a remote plan would cost if its link had become several times as fast."""
-        column = self.table.remote.index(index)
+        column = self.table.column_of[index]
         prices, table = self.inputs.prices, self.table
         moving_s = float(self._up_s[column] + self._down_s[column])
         fixed_s = float(self._lasting_s[column]) - moving_s
@@ -317,13 +338,21 @@ class Weighing:
 
     def silent_s(self, index: int) -> float:
         """Seconds since a remote plan's gateway was heard of."""
-        return self._belief(self.table.remote.index(index)).silent_s
+        return self._belief(self.table.column_of[index]).silent_s
+
+    def cost_of(self, index: int) -> float:
+        """The cost of one prospect's plan; infinite where it cannot be had now."""
+        if index in self.locals:
+            return self.locals[index].cost
+        column = self.table.column_of.get(index, -1)
+        return self._cost(column) if column >= 0 and isfinite(self.bounds[column]) else inf
 
     def plan_of(self, index: int) -> Plan | None:
         """The plan of one prospect; None where it cannot be had now."""
         if index in self.locals:
             return self.locals[index]
-        return self.remote_plan(self.table.remote.index(index)) if index in self.table.remote else None
+        column = self.table.column_of.get(index, -1)
+        return self.remote_plan(column) if column >= 0 else None
 
 
 def _patience_s(remote_s: float) -> float:
