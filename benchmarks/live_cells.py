@@ -156,10 +156,15 @@ def scene_of(one: LiveCell, model: ModelParts, host_ratio: float = 1.0) -> Scene
     device, link = load.device(one.device), load.link_class(one.link)
     scene = cell(read(), model, [model], device, link, trace_kind="steady").scene
     matrix = read()
-    work = work_of(model, device.slowdown_ratio * host_ratio, encode_factor=host_ratio, attempt_s=matrix.attempt_s)
+    work = work_of(model, device.slowdown_ratio * host_ratio, encode_factor=host_ratio)
+    machine = replace(scene.device, attempt_s=matrix.attempt_s * host_ratio)
     gateway = replace(scene.gateway, load=Steps.steady(host_ratio))
     scene = replace(
-        scene, work=work, gateway=gateway, link=replace(scene.link, trace=Trace.steady(link), congestion="bbr")
+        scene,
+        work=work,
+        device=machine,
+        gateway=gateway,
+        link=replace(scene.link, trace=Trace.steady(link), congestion="bbr"),
     )
     return replace(scene, stream=Stream(period_s=scene.stream.period_s, duration_s=120.0))
 

@@ -128,7 +128,7 @@ def cell(
     is_steady = trace_kind == "steady"
     # One link for all models and devices: the same seconds are good and bad for everyone.
     trace = Trace.steady(link) if is_steady else draw(link, 600.0, seed=crc32(f"{matrix.seed} {link.name}".encode()))
-    work = work_of(model, factor, attempt_s=matrix.attempt_s)
+    work = work_of(model, factor)
     period_s = max(matrix.least_period_s, matrix.period_ratio * work.local_s)
     scene = Scene(
         work=work,
@@ -138,7 +138,9 @@ def cell(
         ),
         stream=Stream(period_s=period_s, duration_s=matrix.duration_s),
         device=DeviceModel(
-            slowdown=Steps.steady(1.0) if is_steady else _throttle(matrix), noise_ratio=matrix.noise_ratio
+            slowdown=Steps.steady(1.0) if is_steady else _throttle(matrix),
+            noise_ratio=matrix.noise_ratio,
+            attempt_s=matrix.attempt_s * factor,
         ),
         gateway=GatewayModel(
             noise_ratio=matrix.noise_ratio,
@@ -164,11 +166,10 @@ def cell(
     )
 
 
-def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = None, attempt_s: float = 0.0) -> Work:
+def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = None) -> Work:
     """The ways to answer one request of a model on a device that is `factor` times as slow as what measured it.
 
-    `encode_factor` is another one for encoding, where only the engine is slowed down; `attempt_s` is what a remote
-    attempt costs the device beside encoding (threads, messages), a half of it before departure, on this machine.
+    `encode_factor` is another one for encoding, where only the engine is slowed down.
     """
     encode_factor = factor if encode_factor is None else encode_factor
     prospects = [Prospect(placement="local", head_s=model.whole_s * factor)]
@@ -186,7 +187,7 @@ def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = N
                     cut=cut.cut,
                     codec=part.codec,
                     head_s=cut.head_s * factor,
-                    encode_s=(part.encode_s + 0.5 * attempt_s) * encode_factor,
+                    encode_s=part.encode_s * encode_factor,
                     bytes_up=round(mean),
                     bytes_down=cut.reply_coded_bytes if is_coded else cut.reply_bytes,
                     reply_bytes=cut.reply_bytes,
@@ -196,7 +197,7 @@ def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = N
                 )
             )
             reply_s = cut.reply_encode_s + cut.reply_decode_s * encode_factor if is_coded else 0.0
-            decode_s.append(part.decode_s + reply_s + 0.5 * attempt_s * encode_factor)
+            decode_s.append(part.decode_s + reply_s)
             ratios.append(tuple(n_bytes / mean for n_bytes in part.n_bytes))
     return Work(name=model.name, prospects=tuple(prospects), decode_s=tuple(decode_s), size_ratios=tuple(ratios))
 

@@ -80,6 +80,7 @@ class World:
         self._truth = scene.work.truth()
         self._luck = scene.luck()
         self._device = Device(scene.device)
+        self._half_attempt_s = 0.5 * scene.device.attempt_s
         self._link = Link(scene.link)
         self._gateway = Gateway(scene.gateway, np.random.default_rng([scene.seed, 2]))
         self._events: list[tuple[float, int, _Event, object]] = []
@@ -192,7 +193,7 @@ class World:
         link, number = self._link, request.slot % N_DRAWS
         n_bytes = self._truth.bytes_of(request.move.prospect, self._luck.sample[number])
         rtt_s = link.rtt_s(now_s)
-        start_s, end_s = link.up.send(now_s, n_bytes, rtt_s)
+        start_s, end_s = link.up.send(now_s + self._half_attempt_s, n_bytes, rtt_s)
         request.up_start_s, request.up_end_s, request.n_up = start_s, end_s, n_bytes
         if link.has_outages:
             still_s = link.up.curve.still_from(now_s, end_s, self._patience_s(now_s))
@@ -249,7 +250,7 @@ class World:
         if link.is_lossy:
             back_s += link.loss_delay_s(end_s, n_bytes, self._luck.loss_down[number])
         request.down_s = end_s - start_s
-        self._at(back_s, self._answered, request)
+        self._at(back_s + self._half_attempt_s, self._answered, request)
 
     def _answered(self, request: Request, now_s: float) -> None:
         if request.over:
