@@ -86,12 +86,14 @@ def calibrate(
 ) -> None:
     """Measure, keep, sign and hand out what codecs cost."""
     from hybrid.calibration.calibrate import as_attachment
+    from hybrid.calibration.record import parse_calibration
 
     private_key = _private_key(sign) if sign is not None else None
     given = open_model(model, gateway, token)
     wish = _wish(codecs, cuts, samples, seed, metric, output, tolerance, budget)
     calibrations = _measured(given, data, labels, pixels=pixels, shape=shape or [], wish=wish)
     attachments = [as_attachment(calibration, private_key) for calibration in calibrations]
+    calibrations = [parse_calibration(attachment.content) for attachment in attachments]  # as they were signed
     kept = [_keep(given, out, attachment) for attachment in attachments]
     if push:
         _push(gateway, token, attachments)

@@ -1,0 +1,130 @@
+"""What a gateway keeps beside its models is bounded, and no device crowds out the others."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cloud_gateway.attachment_store import (
+    MAX_OTHERS,
+    MAX_PROFILES,
+    MAX_SUBJECTS,
+    MAX_SUBJECTS_OF_TOKEN,
+    AttachmentStore,
+)
+from hybrid.artifact.attachments import Attachment, attachment_of
+from hybrid.artifact.signature import new_private_key, sign
+from hybrid.errors import BadMessage, HybridError, TooLarge
+from hybrid.profile.record import Profile, Setting, Timing
+
+DIGEST = "a" * 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AttachmentStore:
+    return AttachmentStore(tmp_path)
+
+
+def profile(machine: str = "one", seconds: float = 0.01) -> Profile:
+    setting = Setting(engine="onnxruntime 1.0", provider="CPUExecutionProvider", n_threads=0, machine=machine)
+    timing = Timing(median_s=seconds, low_s=seconds)
+    return Profile(model_digest=DIGEST, shape_key='{"x":[1,3]}', setting=setting, whole=timing)
+
+
+def said(known: Profile) -> Attachment:
+    return attachment_of(known.content)
+
+
+def calibration(number: int) -> Attachment:
+    word = {
+        "kind": "calibration", "schema": 1, "model_digest": DIGEST, "variant": "original", "shape_key": '{"x":[1,3]}',
+        "metric": "agreement", "n_samples": 9, "data_digest": "d" * 64, "cells": [], "made_s": float(number),
+    }  # fmt: skip
+    return attachment_of(msgspec.json.encode(word))
+
+
+def test_a_token_has_one_word_on_a_subject(store: AttachmentStore) -> None:
+    store.put(said(profile(seconds=0.01)), "anna")
+    store.put(said(profile(seconds=0.02)), "anna")
+    store.put(said(profile(seconds=0.03)), "bert")
+    found = store.find(DIGEST, "profile", "original", profile().subject)
+    assert {attachment.content for attachment in found} == {
+        profile(seconds=0.02).content,
+        profile(seconds=0.03).content,
+    }
+
+
+def test_a_subject_keeps_the_newest_profiles(store: AttachmentStore, tmp_path: Path) -> None:
+    for number in range(MAX_PROFILES + 4):
+        store.put(said(profile(seconds=0.01 + number / 1000)), f"token{number}")
+        for path in tmp_path.rglob(f"token{number}.json"):
+            os.utime(path, (number, number))
+    found = store.find(DIGEST, "profile", "original", profile().subject)
+    assert len(found) == MAX_PROFILES
+    assert profile(seconds=0.01).content not in {attachment.content for attachment in found}
+
+
+def test_a_token_that_brings_many_subjects_crowds_out_only_its_own(store: AttachmentStore, tmp_path: Path) -> None:
+    store.put(said(profile("honest")), "anna")
+    for number in range(5 * MAX_SUBJECTS):
+        store.put(said(profile(f"made up {number}")), "mallory")
+    kept = store.find(DIGEST, "profile", "original")
+    assert len(kept) == 1 + MAX_SUBJECTS_OF_TOKEN
+    assert profile("honest").content in {attachment.content for attachment in kept}
+    assert len(list(tmp_path.rglob("*.json"))) == len(kept)
+
+
+def test_calibrations_are_bounded_too(store: AttachmentStore) -> None:
+    for number in range(MAX_OTHERS + 5):
+        store.put(calibration(number), "publisher")
+    assert len(store.find(DIGEST, "calibration", "original")) == MAX_OTHERS
+
+
+def test_a_signature_lies_beside_its_content_and_leaves_with_it(store: AttachmentStore, tmp_path: Path) -> None:
+    word = calibration(1)
+    signed = attachment_of(word.content, sign(word.content, new_private_key()))
+    store.put(signed, "publisher")
+    assert store.find(DIGEST, "calibration", "original") == (signed,)
+    for number in range(2, MAX_OTHERS + 5):
+        store.put(calibration(number), "publisher")
+        for path in tmp_path.rglob("*.json"):
+            if path.read_bytes() == signed.content:
+                os.utime(path, (1, 1))
+    assert list(tmp_path.rglob("*.sig")) == []
+
+
+def test_a_damaged_file_is_left_out(store: AttachmentStore, tmp_path: Path) -> None:
+    store.put(calibration(1), "publisher")
+    store.put(calibration(2), "publisher")
+    next(iter(tmp_path.rglob("*.json"))).write_bytes(b"{")
+    assert len(store.find(DIGEST, "calibration", "original")) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        profile(seconds=-1.0).content,
+        profile(seconds=1e12).content,
+        calibration(1).content.replace(b'"cells":[]', b'"cells":[{}]'),
+        b'{"kind":"report","model_digest":"../../etc/passwd","variant":"original"}',
+        b'{"kind":"report","model_digest":"%s","variant":"../x"}' % (b"a" * 64),
+        b'{"kind":"gossip","model_digest":"%s","variant":"original"}' % (b"a" * 64),
+    ],
+)
+def test_nonsense_is_not_kept(store: AttachmentStore, tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(HybridError):
+        store.put(attachment_of(content), "anna")
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_large_ones_are_refused(store: AttachmentStore) -> None:
+    report = {"kind": "report", "model_digest": DIGEST, "variant": "original", "text": "x" * (2 << 20)}
+    with pytest.raises(TooLarge):
+        store.put(attachment_of(msgspec.json.encode(report)), "publisher")
+
+
+@pytest.mark.parametrize("subject", ["../..", "*", "a" * 15, f"{'0' * 16}.{'0' * 16}.{'0' * 16}", f"{'0' * 16}/x"])
+def test_a_search_cannot_leave_its_folder(store: AttachmentStore, subject: str) -> None:
+    with pytest.raises(BadMessage):
+        store.find(DIGEST, "profile", "original", subject)
