@@ -1,7 +1,7 @@
 """Levels that the engine computes at the head's end, or reads at the tail's start, against the codec in numpy.
 
 Both ways give the same bytes (tests/partition/test_quantizing.py); here is what they take. The two ways run in turn,
-so that noise falls on both; ratios are those of the medians.
+so that noise falls on both; ratios are those of the lower quartiles.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared, prepare
 from tests import zoo
 
-MODELS = ("efficientnet", "ppocr_det", "ppocr_rec", "ppocr_cls", "resnet50")
-N_ROUNDS = 21
+MODELS = ("efficientnet", "ppocr_det", "ppocr_rec", "ppocr_cls")
+N_ROUNDS = 31
 LEAST_BYTES = 4096
 WORST_RATIO = 1.05
 
 
-def medians_ms(calls: list[Callable[[], object]], n_rounds: int) -> list[float]:
-    """Median milliseconds of each call, all called in turn."""
+def quartiles_ms(calls: list[Callable[[], object]], n_rounds: int) -> list[float]:
+    """Lower quartile of each call's milliseconds, all called in turn."""
     seconds: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
@@ -43,7 +43,7 @@ def medians_ms(calls: list[Callable[[], object]], n_rounds: int) -> list[float]:
             started_s = time.perf_counter()
             call()
             taken.append(time.perf_counter() - started_s)
-    return [1e3 * statistics.median(taken) for taken in seconds]
+    return [1e3 * sorted(taken)[len(taken) // 4] for taken in seconds]
 
 
 def levels_of(arrays: list[np.ndarray], names: tuple[LevelNames, ...]) -> list[Levels]:
@@ -74,8 +74,8 @@ def row_of(name: str, prepared: Prepared, cut: Cut, feeds: Feeds, *, codec: str,
     payloads = by_engine()
     assert payloads == by_numpy()
     # Apart: a run of the plain head just before would leave its weights in the cache for one of the two ways only.
-    (head_ms,) = medians_ms([lambda: plain.run(tensors, feeds)], n_rounds)
-    numpy_ms, engine_ms = medians_ms([by_numpy, by_engine], n_rounds)
+    (head_ms,) = quartiles_ms([lambda: plain.run(tensors, feeds)], n_rounds)
+    numpy_ms, engine_ms = quartiles_ms([by_numpy, by_engine], n_rounds)
     tail = session_of(prepared.tail_path(cut.id))
     reading_path = prepared.folder / "reading.onnx"
     proto = onnx.load(prepared.tail_path(cut.id), load_external_data=False)
@@ -95,7 +95,7 @@ def row_of(name: str, prepared: Prepared, cut: Cut, feeds: Feeds, *, codec: str,
             given[one.zeros] = levels.zeros.reshape(shape)
         return reading.run(None, given)
 
-    tail_numpy_ms, tail_engine_ms = medians_ms([read_by_numpy, read_by_engine], n_rounds)
+    tail_numpy_ms, tail_engine_ms = quartiles_ms([read_by_numpy, read_by_engine], n_rounds)
     what = " + ".join("×".join(map(str, specs[key].shape)) for key in tensors)
     return (
         name, what, f"`{codec}`", head_ms, numpy_ms, engine_ms, engine_ms / numpy_ms,
@@ -134,7 +134,7 @@ def main() -> int:
             name="codecs_in_graph",
             claim="The engine quantizes at the head's end sooner than numpy does behind it",
             method=f"Pareto cuts of over {LEAST_BYTES} bytes, one thread; {N_ROUNDS} rounds of both ways in turn,"
-            " medians. Head: the head alone, with the codec in numpy, with levels from the engine and their packing."
+            " lower quartiles. Head: alone, with the codec in numpy, with levels from the engine and their packing."
             " Tail: decoding in numpy and the tail, and a tail that begins with DequantizeLinear (not offered: it"
             " would hold the tail's weights a second time).",
             seed=0,
