@@ -9,7 +9,8 @@ it at once and not at its next tick, and it never costs more than the group's ow
 same processor as the jobs, so the group is tied to one; where that is not allowed there is no drain.
 
 A group of several cores has one purse for all of them, and whoever comes first takes it: a program with as many threads
-as cores is slowed by the factor on average, one with fewer threads by less, and there is no drain.
+as cores is slowed by the factor on average, one with fewer threads by less, and there is no drain. `devices.slow_cores`
+has a purse for each core.
 
 Measured on a kernel with 250 ticks a second, factors 1.5 to 20, jobs of 5, 50 and 500 ms, back to back and after 50 ms
 of rest: within 2 % of the factor (medians); without the drain, jobs of 5 ms after a rest are 20 to 35 % too fast.
@@ -102,7 +103,7 @@ def hierarchies(root: Path = _ROOT) -> Iterator[Hierarchy]:
 def why_unavailable() -> str | None:
     """Why no group with a quota can be made here; None where one was made (and removed again)."""
     try:
-        CpuQuota(2.0, steady=False).close()
+        CpuQuota(2.0).close()
     except EmulationUnavailable as exc:
         return str(exc)
     return None
@@ -125,6 +126,7 @@ class CpuQuota:
         n_cores: int = 1,
         steady: bool = True,
         period_s: float | None = None,
+        cpus: Sequence[int] | None = None,
         where: Sequence[Hierarchy] | None = None,
     ) -> None:
         """Makes the group, empty.
@@ -135,18 +137,21 @@ class CpuQuota:
             steady: with a drain, so that a job after a rest is slowed as one amid others; for one core, where the
                 group can be tied to a processor; costs `1 / factor` of it at the lowest priority.
             period_s: of the quota, 0.001 to 1; None for the shortest that the factor allows.
+            cpus: processors that the group is tied to; None for the last ones that this process may use.
             where: places to try; None for all of this machine.
 
         Raises:
             EmulationUnavailable: this process may not make such a group.
             EmulationError: a factor, a period or cores that are none.
         """
-        self._cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._period_s = period_s
         _check(factor, n_cores, period_s)
-        if n_cores > len(self._cpus):
-            raise EmulationError(f"{n_cores} cores are wanted and {len(self._cpus)} are here; give fewer")
-        self._cpus = self._cpus[-n_cores:]
+        if not hasattr(os, "sched_getaffinity"):
+            raise EmulationUnavailable("this system has no control groups with a processor quota")
+        here = sorted(os.sched_getaffinity(0))
+        if n_cores > len(here):
+            raise EmulationError(f"{n_cores} cores are wanted and {len(here)} are here; give fewer")
+        self._cpus = here[-n_cores:] if cpus is None else list(cpus)
         self.n_cores, self.factor = n_cores, factor
         self._folders, hierarchy = _made(list(hierarchies()) if where is None else where)
         self.kind = f"cgroup {hierarchy.version}"
@@ -156,7 +161,7 @@ class CpuQuota:
             self._write(factor)
             if _tied(self._folders[-1], self._cpus) and steady and n_cores == 1:
                 self._drain(factor)
-        except OSError as exc:
+        except (OSError, EmulationError) as exc:
             self.close()
             raise EmulationUnavailable(f"the kernel refused a quota for {self.kind}: {exc}") from exc
 
@@ -170,6 +175,16 @@ class CpuQuota:
     def is_steady(self) -> bool:
         """Whether a job after a rest is slowed as one amid others."""
         return bool(self._drains)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders of the group, the one with the quota first."""
+        return tuple(self._folders)
+
+    @property
+    def own_processes(self) -> frozenset[int]:
+        """Processes that the group itself has put into it."""
+        return frozenset(drain.pid for drain in self._drains)
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, Self
 from devices import pace
 from devices.cpu_quota import CpuQuota
 from devices.errors import EmulationError, EmulationUnavailable
+from devices.slow_cores import SlowCores
 
 
 class Slowdown(Protocol):
@@ -70,25 +71,32 @@ class Pacing:
 
 
 def slow_down(
-    factor: float, *, n_cores: int = 1, steady: bool = True, kind: Literal["auto", "quota", "pacing"] = "auto"
-) -> CpuQuota | Pacing:
+    factor: float,
+    *,
+    n_cores: int = 1,
+    steady: bool | None = None,
+    kind: Literal["auto", "quota", "pacing"] = "auto",
+) -> CpuQuota | SlowCores | Pacing:
     """A slowdown by a factor; its `kind` says which one it is.
 
     Args:
         factor: how many times slower than this machine, from 1 on.
-        n_cores: of the emulated machine that compute (a quota only).
-        steady: whether rests between jobs are kept from making the next one faster (see `devices.cpu_quota`).
+        n_cores: of the emulated machine that compute (a quota only; pacing slows each thread by itself).
+        steady: whether rests between jobs are kept from making the next one faster (see `devices.cpu_quota`); None for
+            where that is true to life: with one core.
         kind: `quota` or `pacing`, or the first of them that this system allows.
 
     Raises:
-        EmulationError: a factor or cores that are none.
+        EmulationError: a factor or cores that are none, or more cores than this machine can hold.
         EmulationUnavailable: a quota was asked for and this system allows none.
     """
     if kind not in {"auto", "quota", "pacing"}:
         raise EmulationError(f"there is no slowdown of the kind {kind!r}; give auto, quota or pacing")
     if kind != "pacing":
         try:
-            return CpuQuota(factor, n_cores=n_cores, steady=steady)
+            if n_cores == 1:
+                return CpuQuota(factor, steady=steady is not False)
+            return SlowCores(factor, n_cores=n_cores, steady=bool(steady))
         except EmulationUnavailable:
             if kind == "quota":
                 raise
