@@ -74,15 +74,12 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
         return decision
     if all(gateway.silent_s < TRIAL_PAUSE_S for gateway in inputs.gateways):
         return decision
-    other = weighing.best_remote()
-    if other is None:
+    other, hope = weighing.most_promising()
+    if other is None or hope > kept.cost:
         return decision
     extra = max(0.0, other.cost - kept.cost)
-    if (
-        extra > inputs.saved
-        or weighing.hope(other.index) > kept.cost
-        or other.latest_s > (inf if inputs.deadline_left_s is None else inputs.deadline_left_s)
-    ):
+    left_s = inf if inputs.deadline_left_s is None else inputs.deadline_left_s
+    if extra > inputs.saved or other.latest_s > left_s:
         return decision
     if weighing.silent_s(other.index) < TRIAL_PAUSE_S:
         return decision

@@ -15,7 +15,7 @@ from hybrid.schedule.table import Table
 UNKNOWN_BPS: Final = 10e6
 """Assumed of a link that was never measured, to rank what may be sent over it."""
 
-HOPE_FACTOR: Final = 8.0
+HOPE_FACTOR: Final = 64.0
 """A link may become so many times faster while nobody looks."""
 
 LEAST_PAUSE_S: Final = 5.0

@@ -28,7 +28,8 @@ PROFILE_RUNS: Final = 5
 """The shortest of the first runs (the very first one, which warms up, left out) is the profile of the device."""
 
 
-ATTEMPT_GAIN: Final = 0.25
+ATTEMPT_GAIN: Final = 0.15
+FASTER_RATIO: Final = 0.15
 
 GAP_GAIN: Final = 0.2
 MOST_GAP_S: Final = 5.0
@@ -58,6 +59,7 @@ class Scheduler:
     Args:
         prices: what joules and bytes are worth: `PRICES[objective]`.
         power: watts of this device; a generic one is assumed where none is known.
+        attempt_s: what a remote attempt takes from the device, until that is measured.
 
     Attributes:
         table: the ways that are offered now; the first one is the whole model on this device.
@@ -66,7 +68,7 @@ class Scheduler:
         errors: how good the predictions were.
     """
 
-    def __init__(self, prices: Prices, *, power: Power = GENERIC_POWER) -> None:
+    def __init__(self, prices: Prices, *, power: Power = GENERIC_POWER, attempt_s: float = 0.0) -> None:
         self.prices = prices
         self.power = power
         self.table = Table((Prospect(placement="local", head_s=None),))
@@ -82,7 +84,7 @@ class Scheduler:
         self._current_since_s = 0.0
         self._regret_s = 0.0
         self._saved = 0.0
-        self._attempt_s = 0.0
+        self._attempt_s = attempt_s
         self._epochs: tuple[object, ...] = ()
         self._seen: tuple[object, ...] = ()
 
@@ -255,7 +257,7 @@ class Scheduler:
             alone_s = self.local_s * self.device_speed_ratio * (1 + n_beside)
             lost_s = min(seconds - alone_s, alone_s)
             self._attempt_s += ATTEMPT_GAIN * (lost_s - self._attempt_s)
-            if lost_s >= 0:
+            if lost_s >= -FASTER_RATIO * alone_s:
                 return  # how fast the device is by itself this run does not tell; no attempt makes it faster, though
         self._n_local_runs += 1
         n_runs = self._n_local_runs

@@ -29,7 +29,7 @@ RESERVE_S: Final = 0.010
 TINY_PRICE: Final = 1e-9
 """A byte's price below this only breaks ties; bounds leave it out."""
 
-HOPE_FACTOR: Final = 8.0
+HOPE_FACTOR: Final = 64.0
 """A link may become so many times faster while nobody looks."""
 
 TINY_PRICE_J: Final = 1e-3
@@ -192,6 +192,7 @@ class Weighing:
             paid += prices.s_per_j * max(0.0, power.transmit_w - power.idle_w) * self._up_s
         if prices.s_per_byte > TINY_PRICE:
             paid += prices.s_per_byte * (table.bytes_up + table.bytes_down)
+        self._paid = paid
         price = self._time_price
         most: np.ndarray | float = (self._rest_s + self.inputs.attempt_s) * (price + self._work_price)
         if table.has_own_rest:
@@ -203,7 +204,7 @@ class Weighing:
         else:
             ratios = np.array(known if len(set(map(len, known))) == 1 else _even(known))[table.gateway_of] * price
         likely = np.minimum(self._lasting_s[:, None] * ratios, most)
-        return np.asarray(paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s)
+        return np.asarray(self._paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s)
 
     def _offer(self, column: int) -> tuple[float, float | None]:
         """The cost of a remote prospect with its best hedge time (before a deadline's penalty), and that time."""
@@ -319,22 +320,17 @@ class Weighing:
         plan = self.remote_plan(column)
         return inf if plan is None else plan.cost
 
-    def best_remote(self) -> Plan | None:
-        """The remote plan of the least bound."""
-        if not len(self.bounds):
-            return None
-        column = int(np.argsort(self.bounds)[0])  # NaN come last
-        return self.remote_plan(column)
+    def most_promising(self) -> tuple[Plan | None, float]:
+        """The remote plan that would be cheapest if its link had become several times as fast, and that cost.
 
-    def hope(self, index: int) -> float:
-        """What a remote plan would cost if its link had become several times as fast."""
-        column = self.table.column_of[index]
-        prices, table = self.inputs.prices, self.table
-        moving_s = float(self._up_s[column] + self._down_s[column])
-        fixed_s = float(self._lasting_s[column]) - moving_s
-        paid = float(self._here_s[column]) * self._here_price
-        paid += prices.s_per_byte * float(table.bytes_up[column] + table.bytes_down[column])
-        return paid + self._time_price * (max(0.0, fixed_s) + moving_s / HOPE_FACTOR)
+        It is the one that is worth knowing more of.
+        """
+        if not len(self.bounds) or self.inputs.prices.is_throughput:
+            return None, inf
+        moving_s = self._up_s + self._down_s
+        hopes = self._paid + self._time_price * (self._lasting_s - (1 - 1 / HOPE_FACTOR) * moving_s)
+        column = int(np.argsort(hopes)[0])  # NaN come last
+        return self.remote_plan(column), float(hopes[column])
 
     def silent_s(self, index: int) -> float:
         """Seconds since a remote plan's gateway was heard of."""
