@@ -8,12 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from compression import palette, pixels, planes, raw
+from compression import palette, pixels, planes, raw, webp
 from compression.codec import Payload
 from compression.errors import CorruptPayload, NotEncodable
 from compression.picture import files_of, packed
 from compression.tensor import NUMPY_OF, TensorSpec
-from compression.webp import Webp
 
 _DATATYPES: Final = ("UINT8", "FP16", "FP32")
 
@@ -25,7 +24,17 @@ class LosslessWebpCodec:
     lossy: Final = False
 
     def __init__(self) -> None:
-        self._kind: Final = Webp(None)
+        self._kind: Final = webp.Webp(None)
+
+    def carries(self, array: np.ndarray) -> bool:
+        """Whether it is such an image: found in a part of the time that encoding takes."""
+        if array.dtype.kind not in "fu":
+            return False
+        datatype, values = raw.canonical(array)
+        where = self._layout(datatype, values.shape)
+        if where is None or not webp.is_there():
+            return False
+        return datatype == "UINT8" or palette.find(planes.split_planes(values, where)) is not None
 
     def encode(self, array: np.ndarray) -> bytes:
         """Palettes where the image is of floats, then length and file of each image.

@@ -10,6 +10,7 @@ from PIL import Image
 
 from compression import catalog, pixels, webp
 from compression.errors import NotEncodable
+from compression.lossless_picture import LosslessWebpCodec
 from compression.tensor import NUMPY_OF, TensorSpec, datatype_of
 
 FLOATS = ("FP16", "FP32", "FP64")
@@ -137,12 +138,17 @@ def test_lossless_pictures_of_odd_bit_patterns(seed: int, n_patterns: int, chann
     assert codec.decode(payload, spec_of(array)).tobytes() == array.tobytes()
 
 
-def test_what_was_never_bytes_is_no_lossless_picture() -> None:
+def test_what_was_never_bytes_is_no_lossless_picture(photo: np.ndarray) -> None:
     codec = catalog.get("lossless-webp")
+    assert isinstance(codec, LosslessWebpCodec)
     noise = np.random.default_rng(0).standard_normal((1, 3, 64, 64))
     for array in (noise.astype(np.float32), noise, np.zeros((1, 4, 8, 8), np.uint8), np.zeros((8, 8), np.uint8)):
+        assert not codec.carries(array)
         with pytest.raises(NotEncodable):
             codec.encode(array)
+    assert not codec.carries(np.array([b"text"], object))
+    assert all(codec.carries(normalised(photo, how)) for how in NORMALISATIONS)
+    assert codec.carries(photo)
 
 
 def test_a_machine_without_webp_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
