@@ -13,7 +13,7 @@ from tests.live_gateway import LiveGateway
 
 NAMES = [
     "python", "packages", "engines", "clock", "disk", "machine", "speed", "slow machines", "slow links", "tcp", "ports",
-    "token", "discovery", "gateway",
+    "token", "keys", "discovery", "gateway",
 ]  # fmt: skip
 
 
@@ -87,6 +87,28 @@ def test_a_token_that_is_none_fails_and_is_not_shown():
     assert found.status == "FAIL"
     assert "not-one" not in repr(found)
     assert here.token("hyb_aaaaaaaa_" + "b" * 32).status == "PASS"
+
+
+def test_a_signing_key_that_others_can_read_is_a_warning(monkeypatch, tmp_path):
+    from hybrid.artifact.publishers import create_key, own_key_path
+
+    monkeypatch.setenv("HYBRID_CONFIG", str(tmp_path))
+    assert "no signing key" in here.keys().seen
+    create_key(own_key_path())
+    assert here.keys().status == "PASS"
+    assert here.keys().facts["own_key"] is True
+    if os.name == "posix":
+        own_key_path().chmod(0o644)
+        assert here.keys().status == "WARN"
+        assert "chmod 600" in here.keys().seen
+
+
+def test_a_machine_that_no_catalog_knows_is_a_warning(monkeypatch):
+    monkeypatch.setenv("HYBRID_DEVICE", "rpi-4b")
+    assert "`rpi-4b` of the catalog" in here.machine().seen
+    monkeypatch.setenv("HYBRID_DEVICE", "rpi-99")
+    assert here.machine().status == "WARN"
+    assert "rpi-99" in here.machine().seen
 
 
 def test_a_clock_from_before_this_release_fails(monkeypatch):

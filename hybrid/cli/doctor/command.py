@@ -54,6 +54,7 @@ def doctor(
         ("tcp", emulation.congestion_control),
         ("ports", here.ports),
         ("token", lambda: here.token(token)),
+        ("keys", here.keys),
         ("discovery", network.discovery),
         ("gateway", lambda: network.gateway(gateway, token)),
     ]

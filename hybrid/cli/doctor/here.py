@@ -108,9 +108,9 @@ def machine() -> Check:
 
     facts = machines.facts()
     try:
-        known = machines.this_device()
+        known, doubt = machines.this_device(), ""
     except DeviceError as error:
-        return failed("machine", str(error), f"mend or unset {machines.VARIABLE}")
+        known, doubt = None, f"{machines.VARIABLE} is set, but {error}"
     limit_bytes = facts.memory_limit_bytes
     free_bytes = int(psutil.virtual_memory().available)
     if limit_bytes is not None:
@@ -124,6 +124,10 @@ def machine() -> Check:
         "processor": facts.processor, "usable_cores": facts.usable_cores, "memory_bytes": facts.memory_bytes,
         "memory_limit_bytes": limit_bytes, "container": facts.container, "machine_class": machines.machine_class(),
     }  # fmt: skip
+    if doubt:
+        return warned(
+            "machine", f"{seen}; {doubt}", "mend or unset it: joules are counted for another machine", **about
+        )
     if free_bytes < _LOW_MEMORY_BYTES:
         fix = "end other programs, or raise the container's limit: models would be swapped out or killed"
         return warned("machine", f"{seen}; only {free_bytes / 2**20:.0f} MiB are free", fix, **about)
@@ -169,6 +173,21 @@ def token(text: str | None) -> Check:
         fix = "set it to what `hybrid gateway token create` printed: hyb_, eight characters, _, thirty-two characters"
         return failed("token", "HYBRID_TOKEN is set, but it is no token", fix, is_set=True)
     return passed("token", "HYBRID_TOKEN is set and well-formed", is_set=True)
+
+
+def keys() -> Check:
+    """Whether there is a key to sign with, safely kept, and publishers that are trusted; no key is shown."""
+    from hybrid.artifact.publishers import own_key_path, publishers
+    from hybrid.errors import HybridError
+
+    try:
+        n_trusted = len(publishers())
+    except HybridError as error:
+        return warned("keys", str(error), f"mend the file or the variable (hybrid explain {error.code})")
+    own = own_key_path().exists()
+    trusts = f"{n_trusted} trusted publisher{'' if n_trusted == 1 else 's'}"
+    has = "a signing key of your own" if own else "no signing key of your own (needed for `hybrid calibrate` only)"
+    return passed("keys", f"{has}; {trusts}", own_key=own, n_trusted=n_trusted)
 
 
 def _version(name: str) -> str | None:
