@@ -11,8 +11,10 @@ import pytest
 import hybrid
 from compression import catalog
 from hybrid.errors import PlacementUnavailable
+from hybrid.route.allowance import LOSSLESS
 from hybrid.route.levels import n_levels_of, run_head, wanted_levels
 from hybrid.route.way import Head
+from hybrid.scouting.exact_codecs import exact_codecs
 from hybrid.scouting.offer import FIRST_CODECS, Offer
 from hybrid.scouting.opening import lacks_levels
 from hybrid.serving.tail_shelf import PreparedReply
@@ -124,3 +126,12 @@ def test_an_older_gateway_is_sent_what_it_knows(older_gateway: LiveGateway) -> N
     ):
         session.run(None, feeds)
     assert "unknown_codec" not in older_gateway.log
+
+
+def test_pictures_have_one_more_lossless_codec() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (1, 3, 40, 40)).astype(np.float32) / 255
+    noise = np.random.default_rng(0).standard_normal((1, 3, 40, 40)).astype(np.float32)
+    assert exact_codecs({"x": photo, "scale": np.ones(3)}) == ("none", "lossless", "lossless-webp")
+    for fed in ({"x": noise}, {"ids": np.arange(9)}, {"text": np.array([b"a"], object)}, {}):
+        assert exact_codecs(fed) == ("none", "lossless")
+    assert set(exact_codecs({"x": photo})) <= set(LOSSLESS)
