@@ -43,10 +43,12 @@ class ExternalData:
     Attributes:
         location: file name as the model gives it, relative to the model's folder.
         end_bytes: how long the file must at least be.
+        n_bytes: how long the tensor is.
     """
 
     location: str
     end_bytes: int
+    n_bytes: int = 0
 
 
 class _NotOnnx(Exception):
@@ -109,10 +111,11 @@ def _external_of_tensor(view: mmap.mmap, start: int, end: int) -> Iterator[Exter
         return
     try:
         location = entries[b"location"].decode()
-        end_bytes = int(entries.get(b"offset", b"0")) + int(entries.get(b"length", b"0"))
+        n_bytes = int(entries.get(b"length", b"0"))
+        end_bytes = int(entries.get(b"offset", b"0")) + n_bytes
     except (KeyError, ValueError) as exc:
         raise _NotOnnx(f"the external tensor at byte {start} has no sound location, offset and length") from exc
-    yield ExternalData(location=location, end_bytes=end_bytes)
+    yield ExternalData(location=location, end_bytes=end_bytes, n_bytes=n_bytes)
 
 
 def _fields(view: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -13,6 +13,7 @@ import typer
 from hybrid.cli.output import note, result
 
 if TYPE_CHECKING:
+    from hybrid.schedule.table import Table
     from hybrid.session.decision_log import RequestRecord
 
 app = typer.Typer()
@@ -73,13 +74,13 @@ def stats(
         note(f"next: {shlex.join(['hybrid', 'why', str(log), '--request', str(requests[-1].n)])}")
 
 
-def _planned(record: "RequestRecord", tables: "dict[str, object]") -> str:
+def _planned(record: "RequestRecord", tables: "dict[str, Table]") -> str:
     """The placement that was decided on; the one that answered, where the log cannot tell."""
     inputs = record.decision.inputs
     table = tables.get(inputs.table) if inputs is not None else None
-    prospects = getattr(table, "prospects", ())
+    prospects = table.prospects if table is not None else ()
     if record.decision.index < len(prospects):
-        return str(prospects[record.decision.index].placement)
+        return prospects[record.decision.index].placement
     return record.report.placement
 
 

@@ -7,7 +7,7 @@ from time import perf_counter
 import numpy as np
 
 from compression.affine import Levels
-from hybrid.errors import TensorMismatch, UnknownCut
+from hybrid.errors import PlanError, TensorMismatch
 from hybrid.route.levels import Crossed, run_head
 from hybrid.route.way import Head, Way
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
@@ -57,7 +57,7 @@ def outgoing(
     if way.prospect.cut:
         head = way.crossing.head
         if head is None:
-            raise UnknownCut(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
+            raise PlanError(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
         crossing, kept = run_head(head, feeds, way.prospect.codec, wanted)
     headed_s = perf_counter()
     tensors = encoded(crossing, way.prospect.codec)

@@ -20,8 +20,9 @@ from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.options import Options
 from hybrid.schedule.prospect import Prospect, refusal
 from hybrid.scouting.background import N_RUNS, BackgroundEngine
+from hybrid.scouting.exact_codecs import exact_codecs
+from hybrid.scouting.heads import OpenHeads, close
 from hybrid.scouting.knowledge import Knowledge
-from hybrid.scouting.opening import lacks_levels, opened_head
 from hybrid.scouting.outlook import UNKNOWN_S, best_s, exact_way, forbid, hope_s
 from hybrid.wire.message import InferResponse
 
@@ -35,7 +36,6 @@ SHADOW = Decision(index=0)
 
 TRIAL_TIMEOUT_S = 30.0
 TRIAL_STALL_S = 3.0
-N_KEPT_HEADS = 3
 TRY_RATIO = 1.5
 """A crossing is tried only if it is expected to take at most this many times what is to be had already."""
 
@@ -71,6 +71,7 @@ class Scout:
         self._model_digest = model_digest
         self._outputs = outputs
         self._device = device
+        self._heads = OpenHeads(device)
         self._n_unanswered = 0
 
     def scout(self, route: Route, prepared: Prepared | None) -> bool:
@@ -92,10 +93,10 @@ class Scout:
         measured = [crossing for crossing in crossings if self._measure(route, crossing, crossings, prepared)]
         constraints = self._allowance.constraints()
         measured.sort(key=lambda crossing: best_s(route, crossing, constraints))
-        kept = [crossing for crossing in measured if crossing.cut is not None][:N_KEPT_HEADS]
+        kept = self._heads.fitting(prepared, measured) if prepared is not None else []
         for crossing in measured:
             if crossing.cut is not None and crossing not in kept:
-                crossing.head, crossing.verified = None, False
+                close(crossing)
             elif not crossing.verified and self._is_worth_trying(route, crossing, crossings):
                 self._try(route, crossing)
         route.put_crossings(tuple(crossings))
@@ -200,9 +201,11 @@ class Scout:
         """The crossing with a way for each codec: lossless ones, and lossy ones that are forced or calibrated."""
         cut_id, shape_key, holding = crossing.cut.id if crossing.cut else "", route.shape_key, crossing.holding
         codecs: tuple[str, ...] = (self._options.codec,)
-        if self._options.codec == "auto":
-            codecs = ("none", "lossless", *self._knowledge.codecs(shape_key, cut_id))
         there = {way.prospect.codec: way for way in crossing.ways}
+        if self._options.codec == "auto":
+            fed = (route.sample or {}) if crossing.cut is None else {}
+            exact = tuple(codec for codec in there if codec in LOSSLESS) or exact_codecs(fed)
+            codecs = (*exact, *self._knowledge.codecs(shape_key, cut_id))
         for codec in (codec for codec in codecs if codec in holding.codecs):
             drop = 0.0 if codec in LOSSLESS else self._knowledge.drop(shape_key, cut_id, codec)
             if codec in there:
@@ -241,13 +244,17 @@ class Scout:
         if crossing.refusals >= MOST_REFUSALS:
             return False
         if crossing.cut is not None and crossing.head is None:
+            obstacle = self._heads.obstacle(prepared, crossing.cut) if prepared is not None else ""
+            if obstacle and self._options.kind == "auto":
+                forbid(crossing, obstacle)
+                return False
             known_s, hoped_s = self._best_known_s(route, crossings), self._hope_s(route, crossing)
             if HOPE_RATIO * hoped_s > known_s:
                 reason = f"cannot win: about {1e3 * hoped_s:.0f} ms expected where {1e3 * known_s:.0f} are to be had"
                 forbid(crossing, reason)
                 return False
         try:
-            self._time(route, crossing, prepared)
+            self._time(route, crossing, crossings, prepared)
         except Exception as exc:  # noqa: BLE001  (whatever the engine raises: this cut cannot run here)
             forbid(crossing, f"the head cannot run here: {exc}")
             return False
@@ -274,10 +281,11 @@ class Scout:
         expected_s = best_s(route, crossing, self._allowance.constraints())
         return expected_s == UNKNOWN_S or expected_s < TRY_RATIO * self._best_known_s(route, crossings)
 
-    def _time(self, route: Route, crossing: Crossing, prepared: Prepared | None) -> None:
-        codecs = [way.prospect.codec for way in crossing.ways]
-        if crossing.cut is not None and prepared is not None and lacks_levels(crossing.head, codecs):
-            crossing.head = opened_head(self._device, prepared, crossing.cut, codecs)
+    def _time(self, route: Route, crossing: Crossing, crossings: list[Crossing], prepared: Prepared | None) -> None:
+        if crossing.cut is not None and prepared is not None:
+            constraints = self._allowance.constraints()
+            worst_first = sorted(crossings, key=lambda other: -best_s(route, other, constraints))
+            self._heads.open(prepared, crossing, worst_first)
         if crossing.is_timed:
             return
         arrays, head_s = route.sample or {}, 0.0

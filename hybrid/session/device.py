@@ -4,7 +4,7 @@ import contextvars
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Lock, Timer
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnxruntime
@@ -12,6 +12,7 @@ import onnxruntime
 from devices import pace
 from hybrid.errors import DeadlinePassed
 from hybrid.route.engine import EngineRun
+from hybrid.session.watchdog import after
 
 if TYPE_CHECKING:  # a program without a loop never pays for it
     from concurrent.futures import ThreadPoolExecutor
@@ -98,9 +99,7 @@ class Device:
             passed.append(True)
             options.terminate = True
 
-        timer = Timer(left_s, stop)
-        timer.daemon = True
-        timer.start()
+        alarm = after(left_s, stop)
         try:
             return self._run(output_names, feeds, options)
         except Exception as exc:
@@ -108,7 +107,7 @@ class Device:
                 raise DeadlinePassed(message) from exc
             raise
         finally:
-            timer.cancel()
+            alarm.cancel()
             if passed:
                 options.terminate = False  # the caller may use its options again
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.errors import DigestMismatch, EngineFailed, GatewayStalled, HybridError, NotFound, UnknownCut
+from hybrid.errors import DigestMismatch, EngineFailed, GatewayStalled, HybridError, NotFound, PlanError, UnknownCut
 from hybrid.route.allowance import Allowance
 from hybrid.route.departure import Outgoing, outgoing
 from hybrid.route.feeds import Declared, Shapes
@@ -306,7 +306,7 @@ class Remote:
             else:
                 scheduler.observe_cut_short(plan.decision, prospect, outcome.waited_s, outcome.acked_bytes, now_s)
                 self._withdrawn(sent, outcome, trip)
-            scheduler.observe_local(outcome.local_s, now_s, self._device.n_runs)
+            scheduler.observe_local(outcome.local_s, now_s, self._device.n_runs, is_beside_attempt=True)
             report = trip.report_here(outcome.local_s, self._preparation.model_digest)
         return self._answered(route, trip, outcome.outputs, report)
 
@@ -333,7 +333,7 @@ class Remote:
         elif is_gateways_fault(exc):
             retry_after_s = exc.fields.get("retry_after_s") if isinstance(exc, HybridError) else None
             route.scheduler.observe_failure(way.prospect, monotonic(), retry_after_s)
-        else:
+        elif not isinstance(exc, PlanError):  # a head that was closed meanwhile is nobody's fault
             way.crossing.refusals += 1
             if way.crossing.refusals >= MOST_REFUSALS:
                 way.crossing.verified = False
