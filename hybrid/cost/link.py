@@ -14,7 +14,13 @@ import msgspec
 
 from hybrid.cost.drift import Drift, Outlook
 from hybrid.cost.running import RunningEstimate
-from hybrid.cost.slow_start import INITIAL_WINDOW_BYTES, slow_start_s, window_after_idle_bytes
+from hybrid.cost.slow_start import (
+    INITIAL_WINDOW_BYTES,
+    grown_window_bytes,
+    moving_part_s,
+    slow_start_s,
+    window_after_idle_bytes,
+)
 
 MIN_RATE_SAMPLE_BYTES: Final = 8 * 1024
 """Transfers below this say nothing about goodput."""
@@ -197,8 +203,10 @@ class LinkEstimate:
             if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
                 window = view.down_window_at(started_s)
                 self._learn(self._downlink, n_bytes_down, down_s, window=window, now_s=now_s)
-            self._up_window = _grown(view.up_window_at(started_s), n_bytes_up, self._uplink.value, rtt_s)
-            self._down_window = _grown(view.down_window_at(started_s), n_bytes_down, self._downlink.value, rtt_s)
+            self._up_window = grown_window_bytes(view.up_window_at(started_s), n_bytes_up, self._uplink.value, rtt_s)
+            self._down_window = grown_window_bytes(
+                view.down_window_at(started_s), n_bytes_down, self._downlink.value, rtt_s
+            )
             self._measured_s = now_s
             self._publish()
 
@@ -235,7 +243,7 @@ class LinkEstimate:
                     self._learn(self._uplink, acked_bytes, taken_s, window=window, now_s=now_s)
             elif moved_s > LEAST_MOVING_S and acked_bytes + CHUNK_BYTES < n_bytes_up:
                 arrived = acked_bytes + CHUNK_BYTES
-                most_bps = 8 * arrived / _moving_s(arrived, moved_s, window, rtt_s, self._cold_ratio)
+                most_bps = 8 * arrived / moving_part_s(arrived, moved_s, window, rtt_s, self._cold_ratio)
                 least_bps = 8 * acked_bytes / moved_s if acked_bytes >= MIN_RATE_SAMPLE_BYTES else 0.0
                 likely_bps = min(max(believed_bps or most_bps, least_bps), most_bps)
                 if likely_bps != believed_bps:
@@ -243,7 +251,7 @@ class LinkEstimate:
                 self._up_drift.observe(likely_bps, believed_bps, now_s - self._measured_s)
                 self._measured_s = now_s
             if acked_bytes >= MIN_RATE_SAMPLE_BYTES:
-                self._up_window = _grown(window, acked_bytes, self._uplink.value, rtt_s)
+                self._up_window = grown_window_bytes(window, acked_bytes, self._uplink.value, rtt_s)
                 self._measured_s = now_s
             rate_bps = self._uplink.value
             if rate_bps:
@@ -322,7 +330,7 @@ class LinkEstimate:
             self._compare(n_bytes, taken_s, window, now_s)
         expected_s = 8 * n_bytes / known_bps if known_bps else 0.0
         waited_s = self._cold_ratio * slow_start_s(n_bytes, expected_s, window, rtt_s)
-        moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, self._cold_ratio)
+        moving_s = moving_part_s(n_bytes, taken_s, window, rtt_s, self._cold_ratio)
         if waited_s > 0.5 * taken_s and abs(log(taken_s / (expected_s + waited_s))) < UNTOLD_LOG_RATIO:
             return  # nearly all of it was slow start, and as expected: it tells next to nothing of the rate
         rate_bps = 8 * n_bytes / max(moving_s, LEAST_MOVING_S)
@@ -354,7 +362,7 @@ class LinkEstimate:
         elif not self._cold_ratio and self._cold_error < MODEL_MARGIN * self._plain_error:
             self._cold_ratio, self._uplink = 1.0, self._cold_uplink
         other = self._plain_uplink if self._cold_ratio else self._cold_uplink
-        moving_s = _moving_s(n_bytes, taken_s, window, rtt_s, 1.0 - self._cold_ratio)
+        moving_s = moving_part_s(n_bytes, taken_s, window, rtt_s, 1.0 - self._cold_ratio)
         other.observe(8 * n_bytes / max(moving_s, LEAST_MOVING_S), now_s)
 
     def _publish(self) -> None:
@@ -375,26 +383,3 @@ class LinkEstimate:
             uplink=self._up_drift.outlook(up_bps) if up_bps else None,
             downlink=self._down_drift.outlook(down_bps) if down_bps else None,
         )
-
-
-def _moving_s(n_bytes: float, taken_s: float, window: float, rtt_s: float, cold_ratio: float) -> float:
-    """Of the seconds that a transfer took, those in which its bytes moved: the rest was slow start's waiting.
-
-    Solved by bisection: less moving time means a faster link, on which slow start waits longer.
-    """
-    if n_bytes <= window or cold_ratio <= 0 or rtt_s <= 0:
-        return taken_s
-    least_s, most_s = 0.05 * taken_s, taken_s
-    for _ in range(9):
-        middle_s = 0.5 * (least_s + most_s)
-        if middle_s + cold_ratio * slow_start_s(n_bytes, middle_s, window, rtt_s) > taken_s:
-            most_s = middle_s
-        else:
-            least_s = middle_s
-    return 0.5 * (least_s + most_s)
-
-
-def _grown(window: float, n_bytes: int, rate_bps: float | None, rtt_s: float) -> float:
-    """The window after a transfer: what was acknowledged is added, up to twice what the path holds."""
-    most = 2 * rate_bps * rtt_s / 8 if rate_bps else window + n_bytes
-    return max(window, min(window + n_bytes, most), float(INITIAL_WINDOW_BYTES))

@@ -67,3 +67,29 @@ def window_after_idle_bytes(window_bytes: float, idle_s: float, rtt_s: float) ->
     if halvings <= 0:
         return window_bytes
     return max(float(INITIAL_WINDOW_BYTES), window_bytes / 2.0 ** min(halvings, 60))
+
+
+def moving_part_s(n_bytes: float, taken_s: float, window: float, rtt_s: float, cold_ratio: float) -> float:
+    """Of the seconds that a transfer took, those in which its bytes moved: the rest was slow start's waiting.
+
+    Solved by bisection: less moving time means a faster link, on which slow start waits longer.
+    """
+    if n_bytes <= window or cold_ratio <= 0 or rtt_s <= 0:
+        return taken_s
+    least_s, most_s = 0.05 * taken_s, taken_s
+    for _ in range(9):
+        middle_s = 0.5 * (least_s + most_s)
+        if middle_s + cold_ratio * slow_start_s(n_bytes, middle_s, window, rtt_s) > taken_s:
+            most_s = middle_s
+        else:
+            least_s = middle_s
+    return 0.5 * (least_s + most_s)
+
+
+def grown_window_bytes(window: float, n_bytes: int, rate_bps: float | None, rtt_s: float) -> float:
+    """The window after a transfer: it grows while it is used up, so neither beyond the message nor what the path holds.
+
+    Source: RFC 7661 (a window that was not used is not validated); held against kernel TCP in `docs/simulation.md`.
+    """
+    used = min(float(n_bytes), rate_bps * rtt_s / 8) if rate_bps else float(n_bytes)
+    return max(window, min(window + n_bytes, used), float(INITIAL_WINDOW_BYTES))

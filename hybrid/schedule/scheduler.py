@@ -84,7 +84,7 @@ class Scheduler:
         self._current_since_s = 0.0
         self._regret_s = 0.0
         self._saved = 0.0
-        self._attempt_s = attempt_s
+        self._attempt_s, self._n_beside = attempt_s, int(attempt_s > 0)
         self._epochs: tuple[object, ...] = ()
         self._seen: tuple[object, ...] = ()
 
@@ -256,7 +256,8 @@ class Scheduler:
         if is_beside_attempt and self.local_s:
             alone_s = self.local_s * self.device_speed_ratio * (1 + n_beside)
             lost_s = min(seconds - alone_s, alone_s)
-            self._attempt_s += ATTEMPT_GAIN * (lost_s - self._attempt_s)
+            self._n_beside += 1
+            self._attempt_s += max(ATTEMPT_GAIN, 1 / self._n_beside) * (lost_s - self._attempt_s)
             if lost_s >= -FASTER_RATIO * alone_s:
                 return  # how fast the device is by itself this run does not tell; no attempt makes it faster, though
         self._n_local_runs += 1

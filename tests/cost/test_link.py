@@ -94,7 +94,7 @@ class Truth:
     def _one_way_s(self, place: int, n_bytes: int, bps: float) -> float:
         window = window_after_idle_bytes(self.windows[place], self.now_s - self.last_s, self.rtt_s)
         moving_s = 8 * n_bytes / bps
-        self.windows[place] = max(window, min(window + n_bytes, 2 * bps * self.rtt_s / 8), 14_480.0)
+        self.windows[place] = max(window, min(window + n_bytes, n_bytes, bps * self.rtt_s / 8), 14_480.0)
         return moving_s + (0.0 if self.paces else slow_start_s(n_bytes, moving_s, window, self.rtt_s))
 
     def transfer(self, n_up: int, n_down: int, pause_s: float) -> None:
