@@ -133,13 +133,16 @@ class Executor:
         feeds: Mapping[str, np.ndarray],
         outputs: Sequence[str] | None,
         deadline_s: float | None = None,
+        *,
+        n_checked_bytes: int = -1,
     ) -> Computed:
-        """Run a session on checked feeds, with those of other requests where that was measured to pay.
+        """Run a session on feeds, with those of other requests where that was measured to pay.
 
         Args:
             feeds: arrays by name; raises before any work when they do not fit.
             outputs: names wanted, all when None.
             deadline_s: instant on the clock of `time.perf_counter`.
+            n_checked_bytes: bytes of the feeds, where they are known to be what the session takes; else -1.
 
         Raises:
             TensorMismatch: the feeds are not what the session takes.
@@ -147,10 +150,10 @@ class Executor:
             DeadlinePassed: no answer before the deadline, or none possible any more.
             EngineFailed: the engine raised on these values.
         """
-        session.check(feeds)
-        n_bytes = 0
-        for array in feeds.values():
-            n_bytes += array.nbytes
+        n_bytes = n_checked_bytes
+        if n_bytes < 0:
+            session.check(feeds)
+            n_bytes = sum(array.nbytes for array in feeds.values())
         if session.runs_inline(n_bytes):
             started_s = perf_counter()
             if deadline_s is not None and started_s >= deadline_s:

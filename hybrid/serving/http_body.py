@@ -62,6 +62,15 @@ class Body:
             raise _too_large(length, limits)
         self.n_json = _header_length(request, length, limits)
 
+    def present(self) -> bytes | None:
+        """All of the body where it is here already and not packed, without waiting; `json` gives it as well."""
+        request = self._request
+        if self._buffer is None and request.content.is_eof() and "Content-Encoding" not in request.headers:
+            if request.content.exception() is not None:
+                return None
+            self._buffer = self._present()
+        return self._buffer
+
     def release(self) -> None:
         """Nobody reads the body any more: its bytes leave the budget."""
         if self._budget is not None:
@@ -76,13 +85,14 @@ class Body:
     async def json(self) -> bytes:
         """The JSON part; what follows it is not read yet unless it came along or was compressed."""
         request = self._request
-        encoding = self._encoding()
-        if encoding is not None:
-            self._buffer = await self._unpacked(encoding)
-        elif request.content.is_eof() and request.content.exception() is None:
-            self._buffer = self._present()
-        elif self.n_json is None:
-            self._buffer = await self._all()
+        if self._buffer is None:
+            encoding = self._encoding()
+            if encoding is not None:
+                self._buffer = await self._unpacked(encoding)
+            elif request.content.is_eof() and request.content.exception() is None:
+                self._buffer = self._present()
+            elif self.n_json is None:
+                self._buffer = await self._all()
         if self._buffer is None:
             async with _Pace(self._limits) as pace:
                 return await self._first(self.n_json or 0, pace)

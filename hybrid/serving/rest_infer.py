@@ -16,7 +16,7 @@ from hybrid.serving.executor import Computed
 from hybrid.serving.http_body import HEADER_LENGTH, ON_LOOP_BYTES, Body
 from hybrid.serving.inference_service import InferenceService
 from hybrid.serving.loaded_models import LoadedModel
-from hybrid.serving.oip_decode import Decoded, decode_call
+from hybrid.serving.oip_decode import Decoded, decode_call, decode_known
 from hybrid.serving.oip_encode import EncodedReply, ReplyOutput, encode_reply, is_slow
 from hybrid.serving.oip_message import NO_OUTPUT_PARAMETERS, InferCall
 
@@ -44,10 +44,12 @@ class InferHandler:
         body = Body(request, service.limits, service.bodies)
         try:
             session = service.executor.sessions.get((model.model_digest,)) or await service.executor.open_whole(model)
-            decoded = await decode_call(body, session.inputs, service.regions)
+            decoded = decode_known(body, session.inputs) or await decode_call(body, session.inputs, service.regions)
             decoded_s = perf_counter()
             names = wanted_outputs(decoded.call, session)
-            computed = await service.executor.compute(session, decoded.feeds, names)
+            computed = await service.executor.compute(
+                session, decoded.feeds, names, n_checked_bytes=decoded.n_checked_bytes
+            )
             computed_s = perf_counter()
             reply = await _encode(service, loaded, decoded, names, computed)
             response = await _response(request, reply)
