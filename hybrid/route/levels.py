@@ -29,24 +29,26 @@ def wanted_levels(codecs: Iterable[str]) -> int:
 def run_head(
     head: Head, feeds: Mapping[str, np.ndarray], codec: str, wanted: Iterable[str]
 ) -> tuple[Crossed, dict[str, np.ndarray]]:
-    """What crosses, as levels where head and codec agree on their number, and the outputs that the head answers with.
+    """What crosses, as levels where head and codec agree on their number, and the floats that were asked for.
 
     Args:
         head: an open head.
         feeds: the model's inputs by name.
         codec: how the crossing is to be encoded.
-        wanted: outputs of the whole model that the caller wants.
+        wanted: outputs of the whole model that the caller wants; crossing tensors too, if the device is to go on from
+            them.
     """
     names = head.levels if head.n_levels and head.n_levels == n_levels_of(codec) else ()
-    as_levels = {one.tensor for one in names} - set(wanted)
-    asked = [name for name in head.computed if name not in as_levels]
-    asked += [name for one in names if one.tensor in as_levels for name in (one.levels, one.scales, one.zeros)]
-    arrays = dict(zip(asked, head.run(asked, {name: feeds[name] for name in head.inputs}, None), strict=True))
-    crossing: dict[str, np.ndarray | Levels] = {
-        name: arrays[name] if name in arrays else feeds[name] for name in head.crossing if name not in as_levels
-    }
-    crossing |= {one.tensor: _levels(arrays, one) for one in names if one.tensor in as_levels}
-    return crossing, {name: arrays[name] for name in head.computed if name not in as_levels}
+    needless = {one.tensor for one in names}.difference(wanted)
+    asked = [name for name in head.computed if name not in needless]
+    parts = [part for one in names for part in (one.levels, one.scales, one.zeros)]
+    found = head.run([*asked, *parts], {name: feeds[name] for name in head.inputs}, None)
+    arrays = dict(zip((*asked, *parts), found, strict=True))
+    quantized = {one.tensor: _levels(arrays, one) for one in names}
+    crossing: dict[str, np.ndarray | Levels] = {}
+    for name in head.crossing:
+        crossing[name] = quantized[name] if name in quantized else arrays[name] if name in arrays else feeds[name]
+    return crossing, {name: arrays[name] for name in asked}
 
 
 def as_levels(head: Head | None, arrays: Mapping[str, np.ndarray], codec: str) -> Crossed:

@@ -79,6 +79,14 @@ def test_the_message_is_the_same_whoever_quantizes(codec: str, tmp_path: Path) -
         assert Tensor.of_levels(name, levels, codec) == Tensor.of(name, plain[name], codec)
 
 
+def test_the_device_may_ask_for_the_floats_too(tmp_path: Path) -> None:
+    head, feeds, plain = open_head(tmp_path, 256)
+    crossing, kept = run_head(head, feeds, "q8z", wanted=head.crossing)
+    for name in head.crossing:
+        assert not isinstance(crossing[name], np.ndarray)
+        np.testing.assert_array_equal(kept[name], plain[name])
+
+
 @pytest.mark.parametrize("codec", ["none", "lossless", "fp16", "q4"])
 def test_another_codec_takes_the_floats_of_the_same_head(codec: str, tmp_path: Path) -> None:
     head, feeds, plain = open_head(tmp_path, 256)
