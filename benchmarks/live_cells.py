@@ -236,8 +236,9 @@ def record_of(kept: dict[str, Any], parts: dict[str, ModelParts], n_requests: in
         name="live_cells",
         claim="What the simulation says is what happens live",
         method=f"{n_requests} paced requests of each policy in the lab: a real gateway process, a real session, real "
-        "packets under BBR; the device is paced. Medians, beside the same cell on the virtual clock, fed with parts that "
-        "were measured before; `host` is how much slower this machine computed just then, by which the parts are scaled.",
+        "packets under BBR; the device is paced. Medians, beside the same cell on the virtual clock, fed with parts "
+        "that were measured before; `host` is how much slower this machine computed just then: the parts are scaled "
+        "by it.",
         seed=0,
         columns=(
             "model",

@@ -44,18 +44,19 @@ def stream(spec: dict[str, Any], policy: dict[str, Any], inputs: list[dict[str, 
         objective=policy.get("objective", "latency"),
         placement=policy["placement"],
         codec=policy.get("codec", "auto"),
-        fallback=policy["placement"] in ("auto", "local"),
         max_accuracy_drop=1.0,
     )
     with hybrid.InferenceSession(spec["model"], settings, ["CPUExecutionProvider"], options=options) as session:
-        session.run(None, inputs[0])
+        wanted = policy["placement"].partition(":")[0]
         until_s = time.monotonic() + PREPARED_WITHIN_S
-        while policy["placement"] == "auto" and time.monotonic() < until_s:
-            usable = [one for one in session.explain() if one.placement != "local" and one.predicted_s is not None]
-            if usable:
-                break
-            time.sleep(0.1)
+        while time.monotonic() < until_s:
             session.run(None, inputs[0])
+            report = session.report
+            if wanted in ("local", report.placement if report is not None else ""):
+                break
+            if wanted == "auto" and any(one.predicted_s for one in session.explain() if one.placement != "local"):
+                break
+            time.sleep(0.2)
         for number in range(spec["n_warm"]):
             session.run(None, inputs[number % len(inputs)])
         rows = []

@@ -45,13 +45,25 @@ class Kept:
         cell = self._cells.get(name)
         return cell if cell is not None and cell.fingerprint == fingerprint else None
 
+    def all(self, matrix: Matrix) -> list[CellFigures]:
+        """Every kept cell of this matrix, in its order."""
+        found = (
+            self._cells.get(f"{model} / {device} / {link} / {trace}")
+            for model in matrix.models
+            for device in matrix.devices
+            for link in matrix.links
+            for trace in matrix.traces
+        )
+        return [cell for cell in found if cell is not None]
+
     def put(self, cell: CellFigures) -> None:
         """Keeps a cell."""
         self._cells[cell.name] = cell
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(cell) + b"\n")
+                # A newline first: the run before may have been killed in the middle of a line.
+                file.write(b"\n" + msgspec.json.encode(cell) + b"\n")
 
 
 def contest(
@@ -80,7 +92,8 @@ def contest(
             runs = carry_out(
                 _with_peers(cell, policies), matrix.objectives, foresight=_takes_part("foresight", policies)
             )
-            front = front_of(cell, matrix.front_s_per_j) if cell.trace in FRONT_TRACES else []
+            is_drawn = cell.trace in FRONT_TRACES and cell.device == matrix.devices[0]
+            front = front_of(cell, matrix.front_s_per_j) if is_drawn else []
             figures = figures_of(runs, mark, front)
             kept.put(figures)
         found.append(figures)
@@ -119,7 +132,7 @@ def front_of(cell: Cell, prices: Iterable[float]) -> list[tuple[float, float, fl
 
 def fingerprint(matrix: Matrix, parts: Iterable[ModelParts], policies: Collection[str] | None = None) -> str:
     """Changes with the matrix's settings, the parts, and every line of code that a result rests on."""
-    settings = msgspec.structs.replace(matrix, models=(), devices=(), links=(), traces=())
+    settings = msgspec.structs.replace(matrix, models=(), devices=matrix.devices[:1], links=(), traces=())
     digest = hashlib.sha256(msgspec.json.encode((settings, sorted(policies) if policies is not None else None)))
     for one in sorted(parts, key=lambda one: one.name):
         digest.update(msgspec.json.encode(one))
