@@ -25,7 +25,6 @@ LEAST_OPSET: Final = 8
 ROUNDER: Final = 1.5 * 2.0**23
 """Added and taken away again it rounds a small float32 to even, as Round would, which is younger than many models."""
 
-
 _OPSET_OF_AXIS: Final = 13
 _AXES_OF_SUMS: Final = 13
 _AXES_OF_EXTREMES: Final = 18
@@ -48,7 +47,6 @@ def quantizing(model: onnx.ModelProto, tensors: Sequence[TensorSpec], n_levels: 
     _require(model, found)
     piece = _copied(model)
     graph = piece.graph
-    graph.initializer.extend(_constants(n_levels))
     answered = {value.name for value in graph.output}
     for spec, names in found:
         made_here = _quantize(names, len(spec.shape), _opset(model))
@@ -57,6 +55,8 @@ def quantizing(model: onnx.ModelProto, tensors: Sequence[TensorSpec], n_levels: 
         graph.output.extend(_values(spec, names))
         if spec.name not in answered:
             graph.output.append(helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, list(spec.shape)))
+    read = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(one for one in _constants(n_levels) if one.name in read)  # engines warn of the others
     return piece
 
 
