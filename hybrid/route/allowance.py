@@ -4,7 +4,7 @@ from time import monotonic
 
 from hybrid.route.uplink import UplinkBudget
 from hybrid.schedule.options import Options
-from hybrid.schedule.planner import Constraints
+from hybrid.schedule.prospect import Constraints
 
 LOSSLESS = ("none", "lossless", "lossless-webp")
 """Codecs that give every bit back."""

@@ -9,10 +9,9 @@ from hybrid.graph.shape_key import ShapeKey
 from hybrid.route.feeds import Shapes
 from hybrid.route.holding import Holding
 from hybrid.route.way import Crossing, Way
-from hybrid.schedule import planner
 from hybrid.schedule.beliefs import Decision
+from hybrid.schedule.explaining import Beliefs, GatewayView, explained
 from hybrid.schedule.options import Options
-from hybrid.schedule.planner import Beliefs, GatewayView, explained
 from hybrid.schedule.prices import Prices
 from hybrid.schedule.prospect import Candidate, Constraints, Key, Prospect, refusal
 from hybrid.schedule.scheduler import Scheduler
@@ -200,16 +199,13 @@ class Route:
             chosen, total_s = local, self.local_s
             if best is not None:
                 chosen, total_s = table.prospects[best.index], best.predicted_s
-            shown = planner.Decision(chosen=chosen, predicted_s=total_s, costs=(total_s,))
-            rows = explained(prospects, shown, beliefs)
+            rows = explained(prospects, chosen, total_s, beliefs)
             if not self._ways:
                 rows[0] = replace(rows[0], reason=f"nothing else is usable yet: {self.why_none}")
             return rows
         way, decision, why = self.forced(options, constraints, now_s)
         chosen = way.prospect if way is not None else local
-        rows = explained(
-            prospects, planner.Decision(chosen=chosen, predicted_s=decision.predicted_s, costs=()), beliefs
-        )
+        rows = explained(prospects, chosen, decision.predicted_s, beliefs, is_forced=True)
         if way is None:
             rows[0] = replace(rows[0], reason=f"{options.placement} was asked for, but: {why}")
         return rows

@@ -6,7 +6,7 @@ from compression.level_names import LevelNames
 from hybrid.partition.cut import Cut
 from hybrid.route.engine import EngineRun
 from hybrid.route.holding import Holding
-from hybrid.schedule.planner import Prospect
+from hybrid.schedule.prospect import Prospect
 
 MOST_REFUSALS = 3
 """A crossing that the gateway refused so often for its own sake is not tried again."""

@@ -67,6 +67,7 @@ class Candidate:
         accuracy_drop: calibrated loss as a ratio, None if unknown.
         chosen: whether the planner takes it now.
         reason: why it is chosen, or why not.
+        variant: id of a local variant of the artifact, empty for the model itself.
     """
 
     placement: PlacementKind
@@ -78,6 +79,7 @@ class Candidate:
     accuracy_drop: float | None
     chosen: bool
     reason: str
+    variant: str = ""
 
 
 def local_only(reason: str) -> Candidate:

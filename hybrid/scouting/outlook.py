@@ -6,7 +6,7 @@ from time import monotonic
 from hybrid.route.allowance import LOSSLESS
 from hybrid.route.route import Route
 from hybrid.route.way import Crossing, Way
-from hybrid.schedule.planner import predicted_s
+from hybrid.schedule.explaining import predicted_s
 from hybrid.schedule.prospect import Constraints, Prospect
 
 UNKNOWN_S = float("inf")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hybrid.schedule.planner import Prospect
+from hybrid.schedule.prospect import Prospect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
