@@ -30,7 +30,6 @@ from tests import zoo
 MODELS = ("efficientnet", "ppocr_det", "ppocr_rec", "ppocr_cls")
 N_ROUNDS = 31
 LEAST_BYTES = 4096
-WORST_RATIO = 1.05
 
 
 def quartiles_ms(calls: list[Callable[[], object]], n_rounds: int) -> list[float]:
@@ -117,6 +116,35 @@ def rows_of(name: str, cache: Path, *, n_rounds: int, n_cuts: int | None) -> lis
     ]
 
 
+def median_by_model(rows: list[Row], column: int) -> list[float]:
+    """Median of a column over each model's rows: one disturbed row of a busy machine says nothing."""
+    models = dict.fromkeys(row[0] for row in rows)
+    return [statistics.median(float(row[column]) for row in rows if row[0] == model) for model in models]
+
+
+def record_of(rows: list[Row]) -> Record:
+    """The table and what is promised of it."""
+    heads, tails = median_by_model(rows, 6), median_by_model(rows, 9)
+    return Record(
+        name="codecs_in_graph",
+        claim="The engine quantizes at the head's end sooner than numpy does behind it",
+        method=f"Pareto cuts of over {LEAST_BYTES} bytes, one thread; {N_ROUNDS} rounds of both ways in turn,"
+        " lower quartiles. Head: alone, with the codec in numpy, with levels from the engine and their packing."
+        " Tail: decoding in numpy and the tail, and a tail that begins with DequantizeLinear (not offered: it"
+        " would hold the tail's weights a second time).",
+        seed=0,
+        columns=(
+            "model", "crosses", "codec", "head (ms)", "+ numpy (ms)", "+ engine (ms)", "ratio",
+            "numpy + tail (ms)", "engine's tail (ms)", "ratio",
+        ),
+        rows=rows,
+        bars=[
+            Bar(name="heads: ratio of the worst model (median of its rows)", measured=max(heads), limit=1.0),
+            Bar(name="tails: the same, for the record", measured=max(tails), limit=1.0),
+        ],
+    )  # fmt: skip
+
+
 def main() -> int:
     """Measures all models and publishes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -128,28 +156,7 @@ def main() -> int:
             print(*rows_of("ppocr_cls", cache, n_rounds=3, n_cuts=1), sep="\n")
             return 0
         rows = [row for name in MODELS for row in rows_of(name, cache, n_rounds=N_ROUNDS, n_cuts=None)]
-    heads, tails = ([float(row[at]) for row in rows] for at in (6, 9))
-    return publish(
-        Record(
-            name="codecs_in_graph",
-            claim="The engine quantizes at the head's end sooner than numpy does behind it",
-            method=f"Pareto cuts of over {LEAST_BYTES} bytes, one thread; {N_ROUNDS} rounds of both ways in turn,"
-            " lower quartiles. Head: alone, with the codec in numpy, with levels from the engine and their packing."
-            " Tail: decoding in numpy and the tail, and a tail that begins with DequantizeLinear (not offered: it"
-            " would hold the tail's weights a second time).",
-            seed=0,
-            columns=(
-                "model", "crosses", "codec", "head (ms)", "+ numpy (ms)", "+ engine (ms)", "ratio",
-                "numpy + tail (ms)", "engine's tail (ms)", "ratio",
-            ),
-            rows=rows,
-            bars=[
-                Bar(name="heads: median ratio, engine over numpy", measured=statistics.median(heads), limit=1.0),
-                Bar(name="heads: worst ratio", measured=max(heads), limit=WORST_RATIO),
-                Bar(name="tails: median ratio (for the record)", measured=statistics.median(tails), limit=WORST_RATIO),
-            ],
-        )
-    )  # fmt: skip
+    return publish(record_of(rows))
 
 
 if __name__ == "__main__":
