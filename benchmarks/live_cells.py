@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.matrix_parts import MODELS  # noqa: E402
 from benchmarks.report import Bar, Record, publish  # noqa: E402
+from devices import pace  # noqa: E402
 from devices.catalog import load  # noqa: E402
 from devices.trace import Trace  # noqa: E402
 from hybrid.bench.matrix import cell, read, work_of  # noqa: E402
@@ -107,10 +108,8 @@ def live(one: LiveCell, model: ModelParts, n_requests: int, kind: str) -> list[d
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         samples, _ = MODELS[one.model][2]()
-        np.savez(
-            folder / "inputs.npz",
-            **{f"{name}@{at}": array for at in range(N_INPUTS) for name, array in samples[at].items()},
-        )
+        arrays: dict[str, Any] = {f"{name}@{at}": a for at in range(N_INPUTS) for name, a in samples[at].items()}
+        np.savez(folder / "inputs.npz", **arrays)
         file = zoo.path(MODELS[one.model][0])
         spec = {
             "model": str(file),
@@ -125,11 +124,10 @@ def live(one: LiveCell, model: ModelParts, n_requests: int, kind: str) -> list[d
             ] + [{"name": "hybrid", "placement": "auto", "codec": one.hybrid_codec}],
         }  # fmt: skip
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        command = [
-            str(HYBRID), "lab", "run", "--device", one.device, "--slowdown", "pacing", "--link", one.link,
-            "--kind", kind, "--congestion-control", "bbr", "--model", str(file), "--",
-            sys.executable, str(ROOT / "benchmarks" / "live_device.py"), str(folder / "spec.json"),
-        ]  # fmt: skip
+        lab = ["lab", "run", "--link", one.link, "--kind", kind, "--congestion-control", "bbr", "--model", str(file)]
+        paced = ["env", f"{pace.VARIABLE}={factor_of(one)}", sys.executable]
+        program = [str(ROOT / "benchmarks" / "live_device.py"), str(folder / "spec.json")]
+        command = [str(HYBRID), *lab, "--", *paced, *program]
         done = subprocess.run(command, cwd=ROOT, timeout=400, check=False)
         if not (folder / "out.json").is_file():
             raise SystemExit(f"{one.name}: the lab ended with {done.returncode} and no rows")
@@ -148,6 +146,11 @@ def placement(way: tuple[str, int, str], model: ModelParts) -> str:
 # -- simulated
 
 
+def factor_of(one: LiveCell) -> float:
+    """How many times slower than this machine the device's engine is."""
+    return round(load.device(one.device).factor_on(read().host_slowdown_ratio), 1)
+
+
 def scene_of(one: LiveCell, model: ModelParts, host_ratio: float = 1.0) -> Scene:
     """The cell's steady scene, as the lab emulates it: pacing slows the engine, not the encoding beside it.
 
@@ -156,7 +159,7 @@ def scene_of(one: LiveCell, model: ModelParts, host_ratio: float = 1.0) -> Scene
     device, link = load.device(one.device), load.link_class(one.link)
     scene = cell(read(), model, [model], device, link, trace_kind="steady").scene
     matrix = read()
-    work = work_of(model, device.slowdown_ratio * host_ratio, encode_factor=host_ratio)
+    work = work_of(model, factor_of(one) * host_ratio, encode_factor=host_ratio)
     machine = replace(scene.device, attempt_s=matrix.attempt_s * host_ratio)
     gateway = replace(scene.gateway, load=Steps.steady(host_ratio))
     scene = replace(
@@ -203,7 +206,8 @@ def chosen(work: Work, kept: list[int]) -> Work:
 
 
 def record_of(kept: dict[str, Any], parts: dict[str, ModelParts], n_requests: int) -> Record:
-    rows, bars = [], []
+    rows: list[tuple[str | float, ...]] = []
+    bars: list[Bar] = []
     for one in CELLS:
         for stream in kept.get(one.name, ()):
             latencies = [row["latency_s"] for row in stream["rows"]]

@@ -68,6 +68,7 @@ def stream(spec: dict[str, Any], policy: dict[str, Any], inputs: list[dict[str, 
             session.run(None, inputs[number % len(inputs)])
             seconds = time.perf_counter() - before_s
             report = session.report
+            assert report is not None
             rows.append(
                 {
                     "start_s": before_s - started_s,

@@ -8,6 +8,7 @@ text, files, and words.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -140,7 +141,7 @@ def main() -> int:
             effort,
             cache=cache_dir() / "graphs",
             known=known,
-            step=lambda stage, name=name: print(f"{name}: {stage}", flush=True),
+            step=partial(print, f"{name}:", flush=True),
         )
         path = write(parts, FOLDER)
         print(f"{name}: {1e3 * parts.whole_s:.1f} ms whole, {len(parts.cuts) - 1} interior cuts -> {path}")

@@ -45,6 +45,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     objectives: tuple[Objective, ...] = get_args(Objective)
     local_s: tuple[float, float] = (0.0, 1e9)
     max_accuracy_drop: float = 0.01
+    host_slowdown_ratio: float = 1.0
     seed: int = 0
     duration_s: float = 300.0
     quick_duration_s: float = 60.0
@@ -107,7 +108,7 @@ def cells_of(matrix: Matrix, parts: Sequence[ModelParts]) -> list[Place]:
         Place(matrix=matrix, model=by_name[name], others=parts, device=device, link=load.link_class(link), trace=trace)
         for name in matrix.models
         for device in map(load.device, matrix.devices)
-        if least_s <= by_name[name].whole_s * device.slowdown_ratio <= most_s
+        if least_s <= by_name[name].whole_s * device.factor_on(matrix.host_slowdown_ratio) <= most_s
         for link in matrix.links
         for trace in matrix.traces
     ]
@@ -123,12 +124,12 @@ def cell(
     trace_kind: str,
 ) -> Cell:
     """One cell; the seed of its chance is its own, so that leaving out others changes nothing in it."""
-    factor = device.slowdown_ratio  # the machine that measures is of the catalog's reference
+    factor = device.factor_on(matrix.host_slowdown_ratio)
     seed = crc32(f"{matrix.seed} {model.name} {device.name} {link.name} {trace_kind}".encode())
     is_steady = trace_kind == "steady"
     # One link for all models and devices: the same seconds are good and bad for everyone.
     trace = Trace.steady(link) if is_steady else draw(link, 600.0, seed=crc32(f"{matrix.seed} {link.name}".encode()))
-    work = work_of(model, factor)
+    work = work_of(model, factor, encode_factor=device.slowdown_ratio)
     period_s = max(matrix.least_period_s, matrix.period_ratio * work.local_s)
     scene = Scene(
         work=work,
@@ -140,7 +141,7 @@ def cell(
         device=DeviceModel(
             slowdown=Steps.steady(1.0) if is_steady else _throttle(matrix),
             noise_ratio=matrix.noise_ratio,
-            attempt_s=matrix.attempt_s * factor,
+            attempt_s=matrix.attempt_s * device.slowdown_ratio,
         ),
         gateway=GatewayModel(
             noise_ratio=matrix.noise_ratio,

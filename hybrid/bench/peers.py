@@ -58,11 +58,11 @@ def neurosurgeon(parts: ModelParts, others: Sequence[ModelParts], scene: Scene, 
     trace = scene.link.trace
     sent_s = RateCurve(trace.time_s, trace.up_bps, trace.duration_s).done_s(0.0, 8.0 * PROBE_BYTES)
     up_bps = 8.0 * PROBE_BYTES / (sent_s + float(trace.rtt_s[0]))
-    best, best_s = 0, float(seconds.sum()) * factor
+    best, best_s = 0, float(seconds.sum() * factor)
     for at, inside, raw_bytes in _chain(parts, scene):
-        total_s = seconds[inside].sum() * factor + seconds[~inside].sum() + 8.0 * raw_bytes / up_bps
+        total_s = float(seconds[inside].sum() * factor + seconds[~inside].sum()) + 8.0 * raw_bytes / up_bps
         if total_s < best_s:
-            best, best_s = at, float(total_s)
+            best, best_s = at, total_s
     return Static(best, "neurosurgeon")
 
 
@@ -87,7 +87,7 @@ def dads(parts: ModelParts, scene: Scene, factor: float, up_bps: float) -> Stati
             return Static(at, "dads")
         own = np.array(seconds)
         costs[at] = float(factor * own[inside].sum() + own[~inside].sum() + 8.0 * raw_bytes / up_bps)
-    return Static(min(costs, key=lambda at: costs[at]), "dads")
+    return Static(min(costs, key=costs.__getitem__), "dads")
 
 
 class Cascade(Deaf):
@@ -126,7 +126,7 @@ class Regression:
     def seconds(self, layer: Layer) -> float:
         """Predicted seconds, never below 0."""
         line = self.lines.get(layer.op, self.lines[""])
-        return float(max(0.0, line @ (1.0, layer.work, layer.n_bytes)))
+        return max(0.0, float(line @ np.array((1.0, layer.work, layer.n_bytes))))
 
 
 def _line(layers: Sequence[Layer]) -> np.ndarray:

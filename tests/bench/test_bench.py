@@ -46,7 +46,7 @@ def test_the_matrix_is_at_least_what_was_promised(parts):
     assert {one.name for one in parts} >= set(matrix.models)
     assert len({place.trace for place in cells_of(matrix, parts)}) == 2
     for place in cells_of(matrix, parts):
-        assert 0.02 <= place.model.whole_s * place.device.slowdown_ratio <= 2.0
+        assert 0.02 <= place.build().scene.work.local_s <= 2.0
 
 
 def test_parts_are_kept_and_foreign_files_refused(parts, tmp_path):
