@@ -125,6 +125,7 @@ class Lab:
         seed: int = 0,
         slowdown: SlowdownKind = "auto",
         factor: float | None = None,
+        n_cores: int | None = None,
     ) -> None:
         """Builds the lab.
 
@@ -137,6 +138,7 @@ class Lab:
             slowdown: of the device: the kernel's quota, pacing, the first that is allowed, or none.
             factor: how many times slower than this machine the device is; None for as many as its description and a
                 short benchmark of this machine say. Give it where runs are to be compared.
+            n_cores: of the device; None for as many as it has and this machine can hold, one where no device is named.
 
         Raises:
             EmulationUnavailable: what was asked for is not allowed here.
@@ -144,7 +146,7 @@ class Lab:
         """
         shape, self.link_name = link_of(link)
         with contextlib.ExitStack() as cleanup:
-            machine, self.machine = emulated(device_of(device), slowdown, factor)
+            machine, self.machine = emulated(device_of(device), slowdown, factor, n_cores)
             if machine is not None:
                 cleanup.callback(machine.close)
             self.link: Link = open_link(shape, kind=kind, congestion_control=congestion_control, seed=seed)

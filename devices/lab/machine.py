@@ -1,11 +1,19 @@
 """The device's half of a lab: a machine of the catalog, emulated by a slowdown of its programs."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from devices.device import Device
+from devices.errors import EmulationUnavailable
+
+if TYPE_CHECKING:
+    from devices.cpu_quota import CpuQuota
+    from devices.slow_cores import SlowCores
+    from devices.slowdown import Pacing
 
 SlowdownKind = Literal["auto", "quota", "pacing", "none"]
 
@@ -36,11 +44,13 @@ class Emulated:
         name: of the catalog, or what was given in its place.
         factor: how many times slower than this machine a core is; 1 for this machine itself.
         kind: what slows it down: `cgroup v1`, `cgroup v2`, `pacing` or `nothing`.
+        n_cores: how many cores it has; None for those of this machine.
     """
 
     name: str
     factor: float
     kind: str
+    n_cores: int | None
 
 
 def device_of(device: Device | str | None) -> Device | None:
@@ -57,7 +67,7 @@ def device_of(device: Device | str | None) -> Device | None:
 
 
 def emulated(
-    device: Device | None, kind: SlowdownKind, factor: float | None = None
+    device: Device | None, kind: SlowdownKind, factor: float | None = None, n_cores: int | None = None
 ) -> tuple[Slowdown | None, Emulated]:
     """The slowdown that makes this machine that one; None where there is nothing to slow down.
 
@@ -65,23 +75,45 @@ def emulated(
         device: which machine; None for this one.
         kind: of the slowdown, or `auto` for the best that is allowed.
         factor: how many times slower than this machine; None for as many as the device is, by a short benchmark.
+        n_cores: of the device; None for as many as it has and this machine can hold, one where no device is named.
 
     Raises:
         EmulationUnavailable: a quota was asked for and is not allowed here.
-        EmulationError: a factor below 1.
+        EmulationError: a factor below 1, or more cores than this machine can hold.
     """
     name = device.name if device is not None else "this machine"
     if kind == "none" or (device is None and factor is None):
-        return None, Emulated(name=name, factor=1.0, kind="nothing")
+        return None, Emulated(name=name, factor=1.0, kind="nothing", n_cores=None)
     if factor is None:
         assert device is not None, "one of them was given"
         factor = max(1.0, device.factor_on(host_slowdown_ratio()))
     if factor == 1.0:
-        return None, Emulated(name=name, factor=1.0, kind="nothing")
+        return None, Emulated(name=name, factor=1.0, kind="nothing", n_cores=None)
+    wanted = n_cores or (min(device.n_cores, _held(factor)) if device is not None else 1)
+    slowdown = _slowed(factor, wanted, kind, is_exact=n_cores is not None)
+    return slowdown, Emulated(name=name, factor=factor, kind=slowdown.kind, n_cores=getattr(slowdown, "n_cores", 1))
+
+
+def _held(factor: float) -> int:
+    """How many cores of that factor this machine can hold beside the gateway's work."""
+    from devices.slow_cores import FULLEST_RATIO
+
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return max(1, math.floor(FULLEST_RATIO * factor) * max(1, n_processors - 1))
+
+
+def _slowed(factor: float, n_cores: int, kind: SlowdownKind, *, is_exact: bool) -> "CpuQuota | SlowCores | Pacing":
+    """A slowdown of so many cores, or of one where that is all that is allowed and nobody insists."""
     from devices.slowdown import slow_down
 
-    slowdown = slow_down(factor, kind=kind)
-    return slowdown, Emulated(name=name, factor=factor, kind=slowdown.kind)
+    assert kind != "none", "that was answered above"
+    if n_cores > 1 and kind != "pacing":
+        try:
+            return slow_down(factor, n_cores=n_cores, kind="quota")
+        except EmulationUnavailable:
+            if is_exact:
+                raise
+    return slow_down(factor, kind=kind)
 
 
 @cache

@@ -78,6 +78,9 @@ def run(
         float | None,
         typer.Option("--factor", help="How many times slower than this machine; else by a short benchmark.", min=1.0),
     ] = None,
+    cores: Annotated[
+        int | None, typer.Option("--cores", help="Of the device; else as many as it has and fit here.", min=1)
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout at the end; COMMAND's stdout goes to stderr.")
     ] = False,
@@ -100,6 +103,7 @@ def run(
             congestion_control=congestion_control,
             slowdown=slowdown,
             factor=factor,
+            n_cores=cores,
         ),
         to_stderr=json,
     )

@@ -42,6 +42,7 @@ class Wanted:
     congestion_control: str | None = None
     slowdown: SlowdownKind = "auto"
     factor: float | None = None
+    n_cores: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,7 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
             seed=wanted.seed,
             slowdown=wanted.slowdown,
             factor=wanted.factor,
+            n_cores=wanted.n_cores,
         ) as lab,
     ):
         note(_device_line(lab.machine))
@@ -192,10 +194,11 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _device_line(machine: Emulated) -> str:
     if machine.kind == "nothing":
         return f"device   {machine.name}, not slowed down"
-    paced = "our sessions pace themselves, other programs are not slowed"
-    means = paced if machine.kind == "pacing" else f"by a CPU quota ({machine.kind})"
-    slower = f"{machine.factor:.1f} times slower than this machine, one core"
-    return f"device   {machine.name}: {slower}; {means}"
+    slower = f"{machine.name}: {machine.factor:.1f} times slower than this machine"
+    if machine.kind == "pacing":
+        return f"device   {slower}; our sessions pace themselves, other programs are not slowed"
+    plural = "" if machine.n_cores == 1 else "s"
+    return f"device   {slower}, {machine.n_cores} core{plural}; by a CPU quota ({machine.kind})"
 
 
 def _link_line(lab: Lab, shape: Shape, name: str, trace: str | None) -> str:

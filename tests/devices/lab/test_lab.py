@@ -78,7 +78,7 @@ def test_programs_run_on_their_machine_and_end_with_the_lab(
 ) -> None:
     monkeypatch.setattr(lab_module, "_POLITE_S", 0.5)
     lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, device="rpi-4b", slowdown="pacing", factor=7.5, seed=1)
-    assert lab.machine == Emulated(name="rpi-4b", factor=7.5, kind="pacing")
+    assert lab.machine == Emulated(name="rpi-4b", factor=7.5, kind="pacing", n_cores=1)
     show = [sys.executable, "-c", "import os, sys; print(os.environ.get('HYBRID_PACE'), sys.argv[1:])", "--", "a b"]
     on_device = lab.device.run(show, capture_output=True, text=True, check=True, timeout_s=30)
     assert on_device.stdout == "7.5 ['--', 'a b']\n"
@@ -110,7 +110,7 @@ def test_a_program_that_is_not_there_is_told_as_a_shell_would(lab_of: Callable[.
 def test_a_machine_that_is_not_slower_is_this_one() -> None:
     fast = replace(device("rpi-5"), slowdown_ratio=0.001)
     with Lab(kind="proxy", device=fast) as lab:
-        assert lab.machine == Emulated(name="rpi-5", factor=1.0, kind="nothing")
+        assert lab.machine == Emulated(name="rpi-5", factor=1.0, kind="nothing", n_cores=None)
         assert lab.device.environment == {}
     with Lab(kind="proxy", device=replace(fast, slowdown_ratio=1000.0), slowdown="pacing") as lab:
         assert 100 < lab.machine.factor < 10_000, "by a benchmark of this machine"
@@ -128,6 +128,15 @@ def test_a_program_on_the_device_is_slowed_by_the_kernel(lab_of: Callable[..., L
     )
     ratio = float(lab.device.run([sys.executable, "-S", "-c", spin], capture_output=True, text=True).stdout)
     assert ratio > lab.machine.factor / 2
+
+
+@pytest.mark.root
+def test_a_device_has_as_many_cores_as_fit(lab_of: Callable[..., Lab]) -> None:
+    lab = lab_of(kind="tun", device="rpi-4b", slowdown="quota", factor=10)
+    if lab.machine.kind == "cgroup v1":
+        assert lab.machine.n_cores == 4
+    with pytest.raises(EmulationError, match="cores"):
+        lab_of(kind="tun", slowdown="quota", factor=1.5, n_cores=64)
 
 
 @pytest.mark.root
