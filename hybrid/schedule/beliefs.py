@@ -72,6 +72,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         current_since_s: when it was taken.
         regret_s: cost that keeping it has added up to so far.
         saved: cost that has been saved up for learning (see `Decision.is_trial`).
+        n_trials: trials since the plan in use was taken up.
+        gap_s: mean seconds between requests.
         is_changed: whether something jumped since the last decision (a change point, a breaker, other prospects): the
             plan may be left at once.
     """
@@ -92,6 +94,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     current_since_s: float = 0.0
     regret_s: float = 0.0
     saved: float = 0.0
+    n_trials: int = 0
+    gap_s: float = 0.0
     is_changed: bool = False
 
 

@@ -32,6 +32,11 @@ SURE_GAIN_RATIO: Final = 0.35
 TRIAL_PAUSE_S: Final = 1.0
 """A gateway that was heard of so lately needs no trial."""
 
+HOPELESS_PAUSE_S: Final = 10.0
+HOPELESS_REQUESTS: Final = 25
+"""Trials of a way that would hardly win come at pauses that double, up to this: so seldom that the slowest twentieth of
+the requests does not feel them."""
+
 REGRET_DECAY: Final = 0.5
 
 
@@ -81,7 +86,11 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
     left_s = inf if inputs.deadline_left_s is None else inputs.deadline_left_s
     if extra > inputs.saved or other.latest_s > left_s:
         return decision
-    if weighing.silent_s(other.index) < TRIAL_PAUSE_S:
+    pause_s = TRIAL_PAUSE_S
+    if not weighing.chance(other.index, kept.cost):
+        most_s = max(HOPELESS_PAUSE_S, HOPELESS_REQUESTS * inputs.gap_s)
+        pause_s = min(most_s, TRIAL_PAUSE_S * 2.0 ** min(inputs.n_trials, 10))
+    if weighing.silent_s(other.index) < pause_s:
         return decision
     return msgspec.structs.replace(
         _decision(other, other, inputs, decision.regret_s),

@@ -90,6 +90,7 @@ def explained(
                 accuracy_drop=prospect.accuracy_drop,
                 chosen=is_chosen,
                 reason=why or _compared(total_s, chosen_s),
+                variant=prospect.variant,
             )
         )
     return rows

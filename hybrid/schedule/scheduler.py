@@ -83,7 +83,7 @@ class Scheduler:
         self._current = -1
         self._current_since_s = 0.0
         self._regret_s = 0.0
-        self._saved = 0.0
+        self._saved, self._n_trials = 0.0, 0
         self._attempt_s, self._n_beside = attempt_s, int(attempt_s > 0)
         self._epochs: tuple[object, ...] = ()
         self._seen: tuple[object, ...] = ()
@@ -153,8 +153,9 @@ class Scheduler:
         decision = decide(inputs, self.table)
         if decision.is_trial:
             self._saved = max(0.0, self._saved - decision.trial_cost)
+            self._n_trials += 1
         elif decision.index != inputs.current:
-            self._current_since_s = now_s
+            self._current_since_s, self._n_trials = now_s, 0
         if decision.cost is not None:
             self._saved = min(self._saved + COST_SHARE * decision.cost, MOST_SAVED * decision.cost)
         if not decision.is_trial:
@@ -219,6 +220,8 @@ class Scheduler:
             current_since_s=self._current_since_s,
             regret_s=self._regret_s,
             saved=self._saved,
+            n_trials=self._n_trials,
+            gap_s=self._gap_s or 0.0,
             is_changed=self._seen != self._epochs,
         )
 

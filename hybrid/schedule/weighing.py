@@ -332,6 +332,13 @@ class Weighing:
         column = int(np.argsort(hopes)[0])  # NaN come last
         return self.remote_plan(column), float(hopes[column])
 
+    def chance(self, index: int, cost: float) -> float:
+        """How likely it is that a remote plan, if nothing hedged it, costs less than this."""
+        column = self.table.column_of[index]
+        paid, lasting_s = float(self._paid[column]), self._time_price * float(self._lasting_s[column])
+        points = self._belief(column).points
+        return sum(paid + lasting_s * point < cost for point in points) / len(points)
+
     def silent_s(self, index: int) -> float:
         """Seconds since a remote plan's gateway was heard of."""
         return self._belief(self.table.column_of[index]).silent_s
