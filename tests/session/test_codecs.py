@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 import hybrid
 from compression import catalog
@@ -143,3 +144,18 @@ def test_pictures_have_one_more_lossless_codec() -> None:
     for fed in ({"x": noise}, {"ids": np.arange(9)}, {"text": np.array([b"a"], object)}, {}):
         assert exact_codecs(fed) == ("none", "lossless")
     assert set(exact_codecs({"x": photo})) <= set(LOSSLESS)
+
+
+@pytest.mark.parametrize(("codec", "least_ratio"), [("lossless-webp", 9), ("webp", 25), ("webp75", 40)])
+def test_pictures_when_forced(gateway: LiveGateway, codec: str, least_ratio: float) -> None:
+    picture = Image.open(zoo.photo("text.png")).convert("RGB").resize((320, 160))
+    pixels = np.asarray(picture, np.float32) / 127.5 - 1
+    feeds = {"x": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])}
+    wanted = list(run_model(zoo.path("ppocr_det"), feeds).values())
+    with forced(gateway, "ppocr_det", "offload", codec) as session:
+        outputs = session.run(None, feeds)
+        assert session.report is not None
+        assert session.report.codec == codec
+        assert session.report.bytes_up < feeds["x"].nbytes / least_ratio
+    limit = 1e-4 if codec in LOSSLESS else 0.03
+    assert np.abs(outputs[0] - wanted[0]).mean() < limit
