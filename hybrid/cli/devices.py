@@ -138,7 +138,7 @@ def _described(one: "Device | LinkClass") -> str:
 
 def _figures(name: str, value: Any) -> list[tuple[str, str]]:
     """A field as lines: what it holds, or what is inside it."""
-    if name in {"title", "sources", "name"} or value is None:
+    if name in {"title", "sources", "name", "recognised_by"} or value is None:
         return []
     if name == "radios":
         return [(f"{name}.{interface}", _inside(radio)) for interface, radio in value]
