@@ -99,7 +99,7 @@ def test_the_seed_is_the_trace():
 @pytest.mark.parametrize("link", CHANGING, ids=lambda link: link.name)
 def test_drawn_traces_have_the_published_statistics(link):
     """Median, quartiles, 5th percentile, shares of the states and lengths of their visits, over long traces."""
-    traces = [draw(link, 40_000, seed=seed) for seed in range(2)]
+    traces = [draw(link, 30_000, seed=seed) for seed in range(2)]
     up, down = (np.concatenate([getattr(trace, way) for trace in traces]) for way in ("up_bps", "down_bps"))
     for drawn, published in ((up, link.up), (down, link.down)):
         assert np.median(drawn) == pytest.approx(published.median_bps, rel=0.08)
@@ -131,8 +131,8 @@ def test_rates_persist_and_directions_go_together(link):
 
 def test_smaller_steps_refine_the_same_link():
     link = load.link_class("lte")
-    trace = draw(link, 20_000, seed=1, step_s=0.25)
-    assert trace.n_points == 80_000
+    trace = draw(link, 10_000, seed=1, step_s=0.25)
+    assert trace.n_points == 40_000
     assert np.median(trace.up_bps) == pytest.approx(link.up_bps, rel=0.1)
     good = trace.up_bps >= WEAK_BELOW_RATIO * link.up_bps
     [published] = [state for state in link.states if state.name == "good"]
