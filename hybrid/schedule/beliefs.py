@@ -66,6 +66,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         deadline_left_s: seconds left for this request, None without a deadline.
         attempt_s: device seconds that a remote attempt takes beside its head and encoding (sending, receiving,
             cancelling): what a run on the device loses to it.
+        n_cores: cores of this device: with more than one the device computes beside the encoding of the same request.
         n_device_runs: runs that compute on this device now, beside which this request would compute.
         n_in_flight: requests of this session that are under way.
         current: index of the plan in use, -1 when there is none.
@@ -88,6 +89,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     gateways: tuple[GatewayBelief, ...] = ()
     deadline_left_s: float | None = None
     attempt_s: float = 0.0
+    n_cores: int = 1
     n_device_runs: int = 0
     n_in_flight: int = 0
     current: int = -1
@@ -105,7 +107,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         index: place of the chosen prospect in the table; 0 is the whole model on this device.
         hedge_s: when the device starts beside the remote answer, in seconds from departure (after head and encoding);
-            0 is a race, None is never (a local plan, or nothing to hedge with).
+            0 is a race (with several cores the device starts as soon as the head is done, beside the encoding), None is
+            never (a local plan, or nothing to hedge with).
         predicted_s: median of the seconds of the answer, hedge included; None where nothing is known of it.
         expected_s: mean of the same.
         latest_s: mean + k * sigma of the same, held against a deadline.

@@ -59,7 +59,9 @@ class Scheduler:
     Args:
         prices: what joules and bytes are worth: `PRICES[objective]`.
         power: watts of this device; a generic one is assumed where none is known.
-        attempt_s: what a remote attempt takes from the device, until that is measured.
+        attempt_s: what a remote attempt takes from a run beside it, until that is measured; next to nothing where
+            another core sends and receives.
+        n_cores: cores that the device may use.
 
     Attributes:
         table: the ways that are offered now; the first one is the whole model on this device.
@@ -68,9 +70,12 @@ class Scheduler:
         errors: how good the predictions were.
     """
 
-    def __init__(self, prices: Prices, *, power: Power = GENERIC_POWER, attempt_s: float = 0.0) -> None:
+    def __init__(
+        self, prices: Prices, *, power: Power = GENERIC_POWER, attempt_s: float = 0.0, n_cores: int = 1
+    ) -> None:
         self.prices = prices
         self.power = power
+        self.n_cores = n_cores
         self.table = Table((Prospect(placement="local", head_s=None),))
         self.local_s: float | None = None
         self.standings: dict[str, Standing] = {}
@@ -214,6 +219,7 @@ class Scheduler:
             gateways=tuple(beliefs),
             deadline_left_s=deadline_left_s,
             attempt_s=max(0.0, self._attempt_s),
+            n_cores=self.n_cores,
             n_device_runs=n_device_runs,
             n_in_flight=n_in_flight,
             current=self._current,

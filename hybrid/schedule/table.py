@@ -23,7 +23,7 @@ class Table:
         urls: the gateways of the remote ones.
         gateway_of: for each remote one, the place of its gateway in `urls`.
         device_s: column of the remote ones: head and encoding, NaN where unknown.
-        bytes_up, bytes_down, tail_s, rest_s: columns of the remote ones, NaN where unknown.
+        encode_s, bytes_up, bytes_down, tail_s, rest_s: columns of the remote ones, NaN where unknown.
         has_own_rest: whether some rest is not that of the best local prospect.
         most_bytes_up, most_bytes_down: the largest of them.
     """
@@ -40,7 +40,8 @@ class Table:
         self.urls = tuple(dict.fromkeys(prospect.gateway for prospect in far))
         self.gateway_of = np.array([self.urls.index(prospect.gateway) for prospect in far], dtype=np.intp)
         self.device_s = _column([prospect.head_s for prospect in far])
-        self.device_s += _column([prospect.encode_s for prospect in far])
+        self.encode_s = _column([prospect.encode_s for prospect in far])
+        self.device_s += self.encode_s
         self.bytes_up = _column([prospect.bytes_up for prospect in far])
         self.bytes_down = _column([prospect.bytes_down for prospect in far])
         self.tail_s = _column([prospect.tail_s for prospect in far])

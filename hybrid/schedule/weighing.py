@@ -135,6 +135,11 @@ class Weighing:
         fixed_s, up, down, speed = rows[0] if len(rows) == 1 else np.array(rows)[table.gateway_of].T
         self._up_s, self._down_s = table.bytes_up * up, table.bytes_down * down
         self._here_s = table.device_s * self._scale
+        # Seconds from the moment that the device could go on until departure: nothing, where it must encode first.
+        self._lead_s: np.ndarray | None = None
+        if inputs.n_cores > 1 and not inputs.prices.is_throughput:
+            self._lead_s = table.encode_s * self._scale
+            self._here_s -= self._lead_s
         self._remote_s = self._up_s + self._down_s + table.tail_s * speed + fixed_s
         if self._column is not None:
             self._remote_s += self._column
@@ -187,6 +192,8 @@ class Weighing:
             self._stages_s = stages
             return stages
         paid = self._here_s * self._here_price
+        if self._lead_s is not None:
+            paid += self._lead_s * (self._here_price - 1)
         if prices.s_per_j > TINY_PRICE_J:
             power = self.inputs.power
             paid += prices.s_per_j * max(0.0, power.transmit_w - power.idle_w) * self._up_s
@@ -203,7 +210,10 @@ class Weighing:
             ratios = np.array(known[0]) * price
         else:
             ratios = np.array(known if len(set(map(len, known))) == 1 else _even(known))[table.gateway_of] * price
-        likely = np.minimum(self._lasting_s[:, None] * ratios, most)
+        likely = self._lasting_s[:, None] * ratios
+        if self._lead_s is not None:
+            likely += self._lead_s[:, None] * price
+        likely = np.minimum(likely, most)
         return np.asarray(self._paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s)
 
     def _offer(self, column: int) -> tuple[float, float | None]:
@@ -218,8 +228,9 @@ class Weighing:
         belief = self._belief(column)
         here_s, lasting_s, rest_s = float(self._here_s[column]), float(self._lasting_s[column]), self._rest(column)
         patience_s = _patience_s(float(self._remote_s[column]))
-        times = [lasting_s * point for point in belief.points]
-        paid = here_s * self._here_price
+        lead_s = 0.0 if self._lead_s is None else float(self._lead_s[column])
+        times = [lead_s + lasting_s * point for point in belief.points]
+        paid = here_s * self._here_price + lead_s * (self._here_price - 1)
         if prices.s_per_byte:
             paid += prices.s_per_byte * float(table.bytes_up[column] + table.bytes_down[column])
         if prices.s_per_j:
@@ -228,7 +239,7 @@ class Weighing:
             paid += prices.s_per_j * (sent_j + (power.receive_w - power.idle_w) * float(self._down_s[column]))
         hedge_s = None
         if isfinite(rest_s):
-            latest_s = self._latest_hedge_s(here_s, rest_s, patience_s)
+            latest_s = self._latest_hedge_s(here_s, rest_s, lead_s + patience_s)
             race = Race(times, rest_s, belief.failure_ratio, self._time_price, self._work_price, latest_s)
             hedge_s, cost = best_hedge(race)
         else:
@@ -250,10 +261,11 @@ class Weighing:
         here_s, remote_s, rest_s = float(self._here_s[column]), float(self._remote_s[column]), self._rest(column)
         failing, n, patience_s = belief.failure_ratio, len(belief.points), _patience_s(remote_s)
         # The plan is compared by what it costs when it is kept, and predicted by what this request will take.
-        times = ends = [remote_s * point for point in belief.points]
+        lead_s = 0.0 if self._lead_s is None else float(self._lead_s[column])
+        times = ends = [lead_s + remote_s * point for point in belief.points]
         mean_s = sum(times) / n
         latest_s = mean_s + K_SIGMA * (sum((time_s - mean_s) ** 2 for time_s in times) / n) ** 0.5
-        work_s, done_s = 0.0, patience_s
+        work_s, done_s = 0.0, lead_s + patience_s
         if hedge_s is not None:
             done_s = hedge_s + rest_s
             ends = [min(time_s, done_s) for time_s in times]
@@ -263,14 +275,14 @@ class Weighing:
         latest_s += here_s * (1 + self._spread)
         energy_j = self.inputs.power.energy_j(
             total_s=here_s + mean_s,
-            compute_s=here_s + work_s,
+            compute_s=here_s + lead_s + work_s,
             transmit_s=float(self._up_s[column]),
             receive_s=float(self._down_s[column]),
         )
         return Plan(
             index=self.table.remote[column],
             cost=cost + self._penalty(latest_s),
-            hedge_s=hedge_s,
+            hedge_s=None if hedge_s is None else max(0.0, hedge_s - lead_s),
             predicted_s=here_s + 0.5 * (ends[(n - 1) // 2] + ends[n // 2]),
             expected_s=here_s + mean_s,
             latest_s=latest_s,
@@ -328,16 +340,18 @@ class Weighing:
         if not len(self.bounds) or self.inputs.prices.is_throughput:
             return None, inf
         moving_s = self._up_s + self._down_s
-        hopes = self._paid + self._time_price * (self._lasting_s - (1 - 1 / HOPE_FACTOR) * moving_s)
+        wait_s = self._lasting_s if self._lead_s is None else self._lead_s + self._lasting_s
+        hopes = self._paid + self._time_price * (wait_s - (1 - 1 / HOPE_FACTOR) * moving_s)
         column = int(np.argsort(hopes)[0])  # NaN come last
         return self.remote_plan(column), float(hopes[column])
 
     def chance(self, index: int, cost: float) -> float:
         """How likely it is that a remote plan, if nothing hedged it, costs less than this."""
         column = self.table.column_of[index]
-        paid, lasting_s = float(self._paid[column]), self._time_price * float(self._lasting_s[column])
-        points = self._belief(column).points
-        return sum(paid + lasting_s * point < cost for point in points) / len(points)
+        lead_s = 0.0 if self._lead_s is None else float(self._lead_s[column])
+        paid = float(self._paid[column]) + self._time_price * lead_s
+        lasting, points = self._time_price * float(self._lasting_s[column]), self._belief(column).points
+        return sum(paid + lasting * point < cost for point in points) / len(points)
 
     def silent_s(self, index: int) -> float:
         """Seconds since a remote plan's gateway was heard of."""

@@ -82,6 +82,8 @@ def drawn_inputs(rng: random.Random, table: Table) -> Inputs:
         device_speed_ratio=rng.uniform(0.5, 3.0),
         device_spread_ratio=rng.uniform(0.0, 0.2),
         n_device_runs=rng.choice([0, 0, 1]),
+        n_cores=rng.choice([1, 4]),
+        attempt_s=rng.choice([0.0, 0.01]),
         n_in_flight=rng.choice([0, 0, 2]),
         deadline_left_s=rng.choice([None, rng.uniform(0.05, 0.6)]),
         constraints=Constraints(raw_input_may_leave=rng.random() < 0.7, max_accuracy_drop=0.01),
@@ -205,6 +207,20 @@ def test_energy_and_bytes_hedge_late_and_throughput_takes_the_slowest_stage() ->
     slow_tail = replace(SPLIT, cut="d" * 16, head_s=0.01, tail_s=0.06)
     table = Table((LOCAL, SPLIT, slow_tail))
     assert decide(asked(table, objective="throughput"), table).index == 1, "0.05 s here beat 0.06 s there"
+
+
+def test_encoding_delays_the_local_run_of_a_race_on_one_core_only() -> None:
+    slow_encode = replace(OFFLOAD, encode_s=0.05)
+    table = Table((LOCAL, slow_encode))
+    belief = changed(GOOD, uplink_bps=1.2e6)
+    for n_cores, expected_s in ((1, 0.05 + 0.2), (4, 0.2)):
+        plan = Weighing(asked(table, belief, n_cores=n_cores), table).plan_of(1)
+        assert plan is not None
+        assert plan.hedge_s == 0.0
+        assert plan.predicted_s == pytest.approx(expected_s)
+    alone = Weighing(asked(table, n_cores=4, objective="energy"), table).plan_of(1)
+    assert alone is not None
+    assert alone.predicted_s == pytest.approx(0.05 + alone.remote_s, rel=0.05), "without a race the parts add up"
 
 
 def test_a_guarded_plan_is_never_much_later_than_the_device_alone() -> None:
