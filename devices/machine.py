@@ -19,6 +19,9 @@ from devices.errors import EmulationError
 VARIABLE: Final = "HYBRID_DEVICE"
 """The environment variable that says which machine this is: a name of the catalog, or a TOML file."""
 
+CORES_VARIABLE: Final = "HYBRID_CORES"
+"""The environment variable that says how many cores an emulated machine has."""
+
 _BOARDS: Final = (
     "/proc/device-tree/model",
     "/sys/class/dmi/id/product_name",
@@ -158,7 +161,13 @@ def processor() -> str:
 
 
 def usable_cores() -> float:
-    """Cores that this process may use: its affinity, and less where a control group's quota says so."""
+    """Cores that this process may use: its affinity, and less where a control group's quota says so.
+
+    `HYBRID_CORES` overrules both, as an emulated machine sets it: its cores may share one processor of this one.
+    """
+    told = os.environ.get(CORES_VARIABLE, "")
+    if told.isdigit() and int(told):
+        return float(told)
     n_cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     quotas = [quota for quota in _quotas() if quota > 0]
     return min([n_cores, *(round(quota, 2) for quota in quotas)])

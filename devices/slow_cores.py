@@ -22,6 +22,7 @@ from typing import Final, Self
 
 from devices.cpu_quota import CpuQuota
 from devices.errors import EmulationError, EmulationUnavailable
+from devices.machine import CORES_VARIABLE
 
 LOOK_S: Final = 0.02
 """How often new threads are looked for."""
@@ -104,8 +105,8 @@ class SlowCores:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables that programs need: none."""
-        return {}
+        """The variable that tells programs of ours how many cores they have: the kernel shows them one processor."""
+        return {CORES_VARIABLE: str(self.n_cores)}
 
     def attach(self, pid: int) -> None:
         """Slows down a running process, its threads, and what it starts from now on.

@@ -88,6 +88,15 @@ def test_groups_are_removed():
     with SlowCores(6, n_cores=4) as cores:
         folders = [folder for core in cores._cores for folder in core.folders]
         assert all(folder.is_dir() for folder in folders)
+        code = "from devices.machine import usable_cores\nprint(usable_cores())"
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | dict(cores.environment),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert float(told.stdout) == 4, "programs of ours know how many cores they have"
     assert not any(folder.exists() for folder in folders)
     cores.close()
 
