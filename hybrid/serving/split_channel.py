@@ -4,13 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Final
 
 import msgspec
 import numpy as np
 from aiohttp import web
 
-from hybrid import __version__
 from hybrid.errors import BadMessage, HybridError, Overloaded
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.http_replies import error_reply
@@ -22,7 +22,7 @@ from hybrid.wire.frames import Hello
 from hybrid.wire.limits import Limits
 from hybrid.wire.message import InferRequest, InferResponse, decode_request, encode_response
 
-SOFTWARE: Final = f"hybrid-gateway {__version__}"
+SOFTWARE: Final = f"hybrid-gateway {version('hybrid-split')}"
 IDLE_TIMEOUT_S: Final = 60.0
 """A client pings at least every 15 s; one that says nothing for so long is gone."""
 
