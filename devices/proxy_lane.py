@@ -18,6 +18,8 @@ _MAX_CHUNK_BYTES: Final = 16 * 1024
 _SEGMENT_BYTES: Final = 1448
 _SLACK_S: Final = 0.004
 """How late a chunk may come and still count as in time: the event loop's clock ticks in milliseconds."""
+_LATE_S: Final = 0.1
+"""How late this thread may wake on a busy machine without slowing a lane that has work waiting."""
 _LONGEST_SLEEP_S: Final = 0.02
 """After at most this time a changed rate is noticed."""
 
@@ -63,12 +65,13 @@ class Lane:
         while not self._gate.is_set():
             await self._gate.wait()
 
-    async def carry(self, n_bytes: int, retransmission_s: float) -> float:
+    async def carry(self, n_bytes: int, retransmission_s: float, *, has_waited: bool = False) -> float:
         """Waits until the lane has taken so many bytes; returns when they are due at the other end.
 
         Args:
             n_bytes: of the chunk.
             retransmission_s: what a lost segment costs the stream, about a round trip.
+            has_waited: it lay there when the lane had time for it; so the lane was never idle, however late this is.
         """
         now_s = asyncio.get_running_loop().time
         came_s = now_s()
@@ -76,7 +79,7 @@ class Lane:
         finish_s, own_s = came_s, 0.0
         if rate_bps is not None:
             own_s = n_bytes * 8 / rate_bps
-            finish_s = max(self._free_at_s, came_s - _SLACK_S) + own_s
+            finish_s = max(self._free_at_s, came_s - (_LATE_S if has_waited else _SLACK_S)) + own_s
             self._free_at_s = finish_s
         while (left_s := finish_s - now_s()) > 0:
             await asyncio.sleep(min(left_s, _LONGEST_SLEEP_S))

@@ -316,12 +316,17 @@ class ShapedProxy:
         data: bytes = b"-"
         while data:
             await lane.opened()
+            has_waited = True
             try:
-                data = await self._loop.sock_recv(source, lane.chunk_bytes)
+                try:
+                    data = source.recv(lane.chunk_bytes)
+                except BlockingIOError:
+                    has_waited = False
+                    data = await self._loop.sock_recv(source, lane.chunk_bytes)
             except OSError as error:
                 await line.put((await lane.carry(0, 0.0), error))  # a reset travels behind what was sent before it
                 return
-            await line.put((await lane.carry(len(data), self._shape.rtt_s), data))
+            await line.put((await lane.carry(len(data), self._shape.rtt_s, has_waited=has_waited), data))
 
     async def _deliver(self, lane: Lane, line: _Line, sink: socket.socket) -> None:
         while True:

