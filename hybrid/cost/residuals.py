@@ -1,7 +1,10 @@
 """How far predictions were off: the distribution of measured over predicted, as a few equally likely ratios."""
 
+from collections.abc import Sequence
 from math import exp, sqrt
 from typing import Final
+
+import numpy as np
 
 N_POINTS: Final = 8
 """Points of the distribution: the quantiles 1/16, 3/16, ... 15/16, each standing for an eighth of the probability."""
@@ -84,3 +87,9 @@ class Residuals:
             found = kept[low] + (kept[high] - kept[low]) * min(max(at - low, 0.0), 1.0)
             points.append(found * exp(sigma * z) if n > 1 else middle * exp(max(sigma, LEAST_SIGMA) * z))
         self.points = tuple(sorted(points))
+
+
+def even_rows(rows: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Distributions with one number of points: those with fewer are interpolated."""
+    longest = max(map(len, rows))
+    return [tuple(np.interp(np.linspace(0, 1, longest), np.linspace(0, 1, len(row)), row)) for row in rows]

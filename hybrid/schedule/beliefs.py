@@ -50,6 +50,12 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
     failure_ratio: float = 0.005
     silent_s: float = 0.0
 
+    @property
+    def s_per_byte(self) -> tuple[float, float]:
+        """Seconds a byte each way; a direction that was not measured counts as the other one, 0 where neither was."""
+        up_bps, down_bps = self.uplink_bps or self.downlink_bps, self.downlink_bps or self.uplink_bps
+        return (8 / up_bps if up_bps else 0.0), (8 / down_bps if down_bps else 0.0)
+
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """All that one decision rests on, the prospects by the id of their table.

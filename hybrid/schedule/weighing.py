@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from hybrid.cost.residuals import even_rows
 from hybrid.cost.slow_start import slow_start_column_s
 from hybrid.schedule.beliefs import GatewayBelief, Inputs
 from hybrid.schedule.hedge import Race, best_hedge
@@ -130,7 +131,7 @@ class Weighing:
                 rows.append((nan, 0.0, 0.0, 0.0))
                 continue
             self._beliefs.append(belief)
-            up, down = _s_per_byte(belief)
+            up, down = belief.s_per_byte
             rows.append((belief.rtt_s + belief.backlog_s + belief.queue_s, up, down, belief.speed_ratio))
         fixed_s, up, down, speed = rows[0] if len(rows) == 1 else np.array(rows)[table.gateway_of].T
         self._up_s, self._down_s = table.bytes_up * up, table.bytes_down * down
@@ -154,7 +155,7 @@ class Weighing:
         for place, belief in enumerate(self._beliefs):
             if belief is None or belief.rtt_s is None or not belief.cold_ratio:
                 continue
-            up, down = _s_per_byte(belief)
+            up, down = belief.s_per_byte
             waited_s: np.ndarray | float = 0.0
             if up and belief.up_window_bytes < table.most_bytes_up:
                 waited_s = slow_start_column_s(table.bytes_up, up, belief.up_window_bytes, belief.rtt_s)
@@ -209,12 +210,26 @@ class Weighing:
         if len(known) == 1:
             ratios = np.array(known[0]) * price
         else:
-            ratios = np.array(known if len(set(map(len, known))) == 1 else _even(known))[table.gateway_of] * price
+            ratios = np.array(known if len(set(map(len, known))) == 1 else even_rows(known))[table.gateway_of] * price
         likely = self._lasting_s[:, None] * ratios
         if self._lead_s is not None:
             likely += self._lead_s[:, None] * price
         likely = np.minimum(likely, most)
-        return np.asarray(self._paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s)
+        bounds = self._paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s
+        left_s = self.inputs.deadline_left_s
+        return np.asarray(bounds if left_s is None else bounds + self._surely_late(ratios / price, left_s))
+
+    def _surely_late(self, points: np.ndarray, left_s: float) -> np.ndarray:
+        """The penalty of those that miss the deadline even if the device starts at once."""
+        wait_s = self._lasting_s * (points.mean(axis=-1) + K_SIGMA * points.std(axis=-1))
+        if self._lead_s is not None:
+            wait_s = wait_s + self._lead_s
+        rest_s: np.ndarray | float = self._rest_s
+        if self.table.has_own_rest:
+            rest_s = np.where(np.isnan(self.table.rest_s), self._rest_s, self.table.rest_s * self._scale)
+        done_s = (rest_s + self.inputs.attempt_s) * (1 + self._spread) + RESERVE_S
+        latest_s = self._here_s * (1 + self._spread) + np.minimum(wait_s, done_s)
+        return np.where(latest_s > left_s, 1e3 * (1 + latest_s - left_s), 0.0)
 
     def _offer(self, column: int) -> tuple[float, float | None]:
         """The cost of a remote prospect with its best hedge time (before a deadline's penalty), and that time."""
@@ -263,16 +278,13 @@ class Weighing:
         # The plan is compared by what it costs when it is kept, and predicted by what this request will take.
         lead_s = 0.0 if self._lead_s is None else float(self._lead_s[column])
         times = ends = [lead_s + remote_s * point for point in belief.points]
-        mean_s = sum(times) / n
-        latest_s = mean_s + K_SIGMA * (sum((time_s - mean_s) ** 2 for time_s in times) / n) ** 0.5
         work_s, done_s = 0.0, lead_s + patience_s
         if hedge_s is not None:
             done_s = hedge_s + rest_s
             ends = [min(time_s, done_s) for time_s in times]
             work_s = sum(max(0.0, end_s - hedge_s) for end_s in ends) / n
-            latest_s = min(latest_s, hedge_s + rest_s * (1 + self._spread) + RESERVE_S)
         mean_s = (1 - failing) * sum(ends) / n + failing * done_s
-        latest_s += here_s * (1 + self._spread)
+        latest_s = self._latest_s(column, hedge_s)
         energy_j = self.inputs.power.energy_j(
             total_s=here_s + mean_s,
             compute_s=here_s + lead_s + work_s,
@@ -326,11 +338,23 @@ class Weighing:
         return self.local if found < 0 else self.remote_plan(found)
 
     def _cost(self, column: int) -> float:
-        """The cost of a remote plan; without a deadline nothing else of the plan need be known for it."""
+        """The cost of a remote plan, without the rest of it."""
         if self.inputs.deadline_left_s is None:
             return float(self.bounds[column]) if self.inputs.prices.is_throughput else self._offer(column)[0]
-        plan = self.remote_plan(column)
-        return inf if plan is None else plan.cost
+        cost, hedge_s = self._offer(column)
+        return cost + self._penalty(self._latest_s(column, hedge_s))
+
+    def _latest_s(self, column: int, hedge_s: float | None) -> float:
+        """Mean + k * sigma of the answer's seconds; `hedge_s` counts from the end of the head, as in `_offer`."""
+        points = self._belief(column).points
+        mean = sum(points) / len(points)
+        sigma = (sum((point - mean) ** 2 for point in points) / len(points)) ** 0.5
+        wait_s = float(self._remote_s[column]) * (mean + K_SIGMA * sigma)
+        if self._lead_s is not None:
+            wait_s += float(self._lead_s[column])
+        if hedge_s is not None:
+            wait_s = min(wait_s, hedge_s + self._rest(column) * (1 + self._spread) + RESERVE_S)
+        return float(self._here_s[column]) * (1 + self._spread) + wait_s
 
     def most_promising(self) -> tuple[Plan | None, float]:
         """The remote plan that would be cheapest if its link had become several times as fast, and that cost.
@@ -376,17 +400,5 @@ def _patience_s(remote_s: float) -> float:
     return max(PATIENCE_RATIO * remote_s, remote_s + LEAST_PATIENCE_S)
 
 
-def _s_per_byte(belief: GatewayBelief) -> tuple[float, float]:
-    """Seconds a byte each way; a direction that was not measured counts as the other one, 0 where neither was."""
-    up_bps, down_bps = belief.uplink_bps or belief.downlink_bps, belief.downlink_bps or belief.uplink_bps
-    return (8 / up_bps if up_bps else 0.0), (8 / down_bps if down_bps else 0.0)
-
-
 def _cost_of(plan: Plan) -> float:
     return plan.cost
-
-
-def _even(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Rows of one length: a shorter one is repeated."""
-    longest = max(map(len, points))
-    return [tuple(np.interp(np.linspace(0, 1, longest), np.linspace(0, 1, len(row)), row)) for row in points]
