@@ -5,7 +5,7 @@ the best hedge time included, are computed in the order of the bounds until no b
 result is that of trying everything, at the price of trying a few.
 """
 
-from math import inf, isfinite, nan
+from math import inf, isfinite, nan, sqrt
 from typing import Final
 
 import msgspec
@@ -27,14 +27,11 @@ K_SIGMA: Final = 3.0
 RESERVE_S: Final = 0.010
 """Kept free before a deadline: waking a thread takes milliseconds on a busy machine."""
 
-TINY_PRICE: Final = 1e-9
-"""A byte's price below this only breaks ties; bounds leave it out."""
+TINY_PRICE, TINY_PRICE_J = 1e-9, 1e-3
+"""Prices of a byte and a joule that only break ties; bounds leave them out."""
 
 HOPE_FACTOR: Final = 64.0
 """A link may become so many times faster while nobody looks."""
-
-TINY_PRICE_J: Final = 1e-3
-"""The same of a joule's."""
 
 LEAST_PATIENCE_S: Final = 0.5
 PATIENCE_RATIO: Final = 3.0
@@ -348,7 +345,7 @@ class Weighing:
         """Mean + k * sigma of the answer's seconds; `hedge_s` counts from the end of the head, as in `_offer`."""
         points = self._belief(column).points
         mean = sum(points) / len(points)
-        sigma = (sum((point - mean) ** 2 for point in points) / len(points)) ** 0.5
+        sigma = sqrt(sum((point - mean) ** 2 for point in points) / len(points))
         wait_s = float(self._remote_s[column]) * (mean + K_SIGMA * sigma)
         if self._lead_s is not None:
             wait_s += float(self._lead_s[column])
@@ -390,10 +387,8 @@ class Weighing:
 
     def plan_of(self, index: int) -> Plan | None:
         """The plan of one prospect; None where it cannot be had now."""
-        if index in self.locals:
-            return self.locals[index]
         column = self.table.column_of.get(index, -1)
-        return self.remote_plan(column) if column >= 0 else None
+        return self.locals.get(index) if column < 0 else self.remote_plan(column)
 
 
 def _patience_s(remote_s: float) -> float:
