@@ -53,8 +53,7 @@ _DRAIN: Final = """
 import os, sys
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 sys.stdin.buffer.read(1)
-owner = os.getppid()
-while os.getppid() == owner:
+while os.getppid() == int(sys.argv[1]):
     for _ in range(200):
         os.sched_yield()
 """
@@ -238,7 +237,9 @@ class CpuQuota:
 
     def _drain(self, factor: float) -> None:
         drain = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _DRAIN], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            [sys.executable, "-I", "-S", "-c", _DRAIN, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
         self._drains.append(drain)
         self.attach(drain.pid)

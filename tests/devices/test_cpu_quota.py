@@ -5,6 +5,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,6 +97,13 @@ def worker_in() -> Iterator[Callable[..., Worker]]:
     for one in made:
         one.process.kill()
         one.process.communicate()
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def left_groups() -> list[Path]:
@@ -190,12 +198,14 @@ def test_a_group_whose_owner_was_killed_is_removed_by_the_next(worker_in):
     worker = worker_in()
     code = (
         "import sys, time\nfrom devices.cpu_quota import CpuQuota\n"
-        "quota = CpuQuota(4)\nquota.attach(int(sys.argv[1]))\nprint(quota.groups[0], flush=True)\ntime.sleep(60)\n"
+        "quota = CpuQuota(4)\nquota.attach(int(sys.argv[1]))\n"
+        "print(quota.groups[0], *quota.own_processes, flush=True)\ntime.sleep(60)\n"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", code, str(worker.process.pid)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
     )
-    group = Path(owner.stdout.readline().strip()).parent
+    group, *drains = owner.stdout.readline().split()
+    group = Path(group).parent
     assert group.is_dir()
     owner.send_signal(signal.SIGKILL)
     owner.communicate()
@@ -203,6 +213,10 @@ def test_a_group_whose_owner_was_killed_is_removed_by_the_next(worker_in):
         assert not group.exists()
     assert worker.is_free()
     assert worker.process.poll() is None, "what ran in it goes on"
+    deadline_s = time.monotonic() + 20
+    while any(is_running(pid) for pid in drains) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert not any(is_running(pid) for pid in drains), "the drain ends with its owner, however early that dies"
 
 
 @quota_only
