@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self
 from devices.device import Device
 from devices.lab.launch import Side
 from devices.lab.link import Link, open_link
-from devices.lab.machine import Slowdown, SlowdownKind, device_of, emulated
+from devices.lab.machine import Slowdown, SlowdownKind, device_of, emulated, named
 from devices.lab.scenery import link_of
 from devices.link_class import LinkClass
 from devices.shape import Shape
@@ -24,8 +24,11 @@ _POLITE_S: Final = 5.0
 class Place:
     """One end of the link: where programs of the device, or of the gateway, run."""
 
-    def __init__(self, side: Side, link: Link, machine: Slowdown | None = None) -> None:
+    def __init__(
+        self, side: Side, link: Link, machine: Slowdown | None = None, *, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._side: Side = side
+        self._variables = dict(variables or {})
         self._link, self._machine = link, machine
         self._processes: list[subprocess.Popen[Any]] = []
 
@@ -37,7 +40,7 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         """The variables that programs here get besides those of this process."""
-        return dict(self._machine.environment) if self._machine is not None else {}
+        return self._variables | dict(self._machine.environment if self._machine is not None else {})
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command that runs `argv` here, for whatever starts processes; it needs `environment` too."""
@@ -151,7 +154,7 @@ class Lab:
                 cleanup.callback(machine.close)
             self.link: Link = open_link(shape, kind=kind, congestion_control=congestion_control, seed=seed)
             cleanup.callback(self.link.close)
-            self.device = Place("device", self.link, machine)
+            self.device = Place("device", self.link, machine, variables=named(device))
             self.gateway = Place("gateway", self.link)
             cleanup.callback(self.gateway.end)
             cleanup.callback(self.device.end)

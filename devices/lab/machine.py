@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from devices.device import Device
@@ -64,6 +65,16 @@ def device_of(device: Device | str | None) -> Device | None:
 
         return load(device)
     return device
+
+
+def named(device: Device | str | None) -> dict[str, str]:
+    """The variable that tells programs which machine they are on, where its name or file says all of it."""
+    from devices.catalog.load import names
+    from devices.machine import VARIABLE
+
+    if isinstance(device, str):
+        return {VARIABLE: device if device in names("devices") else str(Path(device).resolve())}
+    return {VARIABLE: device.name} if device is not None and device.name in names("devices") else {}
 
 
 def emulated(

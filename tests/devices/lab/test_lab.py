@@ -79,11 +79,17 @@ def test_programs_run_on_their_machine_and_end_with_the_lab(
     monkeypatch.setattr(lab_module, "_POLITE_S", 0.5)
     lab = lab_of(Shape.even(rtt_s=0.002), kind=kind, device="rpi-4b", slowdown="pacing", factor=7.5, seed=1)
     assert lab.machine == Emulated(name="rpi-4b", factor=7.5, kind="pacing", n_cores=1)
-    show = [sys.executable, "-c", "import os, sys; print(os.environ.get('HYBRID_PACE'), sys.argv[1:])", "--", "a b"]
+    show = [
+        sys.executable,
+        "-c",
+        "import os, sys; print(os.environ.get('HYBRID_PACE'), os.environ.get('HYBRID_DEVICE'), sys.argv[1:])",
+        "--",
+        "a b",
+    ]
     on_device = lab.device.run(show, capture_output=True, text=True, check=True, timeout_s=30)
-    assert on_device.stdout == "7.5 ['--', 'a b']\n"
+    assert on_device.stdout == "7.5 rpi-4b ['--', 'a b']\n"
     own = lab.gateway.run(show, capture_output=True, text=True, env={"HYBRID_PACE": "own"})
-    assert own.stdout == "own ['--', 'a b']\n"
+    assert own.stdout == "own None ['--', 'a b']\n"
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     polite = lab.gateway.popen(["sleep", "600"])
     rude = lab.device.popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
@@ -111,7 +117,7 @@ def test_a_machine_that_is_not_slower_is_this_one() -> None:
     fast = replace(device("rpi-5"), slowdown_ratio=0.001)
     with Lab(kind="proxy", device=fast) as lab:
         assert lab.machine == Emulated(name="rpi-5", factor=1.0, kind="nothing", n_cores=None)
-        assert lab.device.environment == {}
+        assert lab.device.environment == {"HYBRID_DEVICE": "rpi-5"}
     with Lab(kind="proxy", device=replace(fast, slowdown_ratio=1000.0), slowdown="pacing") as lab:
         assert 100 < lab.machine.factor < 10_000, "by a benchmark of this machine"
     with pytest.raises(CatalogUnknown):
