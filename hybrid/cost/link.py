@@ -34,6 +34,8 @@ STALE_S: Final = 10.0
 CHUNK_BYTES: Final = 16 * 1024
 """Acknowledgements come for pieces of this size: so much more may have arrived than was acknowledged."""
 
+LEAST_ACK_S: Final = 0.02
+
 MOST_UNSENT_BYTES: Final = 64 * 1024
 """So much of a cancelled request may still be in the kernel's hands, and leaves before the next one."""
 
@@ -130,6 +132,11 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     def backlog_s(self, now_s: float) -> float:
         """Seconds until what was cancelled has left the uplink."""
         return max(0.0, self.free_s - now_s)
+
+    def first_ack_s(self) -> float:
+        """Seconds after which something of a large message should have been acknowledged."""
+        chunk_s = 8 * CHUNK_BYTES / self.uplink_bps if self.uplink_bps else 0.0
+        return 3 * (self.rtt_s or 0.0) + 2 * chunk_s + LEAST_ACK_S
 
     def is_stale(self, now_s: float) -> bool:
         """Whether nothing was sent for so long that a probe is deserved."""

@@ -334,8 +334,12 @@ class Scheduler:
         if standing is None:
             return
         standing.link.observe_cut_short(prospect.bytes_up, acked_bytes, waited_s, now_s, acked_after_s=acked_after_s)
-        if not acked_bytes and waited_s > decision.patience_s:
+        if acked_bytes:
+            standing.progressed()
+        elif waited_s > decision.patience_s:
             standing.failed(now_s)
+        elif waited_s > standing.link.view.first_ack_s():
+            standing.no_progress(now_s)
 
     def observe_answer(self, decision: Decision, total_s: float) -> None:
         """An answer was given, `total_s` after the request came: how good was the prediction."""
@@ -346,10 +350,7 @@ class Scheduler:
     # -- what is worth asking
 
     def probe_due(self, now_s: float, *, constraints: Constraints, down: Collection[str] = ()) -> Probe | None:
-        """A shadow request that is worth its bytes now, to learn what a link or gateway carries that was not heard of.
-
-        The lightest way through the gateway that was not heard of longest; None when nothing is due.
-        """
+        """A shadow request that is due now, through the gateway that was not heard of longest; None when none is."""
         best: Probe | None = None
         for url, standing in self.standings.items():
             if url in down or not standing.breaker.allows(now_s):

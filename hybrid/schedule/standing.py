@@ -11,6 +11,9 @@ FAILURE_GAIN: Final = 0.1
 FAILURE_PRIOR: Final = 0.005
 """Share of requests that are lost for no reason that was seen before."""
 
+MOST_STUCK: Final = 3
+"""Requests in a row without any progress after which a gateway counts as failing."""
+
 QUEUE_GAIN: Final = 0.5
 QUEUE_FADES_S: Final = 5.0
 """A queue that nobody heard of for so long is believed to be half as long."""
@@ -39,6 +42,7 @@ class Standing:
         self.heard_s = 0.0
         self._queue_s = 0.0
         self._failure_ratio = 0.0
+        self._n_stuck = 0
 
     @property
     def failure_ratio(self) -> float:
@@ -55,12 +59,24 @@ class Standing:
         self._queue_s += QUEUE_GAIN * (queue_s - self._queue_s)
         self._failure_ratio -= FAILURE_GAIN * self._failure_ratio
         self.heard_s = now_s
+        self._n_stuck = 0
         self.breaker.succeeded()
 
     def reconnected(self, now_s: float) -> None:
         """A new connection stands: it may be tried at once, and its windows begin anew."""
         self.link.reconnected()
         self.breaker.reachable(now_s)
+
+    def no_progress(self, now_s: float) -> None:
+        """The device won, and not a byte had been acknowledged though there was time: some in a row are a failure."""
+        self._n_stuck += 1
+        if self._n_stuck >= MOST_STUCK:
+            self._n_stuck = 0
+            self.failed(now_s)
+
+    def progressed(self) -> None:
+        """Something was acknowledged."""
+        self._n_stuck = 0
 
     def failed(self, now_s: float, retry_after_s: float | None = None) -> None:
         """A request failed by the gateway's or the link's fault, or made no progress at all."""

@@ -297,3 +297,17 @@ def test_what_an_attempt_takes_from_the_device_is_learnt_and_ends_races_that_do_
     standing.link.observe_rtt(0.035, 14.7)
     decision = slow.decide(14.7, constraints=FREE)
     assert decision.index == 0 or decision.hedge_s != 0.0
+
+
+def test_a_gateway_that_acknowledges_nothing_counts_as_failing_though_the_device_wins_every_race() -> None:
+    place = Place(local_s=0.2)
+    for _ in range(30):
+        place.request()
+    scheduler, standing = place.scheduler, place.standing
+    decision = scheduler.decide(place.now_s, constraints=FREE)
+    assert decision.hedge_s == 0.0
+    for n_stuck in range(3):
+        assert standing.breaker.state(place.now_s) == "closed", n_stuck
+        scheduler.observe_cut_short(decision, OFFLOAD, 0.2, 0, place.now_s)
+    assert standing.breaker.state(place.now_s) != "closed"
+    assert decision.patience_s > 0.2, "within the patience of a single request"
