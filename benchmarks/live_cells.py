@@ -33,10 +33,11 @@ from hybrid.schedule.prospect import Constraints  # noqa: E402
 from hybrid.simulation.curve import Steps  # noqa: E402
 from hybrid.simulation.outcome import Outcome  # noqa: E402
 from hybrid.simulation.policy import Policy, Static  # noqa: E402
+from hybrid.simulation.scene import Scene  # noqa: E402
 from hybrid.simulation.scheduled import Scheduled  # noqa: E402
 from hybrid.simulation.stream import Stream  # noqa: E402
 from hybrid.simulation.work import Work  # noqa: E402
-from hybrid.simulation.world import Scene, World  # noqa: E402
+from hybrid.simulation.world import World  # noqa: E402
 from tests import zoo  # noqa: E402
 
 HYBRID = Path(sys.executable).parent / "hybrid"
@@ -63,11 +64,11 @@ class LiveCell:
 
 CELLS = (
     LiveCell(
-        model="efficientnet", device="rpi-4b", link="wifi-good", hybrid_codec="q8",
+        model="efficientnet", device="rpi-4b", link="wifi-good",
         ways=(("local", 0, "none"), ("offload", 0, "lossless"), ("split", 2, "q8")),
     ),
     LiveCell(
-        model="efficientnet", device="rpi-4b", link="lte", hybrid_codec="q8",
+        model="efficientnet", device="rpi-4b", link="lte",
         ways=(("offload", 0, "lossless"), ("split", 3, "q8")),
     ),
     LiveCell(

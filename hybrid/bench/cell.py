@@ -15,9 +15,10 @@ from hybrid.schedule.prospect import Constraints, refusal
 from hybrid.simulation.oracle import Foresight, Oracle, Spent
 from hybrid.simulation.outcome import Outcome
 from hybrid.simulation.policy import Policy, Static
+from hybrid.simulation.scene import Scene
 from hybrid.simulation.scheduled import Scheduled
 from hybrid.simulation.windows import Windows, windows
-from hybrid.simulation.world import Scene, World
+from hybrid.simulation.world import World
 
 Floats = npt.NDArray[np.float64]
 
@@ -189,7 +190,12 @@ def carry_out(cell: Cell, objectives: Sequence[Objective] = OBJECTIVES, *, fores
     ours, oracle = {}, {}
     for objective in objectives:
         policy = Scheduled(
-            scene.work, PRICES[objective], power=cell.power, constraints=cell.constraints, seed=scene.seed
+            scene.work,
+            PRICES[objective],
+            power=cell.power,
+            constraints=cell.constraints,
+            n_cores=scene.device.n_cores,
+            seed=scene.seed,
         )
         ours[objective] = run = _run(scene, policy)
         cost = spent(Prices() if objective == "latency" else PRICES[objective], cell.power)

@@ -122,6 +122,7 @@ def front_of(cell: Cell, prices: Iterable[float]) -> list[tuple[float, float, fl
             Prices(s_per_j=s_per_j),
             power=cell.power,
             constraints=cell.constraints,
+            n_cores=cell.scene.device.n_cores,
             seed=cell.scene.seed,
         )
         run = Run(name=policy.name, outcome=World(cell.scene, policy).run())

@@ -27,9 +27,9 @@ from hybrid.simulation.curve import Steps
 from hybrid.simulation.device import DeviceModel
 from hybrid.simulation.gateway import GatewayModel
 from hybrid.simulation.link import Congestion, LinkModel
+from hybrid.simulation.scene import Scene
 from hybrid.simulation.stream import Stream
 from hybrid.simulation.work import Work
-from hybrid.simulation.world import Scene
 
 MATRIX: Final = Path(__file__).resolve().parent / "matrix.toml"
 """The one that the published tables are made from."""
@@ -141,6 +141,7 @@ def cell(
         device=DeviceModel(
             slowdown=Steps.steady(1.0) if is_steady else _throttle(matrix),
             noise_ratio=matrix.noise_ratio,
+            n_cores=device.n_cores,
             attempt_s=matrix.attempt_s * device.slowdown_ratio,
         ),
         gateway=GatewayModel(

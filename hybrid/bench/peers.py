@@ -20,7 +20,7 @@ from hybrid.bench.parts import Layer, ModelParts
 from hybrid.partition.mincut import crossing, least_head
 from hybrid.simulation.curve import RateCurve
 from hybrid.simulation.policy import Conduct, Deaf, Load, Move, Static
-from hybrid.simulation.world import Scene
+from hybrid.simulation.scene import Scene
 
 PROBE_BYTES: Final = 602_541
 """What the public reproduction of Neurosurgeon sends once to measure the bandwidth."""

@@ -18,6 +18,7 @@ class DeviceModel:
         noise_ratio: deviation of the logarithm of its seconds.
         cancel_s: from the word that a run is not wanted any more until the engine is free (onnxruntime's
             `RunOptions.terminate` was measured at 0.2 to 0.7 ms).
+        n_cores: the engine uses one of them; with a second one a race begins at once, beside encoding and sending.
         attempt_s: what a remote attempt takes beside head, encoding and network (threads, messages): a half before its
             bytes leave, a half after the answer came. No oracle pays it.
         attempt_cpu_s: what a remote attempt takes from a run beside it: 0 where another core sends and receives.
@@ -26,6 +27,7 @@ class DeviceModel:
     slowdown: Steps = Steps.steady(1.0)
     noise_ratio: float = 0.02
     cancel_s: float = 0.0005
+    n_cores: int = 4
     attempt_s: float = 0.0
     attempt_cpu_s: float = 0.0
 

@@ -20,7 +20,7 @@ from hybrid.simulation.gateway import Gateway
 from hybrid.simulation.link import Link
 from hybrid.simulation.luck import N_DRAWS
 from hybrid.simulation.policy import Deaf, Load, Move, Static
-from hybrid.simulation.world import Scene
+from hybrid.simulation.scene import Scene
 
 Spent = Callable[[float, float, float, float, float, float], float]
 """Cost of one request from (latency_s, device_s, up_s, down_s, bytes_up, bytes_down)."""

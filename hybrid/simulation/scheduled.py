@@ -29,6 +29,7 @@ class Scheduled:
         power: of the device, modelled.
         constraints: what plans must keep.
         deadline_s: of each request.
+        n_cores: of the device.
         seed: of the breaker's jitter.
         name: of this policy in tables.
     """
@@ -43,13 +44,14 @@ class Scheduled:
         power: Power = GENERIC_POWER,
         constraints: Constraints = UNCONSTRAINED,
         deadline_s: float | None = None,
+        n_cores: int = 4,
         seed: int = 0,
         name: str = "hybrid",
     ) -> None:
         self.name = name
         self._constraints, self._deadline_s = constraints, deadline_s
         self.standing = Standing(seed=seed)
-        self.scheduler = Scheduler(prices, power=power)
+        self.scheduler = Scheduler(prices, power=power, n_cores=n_cores)
         self.scheduler.profile_local(work.local_s)
         self.scheduler.put_gateways({URL: self.standing})
         self.scheduler.put_prospects([replace(prospect, gateway=URL) for prospect in work.prospects[1:]])

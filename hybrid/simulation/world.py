@@ -7,22 +7,20 @@ run and how many of its bytes had arrived. There is no other clock than the heap
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, nan
 from typing import Any
 
 import numpy as np
 
-from hybrid.simulation.device import Device, DeviceModel, Job
-from hybrid.simulation.gateway import Gateway, GatewayModel
-from hybrid.simulation.link import Link, LinkModel
-from hybrid.simulation.luck import N_DRAWS, Luck, draw
+from hybrid.simulation.device import Device, Job
+from hybrid.simulation.gateway import Gateway
+from hybrid.simulation.link import Link
+from hybrid.simulation.luck import N_DRAWS
 from hybrid.simulation.outcome import Outcome, Rows
 from hybrid.simulation.policy import Conduct, Load, Move, Policy, Reply
 from hybrid.simulation.request import Request
-from hybrid.simulation.stream import Stream
-from hybrid.simulation.work import Work
+from hybrid.simulation.scene import Scene
 
 LEAST_STALL_S, MOST_STALL_S, CHUNK_BITS = 0.5, 3.0, 8.0 * 16384
 HEARTBEAT_S = 1.0
@@ -42,32 +40,6 @@ N_HANDSHAKES = 3.0
 
 _LOCAL, _HEAD = 0, 1
 _Event = Callable[[Any, float], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """Everything but the policy: the same scene gives every policy the same luck.
-
-    Attributes:
-        work: the ways to answer, with their true parts.
-        link: the link.
-        device: the device.
-        gateway: the gateway.
-        stream: when requests come.
-        seed: of all chance.
-        cascade_head_s: seconds of a cascade's small model on the device (see `Conduct.unsure_ratio`).
-    """
-
-    work: Work
-    link: LinkModel
-    stream: Stream
-    device: DeviceModel = DeviceModel()
-    gateway: GatewayModel = GatewayModel()
-    seed: int = 0
-
-    def luck(self) -> Luck:
-        """What chance gives each request."""
-        return draw(np.random.default_rng([self.seed, 1]), self.device.noise_ratio, self.gateway.noise_ratio)
 
 
 class World:
@@ -123,7 +95,9 @@ class World:
 
     def _set_out(self, request: Request, now_s: float) -> None:
         move = request.move
-        seconds = self._truth.head_s[move.prospect] + self._truth.encode_s[move.prospect]
+        seconds = self._truth.head_s[move.prospect]
+        if not self._is_raced(move):
+            seconds += self._truth.encode_s[move.prospect]
         request.remote_open = True
         if seconds:
             job = Job(seconds * self._luck.device[request.slot % N_DRAWS], request, _HEAD)
@@ -171,7 +145,19 @@ class World:
 
     # -- up, there, and down again
 
+    def _is_raced(self, move: Move) -> bool:
+        """Whether the device begins at once, beside encoding and sending on another core."""
+        return move.hedge_s == 0 and self._device.model.n_cores > 1
+
     def _depart(self, request: Request, now_s: float) -> None:
+        if self._is_raced(request.move):
+            luck = self._luck.device[request.slot % N_DRAWS]
+            encode_s = self._truth.encode_s[request.move.prospect] * luck * self._device.model.slowdown.at(now_s)
+            request.head_s += encode_s
+            request.departed_s = now_s + encode_s
+            self._compute_locally(request, now_s)
+            self._at(request.departed_s, self._send, request)
+            return
         request.departed_s = request.departed_s or now_s
         hedge_s = request.move.hedge_s
         if request.attempts == 0 and hedge_s is not None:
@@ -288,7 +274,7 @@ class World:
         if request.computing_to > now_s and self._gateway.free_s == request.computing_to:
             self._gateway.free_s = min(request.computing_to, now_s + 0.5 * self._link.rtt_s(now_s))
         request.wasted_s += request.device_s - self._last_job_s(request)
-        self._policy.remote_cancelled(now_s, request.move, now_s - request.departed_s, acked)
+        self._policy.remote_cancelled(now_s, request.move, max(0.0, now_s - request.departed_s), acked)
 
     def _settle(self, sent: tuple[float, float], now_s: float) -> None:
         self._policy.upload_settled(now_s, *sent)

@@ -6,9 +6,9 @@ from hybrid.simulation.device import DeviceModel
 from hybrid.simulation.gateway import GatewayModel
 from hybrid.simulation.link import LinkModel
 from hybrid.simulation.policy import Deaf, Load, Move
+from hybrid.simulation.scene import Scene
 from hybrid.simulation.stream import Stream
 from hybrid.simulation.work import Work
-from hybrid.simulation.world import Scene
 
 STEADY = Trace.of_rows([(0.0, 8e6, 8e6, 0.04, 0.0)], 60.0)
 CHANGING = Trace.of_rows(

@@ -48,9 +48,10 @@ def test_a_race_costs_no_more_than_either_side_and_is_charged_for_both():
     sides = [ran(Static(at, "side"), trace=CHANGING) for at in (LOCAL, OFFLOAD)]
     race = Hedged(OFFLOAD, 0.0)
     outcome = ran(race, trace=CHANGING)
-    best = np.minimum(0.1 + 0.002, dict(zip(sides[1].slot, sides[1].latency_s, strict=True)).get(0.0))
-    assert outcome.latency_s.max() <= 0.1 + 0.002 + 0.001, "never later than the device alone, but for the encoding"
-    assert outcome.latency_s.min() <= best
+    assert outcome.latency_s.max() <= 0.1 + 0.001, "never later than the device alone: it begins beside the encoding"
+    assert outcome.latency_s.min() <= sides[1].latency_s.min() + 1e-9
+    alone = ran(Hedged(OFFLOAD, 0.0), trace=CHANGING, device=DeviceModel(noise_ratio=0.0, n_cores=1))
+    assert alone.latency_s.max() == pytest.approx(0.102, abs=0.001), "one core encodes first"
     lost = outcome.winner == LOCAL
     assert lost.any()
     assert (~lost).any()
@@ -71,8 +72,8 @@ def test_a_lost_race_still_tells_what_the_link_carried():
     ran(race, trace=slow, stream=Stream(period_s=1.0, duration_s=30.0))
     assert len(race.cancelled) == 30
     for _, after_s, acked in race.cancelled:
-        assert after_s == pytest.approx(0.1)
-        assert acked == pytest.approx((0.1 - 0.025) * 0.4e6 / 8, rel=0.01), "half a round trip ago"
+        assert after_s == pytest.approx(0.098), "from departure, after 2 ms of encoding"
+        assert acked == pytest.approx((0.098 - 0.025) * 0.4e6 / 8, rel=0.01), "half a round trip ago"
     assert len(race.settled) == 30
     for n_bytes, network_s in race.settled:
         assert 8 * n_bytes / (network_s - 0.05) == pytest.approx(0.4e6, rel=0.01), "an honest sample of the rate"
