@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from hybrid.schedule.beliefs import Decision, Inputs
+from hybrid.schedule.plan import Plan
 from hybrid.schedule.table import Table
-from hybrid.schedule.weighing import Plan, Weighing
+from hybrid.schedule.weighing import Weighing
 
 SWITCH_REGRET_RATIO: Final = 0.5
 """The present plan is left once keeping it has cost this share of a request..."""

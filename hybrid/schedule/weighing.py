@@ -6,61 +6,28 @@ result is that of trying everything, at the price of trying a few.
 """
 
 from math import inf, isfinite, nan, sqrt
-from typing import Final
 
-import msgspec
 import numpy as np
 
 from hybrid.cost.residuals import even_rows
 from hybrid.cost.slow_start import slow_start_column_s
 from hybrid.schedule.beliefs import GatewayBelief, Inputs
 from hybrid.schedule.hedge import Race, best_hedge
+from hybrid.schedule.plan import (
+    BUSY_PRICE,
+    FAIR_CHANCE,
+    GUARD_RATIO,
+    HOPE_FACTOR,
+    K_SIGMA,
+    LEARNING_RATIO,
+    RESERVE_S,
+    SMALL_BYTES,
+    TINY_PRICE,
+    TINY_PRICE_J,
+    Plan,
+    patience_s,
+)
 from hybrid.schedule.table import Table
-
-SMALL_BYTES: Final = 8 * 1024
-"""A message below this takes a round trip, whatever the goodput: it is predicted though no goodput is known."""
-
-K_SIGMA: Final = 3.0
-"""A deadline is held against mean + k * sigma. One-sided Chebyshev (Cantelli 1928): P(X >= mean + k sigma) is at most
-1 / (1 + k^2), so at most 10 % whatever the distribution; 0.13 % for a normal one."""
-
-RESERVE_S: Final = 0.010
-"""Kept free before a deadline: waking a thread takes milliseconds on a busy machine."""
-
-TINY_PRICE, TINY_PRICE_J = 1e-9, 1e-3
-"""Prices of a byte and a joule that only break ties; bounds leave them out."""
-
-HOPE_FACTOR: Final = 64.0
-"""A link may become so many times faster while nobody looks."""
-
-LEAST_PATIENCE_S: Final = 0.5
-PATIENCE_RATIO: Final = 3.0
-
-GUARD_RATIO: Final = 0.15
-"""Objective latency: a hedge starts early enough that a dead link costs at most this share of the local seconds."""
-
-BUSY_PRICE: Final = 10.0
-"""Throughput: a second of computing that is not needed delays the requests behind it."""
-
-LEARNING_RATIO: Final = 0.04
-"""Objective latency: what a race teaches of the link is worth this share of the local seconds, while the remote side
-still has a fair chance: without it a link that has become better is noticed late."""
-
-FAIR_CHANCE: Final = 0.25
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is expected of one prospect with its best hedge time; see `Decision` for the fields."""
-
-    index: int
-    cost: float
-    hedge_s: float | None = None
-    predicted_s: float
-    expected_s: float
-    latest_s: float
-    patience_s: float = 0.0
-    energy_j: float
-    remote_s: float = 0.0
 
 
 class Weighing:
@@ -125,12 +92,12 @@ class Weighing:
             belief = by_url.get(url)
             if belief is None or not belief.is_usable or belief.rtt_s is None:
                 self._beliefs.append(None)
-                rows.append((nan, 0.0, 0.0, 0.0))
+                rows.append((nan, 0.0, 0.0, 0.0, 0.0))
                 continue
             self._beliefs.append(belief)
             up, down = belief.s_per_byte
-            rows.append((belief.rtt_s + belief.backlog_s + belief.queue_s, up, down, belief.speed_ratio))
-        fixed_s, up, down, speed = rows[0] if len(rows) == 1 else np.array(rows)[table.gateway_of].T
+            rows.append((belief.rtt_s + belief.backlog_s, up, down, belief.speed_ratio, belief.queue_s))
+        fixed_s, up, down, speed, queue_s = rows[0] if len(rows) == 1 else np.array(rows)[table.gateway_of].T
         self._up_s, self._down_s = table.bytes_up * up, table.bytes_down * down
         self._here_s = table.device_s * self._scale
         # Seconds from the moment that the device could go on until departure: nothing, where it must encode first.
@@ -138,7 +105,8 @@ class Weighing:
         if inputs.n_cores > 1 and not inputs.prices.is_throughput:
             self._lead_s = table.encode_s * self._scale
             self._here_s -= self._lead_s
-        self._remote_s = self._up_s + self._down_s + table.tail_s * speed + fixed_s
+        self._served_s = table.tail_s * speed + queue_s
+        self._remote_s = self._up_s + self._down_s + self._served_s + fixed_s
         if self._column is not None:
             self._remote_s += self._column
         self._lasting_s = self._remote_s
@@ -183,12 +151,21 @@ class Weighing:
 
         No hedge time can do better; failures, the rest of the joules and a deadline only make it dearer.
         """
-        table, prices = self.table, self.inputs.prices
+        table, prices, price, left_s = self.table, self.inputs.prices, self._time_price, self.inputs.deadline_left_s
+        known = [belief.points if belief is not None else (1.0,) for belief in self._beliefs]
+        if len(known) == 1:
+            points = np.array(known[0])
+        else:
+            points = np.array(known if len(set(map(len, known))) == 1 else even_rows(known))[table.gateway_of]
+        rest_s: np.ndarray | float = self._rest_s + self.inputs.attempt_s
+        if table.has_own_rest:
+            own = np.where(np.isnan(table.rest_s), self._rest_s, table.rest_s * self._scale)
+            rest_s = own + self.inputs.attempt_s
+        late = 0.0 if left_s is None else self._surely_late(points, rest_s, left_s)
         if prices.is_throughput:
-            gateway_s = self._lasting_s - self._up_s - self._down_s
-            stages = np.maximum(np.maximum(self._here_s, gateway_s), np.maximum(self._up_s, self._down_s))
-            self._stages_s = stages
-            return stages
+            stages = np.maximum(np.maximum(self._here_s, self._served_s), np.maximum(self._up_s, self._down_s))
+            self._stages_s = stages + 0 * self._lasting_s  # NaN stays NaN
+            return np.asarray(self._stages_s + late)
         paid = self._here_s * self._here_price
         if self._lead_s is not None:
             paid += self._lead_s * (self._here_price - 1)
@@ -198,33 +175,24 @@ class Weighing:
         if prices.s_per_byte > TINY_PRICE:
             paid += prices.s_per_byte * (table.bytes_up + table.bytes_down)
         self._paid = paid
-        price = self._time_price
-        most: np.ndarray | float = (self._rest_s + self.inputs.attempt_s) * (price + self._work_price)
-        if table.has_own_rest:
-            own = np.where(np.isnan(table.rest_s), self._rest_s, table.rest_s * self._scale)
-            most = ((own + self.inputs.attempt_s) * (price + self._work_price))[:, None]
-        known = [belief.points if belief is not None else (1.0,) for belief in self._beliefs]
-        if len(known) == 1:
-            ratios = np.array(known[0]) * price
-        else:
-            ratios = np.array(known if len(set(map(len, known))) == 1 else even_rows(known))[table.gateway_of] * price
-        likely = self._lasting_s[:, None] * ratios
+        times = self._lasting_s[:, None] * points
         if self._lead_s is not None:
-            likely += self._lead_s[:, None] * price
-        likely = np.minimum(likely, most)
-        bounds = self._paid + likely.sum(axis=1) / ratios.shape[-1] - self._credit_s
-        left_s = self.inputs.deadline_left_s
-        return np.asarray(bounds if left_s is None else bounds + self._surely_late(ratios / price, left_s))
+            times += self._lead_s[:, None]
+        likely = times * price
+        if left_s is not None and self._work_price > TINY_PRICE_J:
+            # The hedge cannot wait for ever: what comes after its last moment is computed beside.
+            from_s = np.maximum(0.0, left_s - RESERVE_S - (self._here_s + rest_s) * (1 + self._spread))
+            likely += self._work_price * np.maximum(0.0, times - from_s[:, None])
+        most = rest_s * (price + self._work_price)
+        likely = np.minimum(likely, most[:, None] if isinstance(most, np.ndarray) else most)
+        return np.asarray(paid + likely.sum(axis=1) / points.shape[-1] - self._credit_s + late)
 
-    def _surely_late(self, points: np.ndarray, left_s: float) -> np.ndarray:
+    def _surely_late(self, points: np.ndarray, rest_s: np.ndarray | float, left_s: float) -> np.ndarray:
         """The penalty of those that miss the deadline even if the device starts at once."""
         wait_s = self._lasting_s * (points.mean(axis=-1) + K_SIGMA * points.std(axis=-1))
         if self._lead_s is not None:
             wait_s = wait_s + self._lead_s
-        rest_s: np.ndarray | float = self._rest_s
-        if self.table.has_own_rest:
-            rest_s = np.where(np.isnan(self.table.rest_s), self._rest_s, self.table.rest_s * self._scale)
-        done_s = (rest_s + self.inputs.attempt_s) * (1 + self._spread) + RESERVE_S
+        done_s = rest_s * (1 + self._spread) + RESERVE_S
         latest_s = self._here_s * (1 + self._spread) + np.minimum(wait_s, done_s)
         return np.where(latest_s > left_s, 1e3 * (1 + latest_s - left_s), 0.0)
 
@@ -239,7 +207,7 @@ class Weighing:
         prices, power, table = self.inputs.prices, self.inputs.power, self.table
         belief = self._belief(column)
         here_s, lasting_s, rest_s = float(self._here_s[column]), float(self._lasting_s[column]), self._rest(column)
-        patience_s = _patience_s(float(self._remote_s[column]))
+        waits_s = patience_s(float(self._remote_s[column]))
         lead_s = 0.0 if self._lead_s is None else float(self._lead_s[column])
         times = [lead_s + lasting_s * point for point in belief.points]
         paid = here_s * self._here_price + lead_s * (self._here_price - 1)
@@ -251,12 +219,12 @@ class Weighing:
             paid += prices.s_per_j * (sent_j + (power.receive_w - power.idle_w) * float(self._down_s[column]))
         hedge_s = None
         if isfinite(rest_s):
-            latest_s = self._latest_hedge_s(here_s, rest_s, lead_s + patience_s)
+            latest_s = self._latest_hedge_s(here_s, rest_s, lead_s + waits_s)
             race = Race(times, rest_s, belief.failure_ratio, self._time_price, self._work_price, latest_s)
             hedge_s, cost = best_hedge(race)
         else:
             failing = belief.failure_ratio
-            cost = self._time_price * ((1 - failing) * sum(times) / len(times) + failing * patience_s)
+            cost = self._time_price * ((1 - failing) * sum(times) / len(times) + failing * waits_s)
         if prices.is_throughput:
             return float(self._stages_s[column]), hedge_s
         if hedge_s == 0.0 and self._credit_s:
@@ -271,11 +239,11 @@ class Weighing:
         cost, hedge_s = self._offer(column)
         belief = self._belief(column)
         here_s, remote_s, rest_s = float(self._here_s[column]), float(self._remote_s[column]), self._rest(column)
-        failing, n, patience_s = belief.failure_ratio, len(belief.points), _patience_s(remote_s)
+        failing, n, waits_s = belief.failure_ratio, len(belief.points), patience_s(remote_s)
         # The plan is compared by what it costs when it is kept, and predicted by what this request will take.
         lead_s = 0.0 if self._lead_s is None else float(self._lead_s[column])
         times = ends = [lead_s + remote_s * point for point in belief.points]
-        work_s, done_s = 0.0, lead_s + patience_s
+        work_s, done_s = 0.0, lead_s + waits_s
         if hedge_s is not None:
             done_s = hedge_s + rest_s
             ends = [min(time_s, done_s) for time_s in times]
@@ -295,7 +263,7 @@ class Weighing:
             predicted_s=here_s + 0.5 * (ends[(n - 1) // 2] + ends[n // 2]),
             expected_s=here_s + mean_s,
             latest_s=latest_s,
-            patience_s=patience_s,
+            patience_s=waits_s,
             energy_j=energy_j,
             remote_s=remote_s,
         )
@@ -310,9 +278,9 @@ class Weighing:
         own_s = float(self.table.rest_s[column]) * self._scale if self.table.has_own_rest else nan
         return (own_s if isfinite(own_s) else self._rest_s) + self.inputs.attempt_s
 
-    def _latest_hedge_s(self, here_s: float, rest_s: float, patience_s: float) -> float:
+    def _latest_hedge_s(self, here_s: float, rest_s: float, waits_s: float) -> float:
         """A hedge that starts later than this would wait for a dead link too long, or miss the deadline."""
-        inputs, latest_s = self.inputs, patience_s
+        inputs, latest_s = self.inputs, waits_s
         if inputs.prices.is_guarded and not inputs.n_in_flight:
             latest_s = min(latest_s, GUARD_RATIO * self._rest_s - here_s - inputs.attempt_s)
         left_s = inputs.deadline_left_s
@@ -337,7 +305,7 @@ class Weighing:
     def _cost(self, column: int) -> float:
         """The cost of a remote plan, without the rest of it."""
         if self.inputs.deadline_left_s is None:
-            return float(self.bounds[column]) if self.inputs.prices.is_throughput else self._offer(column)[0]
+            return float(self._stages_s[column]) if self.inputs.prices.is_throughput else self._offer(column)[0]
         cost, hedge_s = self._offer(column)
         return cost + self._penalty(self._latest_s(column, hedge_s))
 
@@ -389,10 +357,6 @@ class Weighing:
         """The plan of one prospect; None where it cannot be had now."""
         column = self.table.column_of.get(index, -1)
         return self.locals.get(index) if column < 0 else self.remote_plan(column)
-
-
-def _patience_s(remote_s: float) -> float:
-    return max(PATIENCE_RATIO * remote_s, remote_s + LEAST_PATIENCE_S)
 
 
 def _cost_of(plan: Plan) -> float:

@@ -15,10 +15,11 @@ from hybrid.schedule.beliefs import DecisionRecord, GatewayBelief, Inputs, LogLi
 from hybrid.schedule.deciding import decide, replay
 from hybrid.schedule.hedge import Race, best_hedge
 from hybrid.schedule.options import Objective
+from hybrid.schedule.plan import GUARD_RATIO, K_SIGMA
 from hybrid.schedule.prices import PRICES, prices_for
 from hybrid.schedule.prospect import Constraints, Prospect
 from hybrid.schedule.table import Table
-from hybrid.schedule.weighing import GUARD_RATIO, K_SIGMA, Weighing
+from hybrid.schedule.weighing import Weighing
 
 LOCAL = Prospect(placement="local", head_s=0.2)
 OFFLOAD = Prospect(placement="offload", codec="jpeg", gateway="g", encode_s=0.003, bytes_up=28_000, bytes_down=2_000,
@@ -207,6 +208,8 @@ def test_energy_and_bytes_hedge_late_and_throughput_takes_the_slowest_stage() ->
     slow_tail = replace(SPLIT, cut="d" * 16, head_s=0.01, tail_s=0.06)
     table = Table((LOCAL, SPLIT, slow_tail))
     assert decide(asked(table, objective="throughput"), table).index == 1, "0.05 s here beat 0.06 s there"
+    far = asked(table, changed(GOOD, rtt_s=0.5), objective="throughput")
+    assert decide(far, table).index == 1, "a long round trip is no stage"
 
 
 def test_encoding_delays_the_local_run_of_a_race_on_one_core_only() -> None:
