@@ -103,7 +103,7 @@ class CalibrationFinder:
         is_new = False
         for attachment in attachments:
             stamp = attachment.content + (attachment.signature.signature if attachment.signature else b"")
-            if stamp in self._seen:
+            if stamp in self._seen or attachment.variant != self._variant:
                 continue
             self._seen.add(stamp)
             try:
@@ -166,7 +166,8 @@ def trusted(
         raise BadMessage(f"an attachment of kind {attachment.kind!r} is no calibration")
     calibration = parse_calibration(attachment.content)
     if (calibration.model_digest, calibration.variant) != (model_digest, variant):
-        raise Forbidden(f"the calibration is about model {calibration.model_digest[:16]}…, not {model_digest[:16]}…")
+        about = f"{calibration.model_digest[:16]}… ({calibration.variant})"
+        raise Forbidden(f"the calibration is about model {about}, not {model_digest[:16]}… ({variant})")
     known = dict(keys)
     own = _artifact_publisher(artifact, calibration) if artifact is not None else None
     if own is not None:

@@ -15,6 +15,7 @@ app = typer.Typer(
     Examples:
       hybrid keys new
       hybrid keys show
+      hybrid keys trust 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29 --name team
       hybrid keys ls
     """,
 )

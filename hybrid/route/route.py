@@ -8,6 +8,7 @@ import numpy as np
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.route.feeds import Shapes
 from hybrid.route.holding import Holding
+from hybrid.route.variants import LocalVariant
 from hybrid.route.way import Crossing, Way
 from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.explaining import Beliefs, GatewayView, explained
@@ -30,6 +31,8 @@ class Route:
 
     Attributes:
         shape_key: the input shapes.
+        shape_id: its id.
+        shape_text: as it stands in messages.
         scheduler: decides, and is told what happened.
         sample: a request's inputs, to measure and verify with; None until a request gave some (again).
         reference: the whole model's answer to the sample.
@@ -39,10 +42,12 @@ class Route:
         n_uses: requests so far.
         last_used_s: monotonic time of the last request.
         crossings: all crossings, usable or not.
+        variants: local variants that may answer; None until they were looked for.
     """
 
     def __init__(self, shapes: Shapes, prices: Prices) -> None:
         self.shape_key = ShapeKey(tuple(sorted(shapes)))
+        self.shape_id, self.shape_text = self.shape_key.id, self.shape_key.text  # hashed once, not for every request
         self.scheduler = Scheduler(prices)
         self.sample: dict[str, np.ndarray] | None = None
         self.reference: list[np.ndarray] | None = None
@@ -52,6 +57,7 @@ class Route:
         self.n_uses = 0
         self.last_used_s = 0.0
         self.crossings: tuple[Crossing, ...] = ()
+        self.variants: tuple[LocalVariant, ...] | None = None
         self._holdings: tuple[Holding, ...] = ()
         self._ways: dict[Key, Way] = {}
 
@@ -93,8 +99,28 @@ class Route:
             if not way.prospect.obstacle
         }
         self._ways = self._ways | ways  # a decision that is being made may still name a way of before
-        self.scheduler.put_prospects([way.prospect for way in ways.values()])
+        self._put_prospects(ways)
         self._ways = ways
+
+    def put_variants(self, variants: tuple[LocalVariant, ...]) -> None:
+        """Replaces the local variants; the first one is what the device answers with from now on."""
+        self.variants = variants
+        self._put_prospects(self._ways)
+
+    def _put_prospects(self, ways: Mapping[Key, Way]) -> None:
+        variants = [variant.prospect for variant in self.variants or ()]
+        self.scheduler.put_prospects([way.prospect for way in ways.values()], variants)
+
+    @property
+    def variant(self) -> LocalVariant | None:
+        """What the device answers with in place of the model, None for the model itself."""
+        return self.variants[0] if self.variants else None
+
+    def in_whole_s(self, seconds: float, variant: LocalVariant | None) -> float:
+        """Seconds of the device's own answer as the whole model would have taken, which is what is profiled."""
+        if variant is None or not variant.prospect.head_s or self.local_s is None:
+            return seconds
+        return seconds * self.local_s / variant.prospect.head_s
 
     def drop(self, holding: Holding) -> None:
         """A gateway that does not hold the model any more, or not as it said: it must be asked again."""
@@ -189,7 +215,9 @@ class Route:
     def explain(self, options: Options, constraints: Constraints, now_s: float) -> list[Candidate]:
         """Every prospect, usable or not, with the planner's reasons."""
         local = self.scheduler.table.prospects[0]
-        prospects = (local, *(way.prospect for crossing in self.crossings for way in crossing.ways))
+        variants = (variant.prospect for variant in self.variants or ())
+        ways = (way.prospect for crossing in self.crossings for way in crossing.ways)
+        prospects = (local, *variants, *ways)
         beliefs = Beliefs(
             device_speed_ratio=self.device_speed_ratio, gateways=self.gateways(now_s), constraints=constraints
         )

@@ -17,6 +17,7 @@ from hybrid.route.route import Route
 from hybrid.scouting.gateways import Gateways
 from hybrid.scouting.offer import ask
 from hybrid.scouting.scout import Scout
+from hybrid.scouting.variants import Variants
 from hybrid.transport.client import GatewayClient
 
 log = logging.getLogger("hybrid.session")
@@ -82,6 +83,7 @@ class Preparation:
         cache: folder for prepared graphs.
         gateways: the session's.
         scout: gives the scout once the digest is known.
+        variants: gives the model's local variants then.
         wants_cuts: whether interior cuts are to be considered at all.
         on_unknown: called with a client whose gateway does not hold the model.
     """
@@ -94,6 +96,7 @@ class Preparation:
         cache: Path,
         gateways: Gateways,
         scout: Callable[[str], Scout],
+        variants: Callable[[str], Variants],
         wants_cuts: bool,
         on_unknown: Callable[[GatewayClient], None],
     ) -> None:
@@ -102,6 +105,7 @@ class Preparation:
         self._cache = cache
         self._gateways = gateways
         self._make_scout = scout
+        self._make_variants = variants
         self._wants_cuts = wants_cuts
         self._on_unknown = on_unknown
         self._changed = Condition()
@@ -110,6 +114,7 @@ class Preparation:
         self._closed = False
         self._thread: Thread | None = None
         self._scout: Scout | None = None
+        self._variants: Variants | None = None
         self.model_digest = ""
 
     def add(self, route: Route) -> None:
@@ -185,6 +190,7 @@ class Preparation:
                 self.model_digest = self._digest()
             if self._scout is None:
                 self._scout = self._make_scout(self.model_digest)
+                self._variants = self._make_variants(self.model_digest)
         except Exception as exc:  # noqa: BLE001  (the thread outlives whatever a model does: requests go on locally)
             log.warning("preparation.failed error=%s", getattr(exc, "code", type(exc).__name__))
             for route in list(self._routes):
@@ -204,6 +210,8 @@ class Preparation:
 
     def _advance(self, route: Route, progress: Progress, scout: Scout) -> None:
         """The next step for one route: ask, scout, probe, or nothing."""
+        if self._variants is not None:
+            self._variants.offer(route)
         news = self._ask_all(route, progress)
         if not route.holdings:
             route.is_hopeless = progress.is_hopeless(self._gateways)

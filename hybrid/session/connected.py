@@ -19,6 +19,7 @@ from hybrid.scouting.gateways import Gateways
 from hybrid.scouting.knowledge import Knowledge
 from hybrid.scouting.preparation import Preparation
 from hybrid.scouting.scout import Scout
+from hybrid.scouting.variants import Variants
 from hybrid.session.device import Device
 from hybrid.session.pushing import Pusher
 from hybrid.session.remote import Remote
@@ -127,6 +128,14 @@ def connect(
                 digest,
                 source.path,
             ),
+        ),
+        variants=lambda digest: Variants(
+            source.path if options.placement == "auto" else None,
+            digest,
+            background,
+            max_accuracy_drop=options.max_accuracy_drop,
+            outputs=declared.outputs,
+            providers=engine.session.get_providers(),
         ),
         wants_cuts=options.kind in ("auto", "split"),
         on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,

@@ -221,11 +221,12 @@ class InferenceSession:
         """The device's own answer, within what is left of the deadline."""
         deadline_s, before_s = self._options.deadline_s, perf_counter()
         left_s = None if deadline_s is None else deadline_s - (before_s - trip.started_s)
-        outputs = self._device.compute(output_names, feeds, run_options, left_s)
-        computed_s = perf_counter() - before_s
         connection = self._connection
         if connection is not None and route is not None:
-            return connection.remote.answered_here(route, outputs, computed_s, trip)
+            outputs = connection.remote.compute(route, output_names, feeds, trip, options=run_options, left_s=left_s)
+            return connection.remote.answered_here(route, outputs, perf_counter() - before_s, trip)
+        outputs = self._device.compute(output_names, feeds, run_options, left_s)
+        computed_s = perf_counter() - before_s
         if route is None and self._options.is_forced and not self._options.fallback:
             raise unavailable(self._options, trip.fallback or self._alone)
         return Answer(outputs, trip.report_here(computed_s, self.model_digest))

@@ -110,7 +110,7 @@ class Remote:
             try:
                 sent = self._depart(route, plan, names, feeds, trip)
                 reply, timeout_s = self._send(route, plan, sent, trip)
-                compute = partial(self._compute, output_names, feeds, trip)
+                compute = partial(self._compute, route, output_names, feeds, trip)
                 outcome = first_answer(sent, reply, plan.hedge_s, timeout_s, compute)
                 return self._finish(route, plan, sent, outcome, trip)
             except Exception as exc:  # noqa: BLE001  (whatever it is, here or there: the device answers)
@@ -127,16 +127,33 @@ class Remote:
             try:
                 sent = await self._device.in_turn(partial(self._depart, route, plan, names, feeds, trip))
                 reply, timeout_s = self._send(route, plan, sent, trip)
-                compute = partial(self._compute, output_names, feeds, trip)
+                compute = partial(self._compute, route, output_names, feeds, trip)
                 outcome = await first_answer_awaitable(sent, reply, plan.hedge_s, timeout_s, compute)
                 return self._finish(route, plan, sent, outcome, trip)
             except Exception as exc:  # noqa: BLE001
                 self._fail(route, plan, sent, exc, trip)
         return None
 
+    def compute(
+        self,
+        route: Route,
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        trip: Trip,
+        *,
+        options: Any,
+        left_s: float | None,
+    ) -> list[Any]:
+        """The device's own answer: by a local variant that somebody trusted calibrated, else by the model."""
+        trip.variant = variant = route.variant
+        if variant is None:
+            return self._device.compute(output_names, feeds, options, left_s)
+        return self._device.compute(output_names or self._declared.outputs, feeds, options, left_s, run=variant.run)
+
     def answered_here(self, route: Route, outputs: list[Any], seconds: float, trip: Trip) -> Answer:
         """The device answered alone, after computing so long."""
-        route.scheduler.observe_local(seconds, monotonic(), self._device.n_runs)
+        whole_s = route.in_whole_s(seconds, trip.variant)
+        route.scheduler.observe_local(whole_s, monotonic(), self._device.n_runs)
         return self._answered(route, trip, outputs, trip.report_here(seconds, self.model_digest))
 
     def _answered(self, route: Route, trip: Trip, outputs: list[Any], report: RunReport) -> Answer:
@@ -144,7 +161,7 @@ class Remote:
         if trip.decision is not None:
             if report.fallback is None:
                 route.scheduler.observe_answer(trip.decision, report.total_s)
-            self.decisions.put(route.shape_key.id, trip.table, trip.decision, report)
+            self.decisions.put(route.shape_id, trip.table, trip.decision, report)
         return Answer(outputs, report)
 
     def explain(self) -> list[Candidate]:
@@ -261,7 +278,7 @@ class Remote:
                 feeds,
                 names,
                 model_digest=self._preparation.model_digest,
-                shape_key=route.shape_key.text,
+                shape_key=route.shape_text,
                 deadline_s=self._time_left_s(route, trip) if self._options.deadline_s else None,
                 traceparent=current_traceparent(),
             )
@@ -276,12 +293,17 @@ class Remote:
         return client.infer(sent.request, stall_s=stall_s(client), timeout_s=timeout_s), timeout_s
 
     def _compute(
-        self, output_names: Sequence[str] | None, feeds: Mapping[str, np.ndarray], trip: Trip, options: Any
+        self,
+        route: Route,
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, np.ndarray],
+        trip: Trip,
+        options: Any,
     ) -> list[np.ndarray]:
         """The device's own run beside a gateway's; it may use the whole deadline."""
         deadline_s = self._options.deadline_s
         left_s = None if deadline_s is None else deadline_s - (perf_counter() - trip.started_s)
-        return self._device.compute(output_names, feeds, options, left_s)
+        return self.compute(route, output_names, feeds, trip, options=options, left_s=left_s)
 
     def _finish(self, route: Route, plan: Plan, sent: Outgoing, outcome: Outcome, trip: Trip) -> Answer:
         """One side has answered: what is learnt of both, and the report."""
@@ -306,7 +328,8 @@ class Remote:
             else:
                 scheduler.observe_cut_short(plan.decision, prospect, outcome.waited_s, outcome.acked_bytes, now_s)
                 self._withdrawn(sent, outcome, trip)
-            scheduler.observe_local(outcome.local_s, now_s, self._device.n_runs, is_beside_attempt=True)
+            here_s = route.in_whole_s(outcome.local_s, trip.variant)
+            scheduler.observe_local(here_s, now_s, self._device.n_runs, is_beside_attempt=True)
             report = trip.report_here(outcome.local_s, self._preparation.model_digest)
         return self._answered(route, trip, outcome.outputs, report)
 

@@ -29,6 +29,7 @@ class RunReport:
         attempts: how many placements were tried.
         fallback: None, or why the device answered instead of the planned placement: `code: message`.
         model_digest: digest of the model that computed the answer, empty until it is known.
+        variant: id of the artifact's local variant that computed it, empty for the model itself.
     """
 
     placement: str = "local"
@@ -51,6 +52,7 @@ class RunReport:
     attempts: int = 1
     fallback: str | None = None
     model_digest: str = ""
+    variant: str = ""
 
 
 class ReportSlot:

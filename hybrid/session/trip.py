@@ -8,6 +8,7 @@ from hybrid.session.report import RunReport
 
 if TYPE_CHECKING:  # a session that never meets a gateway does not load what these need
     from hybrid.route.departure import Outgoing
+    from hybrid.route.variants import LocalVariant
     from hybrid.route.way import Way
     from hybrid.schedule.beliefs import Decision
     from hybrid.schedule.table import Table
@@ -38,6 +39,7 @@ class Trip:
         wasted_s: seconds of computing that did not lead to the answer.
         hedge_s: when the device began beside a gateway, in seconds from departure; None if it never did.
         fallback: why the device answers, `code: message`, or None.
+        variant: the local variant that computes here, None for the model itself.
     """
 
     started_s: float = field(default_factory=perf_counter)
@@ -50,6 +52,7 @@ class Trip:
     wasted_s: float = 0.0
     hedge_s: float | None = None
     fallback: str | None = None
+    variant: "LocalVariant | None" = None
 
     def report_here(self, computed_s: float, model_digest: str) -> RunReport:
         """The device answered, after computing so long."""
@@ -65,6 +68,7 @@ class Trip:
             attempts=self.attempts + 1,
             fallback=self.fallback,
             model_digest=model_digest,
+            variant=self.variant.prospect.variant if self.variant is not None else "",
         )
 
     def report_there(
