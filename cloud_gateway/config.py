@@ -37,7 +37,9 @@ class GatewayConfig:
     session_memory_bytes: int = setting(
         2 << 30, "Memory for opened models and tails; what is worth least leaves, a larger model is refused."
     )
-    provider: str = setting("auto", "Where models run: auto (CUDA where onnxruntime has it), cpu or cuda.")
+    provider: str = setting(
+        "auto", "Where models run: auto (CUDA where onnxruntime has it), cpu, cuda, or torch (on CUDA)."
+    )
     gpu_device: int = setting(0, "The CUDA device.")
     gpu_memory_bytes: int = setting(0, "Memory of the GPU for models and tails; 0 takes four fifths of it.")
     batching: str = setting("auto", "Requests share runs: auto (where measured to pay), off, or always (for trials).")
@@ -84,8 +86,8 @@ class GatewayConfig:
             raise ValueError(f"port {self.port} does not exist; give 0 to 65535")
         if self.event_loop not in ("auto", "asyncio", "uvloop"):
             raise ValueError(f"event loop {self.event_loop!r} is unknown; use auto, asyncio or uvloop")
-        if self.provider not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"provider {self.provider!r} is unknown; use auto, cpu or cuda")
+        if self.provider not in ("auto", "cpu", "cuda", "torch"):
+            raise ValueError(f"provider {self.provider!r} is unknown; use auto, cpu, cuda or torch")
         if self.batching not in ("auto", "off", "always"):
             raise ValueError(f"batching {self.batching!r} is unknown; use auto, off or always")
         if self.body_memory_bytes < self.max_body_bytes:

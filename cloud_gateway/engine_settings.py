@@ -36,7 +36,7 @@ def executor_settings(config: GatewayConfig) -> ExecutorSettings:
         n_threads=config.n_runs or max(2, (os.cpu_count() or 2) // 2),
         max_waiting=config.max_waiting,
         session_budget_bytes=config.session_memory_bytes,
-        gpu_budget_bytes=gpu_budget_bytes if provider.name == "cuda" else 0,
+        gpu_budget_bytes=gpu_budget_bytes if provider.name != "cpu" else 0,
     )
 
 
@@ -47,10 +47,8 @@ def batch_settings(config: GatewayConfig) -> BatchSettings:
 
 def degraded(provider: EngineProvider, session_providers: set[str]) -> str:
     """Why models do not run where the operator wanted them to; empty where they do."""
-    if provider.note:
+    if provider.note or provider.name == "cpu" or "cpu" not in session_providers:
         return provider.note
-    if provider.name == "cuda" and "cpu" in session_providers:
-        return (
-            "CUDA is in this onnxruntime, but sessions fell back to the CPU: its libraries or its device do not answer"
-        )
-    return ""
+    if provider.name == "torch":
+        return "some models cannot run on torch and run on the CPU; the log names them"
+    return "CUDA is in this onnxruntime, but sessions fell back to the CPU: its libraries or its device do not answer"

@@ -6,7 +6,10 @@ from typing import Any, Final, Literal
 
 import onnxruntime as ort
 
-Wanted = Literal["auto", "cpu", "cuda"]
+from devices.torch_engine import TorchSession, torch_reason
+
+Wanted = Literal["auto", "cpu", "cuda", "torch"]
+ProviderName = Literal["cpu", "cuda", "torch"]
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -17,13 +20,13 @@ class EngineProvider:
     """One choice of where to compute.
 
     Attributes:
-        name: `cpu` or `cuda`.
+        name: `cpu`, `cuda` (onnxruntime) or `torch` (torch on CUDA).
         providers: onnxruntime's names, in order of preference.
         options: onnxruntime's options for each of them.
         note: why it is not what was wanted; empty where it is.
     """
 
-    name: Literal["cpu", "cuda"] = "cpu"
+    name: ProviderName = "cpu"
     providers: tuple[str, ...] = (CPU,)
     options: tuple[Mapping[str, Any], ...] = field(default=({},))
     note: str = ""
@@ -43,6 +46,9 @@ def choose_provider(wanted: Wanted, *, device_id: int = 0, gpu_memory_bytes: int
     available = ort.get_available_providers()
     if wanted == "cpu":
         return EngineProvider()
+    if wanted == "torch":
+        reason = torch_reason()
+        return EngineProvider(note=f"torch was wanted, but {reason}") if reason else EngineProvider(name="torch")
     if CUDA not in available:
         if wanted == "auto":
             return EngineProvider()
@@ -75,6 +81,8 @@ def cuda_options(device_id: int, gpu_memory_bytes: int) -> dict[str, str]:
     return options
 
 
-def provider_of(session: ort.InferenceSession) -> Literal["cpu", "cuda"]:
+def provider_of(session: ort.InferenceSession | TorchSession) -> ProviderName:
     """Where an open session really computes."""
+    if isinstance(session, TorchSession):
+        return "torch"
     return "cuda" if CUDA in session.get_providers() else "cpu"

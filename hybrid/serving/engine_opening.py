@@ -22,6 +22,7 @@ from devices.errors import DeviceError, OperatorUnsupported
 from devices.gpu_memory import gpu_memory
 from devices.onnx_engine import open_session
 from devices.process_memory import allocated_bytes, give_back_freed
+from devices.torch_engine import TorchSession
 from hybrid.errors import ModelInvalid, ModelUnsupported
 from hybrid.serving.engine_session import DATATYPE_OF_ENGINE, EngineSession
 from hybrid.serving.model_facts import ModelFacts
@@ -66,13 +67,13 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
         before_bytes, before_gpu = allocated_bytes(), _free_gpu_bytes(settings)
         started_s = time.perf_counter()
         try:
-            opened = open_session(path, options, provider.providers, [dict(given) for given in provider.options])
+            opened = _opened(path, options, settings)
         except OperatorUnsupported as exc:
             raise ModelUnsupported(str(exc), path=str(path), operator=exc.operator) from exc
         except DeviceError as exc:
             raise ModelInvalid(str(exc), path=str(path)) from exc
         name = provider_of(opened)
-        if name == "cuda":
+        if isinstance(opened, ort.InferenceSession) and name == "cuda":
             _warm_up(opened)
         opened_s = time.perf_counter() - started_s
         after_bytes, after_gpu = allocated_bytes(), _free_gpu_bytes(settings)
@@ -84,11 +85,22 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
         # Weights in a file of their own are mapped, not allocated: they count by their size.
         session.n_allocated_bytes = max(after_bytes - before_bytes, 0)
         session.n_bytes = max(session.n_allocated_bytes, facts.n_bytes if name == "cpu" else 0)
-    if name == "cuda":
+    if name != "cpu":
         session.n_gpu_bytes = max(before_gpu - after_gpu, facts.n_bytes)
     if session.n_bytes >= _TRIM_FROM_BYTES:
         give_back_freed()
     return session
+
+
+def _opened(path: Path, options: ort.SessionOptions, settings: EngineSettings) -> ort.InferenceSession | TorchSession:
+    """The session; what torch cannot run, onnxruntime runs on the CPU."""
+    provider = settings.provider
+    if provider.name == "torch":
+        try:
+            return TorchSession(path, f"cuda:{settings.device_id}")
+        except OperatorUnsupported as exc:
+            _log.warning("engine.not_on_torch model=%s reason=%s", path.name, exc)
+    return open_session(path, options, provider.providers, [dict(given) for given in provider.options])
 
 
 def _options(settings: EngineSettings) -> ort.SessionOptions:
@@ -118,7 +130,7 @@ def _warm_up(opened: ort.InferenceSession) -> None:
 
 
 def _free_gpu_bytes(settings: EngineSettings) -> int:
-    if settings.provider.name != "cuda":
+    if settings.provider.name == "cpu":
         return 0
     found = gpu_memory(settings.device_id)
     return 0 if found is None else found[0]

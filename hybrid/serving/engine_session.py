@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec
+from devices.torch_engine import TorchSession
 from hybrid.errors import EngineFailed, ModelUnsupported, TensorMismatch
 from hybrid.serving.model_facts import ModelFacts
 from hybrid.serving.served_model import ModelSignature
@@ -42,7 +43,7 @@ class EngineSession:
         inputs: the signature's inputs by name.
         output_names: the signature's outputs, in order.
         path: the model file.
-        provider: where it computes: `cpu` or `cuda`.
+        provider: where it computes: `cpu`, `cuda` or `torch`.
         n_bytes: memory of this machine that it holds; what runs share (the arena of activations) is not in it.
         n_allocated_bytes: the part of it that was allocated, not mapped from a file.
         n_gpu_bytes: memory of the GPU that it holds, its own arena included.
@@ -63,7 +64,13 @@ class EngineSession:
     )  # fmt: skip
 
     def __init__(
-        self, session: ort.InferenceSession, facts: ModelFacts, path: Path, *, inline_s: float, provider: str = "cpu"
+        self,
+        session: ort.InferenceSession | TorchSession,
+        facts: ModelFacts,
+        path: Path,
+        *,
+        inline_s: float,
+        provider: str = "cpu",
     ) -> None:
         self._session = session
         self.path = path
@@ -193,7 +200,7 @@ class EngineSession:
         return n_bytes <= self._inline_bytes
 
 
-def _signature(session: ort.InferenceSession, path: Path) -> ModelSignature:
+def _signature(session: ort.InferenceSession | TorchSession | TorchSession, path: Path) -> ModelSignature:
     for node in session.get_inputs():
         if node.type not in DATATYPE_OF_ENGINE:
             raise ModelUnsupported(

@@ -40,6 +40,11 @@ class Opening:
     open: Callable[[], EngineSession]
 
 
+def worth(clock: float, n_uses: int, opened_s: float, n_bytes: float) -> float:
+    """What keeping a session is worth: how often it is used times what each byte of it saves in opening it again."""
+    return clock + n_uses * max(opened_s, 1e-4) / max(n_bytes, 1.0)
+
+
 class TaskOwner(Protocol):
     """Owns background tasks and ends them."""
 
@@ -62,9 +67,8 @@ class _Kept:
         session = self.session
         if session.n_runs != self.n_runs:
             self.n_runs, self.clock = session.n_runs, clock
-        return self.clock + (self.n_uses + self.n_runs) * max(session.opened_s, 1e-4) / max(
-            session.n_bytes + session.n_gpu_bytes, 1
-        )
+        n_uses = self.n_uses + self.n_runs
+        return worth(self.clock, n_uses, session.opened_s, session.n_bytes + session.n_gpu_bytes)
 
 
 class SessionCache:
