@@ -6,8 +6,10 @@ Figures: benchmarks/results/matrix.json; tables: docs/benchmarks.md and docs/mat
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -44,7 +46,8 @@ def main() -> int:
     made = pages(matrix, parts, found, pictures_at="pictures/")
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"matrix": matrix, "machine": this_machine(), "cells": found}
-    (RESULTS / "matrix.json").write_bytes(msgspec.json.encode(record) + b"\n")
+    text = json.dumps(rounded(msgspec.to_builtins(record)), separators=(",", ":"))
+    (RESULTS / "matrix.json").write_text(text + "\n", encoding="utf-8")
     head = "## The scheduler against every other way to place a model\n\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else HEAD
     PAGE.write_text(_placed(page, "matrix", head + made.summary), encoding="utf-8")
@@ -54,6 +57,15 @@ def main() -> int:
         (PICTURES / name).write_text(picture, encoding="utf-8")
     bars = [bar for cell in found for objective in cell.objectives for bar in objective.bars]
     return int(not all(bar.held for bar in bars))
+
+
+def rounded(value: Any) -> Any:
+    """The same with numbers of five digits: more are noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def said(cell: CellFigures) -> None:
