@@ -279,7 +279,12 @@ class BatchShelf:
         n_rows = rows_of(feeds, list(shallow.inputs))
         pool = self._executor.pool
         _, seconds = await self._work.run(lambda: time_batches(segment, segment, feeds, n_rows, pool))
-        join = Join(shallow, deeper, RowBatch(segment, seconds, alone_s=0.0, max_rows=max(seconds), max_hold_s=0.0))
+        join = Join(
+            shallow,
+            deeper,
+            RowBatch(segment, seconds, alone_s=0.0, max_rows=max(seconds), max_hold_s=0.0),
+            always=self.settings.mode == "always",
+        )
         await self._work.run(lambda: _check_join(join, feeds))
         return join
 

@@ -123,13 +123,16 @@ class Join:
         deeper: the session of the deeper cut's tail; its batch runs the rest of all rows.
     """
 
-    __slots__ = ("_segment", "deeper", "segment", "shallow")
+    __slots__ = ("_always", "_segment", "deeper", "segment", "shallow")
 
-    def __init__(self, shallow: "EngineSession", deeper: "EngineSession", segment: RowBatch) -> None:
+    def __init__(
+        self, shallow: "EngineSession", deeper: "EngineSession", segment: RowBatch, *, always: bool = False
+    ) -> None:
         self.shallow = shallow
         self.deeper = deeper
         self.segment = segment.session
         self._segment = segment
+        self._always = always
 
     @property
     def deeper_batch(self) -> RowBatch:
@@ -167,10 +170,16 @@ class Join:
         return 0.0 if batch is None else self.segment_s(n_shallow) + batch.run_s(n_shallow + n_deeper)
 
     def gain_s(self, n_shallow: int, n_deeper: int) -> float:
-        """Engine seconds that the join saves against two batches, negative where it costs; 0 where it cannot be."""
+        """Engine seconds that the join saves against two batches, negative where it costs; 0 where it cannot be.
+
+        Rows at the deeper cut that find no room do not join.
+        """
         mine, theirs = self.shallow.batch, self.deeper.batch
-        if mine is None or theirs is None or not n_deeper or n_shallow + n_deeper > theirs.max_rows:
+        if mine is None or theirs is None or not n_deeper or n_shallow >= theirs.max_rows:
             return 0.0
+        n_deeper = min(n_deeper, theirs.max_rows - n_shallow)
+        if self._always:
+            return 1.0
         return mine.run_s(n_shallow) + theirs.run_s(n_deeper) - self.run_s(n_shallow, n_deeper)
 
 

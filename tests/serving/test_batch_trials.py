@@ -175,6 +175,7 @@ def test_a_join_is_taken_only_where_it_saves_time() -> None:
     cheap = RowBatch(object(), {1: 0.001, 8: 0.008}, alone_s=0.0, max_rows=8, max_hold_s=0.0)  # type: ignore[arg-type]
     assert Join(shallow, deeper, cheap).gain_s(2, 3) == pytest.approx(0.010)  # type: ignore[arg-type]
     assert Join(shallow, deeper, cheap).gain_s(2, 0) == 0.0  # type: ignore[arg-type]
-    assert Join(shallow, deeper, cheap).gain_s(5, 5) == 0.0  # type: ignore[arg-type]  # more rows than a batch takes
+    assert Join(shallow, deeper, cheap).gain_s(8, 5) == 0.0  # type: ignore[arg-type]  # no room for one more
+    assert Join(shallow, deeper, cheap).gain_s(5, 5) == pytest.approx(0.010)  # type: ignore[arg-type]  # three of five
     dear = RowBatch(object(), {1: 0.020, 8: 0.080}, alone_s=0.0, max_rows=8, max_hold_s=0.0)  # type: ignore[arg-type]
     assert Join(shallow, deeper, dear).gain_s(2, 3) < 0  # type: ignore[arg-type]
