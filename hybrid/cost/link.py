@@ -10,37 +10,26 @@ from math import inf, log
 from threading import Lock
 from typing import Final
 
-import msgspec
-
-from hybrid.cost.drift import Drift, Outlook
+from hybrid.cost.drift import Drift
+from hybrid.cost.link_view import CHUNK_BYTES, MIN_RATE_SAMPLE_BYTES, LinkView
 from hybrid.cost.running import RunningEstimate
 from hybrid.cost.slow_start import (
     INITIAL_WINDOW_BYTES,
     grown_window_bytes,
     moving_part_s,
     slow_start_s,
-    window_after_idle_bytes,
 )
-
-MIN_RATE_SAMPLE_BYTES: Final = 8 * 1024
-"""Transfers below this say nothing about goodput."""
 
 LEAST_MOVING_S: Final = 1e-4
 """On a link that is faster than the round trip's noise, bytes count as moving for at least so long."""
-
-STALE_S: Final = 10.0
-"""Age at which an estimate deserves a fresh sample."""
-
-CHUNK_BYTES: Final = 16 * 1024
-"""Acknowledgements come for pieces of this size: so much more may have arrived than was acknowledged."""
-
-LEAST_ACK_S: Final = 0.02
 
 MOST_UNSENT_BYTES: Final = 64 * 1024
 """So much of a cancelled request may still be in the kernel's hands, and leaves before the next one."""
 
 LARGE_RATIO: Final = 4
 """A direction that carries this many times the other's bytes takes nearly all of the moving time."""
+
+OVERHEAD_GAIN: Final = 0.15
 
 UNTOLD_LOG_RATIO: Final = 0.2
 
@@ -49,98 +38,6 @@ LEAST_RTT_NOISE: Final = 0.1
 MODEL_GAIN: Final = 0.2
 MODEL_MARGIN: Final = 0.7
 """One explanation of the uploads gives way to the other when that one's error is below this share of its own."""
-
-
-class LinkView(msgspec.Struct, frozen=True, kw_only=True):
-    """What is believed of a link at one moment.
-
-    Attributes:
-        rtt_s: round trip in seconds, None while unknown.
-        uplink_bps: goodput device to gateway in bit/s, None while unknown.
-        downlink_bps: goodput gateway to device in bit/s, None while unknown.
-        rtt_spread_ratio: relative deviation of the round trip.
-        uplink_spread_ratio: relative deviation of the uplink's goodput.
-        downlink_spread_ratio: relative deviation of the downlink's goodput.
-        measured_s: monotonic time of the last request or goodput sample, 0 when there is none.
-        up_window_bytes: what the device's side could send in one round trip after the last transfer.
-        down_window_bytes: the same for the gateway's side.
-        cold_ratio: share of the textbook's slow start that this link shows (0: none, as under BBR after idle time).
-        free_s: monotonic time when what was cancelled has left the uplink.
-        epoch: counts jumps of round trip and goodput.
-        uplink: where the uplink's goodput tends to while nobody measures it.
-        downlink: the same of the downlink.
-    """
-
-    rtt_s: float | None = None
-    uplink_bps: float | None = None
-    downlink_bps: float | None = None
-    rtt_spread_ratio: float = 0.0
-    uplink_spread_ratio: float = 0.0
-    downlink_spread_ratio: float = 0.0
-    measured_s: float = 0.0
-    up_window_bytes: float = INITIAL_WINDOW_BYTES
-    down_window_bytes: float = INITIAL_WINDOW_BYTES
-    cold_ratio: float = 1.0
-    free_s: float = -inf
-    epoch: int = 0
-    uplink: Outlook | None = None
-    downlink: Outlook | None = None
-
-    def transfer_s(self, n_bytes_up: float, n_bytes_down: float, now_s: float | None = None) -> float | None:
-        """Seconds that the network takes for a request of these sizes; None while the link is unknown.
-
-        A message too small to measure a rate with takes a round trip, whatever the rate; a direction that was not
-        measured yet counts as the other one.
-
-        Args:
-            n_bytes_up: bytes of the request.
-            n_bytes_down: bytes of the reply.
-            now_s: when it departs; None for a connection in full swing (no slow start, nothing ahead of it).
-        """
-        if self.rtt_s is None:
-            return None
-        up_bps, down_bps = self.uplink_bps or self.downlink_bps, self.downlink_bps or self.uplink_bps
-        if up_bps is None or down_bps is None:
-            return self.rtt_s if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES else None
-        up_s, down_s = 8 * n_bytes_up / up_bps, 8 * n_bytes_down / down_bps
-        if now_s is None:
-            return self.rtt_s + up_s + down_s
-        waited_s = slow_start_s(n_bytes_up, up_s, self.up_window_at(now_s), self.rtt_s)
-        waited_s += slow_start_s(n_bytes_down, down_s, self.down_window_at(now_s), self.rtt_s)
-        return self.rtt_s + up_s + down_s + self.cold_ratio * waited_s + self.backlog_s(now_s)
-
-    def up_window_at(self, now_s: float) -> float:
-        """Bytes that may leave in the first round trip of a request that departs now."""
-        return window_after_idle_bytes(self.up_window_bytes, now_s - self.measured_s, self.rtt_s or 0.0)
-
-    def down_window_at(self, now_s: float) -> float:
-        """The same for the reply."""
-        return window_after_idle_bytes(self.down_window_bytes, now_s - self.measured_s, self.rtt_s or 0.0)
-
-    def uplink_at(self, now_s: float) -> tuple[float | None, float]:
-        """The uplink's goodput that is expected now, and the spread that the estimate's age adds to transfers."""
-        if self.uplink is None:
-            return self.uplink_bps, 0.0
-        return self.uplink.after(now_s - self.measured_s)
-
-    def downlink_at(self, now_s: float) -> tuple[float | None, float]:
-        """The same of the downlink."""
-        if self.downlink is None:
-            return self.downlink_bps, 0.0
-        return self.downlink.after(now_s - self.measured_s)
-
-    def backlog_s(self, now_s: float) -> float:
-        """Seconds until what was cancelled has left the uplink."""
-        return max(0.0, self.free_s - now_s)
-
-    def first_ack_s(self) -> float:
-        """Seconds after which something of a large message should have been acknowledged."""
-        chunk_s = 8 * CHUNK_BYTES / self.uplink_bps if self.uplink_bps else 0.0
-        return 3 * (self.rtt_s or 0.0) + 2 * chunk_s + LEAST_ACK_S
-
-    def is_stale(self, now_s: float) -> bool:
-        """Whether nothing was sent for so long that a probe is deserved."""
-        return not self.measured_s or now_s - self.measured_s > STALE_S
 
 
 class LinkEstimate:
@@ -152,6 +49,7 @@ class LinkEstimate:
         self._plain_uplink = RunningEstimate()
         self._cold_error = self._plain_error = 0.0
         self._downlink = RunningEstimate()
+        self._overhead_s, self._n_overheads = 0.0, 0
         self._up_drift, self._down_drift = Drift(), Drift()
         self._measured_s = 0.0
         self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
@@ -194,7 +92,8 @@ class LinkEstimate:
         """
         with self._lock:
             network_s = max(network_s - max(0.0, self._free_s - (now_s - network_s)), 0.1 * network_s)
-            if n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES:
+            is_small = n_bytes_up + n_bytes_down < MIN_RATE_SAMPLE_BYTES
+            if is_small and self._rtt.value is None:
                 self._rtt.observe(network_s, now_s)
             rtt_s = self._rtt.value or network_s
             if network_s < rtt_s:
@@ -202,6 +101,8 @@ class LinkEstimate:
                 rtt_s = network_s
                 self._rtt.forget()
                 self._rtt.observe(network_s, now_s)
+            if is_small:
+                self._add_overhead(network_s - rtt_s)
             up_s, down_s = self._shares(n_bytes_up, n_bytes_down, network_s - rtt_s, receive_s, reply_s)
             started_s = now_s - network_s
             view = self.view
@@ -293,6 +194,7 @@ class LinkEstimate:
             self._measured_s, self._free_s = 0.0, -inf
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
             self._cold_ratio = 1.0
+            self._overhead_s, self._n_overheads = 0.0, 0
             self._up_drift, self._down_drift = Drift(), Drift()
             self._n_forgotten += 1
             self._publish()
@@ -309,10 +211,15 @@ class LinkEstimate:
     ) -> tuple[float, float]:
         """Shares the seconds that bytes were moving between the two directions.
 
-        The seconds that both sides measured decide (a proxy in between may hide some); else what is believed of the
-        rates; else the direction that carried nearly all bytes took all of the time.
+        The seconds that the gateway saw the request arrive decide, and what is left is overhead; else what is believed
+        of the rates; else the direction that carried nearly all bytes took all of the time.
         """
         up_bps, down_bps = self._uplink.value, self._downlink.value
+        if receive_s > 0 and n_bytes_up >= MIN_RATE_SAMPLE_BYTES:
+            down_s = reply_s or min(8 * n_bytes_down / (down_bps or up_bps or inf), max(0.0, moving_s - receive_s))
+            self._add_overhead(moving_s - receive_s - down_s)
+            return receive_s, down_s
+        moving_s = max(moving_s - max(0.0, self._overhead_s), 0.1 * moving_s)
         if receive_s > 0 and reply_s > 0 and 2 * (receive_s + reply_s) > moving_s:
             return receive_s, reply_s
         up_s, down_s = float(n_bytes_up), float(n_bytes_down)
@@ -329,6 +236,11 @@ class LinkEstimate:
         share = up_s / (up_s + down_s) if up_s + down_s > 0 else 0.5
         # What either side saw arrive took at least so long, however the round trip wavered.
         return max(moving_s * share, receive_s), max(moving_s * (1 - share), reply_s)
+
+    def _add_overhead(self, left_s: float) -> None:
+        """What a request took beside round trip and bytes: threads, messages, encryption, on either side."""
+        self._n_overheads += 1
+        self._overhead_s += max(OVERHEAD_GAIN, 1 / self._n_overheads) * (left_s - self._overhead_s)
 
     def _learn(self, estimate: RunningEstimate, n_bytes: int, taken_s: float, *, window: float, now_s: float) -> None:
         """One transfer in one direction that took so long, slow start included."""
@@ -386,6 +298,7 @@ class LinkEstimate:
             down_window_bytes=self._down_window,
             cold_ratio=self._cold_ratio,
             free_s=self._free_s,
+            overhead_s=max(0.0, self._overhead_s),
             epoch=self._rtt.epoch + self._uplink.epoch + self._downlink.epoch + self._n_forgotten,
             uplink=self._up_drift.outlook(up_bps) if up_bps else None,
             downlink=self._down_drift.outlook(down_bps) if down_bps else None,

@@ -26,6 +26,7 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
         cold_ratio: share of the textbook's slow start that this link shows.
         lasting_ratio: share of that which a request pays when its plan is kept: 1, or next to nothing where requests
             come so often that the connection stays warm.
+        overhead_s: what a request takes beside the round trip and its bytes.
         backlog_s: seconds until what was cancelled has left the uplink.
         speed_ratio: running ratio of measured to profiled seconds of tails.
         queue_s: expected wait there.
@@ -43,6 +44,7 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
     down_window_bytes: float = NO_WINDOW
     cold_ratio: float = 1.0
     lasting_ratio: float = 1.0
+    overhead_s: float = 0.0
     backlog_s: float = 0.0
     speed_ratio: float = 1.0
     queue_s: float = 0.0

@@ -7,7 +7,7 @@ made by `deciding.py`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hybrid.cost.link import LinkView
+from hybrid.cost.link_view import LinkView
 from hybrid.schedule.prospect import Candidate, Constraints, Prospect, refusal
 
 

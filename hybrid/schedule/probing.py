@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from hybrid.cost.energy import Power
-from hybrid.cost.link import LinkView
+from hybrid.cost.link_view import LinkView
 from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.prices import Prices
 from hybrid.schedule.prospect import Constraints

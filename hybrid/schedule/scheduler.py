@@ -11,7 +11,7 @@ from typing import Final
 
 from hybrid.cost.drift import widened
 from hybrid.cost.energy import GENERIC_POWER, Power
-from hybrid.cost.link import LinkView
+from hybrid.cost.link_view import LinkView
 from hybrid.cost.prediction_error import PredictionError
 from hybrid.cost.residuals import NORMAL_AT, Residuals
 from hybrid.cost.running import RunningEstimate
@@ -199,6 +199,7 @@ class Scheduler:
                     down_window_bytes=link.down_window_at(now_s),
                     cold_ratio=link.cold_ratio,
                     lasting_ratio=self._lasting_ratio(link),
+                    overhead_s=link.overhead_s,
                     backlog_s=link.backlog_s(now_s),
                     speed_ratio=told.speed.value or 1.0,
                     queue_s=standing.queue_s(now_s),

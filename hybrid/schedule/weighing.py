@@ -96,7 +96,8 @@ class Weighing:
                 continue
             self._beliefs.append(belief)
             up, down = belief.s_per_byte
-            rows.append((belief.rtt_s + belief.backlog_s, up, down, belief.speed_ratio, belief.queue_s))
+            fixed_s = belief.rtt_s + belief.overhead_s + belief.backlog_s
+            rows.append((fixed_s, up, down, belief.speed_ratio, belief.queue_s))
         fixed_s, up, down, speed, queue_s = rows[0] if len(rows) == 1 else np.array(rows)[table.gateway_of].T
         self._up_s, self._down_s = table.bytes_up * up, table.bytes_down * down
         self._here_s = table.device_s * self._scale

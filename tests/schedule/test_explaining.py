@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hybrid.cost.link import LinkView
+from hybrid.cost.link_view import LinkView
 from hybrid.schedule.explaining import Beliefs, GatewayView, explained, predicted_s
 from hybrid.schedule.options import Options
 from hybrid.schedule.prospect import Constraints, Prospect
