@@ -39,47 +39,57 @@ HEADINGS = ("cut", "codec", "bytes", "of raw", "encode ms", "decode ms", "SQNR d
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
+Data = Annotated[
+    Path, typer.Option("--data", help="Samples: an .npz or .npy of ready inputs, or a folder of these or of images.")
+]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="Right classes: a .csv of file and class, an .npy, or one a line.")
+]
+PixelsOption = Annotated[
+    str | None,
+    typer.Option("--pixels", help="How pixels become inputs: unit, signed, imagenet, raw, JSON, or a JSON file."),
+]
+Shape = Annotated[
+    list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
+]
+Codecs = Annotated[str, typer.Option("--codecs", help="Names with commas between them; all by default.")]
+Cuts = Annotated[
+    str, typer.Option("--cuts", help="Cut ids, and `input`, with commas between them; else those worth timing.")
+]
+MetricOption = Annotated[
+    Literal["auto", "accuracy", "agreement", "fidelity"], typer.Option("--metric", help="What a drop is.")
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", help="For fidelity: relative distance that counts as the same.", min=0.0)
+]
+Budget = Annotated[float, typer.Option("--budget", help="Seconds to spend; each cut gets its share.", min=1)]
+Sign = Annotated[
+    str | None,
+    typer.Option("--sign", help="A private key's file, or `own`: yours, made at its first use.", metavar="KEY"),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Artifact folder to put it into; else MODEL's own.", metavar="DIR")
+]
+
+
 @app.command(help=HELP)
 def calibrate(
     model: Annotated[str, typer.Argument(help="An .onnx file, an artifact, or NAME[:VERSION].", metavar="MODEL")],
-    data: Annotated[
-        Path,
-        typer.Option("--data", help="Samples: an .npz or .npy of ready inputs, or a folder of these or of images."),
-    ],
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="Right classes: a .csv of file and class, an .npy, or one a line.")
-    ] = None,
-    pixels: Annotated[
-        str | None,
-        typer.Option("--pixels", help="How pixels become inputs: unit, signed, imagenet, raw, JSON, or a JSON file."),
-    ] = None,
-    shape: Annotated[
-        list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
-    ] = None,
-    codecs: Annotated[str, typer.Option("--codecs", help="Names with commas between them; all by default.")] = "",
-    cuts: Annotated[
-        str, typer.Option("--cuts", help="Cut ids, and `input`, with commas between them; else those worth timing.")
-    ] = "",
+    data: Data,
+    labels: Labels = None,
+    pixels: PixelsOption = None,
+    shape: Shape = None,
+    codecs: Codecs = "",
+    cuts: Cuts = "",
     samples: Annotated[int, typer.Option("--samples", help="Use at most so many.", min=1)] = 400,
     seed: Annotated[int, typer.Option("--seed", help="Of their choice.")] = 0,
-    metric: Annotated[
-        Literal["auto", "accuracy", "agreement", "fidelity"], typer.Option("--metric", help="What a drop is.")
-    ] = "auto",
+    metric: MetricOption = "auto",
     output: Annotated[str | None, typer.Option("--output", help="The output that is compared.")] = None,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="For fidelity: relative distance that counts as the same.", min=0.0)
-    ] = 0.02,
-    budget: Annotated[
-        float, typer.Option("--budget", help="Seconds to spend; each cut gets its share.", min=1)
-    ] = 600.0,
-    sign: Annotated[
-        str | None,
-        typer.Option("--sign", help="A private key's file, or `own`: yours, made at its first use.", metavar="KEY"),
-    ] = None,
+    tolerance: Tolerance = 0.02,
+    budget: Budget = 600.0,
+    sign: Sign = None,
     push: Annotated[bool, typer.Option("--push", help="Bring it to the gateway; needs a publisher's token.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Artifact folder to put it into; else MODEL's own.", metavar="DIR")
-    ] = None,
+    out: Out = None,
     gateway: Annotated[str, typer.Option("--gateway", envvar="HYBRID_GATEWAY", help="Its URL, or `auto`.")] = "auto",
     token: Annotated[str | None, typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True)] = None,
     json: Json = False,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnxruntime
 
 from devices.errors import DeviceError
 from hybrid.artifact.folder import Artifact
@@ -39,9 +40,8 @@ class Variants:
         model_path: the model's file, in whose artifact variants are looked for; None where it has none of its own.
         model_digest: digest of the model.
         device: opens and times them.
-        max_accuracy_drop: what the session permits.
-        outputs: names of all outputs of the model.
-        providers: the session's execution providers.
+        limit: the largest accuracy drop that the session permits.
+        session: the open model, with its outputs and execution providers.
     """
 
     def __init__(
@@ -50,19 +50,18 @@ class Variants:
         model_digest: str,
         device: BackgroundEngine,
         *,
-        max_accuracy_drop: float,
-        outputs: tuple[str, ...],
-        providers: list[str],
+        limit: float,
+        session: onnxruntime.InferenceSession,
     ) -> None:
         self._device = device
-        self._outputs = outputs
-        self._max_accuracy_drop = max_accuracy_drop
+        self._outputs = tuple(node.name for node in session.get_outputs())
+        self._max_accuracy_drop = limit
         artifact = artifact_of(model_path) if model_path is not None else None
         self._drops: list[tuple[Variant, Path, CalibrationFinder]] = []
         if artifact is not None and model_path is not None:
             self._drops = [
                 (variant, artifact.path_of(variant.files[0]), CalibrationFinder(model_path, model_digest, variant.id))
-                for variant in _runnable(artifact, providers)
+                for variant in _runnable(artifact, session.get_providers())
             ]
         for _, _, finder in self._drops:
             finder.look()

@@ -122,20 +122,14 @@ def connect(
             background,
             model_digest=digest,
             outputs=declared.outputs,
-            knowledge=Knowledge(
-                ProfileStore(cache_dir() / "profiles"),
-                this_setting(engine.session.get_providers(), settings.sess_options),
-                digest,
-                source.path,
-            ),
+            knowledge=_knowledge(source, engine, settings, digest),
         ),
         variants=lambda digest: Variants(
             source.path if options.placement == "auto" else None,
             digest,
             background,
-            max_accuracy_drop=options.max_accuracy_drop,
-            outputs=declared.outputs,
-            providers=engine.session.get_providers(),
+            limit=options.max_accuracy_drop,
+            session=engine.session,
         ),
         wants_cuts=options.kind in ("auto", "split"),
         on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,
@@ -143,6 +137,12 @@ def connect(
     gateways.begin(urls, on_change=preparation.wake)
     remote = Remote(options, declared, device, preparation, allowance)
     return Connection(gateways, preparation, background, allowance, remote)
+
+
+def _knowledge(source: Source, engine: Engine, settings: Settings, digest: str) -> Knowledge:
+    """What is known of the model before anything is measured by this session."""
+    setting = this_setting(engine.session.get_providers(), settings.sess_options)
+    return Knowledge(ProfileStore(cache_dir() / "profiles"), setting, digest, source.path)
 
 
 def _leave_alone(client: object) -> None:
