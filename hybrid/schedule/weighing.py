@@ -186,7 +186,7 @@ class Weighing:
             likely += self._work_price * np.maximum(0.0, times - from_s[:, None])
         most = rest_s * (price + self._work_price)
         likely = np.minimum(likely, most[:, None] if isinstance(most, np.ndarray) else most)
-        return np.asarray(paid + likely.sum(axis=1) / points.shape[-1] - self._credit_s + late)
+        return np.asarray(paid + np.add.reduce(likely, axis=1) / points.shape[-1] - self._credit_s + late)
 
     def _surely_late(self, points: np.ndarray, rest_s: np.ndarray | float, left_s: float) -> np.ndarray:
         """The penalty of those that miss the deadline even if the device starts at once."""
@@ -295,7 +295,7 @@ class Weighing:
         """The plan of least expected cost."""
         least, found = (self.local.cost if self.local is not None else inf), -1
         bounds: list[float] = self.bounds.tolist()
-        for column in np.argsort(self.bounds).tolist():
+        for column in self.bounds.argsort().tolist():
             if not bounds[column] < least:  # NaN too
                 break
             cost = self._cost(column)
@@ -332,7 +332,7 @@ class Weighing:
         moving_s = self._up_s + self._down_s
         wait_s = self._lasting_s if self._lead_s is None else self._lead_s + self._lasting_s
         hopes = self._paid + self._time_price * (wait_s - (1 - 1 / HOPE_FACTOR) * moving_s)
-        column = int(np.argsort(hopes)[0])  # NaN come last
+        column = int(hopes.argsort()[0])  # NaN come last
         return self.remote_plan(column), float(hopes[column])
 
     def chance(self, index: int, cost: float) -> float:
