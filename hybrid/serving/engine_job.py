@@ -9,6 +9,7 @@ import numpy as np
 
 from hybrid.errors import DeadlinePassed, EngineFailed, HybridError
 from hybrid.serving.engine_session import EngineSession
+from hybrid.serving.row_batch import Lane
 
 
 class Leavable(Protocol):
@@ -81,10 +82,6 @@ class EngineJob:
             self.future.set_exception(error or EngineFailed("the engine gave no outputs"))
         else:
             self.future.set_result(outputs)
-
-
-Lane = tuple[object, ...]
-"""What makes runs joinable: the session, the outputs wanted and the shapes behind the leading dimension."""
 
 
 def too_late() -> DeadlinePassed:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from hybrid.errors import EngineFailed, HybridError, Overloaded
 from hybrid.serving.engine_job import EngineJob, too_late
 from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.row_batch import RowBatch, stacked, unstacked
+from hybrid.serving.row_batch import RowBatch, RowSession, stacked, unstacked
 from hybrid.serving.run_queue import RunQueue, Work
 
 Crowded = Callable[[EngineSession, EngineSession | None, Mapping[str, np.ndarray]], None]
@@ -249,9 +249,9 @@ class Running:
         for job in work.jobs:
             job.run = self
         self._batch: RowBatch | None = None
-        self._companions: list[EngineSession] = []
+        self._companions: list[RowSession] = []
         if len(work.jobs) > 1:
-            asked = work.jobs[0].session if work.join is None else work.join.deeper
+            asked: RowSession = work.jobs[0].session if work.join is None else work.join.deeper
             self._batch = asked.batch
             self._companions = [asked] if self._batch is None else [self._batch.session]
             if work.join is not None:

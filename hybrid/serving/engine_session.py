@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -13,10 +13,8 @@ from compression.tensor import BYTES, NUMPY_OF, TensorSpec
 from devices.torch_engine import TorchSession
 from hybrid.errors import EngineFailed, ModelUnsupported, TensorMismatch
 from hybrid.serving.model_facts import ModelFacts
+from hybrid.serving.row_batch import Join, RowBatch, RowSession
 from hybrid.serving.served_model import ModelSignature
-
-if TYPE_CHECKING:
-    from hybrid.serving.row_batch import Join, RowBatch
 
 DATATYPE_OF_ENGINE: Final = {
     "tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(double)": "FP64", "tensor(bool)": "BOOL",
@@ -81,7 +79,7 @@ class EngineSession:
         self.opened_s = 0.0
         self.n_users = 0
         self.batch: RowBatch | None = None
-        self.joins: dict[EngineSession, Join] = {}
+        self.joins: dict[RowSession, Join] = {}
         self.family: tuple[str, ...] | None = None
         self.n_runs = 0
         self.crowd = 0

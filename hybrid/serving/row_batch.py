@@ -6,15 +6,63 @@ did not pay, has no `RowBatch` and runs alone.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
+from compression.tensor import TensorSpec
 from hybrid.errors import EngineFailed
 
-if TYPE_CHECKING:
-    from hybrid.serving.engine_job import EngineJob, Lane
-    from hybrid.serving.engine_session import EngineSession
+Lane = tuple[object, ...]
+"""What makes runs joinable: the outputs wanted and the shapes behind the leading dimension."""
+
+
+class RowSession(Protocol):
+    """A session as batches see it."""
+
+    n_users: int
+    n_runs: int
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """What goes in, by name."""
+        ...
+
+    @property
+    def output_names(self) -> list[str]:
+        """What comes out."""
+        ...
+
+    @property
+    def batch(self) -> "RowBatch | None":
+        """How its requests share a run."""
+        ...
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, options: Any = None
+    ) -> list[np.ndarray]:
+        """Compute outputs. Raises `EngineFailed`."""
+        ...
+
+
+class RowJob(Protocol):
+    """A waiting request as batches see it."""
+
+    @property
+    def lane(self) -> Lane | None:
+        """What it may run with."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str] | None:
+        """What it wants; all when None."""
+        ...
+
+    @property
+    def session(self) -> RowSession:
+        """Where it would run alone."""
+        ...
+
 
 _BUSY_RATIO: Final = 0.7
 """Above this use of the engine, waiting for company keeps the queue short; below, it only delays."""
@@ -42,7 +90,7 @@ class RowBatch:
 
     def __init__(
         self,
-        session: "EngineSession",
+        session: RowSession,
         seconds: Mapping[int, float],
         *,
         alone_s: float,
@@ -60,7 +108,7 @@ class RowBatch:
         self._gap_s = 1.0
         self._last_s = -1.0
 
-    def lane_of(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None) -> "tuple[Lane, int] | None":
+    def lane_of(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None) -> tuple[Lane, int] | None:
         """Which runs these feeds may share, and their rows; None where they must run alone."""
         n_rows = 0
         shapes: list[tuple[int, ...]] = []
@@ -125,9 +173,7 @@ class Join:
 
     __slots__ = ("_always", "_segment", "deeper", "segment", "shallow")
 
-    def __init__(
-        self, shallow: "EngineSession", deeper: "EngineSession", segment: RowBatch, *, always: bool = False
-    ) -> None:
+    def __init__(self, shallow: RowSession, deeper: RowSession, segment: RowBatch, *, always: bool = False) -> None:
         self.shallow = shallow
         self.deeper = deeper
         self.segment = segment.session
@@ -152,7 +198,7 @@ class Join:
         computed = dict(zip(names, self.segment.run(feeds, names, options), strict=True))
         return {name: computed[name] if name in computed else feeds[name] for name in self.deeper.inputs}
 
-    def takes(self, shallow: "EngineJob", deeper: "EngineJob") -> bool:
+    def takes(self, shallow: RowJob, deeper: RowJob) -> bool:
         """Whether these two want the same outputs."""
         return (
             shallow.lane is not None

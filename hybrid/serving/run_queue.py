@@ -11,7 +11,7 @@ from typing import Final
 
 from hybrid.serving.engine_job import EngineJob
 from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.row_batch import Join, RowBatch
+from hybrid.serving.row_batch import Join, RowBatch, RowSession
 
 CROWD_SEEN: Final = 8
 """A session whose requests waited for one another so often is worth measuring in batches."""
@@ -53,7 +53,7 @@ class RunQueue:
         self.n_waiting = 0
         self._order: list[tuple[float, int, EngineJob]] = []
         self._numbers = count()
-        self._waiting: dict[EngineSession, dict[EngineJob, None]] = {}
+        self._waiting: dict[RowSession, dict[EngineJob, None]] = {}
         self._families: dict[object, dict[EngineSession, None]] = {}
 
     def push(self, job: EngineJob, *, held: bool = False) -> None:
@@ -131,7 +131,7 @@ class RunQueue:
     def _add(
         self,
         work: Work,
-        session: EngineSession,
+        session: RowSession,
         lane: object,
         batch: RowBatch,
         now_s: float,
