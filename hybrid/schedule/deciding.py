@@ -33,6 +33,10 @@ SURE_GAIN_RATIO: Final = 0.35
 TRIAL_PAUSE_S: Final = 1.0
 """A gateway that was heard of so lately needs no trial."""
 
+CHEAP_RATIO: Final = 0.01
+CHEAP_PAUSE_RATIO: Final = 3.0
+"""A trial that costs next to nothing (a race on several cores) waits only until the link is free of it."""
+
 HOPELESS_PAUSE_S: Final = 10.0
 HOPELESS_REQUESTS: Final = 25
 """Trials of a way that would hardly win come at pauses that double, up to this: so seldom that the slowest twentieth of
@@ -88,7 +92,9 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
     if extra > inputs.saved or other.latest_s > left_s:
         return decision
     pause_s = TRIAL_PAUSE_S
-    if not weighing.chance(other.index, kept.cost):
+    if extra <= CHEAP_RATIO * kept.cost:
+        pause_s = max(TRIAL_PAUSE_S, CHEAP_PAUSE_RATIO * other.remote_s)
+    elif not weighing.chance(other.index, kept.cost):
         most_s = max(HOPELESS_PAUSE_S, HOPELESS_REQUESTS * inputs.gap_s)
         pause_s = min(most_s, TRIAL_PAUSE_S * 2.0 ** min(inputs.n_trials, 10))
     if weighing.silent_s(other.index) < pause_s:
