@@ -9,11 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from hybrid.cost.drift import widened
 from hybrid.cost.energy import GENERIC_POWER, Power
 from hybrid.cost.link_view import LinkView
 from hybrid.cost.prediction_error import PredictionError
-from hybrid.cost.residuals import NORMAL_AT, Residuals
+from hybrid.cost.residuals import Residuals
 from hybrid.cost.running import RunningEstimate
 from hybrid.cost.slow_start import LEAST_RTO_S
 from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
@@ -182,32 +181,17 @@ class Scheduler:
         beliefs: list[GatewayBelief] = []
         epochs: list[object] = [self._device.epoch]
         for url, standing in self.standings.items():
-            told = self._told_of(url)
-            link = standing.link.view
-            up_bps, up_sigma = link.uplink_at(now_s)
-            down_bps, down_sigma = link.downlink_at(now_s)
-            is_usable = url not in down and standing.breaker.allows(now_s)
+            told, is_usable = self._told_of(url), url not in down and standing.breaker.allows(now_s)
             epochs += (is_usable, standing.link.epoch, told.speed.epoch)
-            beliefs.append(
-                GatewayBelief(
-                    url=url,
-                    is_usable=is_usable,
-                    rtt_s=link.rtt_s,
-                    uplink_bps=up_bps,
-                    downlink_bps=down_bps,
-                    up_window_bytes=link.up_window_at(now_s),
-                    down_window_bytes=link.down_window_at(now_s),
-                    cold_ratio=link.cold_ratio,
-                    lasting_ratio=self._lasting_ratio(link),
-                    overhead_s=link.overhead_s,
-                    backlog_s=link.backlog_s(now_s),
-                    speed_ratio=told.speed.value or 1.0,
-                    queue_s=standing.queue_s(now_s),
-                    points=widened(told.residuals.points, NORMAL_AT, max(up_sigma, down_sigma)),
-                    failure_ratio=standing.failure_ratio,
-                    silent_s=now_s - max(standing.heard_s, link.measured_s),
-                )
+            believed = standing.belief(
+                url,
+                now_s,
+                is_usable=is_usable,
+                speed_ratio=told.speed.value or 1.0,
+                points=told.residuals.points,
+                lasting_ratio=self._lasting_ratio(standing.link.view),
             )
+            beliefs.append(believed)
         self._seen = tuple(epochs)
         return Inputs(
             table=self.table.id,

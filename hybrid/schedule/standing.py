@@ -3,7 +3,10 @@
 import random
 from typing import Final
 
+from hybrid.cost.drift import widened
 from hybrid.cost.link import LinkEstimate
+from hybrid.cost.residuals import NORMAL_AT
+from hybrid.schedule.beliefs import GatewayBelief
 from hybrid.schedule.breaker import Breaker
 from hybrid.schedule.retry_budget import RetryBudget
 
@@ -53,6 +56,39 @@ class Standing:
         """Expected wait there; what is long ago fades."""
         age_s = max(0.0, now_s - self.heard_s)
         return float(self._queue_s * 0.5 ** (age_s / QUEUE_FADES_S))
+
+    def belief(
+        self,
+        url: str,
+        now_s: float,
+        *,
+        is_usable: bool,
+        speed_ratio: float,
+        points: tuple[float, ...],
+        lasting_ratio: float,
+    ) -> GatewayBelief:
+        """What a decision may believe of this gateway now; see `GatewayBelief` for what the route adds."""
+        link = self.link.view
+        up_bps, up_sigma = link.uplink_at(now_s)
+        down_bps, down_sigma = link.downlink_at(now_s)
+        return GatewayBelief(
+            url=url,
+            is_usable=is_usable,
+            rtt_s=link.rtt_s,
+            uplink_bps=up_bps,
+            downlink_bps=down_bps,
+            up_window_bytes=link.up_window_at(now_s),
+            down_window_bytes=link.down_window_at(now_s),
+            cold_ratio=link.cold_ratio,
+            lasting_ratio=lasting_ratio,
+            overhead_s=link.overhead_s,
+            backlog_s=link.backlog_s(now_s),
+            speed_ratio=speed_ratio,
+            queue_s=self.queue_s(now_s),
+            points=widened(points, NORMAL_AT, max(up_sigma, down_sigma)),
+            failure_ratio=self.failure_ratio,
+            silent_s=now_s - max(self.heard_s, link.measured_s),
+        )
 
     def succeeded(self, queue_s: float, now_s: float) -> None:
         """An answer came, after so many seconds in the gateway's queue."""
