@@ -112,10 +112,11 @@ def load(path: Path) -> Feeds:
         BadMessage: no such file.
     """
     try:
-        if path.suffix.lower() == ".npy":
-            return {"": np.load(path, allow_pickle=False)}
-        with np.load(path, allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:  # numpy itself leaves the file of a damaged archive open
+            if path.suffix.lower() == ".npy":
+                return {"": np.load(file, allow_pickle=False)}
+            with np.load(file, allow_pickle=False) as loaded:
+                return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, BadZipFile) as exc:
         raise BadMessage(f"{path}: no numpy arrays to be read ({exc}); write it with numpy.savez") from exc
 

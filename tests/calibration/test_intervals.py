@@ -53,8 +53,8 @@ def test_the_interval_turns_with_its_sign():
 
 def test_everything_lost_ends_at_one():
     low, high = paired_drop(40, 0, 40)
-    assert 0.9 < low < high
-    assert high == pytest.approx(1.0)
+    share = Z * Z / 40  # sqrt(n (1 - d) / (1 + d)) = z, where nothing was kept
+    assert (low, high) == pytest.approx(((1 - share) / (1 + share), 1.0))
 
 
 @pytest.mark.parametrize("drop", [0.001, 0.01, 0.05])
