@@ -23,7 +23,7 @@ from hybrid.calibration.samples import open_samples
 from hybrid.errors import BadMessage, EngineFailed, ExitCode, TensorMismatch, UnknownCut
 from tests import small_models, zoo
 
-CODECS = tuple(catalog.CODECS)
+CODECS = ("none", "lossless", "fp16", "q8", "q8z", "q4", "q4z")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def measured(name, data, tmp_path, labels=None, **wish):
 
 @pytest.fixture(scope="module")
 def classifier(crops, tmp_path_factory):
-    return measured("ppocr_cls", crops, tmp_path_factory.mktemp("cls"))
+    return measured("ppocr_cls", crops, tmp_path_factory.mktemp("cls"), n_samples=30)
 
 
 def test_every_codec_at_every_cut_has_a_cell(classifier):
@@ -61,7 +61,7 @@ def test_every_codec_at_every_cut_has_a_cell(classifier):
     cuts = {cell.cut for cell in classifier.cells}
     assert "" in cuts
     assert len(cuts) >= 4
-    assert (classifier.metric, classifier.n_samples) == ("agreement", 60)
+    assert (classifier.metric, classifier.n_samples) == ("agreement", 30)
     for cut in cuts:
         assert {codec for at, codec in table if at == cut} >= {"none", "lossless", "fp16"}
     assert parse_calibration(classifier.content) == classifier
@@ -69,7 +69,7 @@ def test_every_codec_at_every_cut_has_a_cell(classifier):
 
 def test_lossless_codecs_lose_nothing_and_need_no_interval(classifier):
     exact = [cell for cell in classifier.cells if not catalog.get(cell.codec).lossy]
-    assert {cell.codec for cell in exact} >= {"none", "lossless"}
+    assert {cell.codec for cell in exact} == {"none", "lossless"}
     assert all((cell.is_lossy, cell.drop, cell.drop_high, cell.sqnr_db) == (False, 0.0, 0.0, None) for cell in exact)
 
 
