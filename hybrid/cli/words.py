@@ -11,12 +11,19 @@ GROUP = "hybrid.commands"
 
 SUMMARIES = {
     "agent": "Run the service of an edge box.",
+    "bench": "Models, machines, links and policies against each other, on a virtual clock.",
+    "calibrate": "Measure what lossy codecs cost a model in accuracy, and sign it.",
     "demo": "See a device and a gateway answer together while the link between them changes.",
     "devices": "List the machines and links that can be emulated, with the source of every figure.",
     "doctor": "Say what this machine is, what works here, and how to mend what does not.",
     "gateway": "Run the gateway, and make its tokens.",
+    "keys": "A publisher's key, and the publishers whose word counts here.",
+    "lab": "A device, a gateway and a link between them, emulated on this machine.",
     "models": "Push models to a gateway, list them, pull them.",
     "plan": "Show where a model can be cut, and what each cut costs.",
+    "profile": "Time a model and its heads on this machine, once.",
+    "stats": "How well a program's decisions predicted, and what they cost.",
+    "why": "Replay a decision: all alternatives, their costs, and why.",
 }
 """One line for each word that this project offers, so that the list of commands loads none of them."""
 
