@@ -5,7 +5,10 @@ signature by a key that the user trusts, or by the very key that signed the mani
 has open: who made the model may say what its accuracy bears. All else is as if it were not there.
 """
 
+import hashlib
 import logging
+import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Final
 from hybrid.artifact.attachments import Attachment, attach, attachments_in
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.folder import Artifact, open_folder
-from hybrid.artifact.names import MANIFEST_NAME
+from hybrid.artifact.names import MANIFEST_NAME, SIGNATURE_NAME
 from hybrid.artifact.publishers import config_dir, trusted_keys
 from hybrid.artifact.signature import key_id, verify
 from hybrid.calibration.record import Calibration, Cell, parse_calibration
@@ -102,7 +105,8 @@ class CalibrationFinder:
     def _take(self, attachments: Iterable[Attachment], *, keep: bool = False) -> bool:
         is_new = False
         for attachment in attachments:
-            stamp = attachment.content + (attachment.signature.signature if attachment.signature else b"")
+            vouched = attachment.signature.signature if attachment.signature else b""
+            stamp = hashlib.sha256(attachment.content + vouched).digest()
             if stamp in self._seen or attachment.variant != self._variant:
                 continue
             self._seen.add(stamp)
@@ -191,15 +195,55 @@ def _artifact_publisher(artifact: Artifact, calibration: Calibration) -> bytes |
 
 
 def artifact_of(model_path: Path) -> Artifact | None:
-    """The artifact whose shipped model this file is, if it lies in one."""
-    for folder in list(model_path.resolve().parents)[:_MAX_DEPTH]:
-        if (folder / MANIFEST_NAME).is_file():
-            try:
-                artifact = open_folder(folder)
-            except (HybridError, OSError):
-                return None
-            return artifact if artifact.model_path.resolve() == model_path.resolve() else None
+    """The artifact whose shipped model this file is, if it lies in one that nobody else could have put there."""
+    model = model_path.resolve()
+    try:
+        folder = next(
+            (folder for folder in list(model.parents)[:_MAX_DEPTH] if (folder / MANIFEST_NAME).exists()), None
+        )
+        if folder is None:
+            return None
+        strange = _stranger(folder, model)
+        if strange is not None:
+            _log.warning("calibration.artifact_ignored folder=%s reason=others could have written %s", folder, strange)
+            return None
+        artifact = open_folder(folder)
+    except (HybridError, OSError):
+        return None
+    return artifact if artifact.model_path.resolve() == model else None
+
+
+def _stranger(folder: Path, model: Path) -> Path | None:
+    """What of an artifact's papers somebody may have written who could not have changed the model; None where nothing.
+
+    A manifest above a model vouches for calibrations, so a stranger must not be able to lay one there: in a folder that
+    all may write, say, as /tmp. Who could change the model itself needs no such trick, and root neither.
+    """
+    if not hasattr(os, "geteuid"):
+        return None  # no owners and modes as on POSIX
+    known = {("user", 0), ("user", os.geteuid())} | _writers(model.stat())
+    beside = model.parent.stat()
+    if not beside.st_mode & stat.S_ISVTX:
+        known |= _writers(beside)  # these may put another file under the model's name
+    papers = [folder, folder / MANIFEST_NAME, folder / SIGNATURE_NAME]
+    for path in papers:
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue  # no signature
+        if not _writers(found) <= known or stat.S_ISLNK(found.st_mode):
+            return path
     return None
+
+
+def _writers(found: os.stat_result) -> set[tuple[str, int]]:
+    """Who may write a file, or add to a folder: its owner, and its group and all others where the mode says so."""
+    writers = {("user", found.st_uid)}
+    if found.st_mode & stat.S_IWGRP:
+        writers.add(("group", found.st_gid))
+    if found.st_mode & stat.S_IWOTH:
+        writers.add(("all", 0))
+    return writers
 
 
 def cached_folder(model_digest: str) -> Path:
