@@ -17,19 +17,22 @@ _KINDS = {"--user": 0x10000000, "--net": 0x40000000}
 def main(words: list[str]) -> None:
     """Enters, joins, becomes."""
     libc = ctypes.CDLL(None, use_errno=True)
-    at = 0
-    while words[at] != "--":
-        option, value = words[at : at + 2]
+    end = words.index("--")
+    options = list(zip(words[0:end:2], words[1:end:2], strict=True))
+    spaces = [(option, value, os.open(value, os.O_RDONLY)) for option, value in options if option in _KINDS]
+    for option, value in options:
         if option == "--group":
             with open(value, "w", encoding="ascii") as group:  # noqa: PTH123 - pathlib doubles the time that this takes
                 group.write(str(os.getpid()))
-        else:
-            file = os.open(value, os.O_RDONLY)
-            if libc.setns(file, _KINDS[option]) != 0:
-                sys.exit(f"the emulated network is gone: {os.strerror(ctypes.get_errno())}")
-            os.close(file)
-        at += 2
-    command = words[at + 1 :]
+    for option, _, file in spaces:
+        if libc.setns(file, _KINDS[option]) != 0:
+            sys.exit(f"the emulated network is gone: {os.strerror(ctypes.get_errno())}")
+    # The relay closes its doors before it looks who is inside: who entered and finds them closed may have been missed.
+    for _, value, file in spaces:
+        if not os.path.samestat(os.stat(value), os.fstat(file)):  # noqa: PTH116 - as above
+            sys.exit("the emulated network is gone")
+        os.close(file)
+    command = words[end + 1 :]
     try:
         os.execvp(command[0], command)  # noqa: S606 - that is what it is for
     except OSError as error:

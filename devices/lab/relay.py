@@ -32,6 +32,8 @@ _NETWORKS: Final = ((socket.AF_INET, "10.77.0.0", 24), (socket.AF_INET6, "fd77::
 _TUN_QUEUE_PACKETS: Final = 2000
 _BATCH_PACKETS: Final = 64
 _LONGEST_SLEEP_S: Final = 0.5
+_EVICTION_S, _DYING_S = 10.0, 0.005
+"""How long programs that must end are looked for, and how long such a one takes."""
 _GRAINS_PER_RTT: Final = 40
 _FINEST_GRAIN_S, _COARSEST_GRAIN_S = 0.0001, 0.001
 """While packets flow, the relay looks once a grain instead of waking for each: a third of the work."""
@@ -193,12 +195,28 @@ class Relay:
         return {}
 
     def kill_inhabitants(self) -> None:
-        """Ends what still runs in the two namespaces: their network is gone."""
+        """Ends what still runs in the two namespaces: their network is gone.
+
+        The doors are closed first: a launcher that was under way looks whether they are still open once it is inside
+        (`devices.lab.enter`). Then it is looked again until nobody is found, since programs start others meanwhile.
+        """
+        for file in self._namespaces.values():
+            os.close(file)
+        end_s = time.monotonic() + _EVICTION_S
+        while (found := self._inhabitants()) and time.monotonic() < end_s:
+            for pid in found:
+                with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_DYING_S)
+
+    def _inhabitants(self) -> list[int]:
+        found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) not in {os.getpid(), self._parent}:
-                with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+                with contextlib.suppress(OSError):  # gone meanwhile, or not to be looked into
                     if (entry / "ns" / "net").stat().st_ino in self._own:
-                        os.kill(int(entry.name), signal.SIGKILL)
+                        found.append(int(entry.name))
+        return found
 
 
 def _drain(source: int, lane: Lane, clock: Callable[[], float]) -> int:

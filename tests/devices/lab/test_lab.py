@@ -180,6 +180,27 @@ def test_nothing_stays_when_the_program_that_made_it_is_killed(lab_of: Callable[
 
 
 @pytest.mark.root
+def test_a_program_that_was_about_to_enter_does_not_survive_the_lab(lab_of: Callable[..., Lab], tmp_path: Path) -> None:
+    """A launcher that has opened the namespace and is held up (by a group's file that nobody reads) comes too late."""
+    lab = lab_of(kind="tun")
+    door = tmp_path / "door"
+    os.mkfifo(door)
+    late = Place("device", lab.link, Files([str(door)])).popen(["sleep", "600"], stderr=subprocess.PIPE)
+    end_s = time.monotonic() + 30
+    while not any("net:[" in path for path in opened(late.pid)) and time.monotonic() < end_s:
+        time.sleep(0.01)
+    lab.close()
+    door.read_text()
+    assert late.communicate(timeout=30)[1].startswith(b"the emulated ")
+    assert late.returncode == 1
+
+
+def opened(pid: int) -> list[str]:
+    """What a process has open."""
+    return [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+@pytest.mark.root
 def test_a_killed_relay_is_told_and_cleaned_up(lab_of: Callable[..., Lab]) -> None:
     lab = lab_of(kind="tun")
     os.kill(lab.link.pid, signal.SIGKILL)
