@@ -197,7 +197,7 @@ def test_a_program_that_was_about_to_enter_does_not_survive_the_lab(lab_of: Call
 
 def opened(pid: int) -> list[str]:
     """What a process has open."""
-    return [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    return [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 @pytest.mark.root
