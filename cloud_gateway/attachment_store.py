@@ -69,7 +69,8 @@ class AttachmentStore:
                 _vouched(path).unlink(missing_ok=True)
             write_atomically(path, attachment.content)
             if is_profile:
-                _keep_newest(folder.parent.glob(f"*/{path.name}"), MAX_SUBJECTS_OF_TOKEN)
+                # Over all variants: a device may name any word, and must not fill the disk with it.
+                _keep_newest(folder.parent.parent.glob(f"*/*/{path.name}"), MAX_SUBJECTS_OF_TOKEN)
             _keep_newest(folder.glob("*.json"), MAX_PROFILES if is_profile else MAX_OTHERS)
             _keep_newest_folders(folder.parent, MAX_SUBJECTS)
         _log.info("attachment.kept kind=%s model=%s by=%s", attachment.kind, attachment.model_digest[:16], token_id)

@@ -42,7 +42,9 @@ class GatewayConfig:
     )
     gpu_device: int = setting(0, "The CUDA device.")
     gpu_memory_bytes: int = setting(0, "Memory of the GPU for models and tails; 0 takes four fifths of it.")
-    batching: str = setting("auto", "Requests share runs: auto (where measured to pay), off, or always (for trials).")
+    batching: str = setting(
+        "off", "Requests share runs: off, auto (where measured to pay; see docs/gateway.md), always."
+    )
     batch_delay_s: float = setting(0.002, "The longest that a request waits for others to share its run.")
     body_memory_bytes: int = setting(1 << 30, "Memory for all request bodies in flight; further ones get 503.")
     max_body_bytes: int = setting(256 << 20, "Largest request body, packed and unpacked.")

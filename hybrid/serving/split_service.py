@@ -137,7 +137,12 @@ class SplitService:
     async def _answer(
         self, model: ServedModel, session: EngineSession, request: InferRequest, deadline_s: float | None
     ) -> tuple[InferResponse, Computed]:
-        encoded = any(tensor.codec != RAW and tensor.n_bytes > _OFF_LOOP_BYTES for tensor in request.inputs)
+        _refuse_misfits(session, request)
+        # A few bytes may decode to many: what counts is what comes out.
+        encoded = any(
+            tensor.codec != RAW and _VALUE_BYTES * (tensor.spec.n_elements or 0) > _OFF_LOOP_BYTES
+            for tensor in request.inputs
+        )
         feeds = await asyncio.to_thread(_feeds, request) if encoded else _feeds(request)
         names = [output.name for output in request.outputs] or session.output_names
         unknown = [name for name in names if name not in session.output_names]
@@ -175,6 +180,21 @@ def _check_size(key: ShapeKey) -> None:
         raise TooLarge(
             f"the inputs of this shape key have more than {limit_bytes // _VALUE_BYTES} values; send smaller ones"
         )
+
+
+def _refuse_misfits(session: EngineSession, request: InferRequest) -> None:
+    """Refuse encoded tensors that the session does not take before anything is decoded for them."""
+    for tensor in request.inputs:
+        wanted = session.inputs.get(tensor.spec.name)
+        if tensor.codec == RAW or wanted is None:
+            continue  # costs nothing yet; judged with all the others
+        theirs = tensor.spec.shape
+        fits = wanted.dtype == tensor.spec.dtype and len(wanted.shape) == len(theirs)
+        if not fits or any(a is not None and a != b for a, b in zip(wanted.shape, theirs, strict=True)):
+            raise TensorMismatch(
+                f"input {wanted.name!r} is {tensor.spec.dtype} {list(theirs)[:8]};"
+                f" {wanted.dtype} {list(wanted.shape)} is wanted"
+            )
 
 
 def _feeds(request: InferRequest) -> dict[str, np.ndarray]:

@@ -75,6 +75,15 @@ def test_a_token_that_brings_many_subjects_crowds_out_only_its_own(store: Attach
     assert len(list(tmp_path.rglob("*.json"))) == len(kept)
 
 
+def test_a_token_cannot_fill_the_disk_with_made_up_variants(store: AttachmentStore, tmp_path: Path) -> None:
+    store.put(said(profile("honest")), "anna")
+    for number in range(4 * MAX_SUBJECTS_OF_TOKEN):
+        word = msgspec.json.decode(profile(f"made up {number}").content) | {"variant": f"v{number}"}
+        store.put(attachment_of(msgspec.json.encode(word)), "mallory")
+    assert len(list(tmp_path.rglob("mallory.json"))) == MAX_SUBJECTS_OF_TOKEN
+    assert len(store.find(DIGEST, "profile", "original")) == 1
+
+
 def test_calibrations_are_bounded_too(store: AttachmentStore) -> None:
     for number in range(MAX_OTHERS + 5):
         store.put(calibration(number), "publisher")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from compression.tensor import TensorSpec
 from hybrid.artifact.digest import model_digest
 from hybrid.errors import (
     BadMessage,
@@ -250,6 +252,40 @@ async def test_what_does_not_match_is_refused(side: Side, tmp_path: Path) -> Non
                 await running.split.infer(InferRequest(**{"inputs": tensors, **fields}))  # type: ignore[arg-type]
         assert (await running.split.prepare("0" * 64, side.key)).state == "unknown"
         assert running.split.n_active == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2048, 2048), (1, 3, 224, 223), (3, 224, 224)])
+async def test_encoded_tensors_that_the_model_does_not_take_are_refused_before_they_are_decoded(
+    side: Side, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    spec = TensorSpec(name="x", dtype="FP32", shape=shape)
+    request = InferRequest(
+        inputs=(Tensor(spec=spec, codec="lossless", payload=b"\xff" * 50),), model_digest=side.model.model_digest
+    )
+    async with gateway(side, tmp_path) as running:
+        with pytest.raises(TensorMismatch, match="is wanted"):  # decoding would say that it does not decode
+            await running.split.infer(request)
+
+
+class Counting(ThreadPoolExecutor):
+    """Counts what is given to threads."""
+
+    n_submitted = 0
+
+    def submit(self, *args: object, **fields: object) -> object:
+        self.n_submitted += 1
+        return super().submit(*args, **fields)  # type: ignore[arg-type]
+
+
+async def test_few_bytes_that_decode_to_many_are_decoded_off_the_loop(side: Side, tmp_path: Path) -> None:
+    tensor = Tensor.of("x", np.zeros((1, 3, 224, 224), np.float32), "lossless")
+    assert tensor.n_bytes < 2000
+    async with gateway(side, tmp_path) as running:
+        request = InferRequest(inputs=(tensor,), model_digest=side.model.model_digest)
+        threads = Counting(1)
+        asyncio.get_running_loop().set_default_executor(threads)
+        await running.split.infer(request)
+        assert threads.n_submitted == 1
 
 
 async def test_a_name_with_another_digest_is_never_composed(side: Side, tmp_path: Path) -> None:
