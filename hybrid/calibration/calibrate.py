@@ -58,11 +58,15 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Who is told how far it is: `total` steps once known, each `stage` by its name, each step as it is done."""
+    """Who is told how far it is: `total` steps once known, each `stage` by its name, each step as it is done.
+
+    `now_s` is the clock to which the budget is held.
+    """
 
     total: Callable[[int], None] = lambda _n: None
     stage: Callable[[str], None] = lambda _name: None
     stepped: Callable[[], None] = lambda: None
+    now_s: Callable[[], float] = time.monotonic
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,7 +134,7 @@ def calibrate(
         ModelError, DeviceError: the model cannot be used.
     """
     watch = watch or Watch()
-    until_s = time.monotonic() + wish.budget_s
+    until_s = watch.now_s() + wish.budget_s
     material = gathered(path, samples, wish, labels=labels, watch=watch, until_s=until_s)
     shape_key, judge = material.shape_key, material.judge
     assert shape_key is not None
@@ -143,9 +147,10 @@ def calibrate(
     cells = try_cuts(
         trial,
         cuts,
-        max(1.0, until_s - time.monotonic()),
+        max(1.0, until_s - watch.now_s()),
         begun=lambda cut: watch.stage(f"cut {cut.id if cut.kind == 'interior' else cut.kind}"),
         stepped=watch.stepped,
+        now_s=watch.now_s,
     )
     return _recorded(material, model_digest, "original", wish, cells)
 
@@ -163,7 +168,7 @@ def calibrate_variant(
 ) -> Calibration:
     """Measure what a local variant of a model costs as a whole, against the shipped one; raises as `calibrate`."""
     watch = watch or Watch()
-    until_s = time.monotonic() + wish.budget_s
+    until_s = watch.now_s() + wish.budget_s
     material = gathered(path, samples, wish, labels=labels, watch=watch, until_s=until_s)
     judge = material.judge
     assert judge is not None
@@ -173,7 +178,7 @@ def calibrate_variant(
     names = [port.name for port in session.get_outputs()]
     tally = Tally(judge.metric)
     for index, feeds in enumerate(material.feeds):
-        if index and time.monotonic() >= until_s:
+        if index and watch.now_s() >= until_s:
             break
         answers = dict(zip(names, session.run(names, feeds), strict=True))
         tally.count(before=judge.before(index), after=judge.after(index, answers))
@@ -195,7 +200,7 @@ def gathered(
         raise BadMessage("there is no sample to calibrate with")
     watch.stage("reference answers")
     watch.total(len(picked))
-    least_s = time.monotonic() + max(1.0, (until_s - time.monotonic()) / 3)
+    least_s = watch.now_s() + max(1.0, (until_s - watch.now_s()) / 3)
     material, digest, room_bytes = Material(), hashlib.sha256(), MOST_BYTES
     for index, number in enumerate(picked):
         feeds = samples.feeds(number)
@@ -212,7 +217,7 @@ def gathered(
         digest.update(feed_digest(feeds) + (str(labels[number]).encode() if labels is not None else b""))
         watch.stepped()
         room_bytes -= sum(array.nbytes for array in (*feeds.values(), *answers.values()))
-        if room_bytes < 0 or time.monotonic() > least_s:
+        if room_bytes < 0 or watch.now_s() > least_s:
             break
     material.digest = digest.hexdigest()
     return material

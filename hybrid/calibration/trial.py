@@ -96,6 +96,7 @@ def try_cuts(
     *,
     begun: Callable[[Cut], None] = lambda _cut: None,
     stepped: Callable[[], None] = lambda: None,
+    now_s: Callable[[], float] = time.monotonic,
 ) -> list[Cell]:
     """The cells of these cuts; a cut that the budget does not reach has none.
 
@@ -105,31 +106,34 @@ def try_cuts(
         budget_s: seconds in all; each cut gets an even share of what is left.
         begun: told each cut.
         stepped: told after each sample of a cut.
+        now_s: the clock to which the budget is held.
 
     Raises:
         DeviceError: the engine refuses a head or a tail.
         Exception: whatever the engine raises for a sample.
     """
-    until_s = time.monotonic() + budget_s
+    until_s = now_s() + budget_s
     cells: list[Cell] = []
     for index, cut in enumerate(cuts):
-        left_s = until_s - time.monotonic()
+        left_s = until_s - now_s()
         if left_s <= 0:
             break
         begun(cut)
-        cells += _try_cut(trial, cut, left_s / (len(cuts) - index), stepped)
+        cells += _try_cut(trial, cut, left_s / (len(cuts) - index), stepped, now_s)
     return cells
 
 
-def _try_cut(trial: Trial, cut: Cut, share_s: float, stepped: Callable[[], None]) -> list[Cell]:
-    until_s = time.monotonic() + share_s
+def _try_cut(
+    trial: Trial, cut: Cut, share_s: float, stepped: Callable[[], None], now_s: Callable[[], float]
+) -> list[Cell]:
+    until_s = now_s() + share_s
     prepared, judge = trial.prepared, trial.judge
     is_input = cut.kind == "input"
     head = None if is_input else _opened(prepared.head_path(cut.id))
     tail = _opened(prepared.tail_path(cut.id))
     measured = [_Measured(name, catalog.get(name).lossy, Tally(judge.metric)) for name in trial.codecs]
     for index, feeds in enumerate(trial.samples):
-        if index and time.monotonic() >= until_s:
+        if index and now_s() >= until_s:
             break
         crossing, kept = _crossing(head, cut, feeds)
         before = judge.before(index)
