@@ -43,10 +43,12 @@ LONGEST_PERIOD_S: Final = 1.0
 """The kernel takes no longer period; so the largest factor is 1000."""
 
 _ROOT: Final = Path("/")
-_PREFIX: Final = "hybrid-cpu-"
-_NAME: Final = re.compile(_PREFIX + r"(?P<pid>\d+)-(?P<born>\d+)-\d+")
-_REMOVE_TRIES: Final = 50
-_REMOVE_WAIT_S: Final = 0.01
+GROUP_PREFIX: Final = "hybrid-cpu-"
+"""How the names of groups begin that are made here."""
+
+_NAME: Final = re.compile(GROUP_PREFIX + r"(?P<pid>\d+)-(?P<born>\d+)-\d+")
+_REMOVE_S, _REMOVE_WAIT_S = 5.0, 0.01
+"""How long a group is tried to be removed: a process that ends holds its group for a while on a busy machine."""
 _counter = itertools.count()
 
 _DRAIN: Final = """
@@ -272,7 +274,7 @@ def _made(where: Sequence[Hierarchy]) -> tuple[list[Path], Hierarchy]:
     """Folders of a new group, the one with the quota first, at the first place that takes it."""
     refusals = []
     for hierarchy in where:
-        name = f"{_PREFIX}{os.getpid()}-{_born(os.getpid())}-{next(_counter)}"
+        name = f"{GROUP_PREFIX}{os.getpid()}-{_born(os.getpid())}-{next(_counter)}"
         folders: list[Path] = []
         try:
             for place in filter(None, (hierarchy.cpu, hierarchy.cpuset)):
@@ -308,7 +310,7 @@ def _tied(folder: Path, cpus: Sequence[int]) -> bool:
 
 def remove_stale(place: Path) -> None:
     """Removes groups in this folder whose owners are dead; programs left in them go on in the folder's own group."""
-    for folder in place.glob(_PREFIX + "*"):
+    for folder in place.glob(GROUP_PREFIX + "*"):
         owner = _NAME.fullmatch(folder.name)
         if owner and _born(int(owner["pid"])) != int(owner["born"]):
             _clear([folder], [])
@@ -319,14 +321,15 @@ def _clear(folders: Sequence[Path], drains: Sequence[subprocess.Popen[bytes]]) -
     for drain in drains:
         drain.kill()
         drain.wait()
+    end_s = time.monotonic() + _REMOVE_S
     for folder in folders:
-        for _ in range(_REMOVE_TRIES):
+        while True:
             for pid in _text(folder / "cgroup.procs").split():
                 with contextlib.suppress(OSError):  # it ended meanwhile
                     (folder.parent / "cgroup.procs").write_text(pid, encoding="ascii")
-            if _gone(folder.rmdir):
+            if _gone(folder.rmdir) or time.monotonic() > end_s:
                 break
-            time.sleep(_REMOVE_WAIT_S)  # a process that ends holds its group for a moment
+            time.sleep(_REMOVE_WAIT_S)
 
 
 def _gone(remove: Callable[[], None]) -> bool:
@@ -340,9 +343,9 @@ def _gone(remove: Callable[[], None]) -> bool:
 
 
 def _born(pid: int) -> int:
-    """When a process began, in the kernel's ticks since its start; 0 for one that is not there."""
-    text = _text(Path(f"/proc/{pid}/stat"))
-    return int(text.rpartition(")")[2].split()[19]) if text else 0
+    """When a process began, in the kernel's ticks since its start; 0 for one that is not there or has ended."""
+    words = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return int(words[19]) if words and words[0] not in "ZX" else 0
 
 
 def _own_groups(root: Path) -> dict[str, str]:

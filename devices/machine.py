@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from math import log
@@ -13,14 +14,18 @@ from typing import Final
 
 from devices import pace
 from devices.catalog.load import device, devices
+from devices.cpu_quota import GROUP_PREFIX
 from devices.device import Device
-from devices.errors import EmulationError
+from devices.errors import DeviceError, EmulationError
 
 VARIABLE: Final = "HYBRID_DEVICE"
 """The environment variable that says which machine this is: a name of the catalog, or a TOML file."""
 
 CORES_VARIABLE: Final = "HYBRID_CORES"
 """The environment variable that says how many cores an emulated machine has."""
+
+FACTOR_VARIABLE: Final = "HYBRID_DEVICE_FACTOR"
+"""The environment variable by which a lab says a slowdown that was chosen, not measured."""
 
 _BOARDS: Final = (
     "/proc/device-tree/model",
@@ -141,10 +146,32 @@ def facts() -> Facts:
 
 
 def machine_class() -> str:
-    """This machine without its name, for what was measured here: the same text on every machine that is like it."""
-    text = f"{platform.machine() or 'unknown'} {processor()} cores={usable_cores():g}"
+    """This machine without its name, for what was measured here: the same text on every machine that is like it.
+
+    An emulated machine is called by its name in the catalog: its factor is measured anew by each lab, and differs a
+    little each time. A factor that somebody chose is said.
+    """
+    text = f"{platform.machine() or 'unknown'} {processor()}"
     factor = pace.factor()
+    name = _named() if factor != 1.0 or _is_in_lab() else None
+    if name is not None:
+        chosen = os.environ.get(FACTOR_VARIABLE, "")
+        return f"{text} cores={_told_cores() or _n_allowed():g} as={name}" + (f" factor={chosen}" if chosen else "")
+    text = f"{text} cores={usable_cores():g}"
     return text if factor == 1.0 else f"{text} pace={factor:g}"
+
+
+def _named() -> str | None:
+    """The name of the machine that `HYBRID_DEVICE` says, None where it says none."""
+    try:
+        return device(os.environ[VARIABLE]).name if os.environ.get(VARIABLE) else None
+    except DeviceError:
+        return None  # said where it is asked for
+
+
+def _is_in_lab() -> bool:
+    """Whether this process runs in a lab's group, or was told so many cores by one."""
+    return _told_cores() > 0 or any(folder.name.startswith(GROUP_PREFIX) for folder in _groups("cpu"))
 
 
 @cache
@@ -165,12 +192,27 @@ def usable_cores() -> float:
 
     `HYBRID_CORES` overrules both, as an emulated machine sets it: its cores may share one processor of this one.
     """
+    told = _told_cores()
+    return told or min([_n_allowed(), *(round(quota.cores, 2) for quota in _quotas())])
+
+
+def quota_period_s() -> float | None:
+    """The longest period of the quotas that bind this process; None where none does.
+
+    A program under a quota computes at full speed until its share of a period is used, and stands still for the rest:
+    what is timed over less than some periods is timed wrongly.
+    """
+    allowed = _n_allowed()
+    return max((quota.period_s for quota in _quotas() if quota.cores < allowed), default=None)
+
+
+def _told_cores() -> float:
     told = os.environ.get(CORES_VARIABLE, "")
-    if told.isdigit() and int(told):
-        return float(told)
-    n_cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quotas = [quota for quota in _quotas() if quota > 0]
-    return min([n_cores, *(round(quota, 2) for quota in quotas)])
+    return float(told) if told.isdigit() else 0.0
+
+
+def _n_allowed() -> float:
+    return float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def this_device() -> Device | None:
@@ -241,22 +283,23 @@ def _distance(one: Device, slowdown_ratio: float) -> float:
     return abs(log(one.slowdown_ratio / slowdown_ratio))
 
 
-def _quotas() -> Iterator[float]:
-    """Quotas of the groups that hold this process, in cores."""
+@dataclass(frozen=True, slots=True)
+class _Quota:
+    """So many cores' time in each period."""
+
+    cores: float
+    period_s: float
+
+
+def _quotas() -> Iterator[_Quota]:
+    """Quotas of the groups that hold this process."""
     for folder in _groups("cpu"):
-        words = _text(folder / "cpu.max").split()
-        if len(words) == 2 and words[0] != "max":
-            yield _ratio(words[0], words[1])
-        quota_us, period_us = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
-        if quota_us and period_us:
-            yield _ratio(quota_us, period_us)
-
-
-def _ratio(quota: str, period: str) -> float:
-    try:
-        return int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):
-        return 0.0
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        for words in (_text(folder / "cpu.max").split(), [_text(folder / name).strip() for name in names]):
+            with suppress(ValueError):
+                quota_us, period_us = (int(word) for word in words)
+                if quota_us > 0 and period_us > 0:
+                    yield _Quota(quota_us / period_us, period_us / 1e6)
 
 
 def _memory_limit_bytes(total_bytes: int) -> int | None:

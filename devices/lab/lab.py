@@ -1,15 +1,20 @@
 """The lab: an emulated device and a gateway on one machine, with an emulated link between them."""
 
 import contextlib
+import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from devices.device import Device
+from devices.lab import warden
 from devices.lab.launch import Side
 from devices.lab.link import Link, open_link
 from devices.lab.machine import Slowdown, SlowdownKind, device_of, emulated, named
@@ -19,6 +24,7 @@ from devices.shape import Shape
 
 _POLITE_S: Final = 5.0
 """How long programs may take to end after they were asked to."""
+_numbers: Final = itertools.count()
 
 
 class Place:
@@ -116,6 +122,7 @@ class Lab:
         link: between them; change it while programs use it.
         link_name: what the link was asked for by.
         machine: which machine the device is, and how.
+        folder: an empty one to begin with, removed with the lab.
     """
 
     def __init__(
@@ -154,8 +161,14 @@ class Lab:
                 cleanup.callback(machine.close)
             self.link: Link = open_link(shape, kind=kind, congestion_control=congestion_control, seed=seed)
             cleanup.callback(self.link.close)
-            self.device = Place("device", self.link, machine, variables=named(device))
-            self.gateway = Place("gateway", self.link)
+            self.folder = Path(tempfile.mkdtemp(prefix="hybrid-lab-"))
+            cleanup.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            mark = f"{os.getpid()}-{next(_numbers)}-{self.folder.name}"
+            groups = machine.groups if machine is not None else ()
+            cleanup.callback(warden.dismissed, warden.started(mark, self.folder, groups))
+            marked = {warden.MARK_VARIABLE: mark}
+            self.device = Place("device", self.link, machine, variables=named(device, factor) | marked)
+            self.gateway = Place("gateway", self.link, variables=marked)
             cleanup.callback(self.gateway.end)
             cleanup.callback(self.device.end)
             self._cleanup = cleanup.pop_all()

@@ -67,14 +67,20 @@ def device_of(device: Device | str | None) -> Device | None:
     return device
 
 
-def named(device: Device | str | None) -> dict[str, str]:
-    """The variable that tells programs which machine they are on, where its name or file says all of it."""
-    from devices.catalog.load import names
-    from devices.machine import VARIABLE
+def named(device: Device | str | None, factor: float | None = None) -> dict[str, str]:
+    """The variables that tell programs which machine they are on, where its name or file says all of it.
 
+    Args:
+        device: which machine; None for this one.
+        factor: how many times slower it was asked to be; None where that is measured.
+    """
+    from devices.catalog.load import names
+    from devices.machine import FACTOR_VARIABLE, VARIABLE
+
+    chosen = {FACTOR_VARIABLE: f"{factor:g}"} if device is not None and factor is not None else {}
     if isinstance(device, str):
-        return {VARIABLE: device if device in names("devices") else str(Path(device).resolve())}
-    return {VARIABLE: device.name} if device is not None and device.name in names("devices") else {}
+        return chosen | {VARIABLE: device if device in names("devices") else str(Path(device).resolve())}
+    return chosen | {VARIABLE: device.name} if device is not None and device.name in names("devices") else {}
 
 
 def emulated(

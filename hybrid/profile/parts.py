@@ -16,6 +16,7 @@ import onnxruntime
 
 from devices import pace
 from devices.errors import DeviceError
+from devices.machine import quota_period_s
 from devices.onnx_engine import open_session
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
@@ -29,6 +30,9 @@ MOST_RUNS: Final = 25
 _STEADY_RUNS: Final = 7
 _STEADY_RATIO: Final = 0.02
 """A part is steady when the standard error of its middle, from the quartiles, is below this share of the median."""
+
+_PERIODS: Final = 5
+"""Under a quota of processor time a part is run over so many of its periods; the first may be used up before."""
 
 _WARM_UP_S: Final = 0.2
 _MOST_WARM_UPS: Final = 3
@@ -142,8 +146,14 @@ def time_parts(
     return outcomes
 
 
-def time_runs(run: Callable[[], object], share_s: float) -> Timing:
+def time_runs(run: Callable[[], object], share_s: float, *, period_s: float | None = None) -> Timing:
     """Time a callable: warm-ups left out, then until it is steady or its share of seconds is used.
+
+    Args:
+        run: what is timed.
+        share_s: seconds to spend; it is called some times in any case.
+        period_s: of the quota of processor time that holds here, None where none does: the calls go on over several
+            of its periods in any case.
 
     Raises:
         Exception: whatever it raises.
@@ -155,14 +165,16 @@ def time_runs(run: Callable[[], object], share_s: float) -> Timing:
             break
     taken: list[float] = []
     until_s = started_s + share_s
-    while len(taken) < MOST_RUNS:
+    least_s = time.perf_counter() + _PERIODS * (period_s or 0.0)
+    while True:
         before_s = time.perf_counter()
         run()
         now_s = time.perf_counter()
         taken.append(now_s - before_s)
-        if len(taken) >= LEAST_RUNS and (now_s >= until_s or _is_steady(taken)):
-            break
-    return Timing.of(taken)
+        if len(taken) < LEAST_RUNS or now_s < least_s:
+            continue
+        if len(taken) >= MOST_RUNS or now_s >= until_s or _is_steady(taken):
+            return Timing.of(taken)
 
 
 def _is_steady(taken: Sequence[float]) -> bool:
@@ -182,7 +194,7 @@ def _timed(rig: Rig, part: Part, share_s: float) -> Timing:
         session = rig.open(rig.prepared.tail_path(cut.id))
         names, feeds = None, _fed(session, crossing)
     run = pace.wrap(session.run)
-    return time_runs(lambda: run(names, feeds), share_s)
+    return time_runs(lambda: run(names, feeds), share_s, period_s=quota_period_s())
 
 
 def head_names(cut: Cut, feeds: Feeds) -> list[str]:

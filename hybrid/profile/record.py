@@ -19,6 +19,12 @@ LONGEST_S: Final = 3600.0
 """A part that is said to take longer is nonsense: nobody waits an hour for an inference."""
 
 SHORTEST_S: Final = 1e-7
+_HELD_RATIO: Final = 2.0
+"""A run that takes so many times the fastest one was held up."""
+
+_COSTLY_RATIO: Final = 1.2
+"""Holds that cost less than this all together are what the machine did besides."""
+
 _MAX_SPREAD_RATIO: Final = 100.0
 _MAX_RUNS: Final = 1 << 20
 _MAX_TEXT: Final = 300
@@ -29,10 +35,12 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         median_s: the median.
-        low_s: the lower quartile: service time with little of what else the machine did. Planners take this one and
-            learn the rest as the running ratio of measured to profiled.
+        low_s: the lower quartile: service time with little of what else the machine did; where runs were held up again
+            and again, seconds of one run among others that follow one another. Planners take this one and learn the
+            rest as the running ratio of measured to profiled.
         spread_ratio: half the distance between the quartiles, over the median.
         n_runs: how many runs.
+        is_held: runs were held up again and again, as a quota of processor time does.
         is_prior: measured on another machine of the same class; own measurements replace it.
     """
 
@@ -40,16 +48,26 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     low_s: float
     spread_ratio: float = 0.0
     n_runs: int = 1
+    is_held: bool = False
     is_prior: bool = False
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Timing":
-        """The timing of these runs (at least one)."""
+        """The timing of these runs (at least one), in the order in which they followed one another."""
         # Of few runs the fastest one counts, not a mean of it and of one that was disturbed.
         low_s = float(np.quantile(seconds, 0.25, method="lower"))
         median_s, high_s = float(np.median(seconds)), float(np.quantile(seconds, 0.75, method="higher"))
+        sustained_s = _sustained_s(seconds)
+        if sustained_s is not None:
+            low_s, median_s = sustained_s, max(median_s, sustained_s)
         spread_ratio = (high_s - low_s) / (2 * median_s) if median_s else 0.0
-        return cls(median_s=median_s, low_s=low_s, spread_ratio=spread_ratio, n_runs=len(seconds))
+        return cls(
+            median_s=median_s,
+            low_s=low_s,
+            spread_ratio=max(0.0, spread_ratio),
+            n_runs=len(seconds),
+            is_held=sustained_s is not None,
+        )
 
     @property
     def is_sound(self) -> bool:
@@ -59,6 +77,24 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             and 0 <= self.spread_ratio <= _MAX_SPREAD_RATIO
             and 1 <= self.n_runs <= _MAX_RUNS
         )
+
+
+def _sustained_s(seconds: Sequence[float]) -> float | None:
+    """Seconds a run where they follow one another and some are held up again and again; None where that is not so.
+
+    A quota of processor time lets the first milliseconds of each of its periods run free and then stops everything, so
+    that runs come in two kinds and neither tells what a run takes. From the end of one that was held up to the end of
+    another, the share of all periods was used up and no more: the mean between the first and the last is right. A run
+    that something else disturbed now and then is no such thing: the holds must be most of the runs, or be in the
+    beginning, the middle and the end.
+    """
+    n, free_s = len(seconds), min(seconds)
+    held = [at for at, taken_s in enumerate(seconds) if taken_s > _HELD_RATIO * free_s]
+    is_everywhere = {3 * at // n for at in held} == {0, 1, 2}
+    if len(held) < 2 or not (is_everywhere or 2 * len(held) > n):
+        return None
+    sustained_s = float(np.mean(seconds[held[0] + 1 : held[-1] + 1]))
+    return sustained_s if sustained_s > _COSTLY_RATIO * free_s else None
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,14 @@
 """What this machine is: the same text each time, and a speed that other load does not change much."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from devices import machine, pace
 from devices.catalog.load import devices
+from devices.cpu_quota import CpuQuota
 from devices.errors import CatalogUnknown
 
 
@@ -18,6 +21,38 @@ def test_the_class_of_a_machine_is_stable_and_tells_pacing(monkeypatch):
     assert os.uname().nodename not in text
     monkeypatch.setenv(pace.VARIABLE, "6")
     assert machine.machine_class() == f"{text} pace=6"
+
+
+def test_an_emulated_machine_is_called_by_its_name_and_not_by_a_factor_that_was_measured(monkeypatch):
+    monkeypatch.setattr(pace, "_chosen", None)
+    monkeypatch.setenv(machine.VARIABLE, "rpi-4b")
+    assert " as=" not in machine.machine_class(), "named, and nothing emulates it"
+    told = set()
+    for factor in ("18.71", "18.93"):
+        monkeypatch.setenv(pace.VARIABLE, factor)
+        told.add(machine.machine_class())
+    (text,) = told
+    assert text.endswith("as=rpi-4b")
+    monkeypatch.setenv(machine.FACTOR_VARIABLE, "7.5")
+    assert machine.machine_class() == f"{text} factor=7.5"
+    monkeypatch.delenv(pace.VARIABLE)
+    monkeypatch.setenv(machine.CORES_VARIABLE, "4")
+    assert "cores=4 as=rpi-4b" in machine.machine_class()
+
+
+@pytest.mark.root
+def test_a_quota_is_seen_and_its_period_too():
+    show = "from devices import machine as m; print(input(), m.quota_period_s(), m.usable_cores(), m.machine_class())"
+    with CpuQuota(4.0, period_s=0.1, steady=False) as quota:
+        for name, wanted in ((None, "cores=0.25"), ("rpi-4b", "as=rpi-4b")):
+            env = os.environ | ({machine.VARIABLE: name} if name else {})
+            command = [sys.executable, "-c", show]
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+            quota.attach(child.pid)
+            told = child.communicate("x\n", timeout=60)[0].split()
+            assert told[1:3] == ["0.1", "0.25"]
+            assert wanted in told
+    assert machine.quota_period_s() is None or machine.usable_cores() < os.cpu_count()
 
 
 def test_facts_agree_with_the_system():

@@ -1,10 +1,16 @@
 """Parts are timed as requests would run them, the promising ones first, and within the budget."""
 
+import json
+import subprocess
+import sys
 import time
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from devices import pace
+from devices.cpu_quota import CpuQuota
 from hybrid.artifact.digest import model_digest
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import prepare
@@ -17,7 +23,10 @@ from tests import zoo
 def rig(tmp_path_factory):
     path, feeds = zoo.path("ppocr_cls"), zoo.feeds("ppocr_cls")
     prepared = prepare(path, model_digest(path), ShapeKey.of(feeds), tmp_path_factory.mktemp("graphs"))
-    return Rig(model_path=path, prepared=prepared, feeds=feeds, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    return Rig(
+        model_path=path, prepared=prepared, feeds=feeds, providers=["CPUExecutionProvider"], sess_options=options
+    )
 
 
 def test_heads_and_tails_are_timed_each(rig):
@@ -77,3 +86,59 @@ def test_only_what_is_unknown_or_hearsay_is_measured(rig, setting, timing):
     known = Profile(model_digest="a" * 64, shape_key="{}", setting=setting, whole=timing(0.1))
     known = known.with_timings(heads={parts[1].cut.id: timing(0.01), parts[2].cut.id: timing(0.01, is_prior=True)})
     assert unknown_parts(parts, known) == parts[2:]
+
+
+# -- a machine that computes only a part of the time
+
+
+def test_under_a_quota_the_seconds_are_those_of_runs_that_follow_one_another():
+    """Full speed until the share of a period is used, then a halt to its end: five runs of 1 ms in each 25 ms."""
+    n_runs, began_s = 0, time.perf_counter()
+
+    def run():
+        nonlocal n_runs
+        n_runs += 1
+        time.sleep(0.001)
+        if n_runs % 5 == 0:
+            time.sleep(0.025 - (time.perf_counter() - began_s) % 0.025)
+
+    timing = time_runs(run, 0.02, period_s=0.025)
+    assert timing.is_held
+    assert timing.low_s == pytest.approx(0.005, rel=0.3)
+    assert timing.is_sound
+
+
+@pytest.mark.root
+def test_a_burst_that_the_kernels_quota_lets_run_free_is_not_taken_for_the_speed():
+    """0.9 ms of each 36 ms: the first run of a share takes 0.9 ms, and it was once kept as what a run takes."""
+    told = """
+import json, sys, time
+from devices.machine import quota_period_s
+from hybrid.profile.parts import time_runs
+def run():
+    until_s = time.thread_time() + 0.0009
+    while time.thread_time() < until_s:
+        pass
+print("ready", flush=True)
+sys.stdin.readline()
+timing = time_runs(run, 0.1, period_s=quota_period_s())
+print(json.dumps([quota_period_s(), timing.low_s, timing.median_s]))
+"""
+    with CpuQuota(40, steady=False) as quota:
+        child = subprocess.Popen([sys.executable, "-c", told], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        child.stdout.readline()  # it begins faster outside
+        quota.attach(child.pid)
+        period_s, low_s, median_s = json.loads(child.communicate("now\n", timeout=60)[0])
+    assert period_s == pytest.approx(0.04)
+    assert 0.8 * 0.036 <= low_s <= median_s  # what else the machine does makes it longer
+
+
+def test_a_paced_machine_takes_its_factor(rig, monkeypatch):
+    def timed():
+        return time_parts(rig, parts_of(rig.prepared, tails=False)[:1], 0.5)[0].timing
+
+    monkeypatch.setattr(pace, "_chosen", 1.0)
+    rig.sess_options.intra_op_num_threads = 1
+    plain = timed()
+    pace.set_factor(8.0)
+    assert timed().low_s > 5 * plain.low_s

@@ -32,6 +32,41 @@ def test_the_lower_quartile_stands_apart_from_what_else_the_machine_did():
     assert timing.n_runs == 7
 
 
+FREE, STOP = 0.001, 0.021
+"""A run in what is left of a share of processor time, and one in which it is used up."""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted_s"),
+    [
+        ([FREE, FREE, FREE, STOP] * 5, 0.006),
+        ([FREE, STOP, STOP, STOP, FREE, STOP], 0.016),
+        ([FREE, STOP, STOP], 0.021),  # few runs, most of them held up: the first one was a burst
+    ],
+)
+def test_where_runs_are_held_up_again_and_again_what_they_take_on_average_counts(seconds, wanted_s):
+    timing = Timing.of(seconds)
+    assert timing.is_held
+    assert timing.low_s == pytest.approx(wanted_s)
+    assert timing.median_s >= timing.low_s
+    assert timing.is_sound
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        [STOP, FREE, FREE],  # a warm-up
+        [FREE] * 6 + [STOP] * 3 + [FREE] * 6,  # something else for a while
+        [FREE] * 12 + [STOP] * 2,
+        [FREE, 1.5 * FREE] * 6,
+    ],
+)
+def test_a_disturbance_now_and_then_is_not_what_runs_take(seconds):
+    timing = Timing.of(seconds)
+    assert not timing.is_held
+    assert timing.low_s == FREE
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
