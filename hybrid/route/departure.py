@@ -17,6 +17,21 @@ COMPRESSED_REPLY_BYTES = 16 * 1024
 """Replies from this size on come back losslessly encoded where the request went encoded: both sides pay it off."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headed:
+    """What this device has computed of a request when the rest departs.
+
+    Attributes:
+        crossing: what crosses, by name.
+        kept: outputs that the head already gave, by name.
+        head_s: seconds of the head.
+    """
+
+    crossing: Crossed
+    kept: dict[str, np.ndarray]
+    head_s: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Outgoing:
     """A request on its way, and what stays here until the reply comes."""
@@ -30,9 +45,30 @@ class Outgoing:
     sent_s: float
 
 
+def headed(way: Way, feeds: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Headed:
+    """Runs the head, if the way has one.
+
+    Args:
+        way: a way of this request's shape key.
+        feeds: the model's inputs by name.
+        wanted: names of the outputs that the caller wants.
+
+    Raises:
+        PlanError: the head was closed meanwhile.
+    """
+    if not way.prospect.cut:
+        return Headed(crossing=feeds, kept={}, head_s=0.0)
+    head = way.crossing.head
+    if head is None:
+        raise PlanError(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
+    started_s = perf_counter()
+    crossing, kept = run_head(head, feeds, way.prospect.codec, wanted)
+    return Headed(crossing=crossing, kept=kept, head_s=perf_counter() - started_s)
+
+
 def outgoing(
     way: Way,
-    feeds: Mapping[str, np.ndarray],
+    here: Headed,
     wanted: Sequence[str],
     *,
     model_digest: str,
@@ -40,11 +76,11 @@ def outgoing(
     deadline_s: float | None,
     traceparent: str,
 ) -> Outgoing:
-    """Runs the head, encodes what crosses and builds the message.
+    """Encodes what crosses and builds the message.
 
     Args:
         way: a way of this request's shape key.
-        feeds: the model's inputs by name.
+        here: what its head gave.
         wanted: names of the outputs that the caller wants.
         model_digest: digest of the model on this side.
         shape_key: text of the request's shape key.
@@ -52,23 +88,16 @@ def outgoing(
         traceparent: W3C trace context of the caller, or an empty string.
     """
     started_s = perf_counter()
-    kept: dict[str, np.ndarray] = {}
-    crossing: Crossed = feeds
-    if way.prospect.cut:
-        head = way.crossing.head
-        if head is None:
-            raise PlanError(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
-        crossing, kept = run_head(head, feeds, way.prospect.codec, wanted)
-    headed_s = perf_counter()
-    tensors = encoded(crossing, way.prospect.codec)
+    prospect, kept = way.prospect, here.kept
+    tensors = encoded(here.crossing, prospect.codec)
     encoded_s = perf_counter()
-    compress_reply = way.prospect.codec != "none" and way.prospect.reply_bytes >= COMPRESSED_REPLY_BYTES
+    compress_reply = prospect.codec != "none" and prospect.reply_bytes >= COMPRESSED_REPLY_BYTES
     request = InferRequest(
         inputs=tensors,
         outputs=tuple(OutputRequest(name=name) for name in wanted if name not in kept),
         model_digest=model_digest,
         shape_key=shape_key,
-        cut=way.prospect.cut,
+        cut=prospect.cut,
         output_codec="lossless" if compress_reply else "none",
         deadline_s=deadline_s,
         traceparent=traceparent,
@@ -77,8 +106,8 @@ def outgoing(
         request=request,
         wanted=tuple(wanted),
         kept={name: kept[name] for name in wanted if name in kept},
-        head_s=headed_s - started_s,
-        encode_s=encoded_s - headed_s,
+        head_s=here.head_s,
+        encode_s=encoded_s - started_s,
         bytes_up=sum(len(tensor.payload) for tensor in tensors),
         sent_s=encoded_s,
     )

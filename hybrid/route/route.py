@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from devices.power_supply import is_on_battery
+from hybrid.cost.device_power import this_power
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.route.feeds import Shapes
 from hybrid.route.holding import Holding
+from hybrid.route.this_machine import ThisMachine
 from hybrid.route.variants import LocalVariant
 from hybrid.route.way import Crossing, Way
 from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.explaining import Beliefs, GatewayView, explained
-from hybrid.schedule.options import Options
-from hybrid.schedule.prices import Prices
+from hybrid.schedule.options import Objective, Options
+from hybrid.schedule.prices import prices_for
 from hybrid.schedule.prospect import Candidate, Constraints, Key, Prospect, refusal
 from hybrid.schedule.scheduler import Scheduler
 from hybrid.schedule.weighing import Weighing
@@ -27,7 +30,8 @@ class Route:
 
     Args:
         shapes: the input shapes.
-        prices: what the session's objective thinks joules and bytes are worth.
+        objective: the session's, which says what joules and bytes are worth.
+        machine: what is known of this machine.
 
     Attributes:
         shape_key: the input shapes.
@@ -45,10 +49,10 @@ class Route:
         variants: local variants that may answer; None until they were looked for.
     """
 
-    def __init__(self, shapes: Shapes, prices: Prices) -> None:
+    def __init__(self, shapes: Shapes, objective: Objective, machine: ThisMachine) -> None:
         self.shape_key = ShapeKey(tuple(sorted(shapes)))
         self.shape_id, self.shape_text = self.shape_key.id, self.shape_key.text  # hashed once, not for every request
-        self.scheduler = Scheduler(prices)
+        self.scheduler = Scheduler(prices_for(objective), attempt_s=machine.attempt_s, n_cores=machine.n_cores)
         self.sample: dict[str, np.ndarray] | None = None
         self.reference: list[np.ndarray] | None = None
         self.note = "not prepared yet"
@@ -58,8 +62,14 @@ class Route:
         self.last_used_s = 0.0
         self.crossings: tuple[Crossing, ...] = ()
         self.variants: tuple[LocalVariant, ...] | None = None
+        self._objective = objective
         self._holdings: tuple[Holding, ...] = ()
         self._ways: dict[Key, Way] = {}
+
+    def look_at_machine(self) -> None:
+        """Takes note of this machine's powers, and of whether it runs on its battery; reads a few files."""
+        self.scheduler.power = this_power()
+        self.scheduler.prices = prices_for(self._objective, on_battery=is_on_battery())
 
     def take_sample(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Copies a request's inputs, unless there are some."""

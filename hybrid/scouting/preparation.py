@@ -8,7 +8,6 @@ from shutil import rmtree
 from threading import Condition, Thread, current_thread
 from time import monotonic
 
-from hybrid.cost.device_power import this_power
 from hybrid.errors import HybridError, ModelError, ModelInvalid, TensorMismatch
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.partition.store import keep_newest
@@ -199,6 +198,7 @@ class Preparation:
         for route, progress in sorted(self._routes.items(), key=lambda item: -item[0].last_used_s):
             if self._closed:
                 return
+            route.look_at_machine()
             if route.sample is None or monotonic() < progress.not_before_s:
                 continue
             try:
@@ -217,7 +217,6 @@ class Preparation:
             route.is_hopeless = progress.is_hopeless(self._gateways)
             return
         if news or not progress.is_settled or _link_changed(route, progress) or scout.has_news(route):
-            route.scheduler.power = this_power()
             progress.scouted(is_settled=scout.scout(route, self._graph(route, progress)))
             progress.uplinks_bps = _uplinks_bps(route)
             route.is_hopeless = progress.is_settled and not route.has_way()

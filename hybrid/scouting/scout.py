@@ -11,7 +11,7 @@ from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.profile.record import Timing
 from hybrid.route.allowance import LOSSLESS, Allowance
-from hybrid.route.departure import assembled, encoded, outgoing
+from hybrid.route.departure import assembled, encoded, headed, outgoing
 from hybrid.route.holding import is_gateways_fault
 from hybrid.route.levels import Crossed, as_levels
 from hybrid.route.route import Route
@@ -343,7 +343,7 @@ class Scout:
         with self._device.in_engine:
             sent = outgoing(
                 way,
-                route.sample or {},
+                headed(way, route.sample or {}, self._outputs),
                 self._outputs,
                 model_digest=self._model_digest,
                 shape_key=route.shape_key.text,

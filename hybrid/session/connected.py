@@ -25,6 +25,9 @@ from hybrid.session.pushing import Pusher
 from hybrid.session.remote import Remote
 from hybrid.session.source import Source
 
+END_WAIT_S = 1.0
+"""How long the interpreter's end waits for an encoding in progress."""
+
 
 class Connection:
     """The remote half of one session, and all that it owns."""
@@ -48,6 +51,7 @@ class Connection:
         """Stops the background thread, waiting at most this long for it, and gives the gateways' clients back."""
         _open.discard(self)
         self._background.interrupt()
+        self.remote.close(wait_s)
         self._preparation.close(wait_s)
         self._gateways.close()
 
@@ -58,6 +62,7 @@ class Connection:
     def end(self) -> None:
         """At the interpreter's end: no thread may be in the engine any more."""
         self._preparation.end()
+        self.remote.close(END_WAIT_S)
         self._background.stop()
 
     def before_fork(self) -> None:
@@ -135,7 +140,7 @@ def connect(
         on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,
     )
     gateways.begin(urls, on_change=preparation.wake)
-    remote = Remote(options, declared, device, preparation, allowance)
+    remote = Remote(options, declared, device, preparation, allowance=allowance)
     return Connection(gateways, preparation, background, allowance, remote)
 
 

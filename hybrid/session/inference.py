@@ -18,9 +18,9 @@ from hybrid.session.source import parse_model_string
 from hybrid.session.trip import Answer, Trip
 
 if TYPE_CHECKING:
-    from hybrid.route.route import Route
     from hybrid.schedule.beliefs import Decision
     from hybrid.session.connected import Connection
+    from hybrid.session.remote import Call
 
 
 CLOSE_WAIT_S = 2.0
@@ -144,12 +144,12 @@ class InferenceSession:
         run_options: onnxruntime.RunOptions | None,
     ) -> Answer:
         trip = Trip()
-        route = self._route(connection, output_names, feeds, run_options, trip)
-        if connection is not None and route is not None:
-            answer = connection.remote.run(route, output_names, feeds, trip)
+        call = self._call(connection, output_names, feeds, run_options, trip)
+        if connection is not None and call is not None:
+            answer = connection.remote.run(call)
             if answer is not None:
                 return answer
-        return self._computed_here(route, output_names, feeds, run_options, trip)
+        return self._computed_here(call, output_names, feeds, run_options, trip)
 
     async def run_awaitable(
         self,
@@ -176,43 +176,43 @@ class InferenceSession:
         import asyncio
 
         trip = Trip()
-        route = self._route(connection, output_names, feeds, run_options, trip)
-        if connection is not None and route is not None:
-            answer = await connection.remote.run_awaitable(route, output_names, feeds, trip)
+        call = self._call(connection, output_names, feeds, run_options, trip)
+        if connection is not None and call is not None:
+            answer = await connection.remote.run_awaitable(call)
             if answer is not None:
                 return answer
         own_options = onnxruntime.RunOptions() if run_options is None else None
         try:
             return await asyncio.to_thread(
-                self._computed_here, route, output_names, feeds, run_options or own_options, trip
+                self._computed_here, call, output_names, feeds, run_options or own_options, trip
             )
         except asyncio.CancelledError:
             if own_options is not None:
                 own_options.terminate = True  # the caller's own options are the caller's to set
             raise
 
-    def _route(
+    def _call(
         self,
         connection: "Connection | None",
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
         run_options: onnxruntime.RunOptions | None,
         trip: Trip,
-    ) -> "Route | None":
-        """The route of a request that may travel; else None, and why not where something else was forced."""
-        route, why = None, self._alone
+    ) -> "Call | None":
+        """A request that may travel; else None, and why not where something else was forced."""
+        call, why = None, self._alone
         if connection is not None:
             why = "a run with run_options of its own stays on this device"
             if run_options is None:
-                route = connection.remote.route(output_names, feeds)
+                call = connection.remote.call(output_names, feeds, trip)
                 why = "feeds of this kind stay on this device"
-        if route is None and self._options.is_forced:
+        if call is None and self._options.is_forced:
             trip.fallback = f"not_available: {why}"
-        return route
+        return call
 
     def _computed_here(
         self,
-        route: "Route | None",
+        call: "Call | None",
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
         run_options: onnxruntime.RunOptions | None,
@@ -222,12 +222,12 @@ class InferenceSession:
         deadline_s, before_s = self._options.deadline_s, perf_counter()
         left_s = None if deadline_s is None else deadline_s - (before_s - trip.started_s)
         connection = self._connection
-        if connection is not None and route is not None:
-            outputs = connection.remote.compute(route, output_names, feeds, trip, options=run_options, left_s=left_s)
-            return connection.remote.answered_here(route, outputs, perf_counter() - before_s, trip)
+        if connection is not None and call is not None:
+            outputs = connection.remote.compute(call, run_options, left_s)
+            return connection.remote.answered_here(call, outputs, perf_counter() - before_s)
         outputs = self._device.compute(output_names, feeds, run_options, left_s)
         computed_s = perf_counter() - before_s
-        if route is None and self._options.is_forced and not self._options.fallback:
+        if call is None and self._options.is_forced and not self._options.fallback:
             raise unavailable(self._options, trip.fallback or self._alone)
         return Answer(outputs, trip.report_here(computed_s, self.model_digest))
 
