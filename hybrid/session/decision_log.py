@@ -8,6 +8,7 @@ cannot be written is given up with a warning; no request fails for its sake.
 import logging
 import os
 import re
+import stat
 import time
 from collections import deque
 from pathlib import Path
@@ -21,12 +22,17 @@ from hybrid.schedule.beliefs import Decision, TableRecord
 from hybrid.schedule.table import Table
 from hybrid.session.report import RunReport
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that fill the file at the same moment may put aside too much
+    fcntl = None  # type: ignore[assignment]
+
 VARIABLE: Final = "HYBRID_DECISION_LOG"
 LIMIT_VARIABLE: Final = "HYBRID_DECISION_LOG_BYTES"
 LIMIT_BYTES: Final = 32 * 1024 * 1024
 N_KEPT: Final = 256
 
-_CREDENTIALS = re.compile(rb"//[^/@\"]*@")
+_CREDENTIALS = re.compile(rb"//[^/\"\s]*@")
 
 log = logging.getLogger("hybrid.session")
 
@@ -83,7 +89,6 @@ class _File:
         self._lock = Lock()
         self._descriptor: int | None = None
         self._process = 0
-        self._n_bytes = 0
         self._n = 0
         self._tables: set[str] = set()
         self._encoder = msgspec.json.Encoder()
@@ -100,8 +105,14 @@ class _File:
                 self._is_broken = True
                 log.warning("decision_log.failed path=%s reason=%s", self._path, exc)
 
+    def forked(self) -> None:
+        """In a forked child: whoever held the lock stayed with the parent, perhaps in the middle of opening a file."""
+        self._lock = Lock()
+        self._descriptor = None
+
     def _write(self, shape: str, table: Table | None, decision: Decision, report: RunReport) -> None:
-        if self._descriptor is None or self._process != os.getpid() or self._n_bytes >= self._limit_bytes:
+        # Others may write to the same file: only the file itself knows how large it is.
+        if self._descriptor is None or os.fstat(self._descriptor).st_size >= self._limit_bytes:
             self._open()
         self._n += 1
         lines = b""
@@ -110,27 +121,63 @@ class _File:
             lines = self._encoder.encode(table.record()) + b"\n"
         lines += self._encoder.encode(
             RequestRecord(
-                n=self._n, at_s=time.time(), process=self._process, shape=shape, decision=decision, report=report
+                n=self._n, at_s=time.time(), process=os.getpid(), shape=shape, decision=decision, report=report
             )
         )
         if b"@" in lines:
             lines = _CREDENTIALS.sub(b"//", lines)  # https://user:password@gateway
-        self._n_bytes += os.write(self._descriptor or 0, lines + b"\n")
+        os.write(self._descriptor or 0, lines + b"\n")
 
     def _open(self) -> None:
         """Opens the file, or begins a new one where it is full; a forked child opens its own."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
         if self._process != os.getpid():
-            self._n = 0
-        if self._path.exists() and self._path.stat().st_size >= self._limit_bytes:
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._process, self._n_bytes = os.getpid(), os.fstat(self._descriptor).st_size
+            self._process, self._n = os.getpid(), 0
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+        descriptor = _opened(self._path)
+        if os.fstat(descriptor).st_size >= self._limit_bytes:
+            try:
+                _put_aside(self._path, descriptor)
+            finally:
+                os.close(descriptor)
+            descriptor = _opened(self._path)
+        self._descriptor = descriptor
         self._tables.clear()
 
 
+def _opened(path: Path) -> int:
+    """A descriptor to append to; a pipe would block the first request for ever, a link write where nobody named."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no plain file")
+    return descriptor
+
+
+def _put_aside(path: Path, descriptor: int) -> None:
+    """Renames the full file, unless another process just did: its lock is held from looking to renaming."""
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # goes with the descriptor
+    try:
+        full, named = os.fstat(descriptor), path.lstat()
+        if (full.st_dev, full.st_ino) == (named.st_dev, named.st_ino):
+            path.replace(path.with_name(f"{path.name}.1"))
+    except FileNotFoundError:
+        return
+
+
 _files: dict[str, _File] = {}
+
+
+def _in_child() -> None:
+    for file in _files.values():
+        file.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _file() -> _File | None:
