@@ -63,3 +63,9 @@ class TraceInvalid(DeviceError, ValueError):
     """A trace of a link that is no trace."""
 
     code = "trace_invalid"
+
+
+class TraceMissing(TraceInvalid, FileNotFoundError):
+    """No file of a trace at the path that was given."""
+
+    code = "trace_missing"

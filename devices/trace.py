@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from devices.errors import TraceInvalid
+from devices.errors import TraceInvalid, TraceMissing
 from devices.link_class import LinkClass
 
 COLUMNS: Final = ("time_s", "up_bps", "down_bps", "rtt_s", "loss_ratio")
@@ -157,11 +157,16 @@ class Trace:
         """A trace from a `.csv` or `.json` file.
 
         Raises:
-            TraceInvalid: not there, or no trace.
+            TraceMissing: no file there.
+            TraceInvalid: no trace in it.
         """
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
+        except FileNotFoundError as exc:
+            raise TraceMissing(f"there is no file {path}; a trace is a .csv or .json file") from exc
+        except OSError as exc:
+            raise TraceInvalid(f"trace {path}: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
             raise TraceInvalid(f"trace {path}: {exc}") from exc
         return cls.from_json(text) if path.suffix == ".json" else cls.from_csv(text, path.stem)
 

@@ -26,15 +26,17 @@ class HybridError(Exception):
     """Root of the library's errors.
 
     The message says what was seen, what was wanted and what to do. `fields` are facts for programs (paths, names,
-    seconds); neither they nor the message ever hold a secret or a request's input.
+    seconds); neither they nor the message ever hold a secret or a request's input. `advice` says what to do in this
+    case where that is not what fits the code in general.
     """
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
-    def __init__(self, message: str, **fields: Any) -> None:
+    def __init__(self, message: str, *, advice: str | None = None, **fields: Any) -> None:
         super().__init__(message)
+        self.advice = advice
         self.fields = fields
 
 

@@ -42,7 +42,10 @@ class Traffic:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._server = lab.gateway.popen(
-            [sys.executable, "-S", "-E", _PROGRAM, "serve", lab.gateway.address], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-S", "-E", _PROGRAM, "serve", lab.gateway.address],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the asker's to answer
         )
         assert self._server.stdout is not None, "it was asked for"
         self._endpoint = lab.endpoint(int(self._server.stdout.readline()))
@@ -61,6 +64,7 @@ class Traffic:
             timeout_s=_TIMEOUT_S,
             capture_output=True,
             text=True,
+            start_new_session=True,
         )
         if done.returncode:
             raise EmulationError(f"nothing could be measured over the link: {done.stderr.strip()[-300:]}")

@@ -266,6 +266,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Times must begin at 0 and rise, rates and losses are numbers from 0 on, and columns have one length.",
         "Mend the file; the form is in docs/lab.md.",
     ),
+    "trace_missing": Explanation(
+        "There is no file at the path of the trace.",
+        "The path is mistyped, or relative to another folder.",
+        "Check the path; `draw` draws a trace from the link's statistics; the form of a file is in docs/lab.md.",
+    ),
     # the command itself
     "usage": Explanation(
         "The command line does not parse.",

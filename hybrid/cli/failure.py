@@ -34,7 +34,8 @@ def failure_of(error: BaseException) -> Failure:
     """The failure that an exception means; what nobody foresaw is `internal`."""
     code, exit_code, what = _facts(error)
     known = EXPLANATIONS.get(code, EXPLANATIONS["internal"])
-    return Failure(code=code, what=what, why=known.why, do=known.do, docs=f"{PAGE}#{code}", exit_code=exit_code)
+    do = getattr(error, "advice", None) or known.do
+    return Failure(code=code, what=what, why=known.why, do=do, docs=f"{PAGE}#{code}", exit_code=exit_code)
 
 
 def usage_failure(what: str, do: str) -> Failure:

@@ -5,13 +5,14 @@ to each new connection.
 """
 
 import contextlib
+import json
 import os
 import re
 import selectors
 import shlex
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 from devices.lab.lab import Lab
 from hybrid.cli.output import note
-from hybrid.errors import GatewayUnreachable
+from hybrid.errors import GatewayUnreachable, from_code
 
 _PORT: Final = 8700
 _START_S: Final = 60.0
@@ -71,9 +72,7 @@ def started_gateway(
     if command is not None:
         yield _started_command(lab, command, port)
     elif serves:
-        with tempfile.TemporaryDirectory(prefix="hybrid-lab-") as folder:
-            yield _started_gateway(lab, Path(folder), models)
-            lab.gateway.end()  # before its folder goes
+        yield _started_gateway(lab, models)
     else:
         yield None
 
@@ -85,6 +84,7 @@ def _started_command(lab: Lab, command: str, port: int) -> Gateway:
         [sys.executable, "-S", "-E", "-c", _KNOCK, lab.gateway.address, str(port), str(_START_S)],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while knocking.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,13 +95,18 @@ def _started_command(lab: Lab, command: str, port: int) -> Gateway:
     said = knocking.communicate()[1]
     if knocking.returncode:
         ended = f"it ended with {process.returncode}" if process.poll() is not None else said.strip()
-        raise GatewayUnreachable(f"--gateway-command does not serve at {lab.gateway.address}:{port}: {ended}")
+        raise GatewayUnreachable(
+            f"--gateway-command does not serve at {lab.gateway.address}:{port}: {ended}",
+            advice="try the command outside the lab; let it listen on {host} and {port}, or say --gateway-port",
+        )
     url = lab.url(port)
     note(f"gateway  {url}: {words[0]}")
     return Gateway(url=url, environment={"HYBRID_GATEWAY": url})
 
 
-def _started_gateway(lab: Lab, folder: Path, models: tuple[Path, ...]) -> Gateway:
+def _started_gateway(lab: Lab, models: tuple[Path, ...]) -> Gateway:
+    note("gateway  starting")
+    folder, began_s = lab.folder, time.monotonic()
     is_real = lab.link.kind == "tun"
     serve = ["gateway", "serve", "--host", lab.gateway.address, "--port", str(_PORT if is_real else 0)]
     with (folder / "log").open("w", encoding="utf-8") as log:
@@ -116,14 +121,15 @@ def _started_gateway(lab: Lab, folder: Path, models: tuple[Path, ...]) -> Gatewa
     ready = re.fullmatch(r"ready http://(.+):(\d+)", _line_of(process))
     if ready is None:
         words = (folder / "log").read_text(encoding="utf-8")[-_LAST_WORDS:].strip()
-        raise GatewayUnreachable(f"the gateway in the lab did not come up; its last words:\n{words}")
+        what = f"the gateway in the lab did not come up; its last words:\n{words}"
+        raise GatewayUnreachable(what, advice="mend what its last words name")
     port = int(ready[2])
     token = (folder / "data" / "admin.token").read_text(encoding="utf-8").strip()
     for model in models:
         _push(lab, model, {"HYBRID_GATEWAY": f"http://{lab.gateway.address}:{port}", "HYBRID_TOKEN": token})
     url = lab.url(port)
     held = f", with {', '.join(model.name for model in models)}" if models else ""
-    note(f"gateway  {url}: hybrid gateway serve{held}")
+    note(f"gateway  {url}: hybrid gateway serve{held}; ready after {time.monotonic() - began_s:.1f} s")
     return Gateway(url=url, environment={"HYBRID_GATEWAY": url, "HYBRID_TOKEN": token})
 
 
@@ -131,14 +137,20 @@ def _push(lab: Lab, model: Path, environment: Mapping[str, str]) -> None:
     """Gives the gateway a model from its own side of the link."""
     name = re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("-._")[:64] or "model"
     done = lab.gateway.run(
-        [*_hybrid(), "models", "push", str(model), "--name", name],
+        [*_hybrid(), "models", "push", str(model), "--name", name, "--json"],
         env={**os.environ, **environment},
         timeout_s=_PUSH_S,
         capture_output=True,
         text=True,
+        start_new_session=True,
     )
     if done.returncode:
-        raise GatewayUnreachable(f"the gateway in the lab did not take {model}: {done.stderr.strip()}")
+        try:
+            error = json.loads(done.stdout)["error"]
+        except (ValueError, LookupError):  # killed, or broken
+            error = {"code": "internal", "what": done.stderr.strip()[-_LAST_WORDS:], "do": None}
+        what = f"the gateway in the lab did not take {model}: {error['what']}"
+        raise from_code(error["code"], what, advice=error["do"])
 
 
 def _hybrid() -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,13 +15,17 @@ from typing import Final, Literal
 import typer
 
 from devices.lab.lab import Lab
-from devices.lab.machine import Emulated, SlowdownKind
+from devices.lab.machine import Emulated, SlowdownKind, device_of
 from devices.shape import Direction, LinkStatistics, Passage, Shape
 from hybrid.cli.lab_gateway import Gateway, started_gateway
 from hybrid.cli.lab_link import link_and_steps
 from hybrid.cli.output import note
+from hybrid.errors import ModelMissing
 
 _POLITE_S: Final = 5.0
+_SLOW: Final = 4.0
+"""From this factor on a program that seems to hang may just be loading what it imports."""
+_PATH: Final = "check the path; it is relative to the folder that this command runs in"
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126
 """Exit codes of a program that cannot be started, as shells have them."""
 
@@ -111,11 +116,17 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
     Raises:
         EmulationUnavailable: what was asked for is not allowed here.
         CatalogUnknown: no such link or machine.
+        ModelMissing: no such model; before anything is started.
         BadParameter: flags that do not go together.
     """
     if wanted.gateway_command is not None and wanted.serves:
         raise typer.BadParameter("--gateway-command takes the place of --serve and --model; give one of them")
+    for model in wanted.models:
+        if not model.exists():
+            raise ModelMissing(f"--model {model}: no such file; nothing was started", path=str(model), advice=_PATH)
     link, steps, loop_s, trace = link_and_steps(wanted.link, wanted.trace, wanted.seed)
+    device_of(wanted.device)
+    note("lab      building the machine and the link")
     with (
         _ended_by_sigterm(),
         Lab(
@@ -141,6 +152,7 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
             shape = lab.link.shape
             if steps:
                 lab.link.play(steps, loop_s=loop_s)
+            note(_command_line(wanted.command, lab.machine))
             began_s = time.monotonic()
             exit_code = _run(lab, wanted.command, gateway, to_stderr=to_stderr)
             elapsed_s = time.monotonic() - began_s
@@ -199,6 +211,12 @@ def _device_line(machine: Emulated) -> str:
         return f"device   {slower}; our sessions pace themselves, other programs are not slowed"
     plural = "" if machine.n_cores == 1 else "s"
     return f"device   {slower}, {machine.n_cores} core{plural}; by a CPU quota ({machine.kind})"
+
+
+def _command_line(command: tuple[str, ...], machine: Emulated) -> str:
+    slow = machine.factor > _SLOW and machine.kind != "pacing"
+    warning = f"    (its start is {machine.factor:.1f} times slower too)" if slow else ""
+    return f"command  {shlex.join(command)}{warning}"
 
 
 def _link_line(lab: Lab, shape: Shape, name: str, trace: str | None) -> str:

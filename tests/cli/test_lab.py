@@ -43,11 +43,13 @@ def test_a_program_s_output_and_exit_code_are_its_own(run_hybrid, kind):
     assert done.returncode == 7, done.stderr
     assert done.stdout == "hello ['--device', 'x']\n"
     lines = done.stderr.splitlines()
-    assert lines[0] == "device   this machine, not slowed down"
-    assert lines[1].startswith("link     rtt_s=0.01: no limit up, no limit down, 10 ms round trip; ")
-    assert ("real packets (TUN), congestion control" if kind == "tun" else "shaped proxy") in lines[1]
-    assert lines[2].startswith("lab: exit code 7 after ")
-    assert [line.split()[0] for line in lines[3:5]] == ["up", "down"]
+    assert [line.split()[0] for line in lines[:7]] == ["lab", "device", "link", "command", "lab:", "up", "down"]
+    assert lines[1] == "device   this machine, not slowed down"
+    assert lines[2].startswith("link     rtt_s=0.01: no limit up, no limit down, 10 ms round trip; ")
+    assert ("real packets (TUN), congestion control" if kind == "tun" else "shaped proxy") in lines[2]
+    assert lines[4].startswith("lab: exit code 7 after ")
+    quiet = run_hybrid("lab", "run", "-q", "--kind", kind, "--link", "rtt_s=0.01", "--", *program)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (7, "hello ['--device', 'x']\n", "")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,21 +102,26 @@ def test_a_trace_is_played_and_a_device_paced(run_hybrid, tmp_path):
 @pytest.mark.parametrize(
     ("words", "exit_code", "said"),
     [
-        (["--link", "nosuch"], ExitCode.FAILED, "nosuch"),
-        (["--device", "nosuch"], ExitCode.FAILED, "nosuch"),
+        (["--link", "nosuch"], ExitCode.NOT_FOUND, "error[catalog_unknown]: no link is called 'nosuch'"),
+        (["--device", "nosuch"], ExitCode.NOT_FOUND, "error[catalog_unknown]: no machine is called 'nosuch'"),
         (["--link", "speed=3"], ExitCode.USAGE, "rate_bps"),
         (["--trace", "draw"], ExitCode.USAGE, "hybrid devices"),
-        (["--trace", "nosuch.csv"], ExitCode.FAILED, "nosuch.csv"),
+        (["--trace", "nosuch.csv"], ExitCode.NOT_FOUND, "error[trace_missing]: there is no file nosuch.csv"),
+        (["--model", "nosuch.onnx"], ExitCode.NOT_FOUND, "error[model_missing]: --model nosuch.onnx: no such file"),
+        (["--kind", "proxy", "--model", "own.csv"], ExitCode.FAILED, "error[model_invalid]: the gateway in the lab"),
         (["--serve", "--gateway-command", "x"], ExitCode.USAGE, "--gateway-command"),
         (["--kind", "proxy", "--congestion-control", "cubic"], ExitCode.FAILED, "proxy"),
         (["--kind", "proxy", "--gateway-command", "false"], ExitCode.UNREACHABLE, "--gateway-command"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_runs(run_hybrid, words, exit_code, said):
+def test_what_cannot_be_is_told_before_the_program_runs(run_hybrid, tmp_path, words, exit_code, said):
+    (tmp_path / "own.csv").write_text("time_s\n")
     done = run_hybrid("lab", "run", *words, "--", "echo", "ran")
-    assert done.returncode in {exit_code, ExitCode.NOT_FOUND if exit_code == ExitCode.FAILED else exit_code}
+    assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
     assert said in done.stderr
+    if exit_code == ExitCode.NOT_FOUND:
+        assert done.stderr.startswith("error["), "before anything is built"
 
 
 @pytest.mark.parametrize("kind", KINDS)
