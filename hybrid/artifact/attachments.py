@@ -1,6 +1,7 @@
 """Profiles, calibrations and reports: found after a version was made, kept beside it, outside its signature."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -9,8 +10,9 @@ import msgspec
 
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.names import ATTACHMENTS_NAME, check_digest, check_word
-from hybrid.artifact.signature import Signature
-from hybrid.errors import BadMessage, CorruptContent, TooLarge
+from hybrid.artifact.plain_file import read_plain
+from hybrid.artifact.signature import MAX_SIGNATURE_BYTES, Signature
+from hybrid.errors import BadMessage, CorruptContent, HybridError, TooLarge
 
 Kind = Literal["profile", "calibration", "report"]
 MAX_ATTACHMENT_BYTES: Final = 16 << 20
@@ -74,25 +76,56 @@ def attach(folder: Path, attachment: Attachment) -> Path:
     """
     path = folder / attachment.relative_path
     if attachment.signature is not None:
-        write_atomically(path.with_name(path.name + ".sig"), attachment.signature.file_bytes)
+        write_atomically(signature_path(path), attachment.signature.file_bytes)
     write_atomically(path, attachment.content)
     return path
 
 
-def attachments_in(folder: Path, model_digest: str, kind: Kind) -> tuple[Attachment, ...]:
+def attachments_in(
+    folder: Path, model_digest: str, kind: Kind, *, broken: Callable[[Path, Exception], None] = lambda _path, _exc: None
+) -> tuple[Attachment, ...]:
     """The attachments of one kind that are about a model, in the order of their names.
 
-    Raises:
-        CorruptContent: one whose bytes are not what its name says, or that lies where another belongs.
-        BadMessage: one that does not parse.
+    Args:
+        folder: of an artifact, or another below which attachments lie.
+        model_digest: of the model.
+        kind: of the attachments.
+        broken: told of each file that is none, whose bytes are not what its name says, or that lies where another
+            belongs; it costs only itself.
     """
     found = []
     for path in sorted((folder / ATTACHMENTS_NAME / kind).glob("*/*.json")):
-        vouched = path.with_name(path.name + ".sig")
-        signature = Signature.of_file_bytes(vouched.read_bytes()) if vouched.exists() else None
-        attachment = attachment_of(path.read_bytes(), signature)
-        if folder / attachment.relative_path != path:
-            raise CorruptContent(f"{path}: its bytes are not what its place and name say; remove it", path=str(path))
+        try:
+            attachment = _read(folder, path)
+        except (HybridError, OSError) as exc:
+            broken(path, exc)
+            continue
         if attachment.model_digest == model_digest:
             found.append(attachment)
     return tuple(found)
+
+
+def read_attachment(path: Path) -> Attachment:
+    """The attachment of a file, with the signature beside it.
+
+    Raises:
+        BadMessage, TooLarge: it is none.
+        OSError: it cannot be read.
+    """
+    try:
+        signature = Signature.of_file_bytes(read_plain(signature_path(path), MAX_SIGNATURE_BYTES))
+    except FileNotFoundError:
+        signature = None
+    return attachment_of(read_plain(path, MAX_ATTACHMENT_BYTES), signature)
+
+
+def signature_path(path: Path) -> Path:
+    """Where the signature of an attachment's file lies."""
+    return path.with_name(f"{path.name}.sig")
+
+
+def _read(folder: Path, path: Path) -> Attachment:
+    attachment = read_attachment(path)
+    if folder / attachment.relative_path != path:
+        raise CorruptContent(f"{path}: its bytes are not what its place and name say; remove it", path=str(path))
+    return attachment

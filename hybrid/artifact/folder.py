@@ -21,7 +21,8 @@ from hybrid.artifact.manifest import (
     parse,
 )
 from hybrid.artifact.names import ATTACHMENTS_NAME, MANIFEST_NAME, SIGNATURE_NAME, check_relative
-from hybrid.artifact.signature import Signature
+from hybrid.artifact.plain_file import read_plain
+from hybrid.artifact.signature import MAX_SIGNATURE_BYTES, Signature
 from hybrid.errors import BadMessage, CorruptContent, ModelInvalid
 
 
@@ -95,9 +96,10 @@ def open_folder(folder: Path) -> Artifact:
     """
     signature_path = folder / SIGNATURE_NAME
     try:
-        with (folder / MANIFEST_NAME).open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-        signature = Signature.of_file_bytes(signature_path.read_bytes()) if signature_path.exists() else None
+        data = read_plain(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        signature = None
+        if signature_path.exists():
+            signature = Signature.of_file_bytes(read_plain(signature_path, MAX_SIGNATURE_BYTES))
     except OSError as exc:
         raise ModelInvalid(f"{folder}: no readable {MANIFEST_NAME} ({exc.strerror})", path=str(folder)) from exc
     artifact = Artifact(folder=folder, manifest=parse(data), manifest_bytes=data, signature=signature)
@@ -178,7 +180,7 @@ def _check_present(artifact: Artifact) -> None:
                 f"{path}: {found.st_size} bytes where the manifest says {entry.size}, or no plain file", path=str(path)
             )
     own = folder / MANIFEST_NAME
-    if not own.is_file() or own.read_bytes() != artifact.manifest_bytes:
+    if not own.is_file() or own.stat().st_size > MAX_MANIFEST_BYTES or own.read_bytes() != artifact.manifest_bytes:
         return  # a bare model: the folder is not the artifact's own, other files in it are nobody's business
     for parent, folders, names in os.walk(folder):
         if Path(parent) == folder and ATTACHMENTS_NAME in folders:

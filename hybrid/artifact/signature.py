@@ -12,7 +12,8 @@ import msgspec
 from hybrid.errors import BadMessage, CorruptContent, Forbidden
 
 ALGORITHM: Final = "ed25519"
-_MAX_BYTES: Final = 4096
+MAX_SIGNATURE_BYTES: Final = 4096
+"""Of a signature's file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,8 @@ class Signature:
         Raises:
             BadMessage: another form or algorithm.
         """
-        if len(data) > _MAX_BYTES:
-            raise BadMessage(f"a signature file of {len(data)} bytes is refused; at most {_MAX_BYTES}")
+        if len(data) > MAX_SIGNATURE_BYTES:
+            raise BadMessage(f"a signature file of {len(data)} bytes is refused; at most {MAX_SIGNATURE_BYTES}")
         try:
             file = msgspec.json.decode(data, type=_SignatureFile)
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -101,13 +102,14 @@ def sign(data: bytes, private_key: bytes) -> Signature:
     return Signature(key_id=key_id(key.public_key().public_bytes_raw()), signature=key.sign(data))
 
 
-def verify(data: bytes, signature: Signature | None, trusted: Mapping[str, bytes]) -> str:
+def verify(data: bytes, signature: Signature | None, trusted: Mapping[str, bytes], *, what: str = "artifact") -> str:
     """The id of the trusted key that signed these exact bytes.
 
     Args:
         data: what was signed.
         signature: what came with it.
         trusted: key id -> raw public key.
+        what: it is, for the message.
 
     Raises:
         Forbidden: unsigned, or signed by a key that is not trusted.
@@ -117,12 +119,12 @@ def verify(data: bytes, signature: Signature | None, trusted: Mapping[str, bytes
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if signature is None:
-        raise Forbidden("the artifact is not signed, and only signed ones are accepted here; sign it")
+        raise Forbidden(f"the {what} is not signed, and only signed ones are accepted here; sign it")
     public_key = trusted.get(signature.key_id)
     if public_key is None or key_id(public_key) != signature.key_id:
-        raise Forbidden(f"the artifact is signed by key {signature.key_id}, which is not trusted here")
+        raise Forbidden(f"the {what} is signed by key {signature.key_id}, which is not trusted here")
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature.signature, data)
     except InvalidSignature as exc:
-        raise CorruptContent(f"the signature by key {signature.key_id} does not fit the manifest's bytes") from exc
+        raise CorruptContent(f"the signature by key {signature.key_id} does not fit the {what}'s bytes") from exc
     return signature.key_id

@@ -32,6 +32,10 @@ _MAX_DEPTH: Final = 4
 """How far above the model's file the artifact's folder is looked for."""
 
 
+_MOST_REFUSED: Final = 1024
+"""Refused calibrations that are remembered, so that each is checked and told of once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
     """A trusted calibration's word on one codec at one cut: the drop to count with (a share), the bytes it had."""
@@ -56,7 +60,9 @@ class CalibrationFinder:
         self._artifact = artifact_of(model_path) if model_path is not None else None
         self._permits: Mapping[tuple[str, str], Mapping[str, Permit]] = {}
         self._trusted: list[tuple[Calibration, str]] = []
-        self._seen: set[bytes] = set()
+        self._keys: Mapping[str, bytes] = {}
+        self._taken: set[bytes] = set()
+        self._refused: set[bytes] = set()
 
     def look(self) -> bool:
         """Takes in what lies on this machine: beside the model, in the cache, in the user's settings.
@@ -67,27 +73,26 @@ class CalibrationFinder:
         folders = [own_folder(self._model_digest), cached_folder(self._model_digest)]
         if self._artifact is not None:
             folders.append(self._artifact.folder)
+        self._know_keys()
         found: list[Attachment] = []
         for folder in folders:
-            try:
-                found += attachments_in(folder, self._model_digest, "calibration")
-            except (HybridError, OSError) as exc:
-                _log.warning("calibration.unreadable folder=%s error=%s", folder, exc)
+            found += attachments_in(folder, self._model_digest, "calibration", broken=self._said_broken)
         return self._take(found)
 
     def ask(self, client: GatewayClient, shape_key: str) -> bool:
-        """Takes in what a gateway has for these shapes, and keeps what counts in the cache; blocks.
+        """Looks again, and takes in what a gateway has for these shapes; keeps what counts in the cache; blocks.
 
         Returns:
             Whether something new counts.
         """
+        is_new = self.look()
         try:
             subject = ShapeKey.parse(shape_key).id
             found = find_attachments(client, self._model_digest, "calibration", self._variant, subject=subject)
         except HybridError as exc:
             _log.info("calibration.not_asked url=%s error=%s", client.url, exc.code)
-            return False
-        return self._take(found, keep=True)
+            return is_new
+        return self._take(found, keep=True) or is_new
 
     def codecs(self, shape_key: str, cut: str) -> tuple[str, ...]:
         """The lossy codecs that are calibrated at a cut (empty: the input cut) for these shapes."""
@@ -102,26 +107,50 @@ class CalibrationFinder:
         """All that is known of a codec at a cut."""
         return self._permits.get((shape_key, cut), {}).get(codec)
 
+    def _know_keys(self) -> None:
+        """Whom the user trusts now. Where that has changed, what was refused has another chance."""
+        try:
+            keys = trusted_keys()
+        except HybridError as exc:
+            _log.warning("calibration.nobody_trusted reason=%s", exc)
+            keys = {}
+        if keys != self._keys:
+            self._keys = keys
+            self._refused.clear()
+
     def _take(self, attachments: Iterable[Attachment], *, keep: bool = False) -> bool:
         is_new = False
         for attachment in attachments:
             vouched = attachment.signature.signature if attachment.signature else b""
             stamp = hashlib.sha256(attachment.content + vouched).digest()
-            if stamp in self._seen or attachment.variant != self._variant:
+            if attachment.variant != self._variant or stamp in self._taken or stamp in self._refused:
                 continue
-            self._seen.add(stamp)
             try:
                 calibration, signer = trusted(
-                    attachment, self._model_digest, self._variant, artifact=self._artifact, keys=trusted_keys()
+                    attachment, self._model_digest, self._variant, artifact=self._artifact, keys=self._keys
                 )
             except HybridError as exc:
                 _log.warning("calibration.ignored model=%s reason=%s", self._model_digest[:16], exc)
+                self._refuse(stamp)
                 continue
+            self._taken.add(stamp)
             self._add(calibration, signer)
             is_new = True
             if keep:
                 _keep(attachment)
         return is_new
+
+    def _said_broken(self, path: Path, error: Exception) -> None:
+        stamp = hashlib.sha256(str(path).encode("utf-8", "surrogatepass")).digest()
+        if stamp not in self._refused:  # said once
+            _log.warning("calibration.unreadable path=%s error=%s", path, error)
+            self._refuse(stamp)
+
+    def _refuse(self, stamp: bytes) -> None:
+        """Remembers what need not be looked at again, by 32 bytes each and not for ever."""
+        if len(self._refused) >= _MOST_REFUSED:
+            self._refused.clear()
+        self._refused.add(stamp)
 
     def _add(self, calibration: Calibration, signer: str) -> None:
         """Enters a calibration: the newest word of each signer on a cell counts, and of several signers' the worst."""
@@ -176,7 +205,7 @@ def trusted(
     own = _artifact_publisher(artifact, calibration) if artifact is not None else None
     if own is not None:
         known.setdefault(key_id(own), own)
-    return calibration, verify(attachment.content, attachment.signature, known)
+    return calibration, verify(attachment.content, attachment.signature, known, what="calibration")
 
 
 def _artifact_publisher(artifact: Artifact, calibration: Calibration) -> bytes | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from hybrid.artifact.durable import try_lock, write_atomically
+from hybrid.artifact.plain_file import read_plain
 from hybrid.errors import HybridError
-from hybrid.profile.record import Profile, Setting, Timing, parse_profile, subject_of
+from hybrid.profile.record import MAX_PROFILE_BYTES, Profile, Setting, Timing, parse_profile, subject_of
 
 _log = logging.getLogger("hybrid.profile")
 
@@ -90,7 +91,7 @@ class ProfileStore:
         empty = Profile(model_digest=model_digest, shape_key=shape_key, setting=setting)
         path = self.path(model_digest, shape_key, setting, is_shared=is_shared)
         try:
-            found = parse_profile(path.read_bytes())
+            found = parse_profile(read_plain(path, MAX_PROFILE_BYTES))
         except FileNotFoundError:
             return empty
         except (HybridError, OSError) as exc:

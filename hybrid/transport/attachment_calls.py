@@ -1,5 +1,6 @@
 """Attachments of a model at a gateway: profiles and calibrations, asked for and brought by content and signature."""
 
+import logging
 from typing import Any, Final
 
 import msgspec
@@ -8,6 +9,8 @@ from hybrid.artifact.attachments import Attachment, Kind, attachment_of
 from hybrid.artifact.signature import Signature
 from hybrid.errors import BadMessage, CorruptContent, GatewayUnreachable, HybridError
 from hybrid.transport.client import GatewayClient
+
+_log = logging.getLogger("hybrid.transport")
 
 PUT_PATH: Final = "/v2/hybrid/attachments"
 FIND_PATH: Final = "/v2/hybrid/attachments/find"
@@ -54,18 +57,34 @@ class Found(msgspec.Struct, frozen=True):
 def find_attachments(
     client: GatewayClient, model_digest: str, kind: Kind, variant: str = "original", *, subject: str = ""
 ) -> tuple[Attachment, ...]:
-    """What a gateway has; blocks. What it sends about something else is left out.
+    """What a gateway has; blocks. What it sends about something else, or what is no attachment, is left out.
 
     Raises:
         HybridError: it did not answer, or not with attachments; an older gateway says NotFound.
     """
     call = FindCall(model_digest=model_digest, kind=kind, variant=variant, subject=subject)
     answer = _asked(client, FIND_PATH, msgspec.to_builtins(call))
+    about = (model_digest, kind, variant)
+    return tuple(a for a in attachments_of(answer, client.url) if (a.model_digest, a.kind, a.variant) == about)
+
+
+def attachments_of(answer: object, url: str) -> list[Attachment]:
+    """The attachments in a gateway's answer; what is none is told to the log and costs only itself.
+
+    Raises:
+        BadMessage: no such answer.
+    """
     try:
-        found = tuple(text.attachment() for text in msgspec.convert(answer, Found).attachments)
-    except (msgspec.ValidationError, UnicodeEncodeError) as exc:
-        raise BadMessage(f"{client.url}: its attachments do not parse ({exc}); is it of another version?") from exc
-    return tuple(a for a in found if (a.model_digest, a.kind, a.variant) == (model_digest, kind, variant))
+        texts = msgspec.convert(answer, Found).attachments
+    except msgspec.ValidationError as exc:
+        raise BadMessage(f"{url}: its attachments do not parse ({exc}); is it of another version?") from exc
+    found = []
+    for text in texts:
+        try:
+            found.append(text.attachment())
+        except HybridError as exc:
+            _log.warning("attachment.refused url=%s reason=%s", url, exc)
+    return found
 
 
 def put_attachment(client: GatewayClient, attachment: Attachment) -> str:

@@ -1,9 +1,11 @@
 """Artifacts on a disk: bare models, folders, zips; damage, extra files and hostile archives are refused."""
 
 import io
+import os
 import shutil
 import stat
 import struct
+import tracemalloc
 import zipfile
 
 import onnxruntime as ort
@@ -11,12 +13,12 @@ import pytest
 
 from hybrid.artifact.attachments import attach, attachment_of, attachments_in
 from hybrid.artifact.digest import model_digest
-from hybrid.artifact.folder import from_onnx, verify, write_folder
+from hybrid.artifact.folder import from_onnx, open_folder, verify, write_folder
 from hybrid.artifact.opening import open_artifact
 from hybrid.artifact.signature import Signature, key_id, new_private_key, public_key_of, sign
 from hybrid.artifact.signature import verify as verify_signature
 from hybrid.artifact.stored_zip import pack, unpack
-from hybrid.errors import BadMessage, CorruptContent, Forbidden, ModelInvalid, StorageError
+from hybrid.errors import BadMessage, CorruptContent, Forbidden, ModelInvalid, StorageError, TooLarge
 
 
 @pytest.fixture
@@ -316,8 +318,48 @@ def test_attachments_belong_to_model_and_variant(artifact, tmp_path):
 
     moved = folder / "attachments/calibration/other"
     shutil.copytree(folder / "attachments/calibration/original", moved)
-    with pytest.raises(CorruptContent):
-        attachments_in(folder, digest, "calibration")
+    broken = []
+    assert attachments_in(folder, digest, "calibration", broken=lambda *told: broken.append(told)) == (found,)
+    assert {path.parent for path, _ in broken} == {moved}
+    assert {type(error) for _, error in broken} == {CorruptContent}
+
+
+def test_a_broken_attachment_costs_only_itself_and_a_large_one_is_not_read(artifact, tmp_path):
+    """Two gigabytes, a pipe that nobody writes to, a folder, a link to nowhere, a signature that is none."""
+    folder = write_folder(artifact, tmp_path / "out").folder
+    content = (
+        b'{"kind":"calibration","model_digest":"%s","variant":"original"}' % artifact.manifest.model_digest.encode()
+    )
+    path = attach(folder, attachment_of(content))
+    with (path.parent / "2.json").open("wb") as large:
+        large.truncate(2 << 30)
+    os.mkfifo(path.parent / "3.json")
+    (path.parent / "4.json").mkdir()
+    (path.parent / "5.json").symlink_to("nowhere")
+    other = attach(folder, attachment_of(content + b" "))
+    other.with_name(other.name + ".sig").write_bytes(bytes(5000))
+    (path.parent / "6.json").write_bytes(b"[" * 100_000)
+    tracemalloc.start()
+    broken = []
+    found = attachments_in(
+        folder, artifact.manifest.model_digest, "calibration", broken=lambda *told: broken.append(told)
+    )
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+    assert [attachment.content for attachment in found] == [content]
+    assert {path.name for path, _ in broken} == {"2.json", "3.json", "4.json", "5.json", "6.json", other.name}
+
+
+def test_papers_of_an_artifact_that_are_no_plain_files_are_refused_and_not_waited_for(artifact, tmp_path):
+    folder = write_folder(artifact, tmp_path / "out").folder
+    os.mkfifo(folder / "manifest.sig")
+    with pytest.raises(BadMessage, match="no plain file"):
+        open_folder(folder)
+    (folder / "manifest.sig").unlink()
+    with (folder / "manifest.sig").open("wb") as large:
+        large.truncate(2 << 30)
+    with pytest.raises(TooLarge):
+        open_folder(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"kind":"other","model_digest":"","variant":""}', b"[1]"])

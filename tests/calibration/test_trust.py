@@ -88,6 +88,40 @@ def test_a_strangers_signature_permits_nothing_until_the_user_trusts_it(artifact
     assert permitted(finder) == {"q8": 0.004, "q8z": 0.004}
 
 
+def test_a_session_that_is_open_takes_a_word_as_soon_as_its_key_is_trusted(artifact, finder):
+    """What was refused is remembered by its digest alone, and looked at again when another key is trusted."""
+    stranger = new_private_key()
+    put(artifact, as_attachment(calibration(artifact.manifest.model_digest), stranger))
+    found = finder()
+    assert not found.look()
+    assert [len(stamp) for stamp in found._refused] == [32]
+    trust(public_key_of(new_private_key()), "another one")
+    assert not found.look()
+    trust(public_key_of(stranger), "somebody")
+    assert found.look()
+    assert set(found.codecs(SHAPES, "")) == {"q8", "q8z"}
+    assert not found.look()
+
+
+def test_what_is_refused_or_broken_is_said_once(artifact, finder, caplog):
+    put(artifact, as_attachment(calibration(artifact.manifest.model_digest), new_private_key()))
+    (artifact.folder / "attachments" / "calibration" / "original" / "x.json").write_bytes(b"{")
+    found = finder()
+    assert len(caplog.messages) == 2
+    for _ in range(3):
+        assert not found.look()
+    assert len(caplog.messages) == 2
+
+
+def test_the_memory_for_what_is_refused_has_an_end(artifact, finder, monkeypatch):
+    monkeypatch.setattr("hybrid.calibration.permits._MOST_REFUSED", 5)
+    found = finder()
+    for number in range(12):
+        word = calibration(artifact.manifest.model_digest, made_s=float(number))
+        assert not found._take([as_attachment(word, new_private_key())])
+    assert len(found._refused) == 2
+
+
 def test_content_that_was_changed_after_signing_permits_nothing(artifact, finder, own_key):
     signed = as_attachment(calibration(artifact.manifest.model_digest, cell(drop_high=0.3)), own_key)
     better = signed.content.replace(b'"drop_high":0.3', b'"drop_high":0.001')
@@ -107,6 +141,8 @@ def test_a_signature_under_a_trusted_name_that_is_not_that_keys_permits_nothing(
 def test_a_calibration_of_something_else_permits_nothing_here(artifact, own_key, more):
     """Handed in directly as a gateway could: folders sort out other digests before."""
     found = CalibrationFinder(artifact.model_path, artifact.manifest.model_digest)
+    found.look()
+    assert found._take([as_attachment(calibration("d" * 64), own_key)]) is False
     found._take([as_attachment(calibration(artifact.manifest.model_digest, **more), own_key)])
     assert found.codecs(SHAPES, "") == ()
     assert found.drop(SHAPES, "", "q8") is None
