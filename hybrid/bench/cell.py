@@ -17,7 +17,6 @@ from hybrid.simulation.outcome import Outcome
 from hybrid.simulation.policy import Policy, Static
 from hybrid.simulation.scene import Scene
 from hybrid.simulation.scheduled import Scheduled
-from hybrid.simulation.windows import Windows, windows
 from hybrid.simulation.world import World
 
 Floats = npt.NDArray[np.float64]
@@ -138,8 +137,9 @@ class CellRuns:
     Attributes:
         cell: what was compared.
         statics: a run for each permitted prospect, by its number.
-        others: Neurosurgeon's, DADS's, Sedna's, and foresight over the real link, by name.
+        others: Neurosurgeon's, DADS's and Sedna's, by name.
         ours: the scheduler's run for each objective.
+        foresight: for each objective, the clairvoyant's choices carried out over the real link.
         oracle: for each objective, the least cost of every request of our run, and the prospect that has it.
     """
 
@@ -147,6 +147,7 @@ class CellRuns:
     statics: dict[int, Run]
     others: dict[str, Run]
     ours: dict[Objective, Run]
+    foresight: dict[Objective, Run]
     oracle: dict[Objective, tuple[Floats, npt.NDArray[np.int64]]]
 
     def best_static(self, objective: Objective) -> int:
@@ -174,10 +175,6 @@ class CellRuns:
         costs = self.costs(run, objective)
         return float(costs.mean()) if len(costs) else inf
 
-    def windows(self, run: Run, objective: Objective) -> Windows:
-        """The costs by window of ten seconds."""
-        return windows(run.outcome, self.costs(run, objective))
-
 
 def carry_out(cell: Cell, objectives: Sequence[Objective] = OBJECTIVES, *, foresight: bool = True) -> CellRuns:
     """Runs every policy of a cell over the same stream."""
@@ -185,9 +182,7 @@ def carry_out(cell: Cell, objectives: Sequence[Objective] = OBJECTIVES, *, fores
     statics = {at: _run(scene, Static(at, "/".join(filter(None, prospects[at].key[:3])))) for at in cell.worth_running}
     others = {policy.name: _run(scene, policy) for policy in cell.fixed}
     others |= {policy.name: _run(place, policy) for place, policy in cell.elsewhere}
-    if foresight:
-        others["foresight"] = _run(scene, Foresight(scene, allowed=cell.permitted))
-    ours, oracle = {}, {}
+    ours, foreseen, oracle = {}, {}, {}
     for objective in objectives:
         policy = Scheduled(
             scene.work,
@@ -199,8 +194,10 @@ def carry_out(cell: Cell, objectives: Sequence[Objective] = OBJECTIVES, *, fores
         )
         ours[objective] = run = _run(scene, policy)
         cost = spent(Prices() if objective == "latency" else PRICES[objective], cell.power)
+        if foresight:
+            foreseen[objective] = _run(scene, Foresight(scene, cost, cell.permitted))
         oracle[objective] = Oracle(scene, cost, cell.permitted).costs(run.outcome.slot, run.outcome.start_s)
-    return CellRuns(cell=cell, statics=statics, others=others, ours=ours, oracle=oracle)
+    return CellRuns(cell=cell, statics=statics, others=others, ours=ours, foresight=foreseen, oracle=oracle)
 
 
 def _run(scene: Scene, policy: Policy) -> Run:

@@ -154,6 +154,7 @@ def _objective(runs: CellRuns, objective: Objective) -> ObjectiveFigures:
         named.append((name, None if number is None else runs.statics[number]))
     named.append(("best static", runs.statics[runs.best_static(objective)]))
     named += [(name, run) for name, run in runs.others.items()]
+    named.append(("foresight", runs.foresight.get(objective)))
     named.append(("hybrid", ours))
     costs, chosen = runs.oracle[objective]
     errors = ours.outcome.prediction_error()

@@ -4,10 +4,11 @@ Source: RFC 5681 (slow start, restart after idle), RFC 6928 (initial window of 1
 halves the window for each retransmission timeout that the connection was idle, down to the initial one.
 """
 
-from math import ceil, log2
-from typing import Final
+from bisect import bisect_left
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 INITIAL_WINDOW_BYTES: Final = 10 * 1448
 """Ten segments."""
@@ -40,25 +41,41 @@ def slow_start_s(n_bytes: float, moving_s: float, window_bytes: float, rtt_s: fl
     return waited_s
 
 
-def slow_start_column_s(n_bytes: np.ndarray, s_per_byte: float, window_bytes: float, rtt_s: float) -> np.ndarray:
-    """`slow_start_s` of many messages over one link, in closed form.
+class Rounds(NamedTuple):
+    """`slow_start_s` of any message over one link: the k-th size is the most that k rounds hold back, with their wait.
 
-    After k rounds `window * (2^k - 1)` bytes have left; round k waits `rtt - window * 2^k * s_per_byte`.
-
-    Args:
-        n_bytes: the messages.
-        s_per_byte: seconds a byte takes at the link's goodput.
-        window_bytes: what may be sent in the first round.
-        rtt_s: the round trip.
+    Attributes:
+        most_bytes: rising; a message above the k-th waits for one round more.
+        waited_s: after so many rounds; one more than sizes.
     """
-    window = max(1.0, window_bytes)
-    if rtt_s <= 0 or window * s_per_byte >= rtt_s:
-        return np.zeros_like(n_bytes, dtype=np.float64)
-    n_rounds = np.ceil(np.log2(n_bytes / window + 1)) - 1
-    if s_per_byte > 0:
-        n_rounds = np.minimum(n_rounds, ceil(log2(rtt_s / (window * s_per_byte))))
-    n_rounds = np.maximum(n_rounds, 0)
-    return np.asarray(n_rounds * rtt_s - s_per_byte * window * (np.exp2(n_rounds) - 1))
+
+    most_bytes: list[float]
+    waited_s: list[float]
+
+    def of(self, n_bytes: float) -> float:
+        """Seconds that this message waits."""
+        return self.waited_s[bisect_left(self.most_bytes, n_bytes)]
+
+    def of_all(self, n_bytes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The same of many."""
+        return np.array(self.waited_s).take(np.array(self.most_bytes).searchsorted(n_bytes))
+
+
+def slow_start_rounds(most_bytes: float, s_per_byte: float, window_bytes: float, rtt_s: float) -> Rounds:
+    """The rounds that messages of up to `most_bytes` may wait for; see `slow_start_s` for the rest."""
+    sizes: list[float] = []
+    waits_s = [0.0]
+    sent, window, waited_s = 0.0, max(1.0, window_bytes), 0.0
+    while sent + window < most_bytes:
+        idle_s = rtt_s - window * s_per_byte
+        if idle_s <= 0:
+            break
+        waited_s += idle_s
+        sent += window
+        window *= 2
+        sizes.append(sent)
+        waits_s.append(waited_s)
+    return Rounds(sizes, waits_s)
 
 
 def window_after_idle_bytes(window_bytes: float, idle_s: float, rtt_s: float) -> float:

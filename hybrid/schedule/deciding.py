@@ -4,7 +4,7 @@ Design: no clock, no I/O, no state. What each way costs comes from `weighing.py`
 plan in use. The same inputs always give the same decision, so that one can be replayed from its record.
 """
 
-from math import inf
+from math import inf, isclose
 from typing import Final
 
 import msgspec
@@ -53,25 +53,26 @@ def decide(inputs: Inputs, table: Table) -> Decision:
     Algorithmica 1988), and at once where something jumped.
     """
     weighing = Weighing(inputs, table)
-    best = weighing.best()
-    if best is None:
+    best, least = weighing.cheapest()
+    kept = best if inputs.current < 0 else inputs.current
+    if best < 0:
         return Decision(index=0, is_switch=inputs.current > 0, inputs=inputs)
-    if inputs.current < 0 or best.index == inputs.current:
-        regret_s = REGRET_DECAY * inputs.regret_s if best.index == inputs.current else 0.0
-        return _or_trial(_decision(best, best, inputs, regret_s), best, weighing)
-    kept_cost = weighing.cost_of(inputs.current)
-    if kept_cost == inf:
-        return _decision(best, best, inputs, 0.0)
-    gain = kept_cost - best.cost
-    regret_s = inputs.regret_s + gain
-    limit = SWITCH_REGRET_RATIO * kept_cost + SWITCH_REGRET_S
-    if inputs.now_s - inputs.current_since_s < DWELL_S:
-        limit *= DWELL_FACTOR
-    sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
-    kept = None if regret_s > limit or gain > sure * kept_cost else weighing.plan_of(inputs.current)
-    if kept is None:
-        return _decision(best, best, inputs, 0.0)
-    return _or_trial(_decision(kept, best, inputs, regret_s), kept, weighing)
+    regret_s = REGRET_DECAY * inputs.regret_s if best == inputs.current else 0.0
+    if kept != best:
+        kept_cost = weighing.cost_of(kept)
+        gain = kept_cost - least
+        regret_s = inputs.regret_s + gain
+        limit = SWITCH_REGRET_RATIO * kept_cost + SWITCH_REGRET_S
+        if inputs.now_s - inputs.current_since_s < DWELL_S:
+            limit *= DWELL_FACTOR
+        sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
+        if kept_cost == inf or regret_s > limit or gain > sure * kept_cost:
+            plan = weighing.plan_of(best)
+            assert plan is not None
+            return _decision(plan, best, inputs, 0.0)
+    plan = weighing.plan_of(kept)
+    assert plan is not None
+    return _or_trial(_decision(plan, best, inputs, regret_s), plan, weighing)
 
 
 def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
@@ -100,7 +101,7 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
     if weighing.silent_s(other.index) < pause_s:
         return decision
     return msgspec.structs.replace(
-        _decision(other, other, inputs, decision.regret_s),
+        _decision(other, other.index, inputs, decision.regret_s),
         best=decision.best,
         is_switch=False,
         is_trial=True,
@@ -121,7 +122,18 @@ def replay(inputs: Inputs, table: Table) -> Decision:
     return decide(inputs, table)
 
 
-def _decision(plan: Plan, best: Plan, inputs: Inputs, regret_s: float) -> Decision:
+def agrees(again: Decision, logged: Decision) -> bool:
+    """Whether a replay chose what was logged, at the same cost, but for what floating point rounds."""
+    if again.index != logged.index:
+        return False
+    pairs = ((again.hedge_s, logged.hedge_s), (again.cost, logged.cost))
+    return all(
+        one == other if one is None or other is None else isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+        for one, other in pairs
+    )
+
+
+def _decision(plan: Plan, best: int, inputs: Inputs, regret_s: float) -> Decision:
     return Decision(
         index=plan.index,
         hedge_s=plan.hedge_s,
@@ -132,7 +144,7 @@ def _decision(plan: Plan, best: Plan, inputs: Inputs, regret_s: float) -> Decisi
         cost=plan.cost,
         energy_j=plan.energy_j,
         remote_s=plan.remote_s,
-        best=best.index,
+        best=best,
         regret_s=regret_s,
         is_switch=plan.index != inputs.current and inputs.current >= 0,
         inputs=inputs,

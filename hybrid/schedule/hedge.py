@@ -5,6 +5,7 @@ function of the hedge time is then piecewise linear, so one walk over its corner
 no tolerance.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,16 +65,9 @@ def best_hedge(race: Race) -> tuple[float, float]:
         n_left = int(up / gain)
         hedge_s = min(times[len(times) - n_left - 1], latest_s)
         return hedge_s, expected_cost(race, hedge_s)
-    n_device, n_remote = 0, 0  # points that the device wins, and that the remote side wins though the hedge had started
-    corners: list[tuple[float, bool]] = []
-    for remote_s in times:
-        if remote_s > rest_s:
-            n_device += 1
-            corners.append((remote_s - rest_s, True))
-        else:
-            n_remote += 1
-        corners.append((remote_s, False))
-    corners.sort()
+    n_remote = bisect_right(times, rest_s)  # points that the remote side wins though the hedge had started...
+    n_device = len(times) - n_remote  # ...and that the device wins
+    corners = sorted([(remote_s, False) for remote_s in times] + [(t - rest_s, True) for t in times[n_remote:]])
     here = expected_cost(race, 0.0)
     best_s, best, at_s, cost = 0.0, here, 0.0, here
     pay = weight * race.time_price

@@ -75,15 +75,15 @@ def errand(
 
     Nothing matters where the device alone would be cheaper even if the link's goodput were several times as high.
     """
-    column, barred_here = table.barred(constraints)
+    live = table.live(constraints)
     up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
     down_bps = link.downlink_bps or link.uplink_bps or UNKNOWN_BPS
-    local_s = table.prospects[0].head_s if 0 not in barred_here else None
+    local_s = table.prospects[0].head_s if 0 not in live.barred_here else None
     best: Errand | None = None
     least = least_hope = inf
-    for place, index in enumerate(table.remote):
+    for row, index in enumerate(table.remote):
         prospect = table.prospects[index]
-        if prospect.gateway != url or (column is not None and column[place] != 0.0) or prospect.head_s is None:
+        if prospect.gateway != url or row not in live.permitted or prospect.head_s is None:
             continue
         if constraints.uplink_left_bytes is not None and prospect.bytes_up > constraints.uplink_left_bytes:
             continue

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hybrid.errors import CorruptContent
 from hybrid.schedule.beliefs import Inputs
-from hybrid.schedule.deciding import replay
+from hybrid.schedule.deciding import agrees, replay
 from hybrid.schedule.prospect import Prospect, refusal
 from hybrid.schedule.table import Table
 from hybrid.schedule.weighing import Weighing
@@ -70,9 +70,7 @@ def replayed(record: RequestRecord, tables: dict[str, Table]) -> Replayed:
     alternatives = tuple(
         _alternative(weighing, index, prospect, record.decision.index) for index, prospect in enumerate(table.prospects)
     )
-    logged = record.decision
-    is_same = (again.index, again.hedge_s, again.cost) == (logged.index, logged.hedge_s, logged.cost)
-    return Replayed(record=record, alternatives=alternatives, is_same=is_same)
+    return Replayed(record=record, alternatives=alternatives, is_same=agrees(again, record.decision))
 
 
 def _alternative(weighing: Weighing, index: int, prospect: Prospect, chosen: int) -> Alternative:

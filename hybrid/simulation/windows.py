@@ -1,6 +1,11 @@
-"""Windows of a stream: whether a policy was never far behind the better side, for as long as people notice."""
+"""Windows of a stream: whether a policy was never far behind another, for as long as people notice.
 
-from dataclasses import dataclass
+Design: two policies are compared over the requests that both of them answered. In a paced stream a due time that comes
+while a request still runs is skipped, so a policy that sits in a bad second answers few requests of it, and one that
+does not answers many: the medians of all their requests would be taken over different moments. Where both answered
+everything, this is the comparison of the whole windows.
+"""
+
 from typing import Final
 
 import numpy as np
@@ -13,48 +18,39 @@ Floats = npt.NDArray[np.float64]
 WINDOW_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Windows:
-    """A policy's costs by window.
+def shared(ours: Outcome, theirs: Outcome) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The rows of both outcomes that belong to the requests that both answered, in the order of the stream."""
+    _, here, there = np.intersect1d(ours.slot, theirs.slot, assume_unique=True, return_indices=True)
+    return here, there
 
-    Attributes:
-        mean: (n_windows,) mean over the requests that began in the window; NaN where none did.
-        p50: (n_windows,) the median of them.
-        n_requests: (n_windows,) how many.
+
+def ratios(
+    ours: Outcome, our_costs: Floats, theirs: Outcome, their_costs: Floats, window_s: float = WINDOW_S
+) -> Floats:
+    """For each window, the worse of two ratios of ours to theirs: of the means, and of the medians.
+
+    Args:
+        ours: an outcome.
+        our_costs: (n,) of its requests.
+        theirs: an outcome over the same stream.
+        their_costs: (n,) of its requests.
+        window_s: seconds of a window.
+
+    Returns:
+        (n_windows,), NaN where no request was answered by both; an incomplete window at the end belongs to the one
+        before it.
     """
-
-    mean: Floats
-    p50: Floats
-    n_requests: Floats
-
-
-def windows(outcome: Outcome, costs: Floats, window_s: float = WINDOW_S) -> Windows:
-    """The costs of a stream by window; an incomplete window at its end belongs to the one before it."""
-    n_windows = max(1, int(outcome.duration_s / window_s))
-    number = np.minimum((outcome.start_s / window_s).astype(int), n_windows - 1)
-    mean, p50, count = np.full(n_windows, np.nan), np.full(n_windows, np.nan), np.zeros(n_windows)
+    here, there = shared(ours, theirs)
+    n_windows = max(1, int(ours.duration_s / window_s))
+    number = np.minimum((ours.start_s[here] / window_s).astype(int), n_windows - 1)
     edges = np.searchsorted(number, np.arange(n_windows + 1))
+    found = np.full(n_windows, np.nan)
     for window in range(n_windows):
-        inside = costs[edges[window] : edges[window + 1]]
-        count[window] = len(inside)
-        if len(inside):
-            mean[window], p50[window] = inside.mean(), np.median(inside)
-    return Windows(mean=mean, p50=p50, n_requests=count)
-
-
-def better_side(*sides: Windows) -> Windows:
-    """For each window the least mean and the least median of these; a side without a request in it is not counted."""
-    return Windows(
-        mean=np.nanmin(np.stack([side.mean for side in sides]), axis=0),
-        p50=np.nanmin(np.stack([side.p50 for side in sides]), axis=0),
-        n_requests=np.max(np.stack([side.n_requests for side in sides]), axis=0),
-    )
-
-
-def ratios(ours: Windows, reference: Windows) -> Floats:
-    """For each window with requests of ours, the worse of the two ratios (mean and median) to the reference."""
-    both = np.maximum(ours.mean / reference.mean, ours.p50 / reference.p50)
-    return both[ours.n_requests > 0]
+        inside = slice(edges[window], edges[window + 1])
+        mine, other = our_costs[here[inside]], their_costs[there[inside]]
+        if len(mine):
+            found[window] = max(mine.mean() / other.mean(), np.median(mine) / np.median(other))
+    return found
 
 
 def share_within(values: Floats, limit: float) -> float:

@@ -12,7 +12,7 @@ from hybrid.cost.drift import MOST_REVERT_S, Drift, Outlook, widened
 from hybrid.cost.energy import GENERIC_POWER, Power
 from hybrid.cost.prediction_error import WINDOW, PredictionError
 from hybrid.cost.residuals import N_KEPT, N_POINTS, NORMAL_AT, Residuals, lognormal
-from hybrid.cost.slow_start import INITIAL_WINDOW_BYTES, slow_start_column_s, slow_start_s, window_after_idle_bytes
+from hybrid.cost.slow_start import INITIAL_WINDOW_BYTES, slow_start_rounds, slow_start_s, window_after_idle_bytes
 
 # -- slow start
 
@@ -37,10 +37,11 @@ def test_slow_start_is_near_what_kernel_tcp_showed(
 
 @given(st.lists(st.integers(1, 2_000_000), min_size=1, max_size=8), st.floats(1e5, 1e9), st.floats(1e-4, 0.6),
        st.floats(1_000, 1e6))  # fmt: skip
-def test_the_closed_form_equals_the_rounds(sizes: list[int], bps: float, rtt_s: float, window: float) -> None:
-    column = slow_start_column_s(np.array(sizes, np.float64), 8 / bps, window, rtt_s)
-    rounds = [slow_start_s(n_bytes, 8 * n_bytes / bps, window, rtt_s) for n_bytes in sizes]
-    assert column == pytest.approx(rounds, rel=1e-6, abs=1e-9)
+def test_rounds_tell_the_wait_of_every_size(sizes: list[int], bps: float, rtt_s: float, window: float) -> None:
+    rounds = slow_start_rounds(max(sizes), 8 / bps, window, rtt_s)
+    waits_s = [slow_start_s(n_bytes, 8 * n_bytes / bps, window, rtt_s) for n_bytes in sizes]
+    assert [rounds.of(n_bytes) for n_bytes in sizes] == pytest.approx(waits_s, rel=1e-6, abs=1e-9)
+    assert rounds.of_all(np.array(sizes, np.float64)) == pytest.approx(waits_s, rel=1e-6, abs=1e-9)
 
 
 def test_a_window_shrinks_with_idle_time_down_to_the_first_one() -> None:
