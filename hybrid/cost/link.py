@@ -6,6 +6,7 @@ rate from the round trip's noise teaches nothing about the rate. What slow start
 learnt and put back where a transfer is predicted, so that a connection that was idle is not taken for a slow link.
 """
 
+from copy import copy
 from math import inf, log
 from threading import Lock
 from typing import Final
@@ -56,6 +57,8 @@ class LinkEstimate:
         self._cold_ratio = 1.0
         self._free_s = -inf
         self._n_forgotten = 0
+        self._is_proven = False
+        self._before: tuple[RunningEstimate, Drift, float] | None = None
         self._lock = Lock()
         self.view = LinkView()
 
@@ -108,6 +111,7 @@ class LinkEstimate:
             view = self.view
             if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
                 self._learn(self._uplink, n_bytes_up, up_s, window=view.up_window_at(started_s), now_s=now_s)
+                self._is_proven, self._before = True, None
             if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
                 window = view.down_window_at(started_s)
                 self._learn(self._downlink, n_bytes_down, down_s, window=window, now_s=now_s)
@@ -141,6 +145,8 @@ class LinkEstimate:
             acked_after_s: seconds from departure until the last of the acknowledged bytes was acknowledged, if known.
         """
         with self._lock:
+            if self._is_proven:
+                self._is_proven, self._before = False, (copy(self._uplink), copy(self._up_drift), self._measured_s)
             rtt_s, believed_bps = self._rtt.value or 0.0, self._uplink.value
             ahead_s = max(0.0, self._free_s - (now_s - waited_s))
             moved_s = waited_s - rtt_s - ahead_s
@@ -197,11 +203,24 @@ class LinkEstimate:
             self._overhead_s, self._n_overheads = 0.0, 0
             self._up_drift, self._down_drift = Drift(), Drift()
             self._n_forgotten += 1
+            self._is_proven, self._before = False, None
             self._publish()
 
     def reconnected(self) -> None:
-        """A new connection over the same path: its windows begin anew, and nothing is on its way."""
+        """A new connection over the same path: its windows begin anew, and nothing is on its way.
+
+        What requests that were cut short said of the goodput was said of a dying connection: what the last finished
+        upload left is believed again, once, until another one finishes.
+        """
         with self._lock:
+            if self._before is not None:
+                uplink, self._up_drift, self._measured_s = self._before
+                uplink.epoch = self._uplink.epoch + 1
+                if self._uplink is self._cold_uplink:
+                    self._cold_uplink = uplink
+                else:
+                    self._plain_uplink = uplink
+                self._uplink, self._before = uplink, None
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
             self._free_s = -inf
             self._publish()

@@ -183,3 +183,24 @@ def test_what_every_request_takes_beside_its_bytes_is_no_part_of_the_goodput() -
         small.observe_transfer(600, 500, 0.025, 1000.5 + step)
     assert small.view.rtt_s == pytest.approx(0.01)
     assert small.view.transfer_s(600, 500) == pytest.approx(0.025, rel=0.05)
+
+
+def test_an_outage_is_no_slow_link_once_a_new_connection_stands() -> None:
+    link = LinkEstimate()
+    for at_s in range(5):
+        link.observe_rtt(0.01, at_s)
+        link.observe_transfer(600_000, 4_000, transfer_s(600_000, 4_000, rtt_s=0.01, up_bps=2e7, down_bps=2e7), at_s)
+    before_bps, epoch = link.view.uplink_bps or 0.0, link.epoch
+    assert before_bps > 1.5e7
+    link.observe_cut_short(600_000, 100_000, 0.2, 5.0)  # the link dies in mid-upload
+    for at_s in (5.2, 5.4):
+        link.observe_cut_short(600_000, 0, 0.2, at_s)
+    assert (link.view.uplink_bps or 0.0) < 5e6
+    link.reconnected()
+    assert link.view.uplink_bps == pytest.approx(before_bps)
+    assert link.view.measured_s == 4
+    assert link.epoch != epoch
+    for at_s in (6.0, 6.2, 6.4):
+        link.observe_cut_short(600_000, 0, 0.2, at_s)
+    link.reconnected()  # nothing was finished since: perhaps it has become slow indeed
+    assert (link.view.uplink_bps or 0.0) < 5e6
