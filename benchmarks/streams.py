@@ -35,18 +35,24 @@ N_REQUESTS = 60
 class Cell:
     """One stream: a model, how slow the device is, the uplink, and what is asked for."""
 
-    name: str
     model: str
     slowdown: float
     rate_bps: float
     placement: str
 
+    @property
+    def name(self) -> str:
+        """All of it in words; which stage is the slowest is measured."""
+        return f"{self.model}, {self.placement}, device 1/{self.slowdown:g}, {self.rate_bps / 1e6:g} Mbit/s"
+
 
 CELLS = (
-    Cell(name="offload, uplink is slowest", model="ppocr_cls", slowdown=1.0, rate_bps=20e6, placement="offload"),
-    Cell(name="split, head is slowest", model="efficientnet", slowdown=20.0, rate_bps=100e6, placement="split"),
-    Cell(name="split, uplink is slowest", model="efficientnet", slowdown=2.0, rate_bps=4e6, placement="split"),
+    Cell(model="ppocr_cls", slowdown=1.0, rate_bps=20e6, placement="offload"),
+    Cell(model="efficientnet", slowdown=20.0, rate_bps=100e6, placement="split"),
+    Cell(model="efficientnet", slowdown=2.0, rate_bps=4e6, placement="split"),
+    Cell(model="ppocr_det", slowdown=2.0, rate_bps=400e6, placement="offload"),
 )
+STAGES = ("device", "uplink", "gateway")
 
 
 @contextmanager
@@ -92,29 +98,33 @@ def stages_s(session: hybrid.InferenceSession, cell: Cell, feeds: dict[str, np.n
     }
 
 
-async def per_second(session: hybrid.InferenceSession, feeds: dict[str, np.ndarray]) -> float:
-    """Requests a second with a fixed number of them in flight."""
-    left = iter(range(N_REQUESTS))
+async def per_second(session: hybrid.InferenceSession, feeds: dict[str, np.ndarray]) -> tuple[float, dict[str, float]]:
+    """Requests a second with a fixed number of them in flight, and what device and gateway computed for one then."""
+    left, reports = iter(range(N_REQUESTS)), []
 
     async def work() -> None:
         for _ in left:
             await session.run_awaitable(None, feeds)
+            reports.append(session.report)
 
     await asyncio.gather(*(session.run_awaitable(None, feeds) for _ in range(N_IN_FLIGHT)))  # the pipe is full now
     began_s = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(N_IN_FLIGHT)))
-    return N_REQUESTS / (time.perf_counter() - began_s)
+    rate = N_REQUESTS / (time.perf_counter() - began_s)
+    known = [report for report in reports if report is not None]
+    device_s = statistics.mean(report.head_s + report.encode_s for report in known)
+    return rate, {"device": device_s, "gateway": statistics.mean(report.tail_s for report in known)}
 
 
-def measured(cell: Cell, folder: Path) -> tuple[dict[str, float], float]:
-    """The stages of a cell, and its requests a second."""
-    with paced(cell.slowdown), LiveGateway(folder / cell.name.replace(" ", "-"), "--no-announce") as gateway:
+def measured(cell: Cell, folder: Path) -> tuple[dict[str, float], float, dict[str, float]]:
+    """The stages of a cell alone, its requests a second, and the stages in the stream."""
+    with paced(cell.slowdown), LiveGateway(folder / f"gateway-{CELLS.index(cell)}", "--no-announce") as gateway:
         gateway.push(zoo.path(cell.model), cell.model.replace("_", "-"))
         shape = Shape(up=Direction(rate_bps=cell.rate_bps, delay_s=0.01), down=Direction(delay_s=0.01))
         with ShapedProxy(gateway.port, shape) as link, session_of(cell, gateway, link) as session:
             feeds = zoo.feeds(cell.model)
             stages = stages_s(session, cell, feeds)
-            return stages, asyncio.run(per_second(session, feeds))
+            return stages, *asyncio.run(per_second(session, feeds))
 
 
 def main() -> int:
@@ -123,17 +133,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
     rows: list[tuple[str | float, ...]] = []
-    shares = []
-    with tempfile.TemporaryDirectory() as folder:
-        for cell in CELLS:
-            stages, rate = measured(cell, Path(folder))
-            slowest_s = max(stages["device"], stages["uplink"], stages["gateway"])
-            shares.append(rate * slowest_s)
-            rows.append(
-                (cell.name, *(1e3 * stages[name] for name in ("device", "uplink", "gateway", "request")), rate,
-                 rate * slowest_s)
-            )  # fmt: skip
-            print(rows[-1], file=sys.stderr, flush=True)
+    shares: list[float] = []
+    for cell in CELLS:
+        with tempfile.TemporaryDirectory() as folder:
+            stages, rate, then = measured(cell, Path(folder))
+        slowest = max(STAGES, key=stages.__getitem__)
+        shares.append(rate * stages[slowest])
+        alone = (1e3 * stages[name] for name in (*STAGES, "request"))
+        rows.append((cell.name, *alone, slowest, rate, shares[-1], 1e3 * then["device"], 1e3 * then["gateway"]))
+        print(rows[-1], file=sys.stderr, flush=True)
     return publish(
         Record(
             name="streams",
@@ -144,8 +152,8 @@ def main() -> int:
             ),
             seed=seed,
             columns=(
-                "stream", "device (ms)", "uplink (ms)", "gateway (ms)", "one request alone (ms)", "requests/s",
-                "share of 1/slowest",
+                "stream", "device (ms)", "uplink (ms)", "gateway (ms)", "one request alone (ms)", "slowest",
+                "requests/s", "share of 1/slowest", "device in the stream (ms)", "gateway in the stream (ms)",
             ),
             rows=rows,
             bars=(Bar(name="1 - least share of 1/slowest stage", measured=1 - min(shares), limit=0.1),),
