@@ -115,7 +115,10 @@ class Tokens:
             NotFound: there is no such token.
         """
         if not self._store.revoke(token_id, time.time()):
-            raise NotFound(f"no token {token_id!r} on this gateway; `hybrid gateway token ls` lists them")
+            raise NotFound(
+                f"no token {token_id!r} on this gateway; `hybrid gateway token ls` lists them",
+                advice="List the tokens: hybrid gateway token ls.",
+            )
         self._load()
         _LOG.info("token.revoked id=%s", token_id)
 

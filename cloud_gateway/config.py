@@ -43,7 +43,8 @@ class GatewayConfig:
     gpu_device: int = setting(0, "The CUDA device.")
     gpu_memory_bytes: int = setting(0, "Memory of the GPU for models and tails; 0 takes four fifths of it.")
     batching: str = setting(
-        "off", "Requests share runs: off, auto (where measured to pay; see docs/gateway.md), always."
+        "auto",
+        "Requests share runs: auto (where it is proved that they may, and measured to pay), off, always (proved).",
     )
     batch_delay_s: float = setting(0.002, "The longest that a request waits for others to share its run.")
     body_memory_bytes: int = setting(1 << 30, "Memory for all request bodies in flight; further ones get 503.")

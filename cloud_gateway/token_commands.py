@@ -96,6 +96,7 @@ def _tokens(data: Path) -> Tokens:
     if not data.is_dir():
         raise NotFound(
             f"there is no gateway data at {data}; name the folder with --data, or make it with `hybrid gateway serve`",
+            advice="Name the gateway's folder with --data: the one that `hybrid gateway serve` was given.",
             path=str(data),
         )
     return Tokens(data)

@@ -1,8 +1,10 @@
 """Finds out in the background which sessions pay in batches, and lets them.
 
 Design: nothing is tried before requests were seen to wait for one another, since only then a batch could form; each
-session is tried once a machine, the verdict is kept beside the tails' times, and an operator can read it. Batches of
-tails and of models with a fixed number of rows run in a second session, whose leading dimension is open.
+session is tried once a machine, the verdict is kept beside the tails' times, and an operator can read it. The very
+graph that will run batches is proved to keep rows apart, for the shapes of the request, whenever its session is opened;
+a kept verdict saves the measuring alone. Batches of tails and of models with a fixed number of rows run in a second
+session, whose leading dimension is open.
 """
 
 import asyncio
@@ -14,16 +16,19 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
+import onnx
 
 from hybrid.errors import HybridError, ModelUnsupported
 from hybrid.graph.model_file import load_proto
-from hybrid.graph.open_rows import check_rows, open_rows
+from hybrid.graph.open_rows import open_rows
+from hybrid.graph.row_proof import prove_rows
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.extract import segment_model
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.partition.store import write_whole
 from hybrid.serving.background import Background
 from hybrid.serving.batch_trial import (
+    TRIAL_VERSION,
     BatchTimes,
     judged,
     outputs_equal,
@@ -53,7 +58,7 @@ ROWS: Final = "rows"
 SEGMENT: Final = "segment"
 MAX_VERDICTS: Final = 256
 _PARSED_BYTES: Final = 128 << 20
-"""Larger files are looked at as prepared graphs: parsing 100 MB here stalls the requests for 50 ms, once."""
+"""Of larger files the prepared graph runs, in a session of its own: parsing 100 MB here stalls requests for 50 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,41 +182,47 @@ class BatchShelf:
         try:
             reason = await self._work.run(lambda: rows_differ(session, many, feeds, n_rows))
             if reason:
-                times = BatchTimes(machine=self._machine, outcome="mixes", reason=reason)
+                times = BatchTimes(machine=self._machine, version=TRIAL_VERSION, outcome="mixes", reason=reason)
             elif times is None or self.settings.mode == "always":
                 pool = self._executor.pool
                 alone_s, seconds = await self._work.run(lambda: time_batches(session, many, feeds, n_rows, pool))
                 times = judged(self._machine, alone_s, seconds, always=self.settings.mode == "always")
         finally:
             if (times is None or times.outcome != "pays") and many is not session:
-                self._executor.sessions.drop_key((*key, ROWS))
+                self._executor.sessions.drop_key(_rows_key(key, feeds))
         kept = times
         if self.settings.mode == "auto":
             await self._work.run(lambda: write_record(path, kept))
-        return kept, self._batch(many, kept) if kept.outcome == "pays" else None
+        return kept, self._batch(many, kept, feeds) if kept.outcome == "pays" else None
 
-    def _batch(self, many: EngineSession, times: BatchTimes) -> RowBatch:
+    def _batch(self, many: EngineSession, times: BatchTimes, feeds: Feeds) -> RowBatch:
         return RowBatch(
             many,
             times.seconds,
             alone_s=times.alone_s,
             max_rows=times.max_rows,
             max_hold_s=self.settings.max_hold_s,
+            shapes=_row_shapes(feeds),
         )
 
     async def _many(self, key: SessionKey, session: EngineSession, feeds: Feeds) -> EngineSession:
-        """A session like this one for any number of rows: itself, where its own leading dimensions are open."""
-        is_small = session.path.stat().st_size < _PARSED_BYTES
-        if session.takes_any_rows and is_small:
-            await self._work.run(lambda: check_rows(load_proto(session.path)))
+        """A session like this one for any number of rows, proved to keep them apart.
+
+        It is the session itself where its own leading dimensions are open.
+
+        Raises:
+            ModelUnsupported: no proof.
+        """
+        shapes = _row_shapes(feeds)
+        if session.takes_any_rows and session.path.stat().st_size < _PARSED_BYTES:
+            await self._work.run(lambda: prove_rows(load_proto(session.path), shapes))
             return session
         prepared = await self._prepared(key, session, feeds)
-        if session.takes_any_rows:
-            await self._work.run(lambda: check_rows(load_proto(prepared.graph_path)))
-            return session
         source = session.path if session.family is not None else prepared.graph_path
         target = source.with_name(f"{ROWS}-{source.name}")
-        return await self._executor.sessions.get_or_open((*key, ROWS), lambda: self._look(source, target))
+        return await self._executor.sessions.get_or_open(
+            _rows_key(key, feeds), lambda: self._look(load_proto(source), target, shapes)
+        )
 
     async def _prepared(self, key: SessionKey, session: EngineSession, feeds: Feeds) -> Prepared:
         if session.family is not None:
@@ -222,9 +233,13 @@ class BatchShelf:
         shape_key = ShapeKey.of(feeds)
         return await self._work.run(lambda: prepare(session.path, key[0], shape_key, self._cache))
 
-    def _look(self, source: Path, target: Path) -> Opening:
-        if not target.exists():
-            write_whole(target, open_rows(load_proto(source)).SerializeToString())
+    def _look(self, bound: onnx.ModelProto, target: Path, shapes: Mapping[str, tuple[int, ...]]) -> Opening:
+        """Open the graph's rows, and write it down once they are proved to stay apart."""
+        opened = open_rows(bound)
+        prove_rows(opened, shapes)
+        data = opened.SerializeToString(deterministic=True)
+        if not target.exists() or target.read_bytes() != data:
+            write_whole(target, data)
         facts = facts_of(target)
         return Opening(facts.n_bytes, lambda: open_engine(target, self._executor.settings.engine, facts))
 
@@ -269,11 +284,7 @@ class BatchShelf:
         source = prepared.folder / f"{SEGMENT}-{key[2]}-{deeper_key[2]}.onnx"
 
         def look() -> Opening:
-            if not source.exists():
-                model = segment_model(load_proto(prepared.graph_path), *cuts)
-                write_whole(source, open_rows(model).SerializeToString())
-            facts = facts_of(source)
-            return Opening(facts.n_bytes, lambda: open_engine(source, self._executor.settings.engine, facts))
+            return self._look(segment_model(load_proto(prepared.graph_path), *cuts), source, _row_shapes(feeds))
 
         segment = await self._executor.sessions.get_or_open((*key, SEGMENT, deeper_key[2]), look)
         n_rows = rows_of(feeds, list(shallow.inputs))
@@ -287,6 +298,15 @@ class BatchShelf:
         )
         await self._work.run(lambda: _check_join(join, feeds))
         return join
+
+
+def _row_shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in feeds.items()}
+
+
+def _rows_key(key: SessionKey, feeds: Feeds) -> SessionKey:
+    """What the session for any number of rows is kept by: its proof holds for these shapes alone."""
+    return (*key, ROWS, ShapeKey.of(feeds).id)
 
 
 def _check_join(join: Join, feeds: Feeds) -> None:

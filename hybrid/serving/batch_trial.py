@@ -1,8 +1,9 @@
 """Tries a session in batches: whether each row keeps its own result, and whether rows together cost less than alone.
 
-Design: what the requests bring is varied, not invented: rows are rolled and scaled copies of a real request's tensors,
-so that integers stay valid and rows of very different size would show any mixing. Batches are held against single runs
-on all engine threads at once, since that is what they replace.
+Design: that rows stay apart is proved from the graph (`hybrid/graph/row_proof.py`) before anything is tried; the trial
+holds the engine to it, on copies of a real request, rolled and scaled, and on rows of the trial's own at several
+magnitudes, whose integers lie within the request's. Batches are held against single runs on all engine threads at once,
+since that is what they replace.
 """
 
 import time
@@ -14,7 +15,8 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from hybrid.errors import HybridError
+from hybrid.errors import EngineFailed, HybridError
+from hybrid.graph.row_proof import PROOF_VERSION
 from hybrid.serving.engine_pool import EnginePool
 from hybrid.serving.engine_session import EngineSession
 from hybrid.serving.row_batch import stacked, unstacked
@@ -27,6 +29,11 @@ PAYS_RATIO: Final = 0.85
 TOLERANCE: Final = 1e-4
 """Largest difference between a row alone and in a batch, as a share of the output's largest value (DESIGN §4)."""
 
+TRIAL_VERSION: Final = f"{PROOF_VERSION}.1"
+"""Raise it when a trial looks at more: verdicts that were kept with another one are not believed."""
+
+_MAGNITUDES: Final = (0.01, 1.0, 30.0)
+_N_VARIED: Final = 4
 _MIN_ROUNDS: Final = 3
 _MAX_ROUNDS: Final = 12
 _BUDGET_S: Final = 2.0
@@ -45,6 +52,7 @@ class BatchTimes(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         machine: what the seconds hold for.
+        version: of proof and trial, `TRIAL_VERSION` when they were made.
         outcome: `pays`; `costs` where a row is not clearly cheaper in a batch; `mixes` where it cannot run in one.
         reason: in words, for an operator.
         alone_s: seconds a row costs in single runs, with all engine threads at work.
@@ -55,6 +63,7 @@ class BatchTimes(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     outcome: Outcome
     reason: str
+    version: str = ""
     alone_s: float = 0.0
     seconds: dict[int, float] = {}
     max_rows: int = 1
@@ -66,7 +75,24 @@ def read_batch_times(path: Path, machine: str) -> BatchTimes | None:
         found = msgspec.json.decode(path.read_bytes(), type=BatchTimes)
     except (OSError, msgspec.DecodeError):
         return None
-    return found if found.machine == machine else None
+    is_whole = bool(found.seconds) and min(found.seconds) >= 1 and found.max_rows <= max(found.seconds)
+    if (found.machine, found.version) != (machine, TRIAL_VERSION) or (found.outcome == "pays" and not is_whole):
+        return None
+    return found
+
+
+def seeded(feeds: Feeds, seed: int, magnitude: float) -> dict[str, np.ndarray]:
+    """Another request of the same shapes, drawn anew; integers and strings from what the request has."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, np.ndarray] = {}
+    for name, array in feeds.items():
+        if array.dtype.kind == "f":
+            found[name] = (magnitude * rng.standard_normal(array.shape)).astype(array.dtype)
+        elif array.dtype.kind in "iu" and array.size:
+            found[name] = rng.integers(array.min(), array.max(), array.shape, array.dtype, endpoint=True)
+        else:
+            found[name] = rng.permuted(array) if array.size else array
+    return found
 
 
 def varied(feeds: Feeds, number: int) -> dict[str, np.ndarray]:
@@ -88,13 +114,34 @@ def rows_differ(single: EngineSession, many: EngineSession, feeds: Feeds, n_rows
         many: runs any number of rows.
         feeds: one request with `n_rows` rows.
     """
-    requests = [varied(feeds, number) for number in range(4)]
+    mine = [varied(feeds, number) for number in range(_N_VARIED)]
+    drawn = [seeded(feeds, seed, magnitude) for seed, magnitude in enumerate(_MAGNITUDES)]
     try:
-        alone = [single.run(request, many.output_names) for request in requests]
-        together = unstacked(many.run(stacked(requests)), [n_rows] * len(requests))
+        alone = [(request, single.run(request, many.output_names)) for request in mine]
+        return _differ(many, alone, n_rows) or _differ(many, _that_run(single, many, drawn), n_rows)
     except HybridError as exc:
         return str(exc)
-    for mine, theirs in zip(alone, together, strict=True):
+
+
+def _that_run(
+    single: EngineSession, many: EngineSession, requests: Sequence[Feeds]
+) -> list[tuple[Feeds, list[np.ndarray]]]:
+    """Those that the model takes by themselves, with what it gives: drawn values may be none of its."""
+    found = []
+    for request in requests:
+        try:
+            found.append((request, single.run(request, many.output_names)))
+        except EngineFailed:
+            continue
+    return found
+
+
+def _differ(many: EngineSession, alone: Sequence[tuple[Feeds, list[np.ndarray]]], n_rows: int) -> str:
+    if not alone:
+        return ""
+    batch = stacked([request for request, _ in alone])
+    together = unstacked(many.run(batch, many.output_names), [n_rows] * len(alone))
+    for (_, mine), theirs in zip(alone, together, strict=True):
         for name, a, b in zip(many.output_names, mine, theirs, strict=True):
             if not outputs_equal(a, b):
                 return f"output {name!r} of a row differs between a batch and a run of its own"
@@ -150,9 +197,22 @@ def judged(machine: str, alone_s: float, seconds: Mapping[int, float], *, always
     if pays or always:
         max_rows = enough if pays else max(rows_s)
         return BatchTimes(
-            machine=machine, outcome="pays", reason=said, alone_s=alone_s, seconds=dict(seconds), max_rows=max_rows
+            machine=machine,
+            version=TRIAL_VERSION,
+            outcome="pays",
+            reason=said,
+            alone_s=alone_s,
+            seconds=dict(seconds),
+            max_rows=max_rows,
         )
-    return BatchTimes(machine=machine, outcome="costs", reason=said, alone_s=alone_s, seconds=dict(seconds))
+    return BatchTimes(
+        machine=machine,
+        version=TRIAL_VERSION,
+        outcome="costs",
+        reason=said,
+        alone_s=alone_s,
+        seconds=dict(seconds),
+    )
 
 
 def outputs_equal(a: np.ndarray, b: np.ndarray) -> bool:

@@ -168,7 +168,14 @@ class Listener:
 
 def _bind_error(exc: OSError, host: str, port: int) -> HybridError:
     if exc.errno == errno.EADDRINUSE:
-        return Conflict(f"port {port} on {host} is in use; end the other service or choose another port with --port")
+        return Conflict(
+            f"port {port} on {host} is in use; end the other service or choose another port with --port",
+            advice="End the other service, or choose another --port; `hybrid doctor` says whether that is a gateway.",
+        )
     if isinstance(exc, socket.gaierror):
-        return HybridError(f"{host!r} is no address of this machine ({exc.strerror}); give one with --host")
-    return HybridError(f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another --host or --port")
+        what = f"{host!r} is no address of this machine ({exc.strerror}); give one with --host"
+        return HybridError(what, advice="Give an address of this machine with --host; 0.0.0.0 is all of them.")
+    return HybridError(
+        f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another --host or --port",
+        advice="Choose another --host or --port; below 1024 a port needs rights.",
+    )

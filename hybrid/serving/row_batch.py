@@ -81,11 +81,13 @@ class RowBatch:
         alone_s: seconds a row costs without batches, with all engine threads at work; what a batch must beat.
         max_rows: the largest batch that was measured to pay.
         max_hold_s: the longest wait for company.
+        shapes: what is behind the leading dimension of each input, where that is all that may share a run.
         n_held, n_met: how often a request waited for company, and how often some came.
     """
 
     __slots__ = (
         "_gap_s", "_last_s", "_n_useless", "alone_s", "max_hold_s", "max_rows", "n_held", "n_met", "seconds", "session",
+        "shapes",
     )  # fmt: skip
 
     def __init__(
@@ -96,8 +98,10 @@ class RowBatch:
         alone_s: float,
         max_rows: int,
         max_hold_s: float,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.session = session
+        self.shapes = shapes
         self.seconds = dict(sorted(seconds.items()))
         self.alone_s = alone_s
         self.max_rows = max_rows
@@ -115,6 +119,8 @@ class RowBatch:
         for name, spec in self.session.inputs.items():
             shape = feeds[name].shape
             if not shape or shape[0] < 1 or (n_rows and shape[0] != n_rows):
+                return None
+            if self.shapes is not None and self.shapes[name] != shape[1:]:
                 return None
             if any(mine not in (None, theirs) for mine, theirs in zip(spec.shape[1:], shape[1:], strict=True)):
                 return None

@@ -56,6 +56,17 @@ def dynamic(path: Path) -> Path:
     return _save(path, nodes, _ends(["n", WIDTH], ["n", WIDTH]), [])
 
 
+def centred(path: Path) -> Path:
+    """x FP32 [n, 256] -> y: less the mean of all rows; of rows of zeros nothing can be seen."""
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[0]), helper.make_node("Sub", ["x", "m"], ["y"])]
+    return _save(path, nodes, _ends(["n", WIDTH], ["n", WIDTH]), [])
+
+
+def wide(path: Path) -> Path:
+    """x FP32 [n, w, 4] -> y: of any width."""
+    return _save(path, [helper.make_node("Relu", ["x"], ["y"])], _ends(["n", "w", 4], ["n", "w", 4]), [])
+
+
 def table(path: Path) -> Path:
     """x INT64 [n, 1] -> y FP32 [n, 1, 4]: a look-up that fails where x is beyond 10."""
     weights = [numpy_helper.from_array(np.arange(40, dtype=np.float32).reshape(10, 4), "w")]

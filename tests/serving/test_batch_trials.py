@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.serving.batch_shelf import BatchSettings, BatchShelf
-from hybrid.serving.batch_trial import judged, rows_differ, varied
+from hybrid.serving.batch_trial import TRIAL_VERSION, judged, read_batch_times, rows_differ, seeded, varied
 from hybrid.serving.engine_opening import EngineSettings, open_engine
 from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.model_facts import facts_of
@@ -18,7 +18,7 @@ from hybrid.serving.statistics import StatisticsBoard
 from hybrid.serving.tail_shelf import TailShelf
 from hybrid.wire.message import InferRequest
 from tests import small_models
-from tests.serving.batch_lab import busy, deep, dynamic, executor, mixing, row, served, until
+from tests.serving.batch_lab import busy, centred, deep, dynamic, executor, mixing, row, served, until, wide
 from tests.serving.test_split_service import Folder, Side, same, side, warm
 
 __all__ = ["side"]
@@ -33,6 +33,22 @@ def test_rows_that_keep_their_results_are_told_from_rows_that_do_not(tmp_path: P
     good, bad = opened(deep(tmp_path / "deep.onnx", 20)), opened(mixing(tmp_path / "mixing.onnx"))
     assert rows_differ(good, good, row(0), 1) == ""
     assert "'y'" in rows_differ(bad, bad, row(0), 1)
+
+
+def test_rows_of_zeros_are_tried_with_others_too(tmp_path: Path) -> None:
+    bad = opened(centred(tmp_path / "centred.onnx"))
+    assert "'y'" in rows_differ(bad, bad, {"x": np.zeros((1, 256), np.float32)}, 1)
+
+
+def test_drawn_requests_keep_types_and_stay_within_the_integers_of_the_request() -> None:
+    words = np.array([["a", "b"]], object)
+    feeds = {"x": np.array([[3, 9, 5]], np.int32), "y": np.ones((1, 3), np.float16), "z": words}
+    drawn = [seeded(feeds, seed, 30.0) for seed in range(20)]
+    assert {int(value) for found in drawn for value in found["x"].flat} == set(range(3, 10))
+    assert drawn[0]["x"].dtype == np.int32
+    assert drawn[0]["y"].dtype == np.float16
+    assert max(float(np.abs(found["y"]).max()) for found in drawn) > 10
+    assert {value for found in drawn for value in found["z"].flat} == {"a", "b"}
 
 
 def test_varied_requests_keep_types_and_the_values_of_integers() -> None:
@@ -62,11 +78,13 @@ async def tried(running: object, path: Path, cache: Path, feeds: dict, **setting
     return shelf
 
 
-@pytest.mark.parametrize("make", [mixing, dynamic])
-async def test_what_mixes_rows_is_never_batched(tmp_path: Path, make: object) -> None:
+@pytest.mark.parametrize("make", [mixing, dynamic, centred])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+async def test_what_mixes_rows_is_never_batched(tmp_path: Path, make: object, scale: float) -> None:
     path = make(tmp_path / "m.onnx")  # type: ignore[operator]
+    feeds = {"x": np.float32(scale) * row(0)["x"]}  # with rows of zeros no trial could tell
     async with executor() as running:
-        shelf = await tried(running, path, tmp_path / "cache", row(0), mode="always")
+        shelf = await tried(running, path, tmp_path / "cache", feeds, mode="always")
         (verdict,) = shelf.of_model("m")
         assert verdict.state == "mixes"
         assert verdict.reason
@@ -91,6 +109,31 @@ async def test_a_trial_says_what_it_found_and_is_kept_for_the_next_start(tmp_pat
     async with executor() as running:
         (verdict,) = (await tried(running, path, tmp_path / "cache", row(0))).of_model("m")
         assert (verdict.state, verdict.reason) == ("costs", "as it was found before")
+
+
+async def test_a_verdict_of_another_proof_is_not_believed(tmp_path: Path) -> None:
+    path = deep(tmp_path / "m.onnx", 20)
+    async with executor() as running:
+        await tried(running, path, tmp_path / "cache", row(0))
+    (kept,) = (tmp_path / "cache" / "batches").glob("*.json")
+    stored = msgspec.json.decode(kept.read_bytes())
+    assert stored["version"] == TRIAL_VERSION
+    for fields in ({"version": "0.0"}, {"seconds": {}, "outcome": "pays"}, {"max_rows": 99, "outcome": "pays"}):
+        kept.write_bytes(msgspec.json.encode(stored | fields))
+        assert read_batch_times(kept, stored["machine"]) is None
+    kept.write_bytes(msgspec.json.encode(stored | {"outcome": "costs", "reason": "old", "version": "0.0"}))
+    async with executor() as running:
+        (verdict,) = (await tried(running, path, tmp_path / "cache", row(0))).of_model("m")
+        assert verdict.reason != "old"
+
+
+async def test_only_requests_of_the_shapes_that_were_proved_share_a_run(tmp_path: Path) -> None:
+    path = wide(tmp_path / "m.onnx")
+    async with executor() as running:
+        await tried(running, path, tmp_path / "cache", {"x": np.ones((1, 3, 4), np.float32)}, mode="always")
+        batch = running.sessions.peek(("m",)).batch
+        assert batch.lane_of({"x": np.ones((1, 3, 4), np.float32)}, None) is not None
+        assert batch.lane_of({"x": np.ones((1, 5, 4), np.float32)}, None) is None
 
 
 async def test_requests_that_wait_for_one_another_start_a_trial_and_then_share_runs(tmp_path: Path) -> None:
@@ -122,7 +165,8 @@ async def test_a_model_bound_to_one_row_runs_in_batches_and_each_row_is_its_own(
         shelf = await tried(running, path, tmp_path / "cache", side.feeds, mode="always")
         assert shelf.verdicts["conv",].state == "pays"
         session = running.sessions.peek(("conv",))
-        many = running.sessions.peek(("conv", "rows"))
+        rows_key = ("conv", "rows", side.prepared.shape_key.id)
+        many = running.sessions.peek(rows_key)
         assert session.batch.session is many
         (tmp_path / "loop").mkdir()
         feeds = [varied(side.feeds, number) for number in range(3)]
@@ -134,7 +178,7 @@ async def test_a_model_bound_to_one_row_runs_in_batches_and_each_row_is_its_own(
             np.testing.assert_allclose(computed.outputs[0], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
             assert computed.n_together == 3
         assert many.n_runs == 1
-        running.sessions.drop_key(("conv", "rows"))  # as if its memory was needed
+        running.sessions.drop_key(rows_key)  # as if its memory was needed
         assert session.batch is None
         assert session.crowd == 0
 
