@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid.cli.output import note, result
+from hybrid.cli.table import table
 from hybrid.errors import NotFound
 
 if TYPE_CHECKING:
-    from hybrid.session.alternatives import Alternative, Replayed
+    from hybrid.schedule.explaining import Alternative
+    from hybrid.session.alternatives import Replayed
     from hybrid.session.decision_log import RequestRecord
 
 app = typer.Typer()
@@ -54,7 +56,13 @@ def _picked(log: Path, requests: "list[RequestRecord]", number: int | None) -> "
     found = [record for record in requests if number in (None, record.n)]
     if not found:
         held = f"it holds {requests[0].n} to {requests[-1].n}" if requests else "it holds none yet"
-        raise NotFound(f"{log}: no request {number}; {held}" if number is not None else f"{log}: {held}", name=str(log))
+        raise NotFound(
+            f"{log}: no request {number}; {held}" if number is not None else f"{log}: no request yet",
+            advice=f"Give a --request that is there: `hybrid stats {shlex.quote(str(log))}` counts them."
+            if requests
+            else "Let the program run with HYBRID_DECISION_LOG=PATH; each request adds a line.",
+            name=str(log),
+        )
     return found[-1]
 
 
@@ -77,12 +85,10 @@ def text_of(chosen: "Replayed") -> str:
             believed += f"; {belief.url}: {rates} Mbit/s up/down, {_ms(belief.rtt_s)} round trip"
         lines.append(f"believed: {believed}")
     rows = [HEADINGS, *(_row(alternative) for alternative in chosen.alternatives)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     verdict = (
         "the replay decides the same" if chosen.is_same else "THE REPLAY DECIDES OTHERWISE: another version wrote it"
     )
-    return "\n".join([*lines, "", *table, "", verdict])
+    return "\n".join([*lines, "", *table(rows), "", verdict])
 
 
 def _row(alternative: "Alternative") -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """From a request's feeds to a message, and from the reply to the outputs: what is done on each attempt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from compression.affine import Levels
 from hybrid.errors import PlanError, TensorMismatch
 from hybrid.route.levels import Crossed, run_head
-from hybrid.route.way import Head, Way
+from hybrid.route.way import Head, Rest, Way
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import Tensor
 
@@ -25,11 +25,15 @@ class Headed:
         crossing: what crosses, by name.
         kept: outputs that the head already gave, by name.
         head_s: seconds of the head.
+        rest: what goes on from it here; None where the device would begin anew.
+        held: what that goes on from, as the head gave it: no codec has touched it.
     """
 
     crossing: Crossed
     kept: dict[str, np.ndarray]
     head_s: float
+    rest: Rest | None = None
+    held: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,9 +65,32 @@ def headed(way: Way, feeds: Mapping[str, np.ndarray], wanted: Sequence[str]) -> 
     head = way.crossing.head
     if head is None:
         raise PlanError(f"the head of cut {way.prospect.cut} was closed meanwhile", cut=way.prospect.cut)
+    rest = way.crossing.rest
     started_s = perf_counter()
-    crossing, kept = run_head(head, feeds, way.prospect.codec, wanted)
-    return Headed(crossing=crossing, kept=kept, head_s=perf_counter() - started_s)
+    crossing, kept = run_head(head, feeds, way.prospect.codec, (*wanted, *rest.inputs) if rest is not None else wanted)
+    head_s = perf_counter() - started_s
+    held = {name: kept[name] if name in kept else feeds[name] for name in rest.inputs} if rest is not None else {}
+    return Headed(crossing=crossing, kept=kept, head_s=head_s, rest=rest, held=held)
+
+
+def gone_on(here: Headed, wanted: Sequence[str], run_options: object = None) -> list[np.ndarray]:
+    """The outputs, computed here from what the head left.
+
+    Args:
+        here: what it left, with a rest.
+        wanted: names of the outputs that the caller wants.
+        run_options: onnxruntime's, to end the run early.
+
+    Raises:
+        PlanError: nothing here goes on from it.
+    """
+    if here.rest is None:
+        raise PlanError("nothing is open here that goes on from the head's activation; compute from the inputs")
+    found = dict(here.kept)
+    left = [name for name in wanted if name not in found]
+    if left:
+        found |= zip(left, here.rest.run(left, here.held, run_options), strict=True)
+    return [found[name] for name in wanted]
 
 
 def outgoing(

@@ -34,7 +34,7 @@ class Settings:
     providers: Sequence[Any] | None = None
     provider_options: Sequence[dict[Any, Any]] | None = None
 
-    def for_head(self) -> onnxruntime.SessionOptions:
+    def for_piece(self) -> onnxruntime.SessionOptions:
         """The same threads and optimisation for a part of the model, without profiling or files written."""
         options = onnxruntime.SessionOptions()
         if self.sess_options is not None:
@@ -67,9 +67,18 @@ def open_whole(model: str | bytes, settings: Settings, shown: str) -> Engine:
     return _opened(model, settings, settings.sess_options, shown)
 
 
-def open_head(path: Path, settings: Settings) -> Engine:
-    """A part of a model, with the caller's threads and providers; raises as `open_whole` does."""
-    return _opened(str(path), settings, settings.for_head(), path.name)
+def open_piece(path: Path, settings: Settings, *, has_arena: bool = True) -> Engine:
+    """A head or tail, with the caller's threads and providers; raises as `open_whole` does.
+
+    Args:
+        path: of its model.
+        settings: the caller's.
+        has_arena: whether it may keep the memory of a run for the next one, as the caller's own settings say. Without,
+            a run takes up to a quarter longer where its tensors are tens of megabytes, else as long.
+    """
+    options = settings.for_piece()
+    options.enable_cpu_mem_arena = options.enable_cpu_mem_arena and has_arena
+    return _opened(str(path), settings, options, path.name)
 
 
 def _opened(model: str | bytes, settings: Settings, options: onnxruntime.SessionOptions | None, shown: str) -> Engine:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from hybrid.errors import Forbidden, LinkError, Overloaded, Unauthenticated, Warming
-from hybrid.schedule.explaining import GatewayView
+from hybrid.schedule.sum_of_parts import GatewayView
 from hybrid.transport.client import GatewayClient
 
 

@@ -14,7 +14,8 @@ from hybrid.route.this_machine import ThisMachine
 from hybrid.route.variants import LocalVariant
 from hybrid.route.way import Crossing, Way
 from hybrid.schedule.beliefs import Decision
-from hybrid.schedule.explaining import Beliefs, GatewayView, explained
+from hybrid.schedule.deciding import decide
+from hybrid.schedule.explaining import alternatives, candidates
 from hybrid.schedule.options import Objective, Options
 from hybrid.schedule.prices import prices_for
 from hybrid.schedule.prospect import Candidate, Constraints, Key, Prospect, refusal
@@ -153,15 +154,6 @@ class Route:
             client.want()
         return {client.url for client in away}
 
-    def gateways(self, now_s: float) -> dict[str, GatewayView]:
-        """What may be believed of the gateways now; those that are down are missing."""
-        views = {}
-        for holding in self.holdings:
-            view = holding.view(now_s)
-            if view is not None:
-                views[holding.client.url] = view
-        return views
-
     # -- choosing
 
     def decide(
@@ -194,17 +186,23 @@ class Route:
 
     def forced(self, options: Options, constraints: Constraints, now_s: float) -> tuple[Way | None, Decision, str]:
         """The best usable way of a forced placement and what is expected of it, or None and why there is none."""
-        views, table = self.gateways(now_s), self.scheduler.table
-        weighing = Weighing(self.scheduler.inputs(now_s, constraints=constraints, down=self.down()), table)
+        return self._forced(self._weighing(constraints, now_s), options)
+
+    def _weighing(self, constraints: Constraints, now_s: float) -> Weighing:
+        inputs = self.scheduler.inputs(now_s, constraints=constraints, down=self.down())
+        return Weighing(inputs, self.scheduler.table)
+
+    def _forced(self, weighing: Weighing, options: Options) -> tuple[Way | None, Decision, str]:
+        usable = {belief.url for belief in weighing.inputs.gateways if belief.is_usable}
         best, best_s, decision, why = None, float("inf"), Decision(index=0), ""
-        for index in table.remote:
-            prospect = table.prospects[index]
+        for index in weighing.table.remote:
+            prospect = weighing.table.prospects[index]
             way = self._ways.get(prospect.key)
             if way is None or prospect.placement != options.kind or options.forced_cut not in ("", prospect.cut):
                 continue
-            refused = refusal(prospect, constraints)
+            refused = refusal(prospect, weighing.inputs.constraints)
             why = refused or why
-            if prospect.gateway not in views or refused:
+            if prospect.gateway not in usable or refused:
                 continue
             plan = weighing.plan_of(index)
             here_s = (prospect.head_s or 0.0) * self.device_speed_ratio + prospect.encode_s
@@ -218,32 +216,31 @@ class Route:
                     )
         if best is not None:
             return best, decision, ""
-        if self.holdings and not views:
+        if self.holdings and not usable:
             return None, decision, "no gateway that holds the model can be reached now"
         return None, decision, why or self.why_none or "no such way is verified"
 
     def explain(self, options: Options, constraints: Constraints, now_s: float) -> list[Candidate]:
         """Every prospect, usable or not, with the planner's reasons."""
-        local = self.scheduler.table.prospects[0]
-        variants = (variant.prospect for variant in self.variants or ())
-        ways = (way.prospect for crossing in self.crossings for way in crossing.ways)
-        prospects = (local, *variants, *ways)
-        beliefs = Beliefs(
-            device_speed_ratio=self.device_speed_ratio, gateways=self.gateways(now_s), constraints=constraints
-        )
+        weighing = self._weighing(constraints, now_s)
+        offered = {prospect.key for prospect in weighing.table.prospects}
+        others = [
+            way.prospect for crossing in self.crossings for way in crossing.ways if way.prospect.key not in offered
+        ]
         if not options.is_forced:
-            table = self.scheduler.table
-            best = Weighing(self.scheduler.inputs(now_s, constraints=constraints, down=self.down()), table).best()
-            chosen, total_s = local, self.local_s
-            if best is not None:
-                chosen, total_s = table.prospects[best.index], best.predicted_s
-            rows = explained(prospects, chosen, total_s, beliefs)
+            rows = candidates(
+                alternatives(weighing, decide(weighing.inputs, weighing.table).index), others, constraints
+            )
             if not self._ways:
                 rows[0] = replace(rows[0], reason=f"nothing else is usable yet: {self.why_none}")
             return rows
-        way, decision, why = self.forced(options, constraints, now_s)
-        chosen = way.prospect if way is not None else local
-        rows = explained(prospects, chosen, decision.predicted_s, beliefs, is_forced=True)
+        way, decision, why = self._forced(weighing, options)
+        rows = candidates(alternatives(weighing, decision.index), others, constraints)
         if way is None:
             rows[0] = replace(rows[0], reason=f"{options.placement} was asked for, but: {why}")
+        at = next(at for at, row in enumerate(rows) if row.chosen)
+        if way is not None:  # what is forced is never hedged
+            rows[at] = replace(
+                rows[at], reason="forced by options.placement", predicted_s=decision.predicted_s, hedge_s=None
+            )
         return rows

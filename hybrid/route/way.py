@@ -33,6 +33,21 @@ class Head:
     levels: tuple[LevelNames, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """The gateway's part of a split, open on this device too: what goes on from the activation that the head left.
+
+    Attributes:
+        run: the engine's run of the tail model.
+        inputs: names of the tensors that it goes on from: those that cross.
+        rest_s: its profiled seconds.
+    """
+
+    run: EngineRun
+    inputs: tuple[str, ...]
+    rest_s: float = 0.0
+
+
 @dataclass(slots=True, eq=False)
 class Crossing:
     """One cut through one gateway.
@@ -41,6 +56,7 @@ class Crossing:
         holding: the gateway.
         cut: where the model is cut; None stands for the input cut, which needs no head.
         head: the open head; None for the input cut, and while it is not worth keeping one.
+        rest: what the device goes on with after the head; None where it begins anew from the inputs.
         refusals: how often the gateway refused it, for reasons of the crossing's own.
         is_timed: whether its head and encodings were timed.
         verified: whether a composed inference over it matched the whole model.
@@ -50,6 +66,7 @@ class Crossing:
     holding: Holding
     cut: Cut | None
     head: Head | None = None
+    rest: Rest | None = None
     refusals: int = 0
     is_timed: bool = False
     verified: bool = False

@@ -62,12 +62,13 @@ class Candidate:
         cut: cut id of a split, else an empty string.
         codec: how the crossing tensors are encoded.
         gateway: URL of the gateway, empty for local.
-        predicted_s: expected seconds of a request; None when a part of it is not measured yet.
+        predicted_s: expected seconds of a request, hedge included; None where it cannot be had, or is not measured.
         bytes_up: bytes that would go up.
         accuracy_drop: calibrated loss as a ratio, None if unknown.
         chosen: whether the planner takes it now.
         reason: why it is chosen, or why not.
         variant: id of a local variant of the artifact, empty for the model itself.
+        hedge_s: when the device would begin beside it, in seconds from departure; None: never.
     """
 
     placement: PlacementKind
@@ -80,6 +81,7 @@ class Candidate:
     chosen: bool
     reason: str
     variant: str = ""
+    hedge_s: float | None = None
 
 
 def local_only(reason: str) -> Candidate:

@@ -6,8 +6,8 @@ from time import monotonic
 from hybrid.route.allowance import LOSSLESS
 from hybrid.route.route import Route
 from hybrid.route.way import Crossing, Way
-from hybrid.schedule.explaining import predicted_s
 from hybrid.schedule.prospect import Constraints, Prospect
+from hybrid.schedule.sum_of_parts import predicted_s
 
 UNKNOWN_S = float("inf")
 

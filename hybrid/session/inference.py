@@ -37,8 +37,8 @@ class InferenceSession:
         sess_options: onnxruntime's session options; thread settings hold for heads too.
         providers: onnxruntime's execution providers.
         provider_options: onnxruntime's options of the providers.
-        gateway: `"auto"` discovers gateways by DNS-SD (given a token); a URL or a list of them; None for this device
-            alone. The environment's `HYBRID_GATEWAY` stands in for `"auto"`; `none` there means None.
+        gateway: `"auto"` discovers gateways by DNS-SD (given a token); a URL or a list of them; None, `"none"` or
+            nothing (`""`, `[]`) for this device alone. The environment's `HYBRID_GATEWAY` stands in for `"auto"`.
         token: `hyb_ID_SECRET`; the environment's `HYBRID_TOKEN` stands in for None.
         options: objective and constraints.
 
@@ -292,13 +292,10 @@ class InferenceSession:
 def _gateway_urls(gateway: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Named gateways; an empty tuple to discover them; None for this device alone."""
     if gateway == "auto":
-        gateway = os.environ.get("HYBRID_GATEWAY") or "auto"
-        if gateway.lower() == "none":
-            return None
-        if gateway != "auto":
-            gateway = [url.strip() for url in gateway.split(",") if url.strip()]
-    if gateway is None:
-        return None
-    if gateway == "auto":
-        return ()
-    return (gateway,) if isinstance(gateway, str) else tuple(gateway)
+        gateway = os.environ.get("HYBRID_GATEWAY", "").strip() or "auto"
+        if gateway == "auto":
+            return ()
+        gateway = gateway.split(",")
+    named = [gateway] if isinstance(gateway, str) else gateway or ()
+    urls = tuple(url.strip() for url in named if url.strip())
+    return urls if urls and [url.lower() for url in urls] != ["none"] else None

@@ -11,6 +11,7 @@ import pytest
 import hybrid
 from compression.errors import UnknownCodec
 from hybrid.errors import DeadlinePassed, GatewayUnreachable, ModelInvalid, ModelUnsupported
+from hybrid.session.inference import _gateway_urls
 from tests import zoo
 
 
@@ -190,3 +191,30 @@ def test_a_codec_that_there_is_not_is_named() -> None:
 def test_an_address_that_is_none_is_named() -> None:
     with pytest.raises(GatewayUnreachable, match="localhost:8700"):
         hybrid.InferenceSession(zoo.path("ppocr_cls"), gateway="localhost:8700")
+
+
+@pytest.mark.parametrize("gateway", [None, "none", "None", "", " ", [], [""], ["none"]])
+def test_no_gateway_has_many_names(gateway: str | list[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_GATEWAY", "http://127.0.0.1:9")
+    with hybrid.InferenceSession(zoo.path("ppocr_cls"), gateway=gateway) as session:
+        assert session._connection is None
+        assert session.run(None, zoo.feeds("ppocr_cls"))
+
+
+@pytest.mark.parametrize(
+    ("named", "urls"),
+    [
+        ("none", None),
+        ("", ()),
+        (" ", ()),
+        ("auto", ()),
+        ("http://a", ("http://a",)),
+        ("http://a, http://b,", ("http://a", "http://b")),
+    ],
+)
+def test_the_environment_names_gateways(
+    named: str, urls: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYBRID_GATEWAY", named)
+    assert _gateway_urls("auto") == urls
+    assert _gateway_urls("http://c") == ("http://c",), "what the program names comes first"
