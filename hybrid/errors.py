@@ -290,6 +290,6 @@ CATALOG: dict[str, type[HybridError]] = {kind.code: kind for kind in _subclasses
 """Every code of the library and its class."""
 
 
-def from_code(code: str, message: str, **fields: Any) -> HybridError:
+def from_code(code: str, message: str, *, advice: str | None = None, **fields: Any) -> HybridError:
     """The error that a peer named by its code; an unknown code is a plain `RefusedError`."""
-    return CATALOG.get(code, RefusedError)(message, **fields)
+    return CATALOG.get(code, RefusedError)(message, advice=advice, **fields)

@@ -99,7 +99,9 @@ def read_key(path: Path) -> bytes:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(_MAX_KEY_BYTES)
     except FileNotFoundError as exc:
-        raise NotFound(f"{path}: no such key; make one with `hybrid keys new`") from exc
+        raise NotFound(
+            f"{path}: no such key; make one with `hybrid keys new`", advice="Make a key: hybrid keys new."
+        ) from exc
     except OSError as exc:
         raise StorageError(f"{path}: {exc.strerror or exc}", path=str(path)) from exc
     if os.name == "posix" and stat.S_IMODE(mode) & 0o077:

@@ -24,7 +24,9 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
         BadMessage: not one label for every sample.
     """
     if not path.is_file():
-        raise NotFound(f"{path}: no such file; give labels as .npy, .csv or one a line")
+        raise NotFound(
+            f"{path}: no such file; give labels as .npy, .csv or one a line", advice="Check the path of --labels."
+        )
     suffix = path.suffix.lower()
     if suffix in arrays.SUFFIXES:
         array = next(iter(arrays.load(path).values()), np.empty(0))

@@ -70,7 +70,10 @@ def open_samples(
     if path.is_file():
         return arrays.stacked(path, inputs)
     if not path.is_dir():
-        raise NotFound(f"{path}: no such file or folder; give an .npz, an .npy, or a folder of these or of images")
+        raise NotFound(
+            f"{path}: no such file or folder; give an .npz, an .npy, or a folder of these or of images",
+            advice="Check the path of --data.",
+        )
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     ready = [file for file in files if file.suffix.lower() in arrays.SUFFIXES]
     images = [file for file in files if file.suffix.lower() in SUFFIXES]

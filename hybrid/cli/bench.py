@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid.cli.output import note, progress, result
+from hybrid.errors import ModelMissing, NotFound
 
 if TYPE_CHECKING:
     from hybrid.bench.matrix import Matrix
@@ -25,6 +26,9 @@ Examples:
   hybrid bench detector.onnx --data requests.npz --devices rpi-5 --links lte --out ./bench
 """
 
+POLICIES = ("neurosurgeon", "dads", "sedna", "foresight")
+"""Those that can be left out."""
+
 Words = list[str] | None
 
 
@@ -40,9 +44,7 @@ def bench(
     traces: Annotated[Words, typer.Option("--traces", help="`steady` or `changing`; both unless given.")] = None,
     policies: Annotated[
         Words,
-        typer.Option(
-            "--policies", help="Only these beside local, offload and static: neurosurgeon, dads, sedna, foresight."
-        ),
+        typer.Option("--policies", help=f"Only these beside local, offload and static: {', '.join(POLICIES)}."),
     ] = None,
     objective: Annotated[Words, typer.Option("--objective", help="latency, energy or bytes; repeatable.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A minute of each stream instead of five.")] = False,
@@ -60,6 +62,10 @@ def bench(
     from hybrid.bench.pages import pages
     from hybrid.bench.shelf import shelved
 
+    if unknown := sorted(set(policies or []) - set(POLICIES)):
+        raise typer.BadParameter(f"--policies {unknown[0]}: there are {', '.join(POLICIES)}")
+    if matrix is not None and not matrix.is_file():
+        raise NotFound(f"{matrix}: no such file; a matrix is a TOML file", advice="Check the path of --matrix.")
     whole = read(matrix or MATRIX)
     known = shelved()
     if model is not None:
@@ -93,6 +99,8 @@ def _measured(model: Path, data: Path | None) -> "ModelParts":
     from hybrid.calibration.calibrate import signature_of
     from hybrid.calibration.samples import open_samples
 
+    if not model.is_file():
+        raise ModelMissing(f"{model}: no such file; give the path of an ONNX model", path=str(model))
     if data is None:
         raise typer.BadParameter("give --data: seconds and bytes are measured on real inputs")
     inputs, _ = signature_of(model)

@@ -38,7 +38,8 @@ def completion(arguments: list[str]) -> int:
         return ExitCode.OK
     if len(arguments) != 1 or arguments[0] not in SCRIPTS:
         seen = " ".join(arguments) or "no shell"
-        failure.show(failure.usage_failure(f"{seen} was given", f"name one shell: {', '.join(SCRIPTS)}"), json=False)
+        advice = f"name one shell: {', '.join(SCRIPTS)}"
+        failure.show(failure.usage_failure(f"there is no completion script for {seen}", advice), json=False)
         return ExitCode.USAGE
     print(SCRIPTS[arguments[0]], end="")
     return ExitCode.OK

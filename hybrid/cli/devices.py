@@ -1,11 +1,13 @@
 """`hybrid devices`: the machines and links of the catalog, with the source of every figure."""
 
+import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hybrid.cli.output import note, result
+from hybrid.cli.table import columns, hanging, table
 
 if TYPE_CHECKING:
     from devices.device import Device
@@ -39,9 +41,9 @@ def listed(context: typer.Context, json: Json = False) -> None:
 
     machines, links = devices(), link_classes()
     text = "\n".join([
-        *_table([_MACHINE_HEADINGS, *(_machine_row(one) for one in machines)]),
+        *table([_MACHINE_HEADINGS, *(_machine_row(one) for one in machines)]),
         "",
-        *_table([_LINK_HEADINGS, *(_link_row(one) for one in links)]),
+        *table([_LINK_HEADINGS, *(_link_row(one) for one in links)]),
         "",
         f"slowdown: seconds of one core over those of one core of an {REFERENCE_CORE}, for the same float32 model.",
         "rates: medians, bit/s; weak, out: share of the time below half and a twentieth of that; outage: mean length.",
@@ -124,15 +126,15 @@ def _described(one: "Device | LinkClass") -> str:
     """Every figure on a line, and where it is from."""
     lines = [one.title, ""]
     rows = [(name, value) for field in fields(one) for name, value in _figures(field.name, getattr(one, field.name))]
-    width = max(len(name) for name, _ in rows)
+    width, room = max(len(name) for name, _ in rows), columns() or sys.maxsize
     sources = {figure: at for at, source in enumerate(one.sources, 1) for figure in source.figures}
     for name, value in rows:
         at = sources.get(name) or sources.get(name.rpartition(".")[0]) or sources.get(name.split(".")[0])
-        lines.append(f"{name:<{width}}  {value}" + (f"  [{at}]" if at else ""))
+        lines += hanging(f"{name:<{width}}  ", value + (f"  [{at}]" if at else ""), room, width + 2)
     lines.append("")
     for at, source in enumerate(one.sources, 1):
-        lines.append(f"[{at}] " + ("an estimate" if source.is_estimate else f"{source.title}, {source.url}"))
-        lines.append(f"    {source.note}")
+        named = "an estimate" if source.is_estimate else f"{source.title}, {source.url}"
+        lines += hanging(f"[{at}] ", named, room, 4) + hanging("    ", source.note, room, 4)
     return "\n".join(lines)
 
 
@@ -161,8 +163,3 @@ def _bytes(n_bytes: int) -> str:
 
 def _rate(bps: float) -> str:
     return f"{bps / 1e6:.3g}M"
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -21,7 +21,7 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     "error": Explanation(
         "Something failed that has no name of its own.",
         "A part raised the root of all errors; the message says what it saw.",
-        "Read the message; run again with -v for the traceback and report it.",
+        "Read the message; run again with -v for the traceback if that does not help.",
     ),
     "model": Explanation(
         "Something is wrong with the model itself.",
@@ -31,12 +31,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     "model_invalid": Explanation(
         "The model file is corrupt, lacks a part, or is not a valid graph.",
         "A download broke off, external data files were left behind, or the exporter wrote an invalid graph.",
-        "Check that its external data lies beside it; fetch or export the model again.",
+        "Name an .onnx file with its external data beside it; where it is one, fetch or export it again.",
     ),
     "model_missing": Explanation(
         "There is no file at the path of the model.",
         "The path is mistyped, relative to another folder, or the file was moved.",
-        "Check the path; a model that a gateway holds is named without a folder or suffix: NAME or NAME:VERSION.",
+        "Check the path; it is relative to the folder that the program runs in.",
     ),
     "model_unsupported": Explanation(
         "The model is sound but holds something that no engine here runs.",
@@ -105,14 +105,14 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Check that the address is a hybrid gateway and upgrade both sides.",
     ),
     "bad_message": Explanation(
-        "A message whose header does not parse or lacks what it needs.",
-        "The client built the request wrongly, or the body was cut off on the way.",
-        "Read the message for the field that is wrong and compare it with docs/wire.md.",
+        "A message, or a value in it, does not parse or lacks what it needs.",
+        "A value was mistyped, the client built the request wrongly, or the body was cut off on the way.",
+        "Mend the value that the message names; what a request must hold is in docs/wire.md.",
     ),
     "tensor_mismatch": Explanation(
         "A tensor's bytes, shape or datatype contradict what was declared or what the model wants.",
         "The feed has another shape or dtype than the model's input, or its size was declared wrongly.",
-        "Compare the feed with the model's inputs: `GET /v2/models/NAME` or `session.get_inputs()`.",
+        "Compare with the model's inputs: `session.get_inputs()`, `hybrid plan MODEL` or `GET /v2/models/NAME`.",
     ),
     "too_large": Explanation(
         "A header or a body is beyond the limit; it was refused before memory was taken.",
@@ -142,12 +142,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     "not_found": Explanation(
         "What was asked for does not exist.",
         "A name, a version or a path is wrong, or it was removed.",
-        "List what there is: `hybrid models ls`, or the folder that the message names.",
+        "Check the name or path that the message gives; `hybrid models ls` lists the models of a gateway.",
     ),
     "conflict": Explanation(
         "It exists already with other content, or somebody else holds it.",
         "A version never changes once it is there; a port or a data folder serves one gateway.",
-        "Push under a new version; or end the other gateway, or choose another --port or --data.",
+        "Choose another name, version or folder, or remove what is there, as the message says.",
     ),
     "digest_mismatch": Explanation(
         "The two sides do not hold the same model or the same cut.",

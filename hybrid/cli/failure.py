@@ -45,10 +45,13 @@ def usage_failure(what: str, do: str) -> Failure:
 
 
 def show(failure: Failure, *, json: bool) -> None:
-    """Write a failure: one JSON object to stdout with `json`, else two lines to stderr."""
+    """Write a failure: one JSON object to stdout with `json`, else what was seen and what to do, to stderr."""
     if json:
         error = {key: getattr(failure, key) for key in ("code", "what", "why", "do", "docs")}
         print(encode({"ok": False, "data": None, "error": error}), flush=True)
+        return
+    if failure.exit_code is ExitCode.INTERRUPTED:
+        print("interrupted", file=sys.stderr, flush=True)
         return
     print(f"error[{failure.code}]: {failure.what}\n  do: {failure.do}", file=sys.stderr)
     print(f"  more: hybrid explain {failure.code}", file=sys.stderr, flush=True)
@@ -69,7 +72,8 @@ def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
     if isinstance(code, str) and code in EXPLANATIONS:  # compression and devices own their errors
         return code, _EXIT_CODES_BY_CODE.get(code, exit_code), str(error)
     if exit_code is not ExitCode.FAILED:
-        return ("not_found" if exit_code is ExitCode.NOT_FOUND else "forbidden"), exit_code, str(error)
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        return ("not_found" if exit_code is ExitCode.NOT_FOUND else "forbidden"), exit_code, what
     return "internal", exit_code, f"{type(error).__name__}: {error}"
 
 

@@ -70,8 +70,10 @@ def _discover(token: str | None) -> Choice:
     try:
         url, pin = proved.get(timeout=_SEARCH_S if token else 0.0)
     except Empty:
+        why = f"no gateway at {LOOPBACK}, and none found on the network ({finding.why_none})"
         raise GatewayUnreachable(
-            f"no gateway at {LOOPBACK}, and none found on the network ({finding.why_none}); name one with --gateway URL"
+            f"{why}; name one with --gateway URL",
+            advice="Name one with --gateway URL or HYBRID_GATEWAY, or start one: hybrid gateway serve.",
         ) from None
     finally:
         finding.close()

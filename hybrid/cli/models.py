@@ -15,6 +15,7 @@ from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.names import check_word
 from hybrid.cli.gateway_choice import choose
 from hybrid.cli.output import note, progress, result
+from hybrid.cli.table import table
 from hybrid.errors import BadMessage
 
 if TYPE_CHECKING:
@@ -176,19 +177,19 @@ def _check(name: str, version: str | None) -> None:
 
 def _table(models: "tuple[ModelInfo, ...]") -> str:
     rows = [
-        (
-            f"{info.name}:{info.version}",
-            _size(info.size_bytes),
-            info.model_digest[:16],
-            time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.created_s)) + "Z",
-        )
-        for model in models
-        for info in model.versions
+        ("model", "size", "digest", "pushed"),
+        *(
+            (
+                f"{info.name}:{info.version}",
+                _size(info.size_bytes),
+                info.model_digest[:16],
+                time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.created_s)) + "Z",
+            )
+            for model in models
+            for info in model.versions
+        ),
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(table(rows)) if len(rows) > 1 else ""
 
 
 def _size(n_bytes: int) -> str:

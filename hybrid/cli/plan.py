@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid.cli.output import note, result
+from hybrid.cli.table import table
 from hybrid.errors import TensorMismatch
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Examples:
   hybrid plan detector.onnx --shape 1x3x640x640 --all --json
 """
 
+_SHAPES = "Write NAME=1x3x640x640: the input's name, and a size from 1 on for each of its dimensions."
 HEADINGS = ("cut", "kind", "head work", "bytes", "of input", "pareto", "tensors")
 
 
@@ -80,11 +82,17 @@ def shape_key_of(declared: dict[str, tuple[int | None, ...] | None], given: list
         if not name and "=" not in word and len(declared) == 1:
             name = next(iter(declared))
         if name not in declared:
-            raise TensorMismatch(f"--shape {word}: no input {name!r}; the model's inputs are {', '.join(declared)}")
+            raise TensorMismatch(
+                f"--shape {word}: no input {name!r}; the model's inputs are {', '.join(declared)}", advice=_SHAPES
+            )
         try:
             shapes[name] = tuple(int(size) for size in sizes.split("x")) if sizes else ()
+            if min(shapes[name], default=1) < 1:
+                raise ValueError("a size below 1 holds nothing")
         except ValueError as exc:
-            raise TensorMismatch(f"--shape {word}: {sizes!r} is no shape; write sizes like 1x3x640x640") from exc
+            raise TensorMismatch(
+                f"--shape {word}: {sizes!r} is no shape; write sizes from 1 on, like 1x3x640x640", advice=_SHAPES
+            ) from exc
     for name, fixed in declared.items():
         if name not in shapes:
             known = () if fixed is None else tuple(size for size in fixed if size is not None)
@@ -92,7 +100,8 @@ def shape_key_of(declared: dict[str, tuple[int | None, ...] | None], given: list
                 wanted = "x".join("?" if size is None else str(size) for size in fixed or ("?",))
                 example = "x".join(str(size) for size in _filled(fixed or (1,)))
                 raise TensorMismatch(
-                    f"input {name!r} has open sizes ({wanted}); fix them, for example with --shape {name}={example}"
+                    f"input {name!r} has open sizes ({wanted}); fix them, for example with --shape {name}={example}",
+                    advice=_SHAPES,
                 )
             shapes[name] = known
     return ShapeKey(tuple(sorted(shapes.items())))
@@ -109,15 +118,11 @@ def worth_showing(table: "CutTable") -> tuple["Cut", ...]:
     return tuple(cut for cut in table.cuts if cut.id in table.pareto or cut is lightest)
 
 
-def text_of(table: "CutTable", shown: tuple["Cut", ...]) -> str:
+def text_of(cuts: "CutTable", shown: tuple["Cut", ...]) -> str:
     """The table for people, and the plain sentence where no interior cut is worth anything."""
-    rows = [HEADINGS, *(_row(table, cut) for cut in shown)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    count = (
-        f"{len(table.interior)} interior cuts in {table.n_nodes} nodes, {len(table.pareto) - 2} of them worth timing."
-    )
-    return "\n".join([*lines, "", count, *([table.note] if table.note else [])])
+    rows = [HEADINGS, *(_row(cuts, cut) for cut in shown)]
+    count = f"{len(cuts.interior)} interior cuts in {cuts.n_nodes} nodes, {len(cuts.pareto) - 2} of them worth timing."
+    return "\n".join([*table(rows), "", count, *([cuts.note] if cuts.note else [])])
 
 
 def _row(table: "CutTable", cut: "Cut") -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid.cli.output import note, result
+from hybrid.cli.table import table
 
 if TYPE_CHECKING:
     from hybrid.schedule.table import Table
@@ -126,11 +127,9 @@ def text_of(rows: Sequence[Row], sums: dict[str, object]) -> str:
     if not rows:
         return "no request is in this log yet"
     cells = [HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     fallbacks = ", ".join(f"{code} {n}" for code, n in sums["fallbacks"].most_common())  # type: ignore[attr-defined]
     return "\n".join([
-        *lines,
+        *table(cells),
         "",
         f"hedges: {sums['n_hedged']} begun, {sums['n_hedges_won']} won by the device",
         f"changes of plan: {sums['n_switches']}",

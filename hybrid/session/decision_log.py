@@ -32,6 +32,7 @@ LIMIT_VARIABLE: Final = "HYBRID_DECISION_LOG_BYTES"
 LIMIT_BYTES: Final = 32 * 1024 * 1024
 N_KEPT: Final = 256
 
+_ADVICE: Final = f"Name a file that {VARIABLE} named; programs that run with it write one."
 _CREDENTIALS = re.compile(rb"//[^/\"\s]*@")
 
 log = logging.getLogger("hybrid.session")
@@ -201,7 +202,9 @@ def read_log(path: Path) -> tuple[list[RequestRecord], dict[str, Table]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as exc:
-        raise NotFound(f"{path}: {exc.strerror or exc}; name a file that {VARIABLE} named", name=str(path)) from exc
+        raise NotFound(
+            f"{path}: {exc.strerror or exc}; name a file that {VARIABLE} named", advice=_ADVICE, name=str(path)
+        ) from exc
     decoder = msgspec.json.Decoder(Line)
     requests: list[RequestRecord] = []
     tables: dict[str, Table] = {}
@@ -209,9 +212,11 @@ def read_log(path: Path) -> tuple[list[RequestRecord], dict[str, Table]]:
         try:
             found = decoder.decode(line)
         except msgspec.MsgspecError as exc:
-            if at == len(lines):
+            if at == len(lines) > 1:
                 break
-            raise CorruptContent(f"{path}: line {at} is none of a decision log ({exc})", path=str(path)) from exc
+            raise CorruptContent(
+                f"{path}: line {at} is none of a decision log ({exc})", advice=_ADVICE, path=str(path)
+            ) from exc
         if isinstance(found, RequestRecord):
             requests.append(found)
         else:

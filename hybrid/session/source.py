@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.digest import digest_of_bytes, model_digest
-from hybrid.errors import ModelInvalid
+from hybrid.errors import ModelInvalid, ModelMissing
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,63})?")
 
@@ -60,7 +60,7 @@ def parse_model_string(path_or_bytes: str | bytes | os.PathLike[str]) -> Source:
     gateway or agent.
 
     Raises:
-        ModelInvalid: a missing file.
+        ModelMissing: a missing file.
         TypeError: neither text, path nor bytes.
     """
     if isinstance(path_or_bytes, bytes | bytearray | memoryview):
@@ -76,4 +76,8 @@ def parse_model_string(path_or_bytes: str | bytes | os.PathLike[str]) -> Source:
     has_suffix = Path(text.partition(":")[0]).suffix != ""
     if _NAME.fullmatch(text) and os.sep not in text and "/" not in text and not has_suffix:
         return Source(name=text)
-    raise ModelInvalid(f"no model file at {text}; give an existing .onnx file or NAME[:VERSION] of a model", path=text)
+    raise ModelMissing(
+        f"no model file at {text}; give an existing .onnx file or NAME[:VERSION] of a model",
+        advice="Check the path; a model that a gateway holds is named without folder, suffix or capital letters.",
+        path=text,
+    )

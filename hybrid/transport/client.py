@@ -235,7 +235,10 @@ def acquire(url: str, token: str | None, *, trust: Trust) -> GatewayClient:
     """
     parsed = URL(url)
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise GatewayUnreachable(f"{url!r} is no gateway's address; give http(s)://HOST:PORT")
+        raise GatewayUnreachable(
+            f"{url!r} is no gateway's address; give http(s)://HOST:PORT",
+            advice="Write the address as http://HOST:PORT or https://HOST:PORT.",
+        )
     if parsed.user is not None or parsed.password is not None:
         raise GatewayUnreachable(
             f"{parsed.with_user(None)} was given with a user's name or password; give the address alone, and a token"

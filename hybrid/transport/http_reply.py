@@ -1,5 +1,7 @@
 """What a gateway's HTTP reply means: the error that it names, by its body where it has one, else by its status."""
 
+import os
+import socket
 from typing import Final
 
 import aiohttp
@@ -48,6 +50,14 @@ async def whole_body(reply: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
         pieces.append(piece)
         limit_bytes -= len(piece)
     return b"".join(pieces)
+
+
+def plainly(error: aiohttp.ClientConnectorError) -> str:
+    """Why nobody could be connected to, as the system says it; the library's words speak of its pool besides."""
+    seen = error.os_error
+    if isinstance(seen, socket.gaierror):
+        return f"{error.host} is not known: {seen.strerror}"
+    return os.strerror(seen.errno) if seen.errno else str(seen) or str(error)
 
 
 def error_of_reply(status: int, body: bytes, url: str) -> HybridError:

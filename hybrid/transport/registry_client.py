@@ -24,10 +24,12 @@ from hybrid.errors import (
     RefusedError,
     from_code,
 )
+from hybrid.transport.http_reply import plainly
 from hybrid.transport.trust import Trust, Verifier
 
 SIGNATURE_HEADER: Final = "Hybrid-Signature"
 _MAX_ANSWER_BYTES: Final = 16 << 20
+_NO_GATEWAY: Final = "Check that this is the address of a gateway: something else, or a proxy, answered."
 _T = TypeVar("_T")
 _STATUS_CODES: Final = {401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "too_large"}
 
@@ -228,9 +230,7 @@ class RegistryClient:
                 url=self.url,
             ) from exc
         except aiohttp.ClientConnectorError as exc:
-            raise GatewayUnreachable(
-                f"{self.url}: no connection ({exc.os_error.strerror or exc})", url=self.url
-            ) from exc
+            raise GatewayUnreachable(f"{self.url}: no connection ({plainly(exc)})", url=self.url) from exc
         except TimeoutError as exc:
             raise GatewayStalled(f"{self.url}: no byte within the time limit", url=self.url) from exc
         except (aiohttp.ClientError, OSError) as exc:
@@ -245,7 +245,11 @@ def _base(url: str) -> URL:
     except ValueError:
         is_sound = False
     if not is_sound:
-        raise GatewayUnreachable(f"{url[:200]!r} is no gateway's URL; http(s)://HOST:PORT is wanted", url=url[:200])
+        raise GatewayUnreachable(
+            f"{url[:200]!r} is no gateway's URL; http(s)://HOST:PORT is wanted",
+            advice="Write the address as http://HOST:PORT or https://HOST:PORT.",
+            url=url[:200],
+        )
     return base
 
 
@@ -260,7 +264,8 @@ async def _refusal(url: str, response: aiohttp.ClientResponse) -> Exception:
     message = told.error or f"{url} answered {response.method} with HTTP {response.status}"
     if not code:
         return (ConnectionLost if response.status >= 500 else RefusedError)(message, url=url)
-    return from_code(code, message, url=url, missing=told.missing)
+    advice = _NO_GATEWAY if response.status == 404 and not told.code else None
+    return from_code(code, message, advice=advice, url=url, missing=told.missing)
 
 
 async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:

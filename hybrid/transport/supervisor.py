@@ -24,7 +24,7 @@ from hybrid.errors import (
 )
 from hybrid.transport.connection import ChannelConnection, ChannelSocket
 from hybrid.transport.http_carrier import HttpCarrier, ask_hello
-from hybrid.transport.http_reply import error_of_reply, whole_body
+from hybrid.transport.http_reply import error_of_reply, plainly, whole_body
 from hybrid.transport.pending import Pending
 from hybrid.transport.trust import Tls, Trust, Verifier
 from hybrid.wire.channel import Channel
@@ -322,7 +322,8 @@ class Supervisor:
             return GatewayUntrusted(f"{self._url} could not be verified: {exc}; pin its certificate or give a token")
         if isinstance(exc, TimeoutError):
             return GatewayUnreachable(f"{self._url} did not answer in time")
-        return GatewayUnreachable(f"{self._url} cannot be reached: {exc}")
+        reason = plainly(exc) if isinstance(exc, aiohttp.ClientConnectorError) else str(exc) or type(exc).__name__
+        return GatewayUnreachable(f"{self._url} cannot be reached: {reason}")
 
     # -- requests ---------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """The command itself: runs every look at once, prints what they saw."""
 
-import textwrap
 from typing import Annotated
 
 import typer
@@ -8,8 +7,11 @@ import typer
 from hybrid.cli.doctor import check, emulation, here, network
 from hybrid.cli.doctor.check import Check
 from hybrid.cli.output import note, progress, result
+from hybrid.cli.table import columns, hanging
 
 WITHIN_S = 4.5
+_WIDTH = 118
+"""Of a line where there is no terminal."""
 
 app = typer.Typer()
 
@@ -70,13 +72,9 @@ def doctor(
 def text_of(checks: list[Check]) -> str:
     """One paragraph a check: its status, its name, what was seen, and the fix."""
     width = max(len(one.name) for one in checks)
-    margin = " " * (len("PASS  ") + width + 2)
+    room, margin = columns() or _WIDTH, len("PASS  ") + width + 2
     lines = []
     for one in checks:
-        words = textwrap.wrap(one.seen, 118 - len(margin), break_long_words=False, break_on_hyphens=False)
-        lines.append(f"{one.status}  {one.name:<{width}}  {words[0] if words else ''}")
-        lines += [margin + more for more in words[1:]]
-        if one.fix:
-            fix = textwrap.wrap(f"fix: {one.fix}", 118 - len(margin), break_long_words=False, break_on_hyphens=False)
-            lines += [margin + more for more in fix]
+        lines += hanging(f"{one.status}  {one.name:<{width}}  ", one.seen, room, margin)
+        lines += hanging(" " * margin, f"fix: {one.fix}", room, margin) if one.fix else []
     return "\n".join(lines)

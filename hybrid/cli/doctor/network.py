@@ -89,14 +89,17 @@ def _searched(token: str | None) -> Check:
 
 def _looked_at(url: str, token: str | None, trust: "Trust", *, is_named: bool) -> Check:
     from hybrid.cli.explanations import EXPLANATIONS
-    from hybrid.errors import GatewayUnreachable
+    from hybrid.errors import GatewayUnreachable, HybridError
     from hybrid.transport import client as clients
 
     shown = _shown(url)
     if "@" in url.partition("://")[2].partition("/")[0]:
         fix = "leave name and password out of the address; a token goes into HYBRID_TOKEN"
         return failed("gateway", f"{shown}: the address that was given holds credentials", fix, url=shown)
-    client = clients.acquire(url, token, trust=trust)
+    try:
+        client = clients.acquire(url, token, trust=trust)
+    except HybridError as error:
+        return failed("gateway", str(error), error.advice or f"hybrid explain {error.code}", url=shown)
     try:
         if client.wait_settled(_CONNECT_S) != "ready":
             reason = client.down_reason or f"{GatewayUnreachable.code}: no connection within {_CONNECT_S:g} s"
