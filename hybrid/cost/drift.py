@@ -25,6 +25,9 @@ APART: Final = 0.3
 
 LEAST_PAUSE_S: Final = 0.5
 
+GOOD_SIGMA: Final = 2.05
+"""The standard normal's quantile of 0.98."""
+
 
 class Outlook(msgspec.Struct, frozen=True):
     """A drifting quantity as it was measured last, and where it tends to.
@@ -47,6 +50,10 @@ class Outlook(msgspec.Struct, frozen=True):
             return self.value, 0.0
         kept = exp(-age_s / self.revert_s)
         return self.usual * (self.value / self.usual) ** kept, self.spread_ratio * sqrt(1 - kept * kept)
+
+    def good(self) -> float:
+        """What it is, or more, in one moment out of fifty."""
+        return self.usual * exp(GOOD_SIGMA * self.spread_ratio)
 
 
 class Drift:

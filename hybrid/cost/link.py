@@ -32,6 +32,8 @@ LARGE_RATIO: Final = 4
 
 OVERHEAD_GAIN: Final = 0.15
 
+LEAST_STALL_S: Final = 0.02
+
 UNTOLD_LOG_RATIO: Final = 0.2
 
 LEAST_RTT_NOISE: Final = 0.1
@@ -111,7 +113,7 @@ class LinkEstimate:
             view = self.view
             if n_bytes_up >= MIN_RATE_SAMPLE_BYTES and up_s > 0:
                 self._learn(self._uplink, n_bytes_up, up_s, window=view.up_window_at(started_s), now_s=now_s)
-                self._is_proven, self._before = True, None
+                self._is_proven, self._before = self._uplink.value is not None, None
             if n_bytes_down >= MIN_RATE_SAMPLE_BYTES and down_s > 0:
                 window = view.down_window_at(started_s)
                 self._learn(self._downlink, n_bytes_down, down_s, window=window, now_s=now_s)
@@ -258,6 +260,8 @@ class LinkEstimate:
 
     def _add_overhead(self, left_s: float) -> None:
         """What a request took beside round trip and bytes: threads, messages, encryption, on either side."""
+        # Much more than ever before is no overhead: it waited for a link that carried nothing.
+        left_s = min(left_s, LEAST_STALL_S + (self._rtt.value or 0.0) + 2 * max(0.0, self._overhead_s))
         self._n_overheads += 1
         self._overhead_s += max(OVERHEAD_GAIN, 1 / self._n_overheads) * (left_s - self._overhead_s)
 

@@ -13,6 +13,8 @@ MIN_RATE_SAMPLE_BYTES: Final = 8 * 1024
 
 LEAST_ACK_S: Final = 0.02
 
+MOST_HOPE: Final = 64.0
+
 CHUNK_BYTES: Final = 16 * 1024
 """Acknowledgements come for pieces of this size: so much more may have arrived than was acknowledged."""
 
@@ -96,6 +98,12 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
         if self.downlink is None:
             return self.downlink_bps, 0.0
         return self.downlink.after(now_s - self.measured_s)
+
+    def likely_ratio(self, up_bps: float | None) -> float:
+        """How many times as fast as this the uplink is in its good moments; 1 where nothing is known of them."""
+        if self.uplink is None or not up_bps:
+            return 1.0
+        return max(1.0, min(MOST_HOPE, self.uplink.good() / up_bps))
 
     def backlog_s(self, now_s: float) -> float:
         """Seconds until what was cancelled has left the uplink."""

@@ -8,6 +8,10 @@ from hybrid.cost.energy import GENERIC_POWER, Power
 from hybrid.schedule.prices import Prices
 from hybrid.schedule.prospect import Constraints, Prospect
 
+RULE: Final = 2
+"""Version of the rules that decisions are made by now. 1: until a race became the default; what a record without the
+field was made by."""
+
 NO_WINDOW: Final = 1e18
 """Bytes of a connection's window that never holds a message back."""
 
@@ -33,6 +37,7 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
         points: equally likely ratios of measured to predicted remote seconds, ascending.
         failure_ratio: share of requests that it does not answer.
         silent_s: seconds since it, or the link to it, was heard of.
+        likely_ratio: how many times as fast as believed now the link is in its good moments.
     """
 
     url: str
@@ -51,6 +56,7 @@ class GatewayBelief(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[float, ...] = (1.0,)
     failure_ratio: float = 0.005
     silent_s: float = 0.0
+    likely_ratio: float = 1.0
 
     @property
     def s_per_byte(self) -> tuple[float, float]:
@@ -85,6 +91,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         gap_s: mean seconds between requests.
         is_changed: whether something jumped since the last decision (a change point, a breaker, other prospects): the
             plan may be left at once.
+        rule: version of the rules by which it is decided, so that an old record is replayed by its own.
     """
 
     table: str
@@ -107,6 +114,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     n_trials: int = 0
     gap_s: float = 0.0
     is_changed: bool = False
+    rule: int = 1
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

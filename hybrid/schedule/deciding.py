@@ -81,31 +81,61 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
     What is dearer by a little is tried often, what is much dearer seldom: trials cost a fixed small share of all.
     """
     inputs = weighing.inputs
-    if kept.index not in weighing.locals or inputs.n_in_flight or inputs.n_device_runs or inputs.saved <= 0:
+    if kept.index not in weighing.locals or inputs.n_in_flight or inputs.n_device_runs:
+        return decision
+    race = _free_race(kept, weighing)
+    if race is not None:
+        return _trial(race, decision, kept)
+    if inputs.saved <= 0:
         return decision
     if all(gateway.silent_s < TRIAL_PAUSE_S for gateway in inputs.gateways):
         return decision
-    other, hope = weighing.most_promising()
+    other, hope = (None, inf) if inputs.prices.is_throughput else weighing.most_promising()
     if other is None or hope > kept.cost:
         return decision
     extra = max(0.0, other.cost - kept.cost)
     left_s = inf if inputs.deadline_left_s is None else inputs.deadline_left_s
-    if extra > inputs.saved or other.latest_s > left_s:
-        return decision
-    pause_s = TRIAL_PAUSE_S
-    if extra <= CHEAP_RATIO * kept.cost:
-        pause_s = max(TRIAL_PAUSE_S, CHEAP_PAUSE_RATIO * other.remote_s)
-    elif not weighing.chance(other.index, kept.cost):
-        most_s = max(HOPELESS_PAUSE_S, HOPELESS_REQUESTS * inputs.gap_s)
-        pause_s = min(most_s, TRIAL_PAUSE_S * 2.0 ** min(inputs.n_trials, 10))
-    if weighing.silent_s(other.index) < pause_s:
-        return decision
+    is_affordable = extra <= inputs.saved and other.latest_s <= left_s
+    is_due = weighing.belief(other.index).silent_s >= _pause_s(other, kept, weighing)
+    return _trial(other, decision, kept) if is_affordable and is_due else decision
+
+
+def _pause_s(other: Plan, kept: Plan, weighing: Weighing) -> float:
+    """Seconds of silence after which a trial of the other way is due."""
+    inputs = weighing.inputs
+    if other.cost - kept.cost <= CHEAP_RATIO * kept.cost:
+        return max(TRIAL_PAUSE_S, CHEAP_PAUSE_RATIO * other.remote_s)
+    if weighing.chance(other.index, kept.cost):
+        return TRIAL_PAUSE_S
+    most_s = max(HOPELESS_PAUSE_S, HOPELESS_REQUESTS * inputs.gap_s)
+    return min(most_s, TRIAL_PAUSE_S * 2.0 ** min(inputs.n_trials, 10))
+
+
+def _free_race(kept: Plan, weighing: Weighing) -> Plan | None:
+    """A race that costs this device nothing, where the remote side wins if its link is as good as it has been.
+
+    The device answers no later for it, since other cores encode and send; so it needs no fair chance, and what comes of
+    it tells when the link is good again.
+    """
+    inputs = weighing.inputs
+    if inputs.rule < 2 or inputs.n_cores < 2 or not inputs.prices.is_guarded or inputs.deadline_left_s is not None:
+        return None
+    race, hope = weighing.race()
+    if race is None or race.hedge_s != 0.0 or hope > kept.cost:
+        return None
+    return None if weighing.belief(race.index).backlog_s > 0 else race
+
+
+def _trial(other: Plan, decision: Decision, kept: Plan) -> Decision:
+    """This request takes another way than the plan in use."""
+    inputs = decision.inputs
+    assert inputs is not None
     return msgspec.structs.replace(
         _decision(other, other.index, inputs, decision.regret_s),
         best=decision.best,
         is_switch=False,
         is_trial=True,
-        trial_cost=extra,
+        trial_cost=max(0.0, (other.cost or 0.0) - (kept.cost or 0.0)),
     )
 
 

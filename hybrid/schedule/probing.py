@@ -70,10 +70,12 @@ def errand(
     power: Power,
     constraints: Constraints,
     device_speed_ratio: float,
+    is_headless: bool = False,
 ) -> Errand | None:
     """What to send through a gateway to learn what it carries; None where nothing could matter.
 
     Nothing matters where the device alone would be cheaper even if the link's goodput were several times as high.
+    Headless errands leave the engine of this device to the requests.
     """
     live = table.live(constraints)
     up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
@@ -86,6 +88,8 @@ def errand(
         if prospect.gateway != url or row not in live.permitted or prospect.head_s is None:
             continue
         if constraints.uplink_left_bytes is not None and prospect.bytes_up > constraints.uplink_left_bytes:
+            continue
+        if is_headless and prospect.head_s:
             continue
         here_s = (prospect.head_s + prospect.encode_s) * device_speed_ratio
         up_s, down_s = 8 * prospect.bytes_up / up_bps, 8 * prospect.bytes_down / down_bps

@@ -15,7 +15,7 @@ from hybrid.cost.prediction_error import PredictionError
 from hybrid.cost.residuals import Residuals
 from hybrid.cost.running import RunningEstimate
 from hybrid.cost.slow_start import LEAST_RTO_S
-from hybrid.schedule.beliefs import Decision, GatewayBelief, Inputs
+from hybrid.schedule.beliefs import RULE, Decision, GatewayBelief, Inputs
 from hybrid.schedule.deciding import decide
 from hybrid.schedule.prices import Prices
 from hybrid.schedule.probing import COST_SHARE, LEAST_PAUSE_S, Probe, errand, pause_s
@@ -214,6 +214,7 @@ class Scheduler:
             n_trials=self._n_trials,
             gap_s=self._gap_s or 0.0,
             is_changed=self._seen != self._epochs,
+            rule=RULE,
         )
 
     # -- what was measured
@@ -353,6 +354,7 @@ class Scheduler:
                 power=self.power,
                 constraints=constraints,
                 device_speed_ratio=self.device_speed_ratio,
+                is_headless=self.prices.is_guarded and self.n_cores > 1,
             )
             if found is None:
                 continue

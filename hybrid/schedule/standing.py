@@ -88,6 +88,7 @@ class Standing:
             points=widened(points, NORMAL_AT, max(up_sigma, down_sigma)),
             failure_ratio=self.failure_ratio,
             silent_s=now_s - max(self.heard_s, link.measured_s),
+            likely_ratio=link.likely_ratio(up_bps),
         )
 
     def succeeded(self, queue_s: float, now_s: float) -> None:

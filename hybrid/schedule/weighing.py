@@ -6,11 +6,13 @@ of trying everything, at the price of trying a few.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf, isfinite, isnan
 from typing import NamedTuple
 
-from hybrid.schedule.beliefs import Inputs
+import numpy as np
+
+from hybrid.schedule.beliefs import GatewayBelief, Inputs
 from hybrid.schedule.bounding import Floats, hopes, lower_bounds
 from hybrid.schedule.hedge import Race, best_hedge
 from hybrid.schedule.moment import Moment, Path
@@ -23,7 +25,7 @@ from hybrid.schedule.plan import (
     Plan,
     patience_s,
 )
-from hybrid.schedule.table import Table
+from hybrid.schedule.table import Block, Table
 
 
 class Parts(NamedTuple):
@@ -218,9 +220,8 @@ class Weighing:
 
     def bounds(self) -> Iterator[tuple[Floats, tuple[int, ...]]]:
         """For each gateway, lower bounds of the costs of those prospects that may be the cheapest, and their rows."""
-        for path, block in zip(self._moment.paths, self._live.blocks, strict=True):
-            if path is not None and block.rows:
-                yield lower_bounds(self._moment, block, path, self._rest_s, self._credit_s), block.rows
+        for path, block in self._open():
+            yield lower_bounds(self._moment, block, path, self._rest_s, self._credit_s), block.rows
 
     def cheapest(self) -> tuple[int, float]:
         """The prospect of least expected cost, and that cost; -1 where nothing can be had."""
@@ -256,16 +257,27 @@ class Weighing:
 
         It is the one that is worth knowing more of.
         """
+        return self._least([hopes(self._moment, block, path, HOPE_FACTOR) for path, block in self._open()])
+
+    def race(self) -> tuple[Plan | None, float]:
+        """The way without a head that would be cheapest if its link were as good as in its good moments."""
+        costs = [hopes(self._moment, block, path, path.belief.likely_ratio) for path, block in self._open()]
+        return self._least(
+            [np.where(block.head_s > 0, inf, one) for one, (_, block) in zip(costs, self._open(), strict=True)]
+        )
+
+    def _least(self, costs: Sequence[Floats]) -> tuple[Plan | None, float]:
         least, found = inf, -1
-        if self.inputs.prices.is_throughput:
-            return None, inf
-        for path, block in zip(self._moment.paths, self._live.blocks, strict=True):
-            if path is not None and block.rows:
-                costs = hopes(self._moment, block, path, HOPE_FACTOR)
-                at = int(costs.argmin())
-                if costs[at] < least:
-                    least, found = float(costs[at]), block.rows[at]
+        for one, (_, block) in zip(costs, self._open(), strict=True):
+            at = int(one.argmin())
+            if one[at] < least:
+                least, found = float(one[at]), block.rows[at]
         return (self.plan_of(self.table.remote[found]) if found >= 0 else None), least
+
+    def _open(self) -> list[tuple[Path, Block]]:
+        """The gateways that can be used now, with what is worth sending there."""
+        pairs = zip(self._moment.paths, self._live.blocks, strict=True)
+        return [(path, block) for path, block in pairs if path is not None and block.rows]
 
     def chance(self, index: int, cost: float) -> float:
         """How likely it is that a remote plan, if nothing hedged it, costs less than this."""
@@ -276,10 +288,11 @@ class Weighing:
         lasting_cost, points = self._moment.time_price * parts.lasting_s, parts.path.belief.points
         return sum(paid + lasting_cost * point < cost for point in points) / len(points)
 
-    def silent_s(self, index: int) -> float:
-        """Seconds since a remote plan's gateway was heard of."""
+    def belief(self, index: int) -> GatewayBelief:
+        """What is believed of the gateway of a remote plan that can be had."""
         path = self._moment.paths[self.table.rows[self.table.row_of[index]].place]
-        return inf if path is None else path.belief.silent_s
+        assert path is not None
+        return path.belief
 
     def cost_of(self, index: int) -> float:
         """The cost of one prospect's plan; infinite where it cannot be had now."""

@@ -26,9 +26,6 @@ LEAST_STALL_S, MOST_STALL_S, CHUNK_BITS = 0.5, 3.0, 8.0 * 16384
 HEARTBEAT_S = 1.0
 """How often the connection is heard of, and how often a session looks whether a probe is due."""
 
-LEAST_SAMPLE_BYTES = 8192
-"""A cancelled upload of less teaches the session nothing on the link's rate."""
-
 TRIAL_S = -30.37
 """A session tries its ways before it offers them to requests; these trials are its first measurements."""
 
@@ -266,10 +263,10 @@ class World:
         begun_s, sent_before = request.departed_s, request.bytes_up
         acked = self._give_up_upload(request, now_s)
         sent = request.bytes_up - sent_before
-        if sent > acked and sent >= LEAST_SAMPLE_BYTES:
+        if sent > acked or not sent:  # a PONG behind it says when all that had gone was there
             settled_s = max(now_s, min(self._link.up.free_s, request.up_end_s)) + self._link.rtt_s(now_s)
             self._at(settled_s, self._settle, (sent, settled_s - begun_s))
-        elif sent >= LEAST_SAMPLE_BYTES:  # all of it had been acknowledged: the last acknowledgement dates its arrival
+        else:  # all of it had been acknowledged: the last acknowledgement dates its arrival
             self._settle((sent, request.up_end_s + self._link.rtt_s(now_s) - begun_s), now_s)
         if request.computing_to > now_s and self._gateway.free_s == request.computing_to:
             self._gateway.free_s = min(request.computing_to, now_s + 0.5 * self._link.rtt_s(now_s))

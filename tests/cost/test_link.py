@@ -204,3 +204,42 @@ def test_an_outage_is_no_slow_link_once_a_new_connection_stands() -> None:
         link.observe_cut_short(600_000, 0, 0.2, at_s)
     link.reconnected()  # nothing was finished since: perhaps it has become slow indeed
     assert (link.view.uplink_bps or 0.0) < 5e6
+
+
+def test_a_request_that_waited_for_a_dead_link_is_no_overhead() -> None:
+    link = LinkEstimate()
+    for step in range(10):
+        link.observe_rtt(0.02, 1.0 + step)
+        link.observe_transfer(50_000, 2_000, 0.05, 1.0 + step, receive_s=0.02)
+    before_s = link.view.overhead_s
+    link.observe_transfer(50_000, 2_000, 16.0, 40.0, receive_s=0.02)
+    assert link.view.overhead_s < before_s + 0.02
+    for step in range(20):
+        link.observe_transfer(50_000, 2_000, 0.08, 41.0 + step, receive_s=0.02)
+    assert link.view.overhead_s == pytest.approx(0.04, rel=0.2), "what is always there is learnt"
+
+
+def test_a_link_is_hoped_to_be_as_good_as_it_has_been() -> None:
+    hopes = {}
+    for sigma in (0.0, 0.5):
+        link, rng = LinkEstimate(), random.Random(3)
+        assert link.view.likely_ratio(1e6) == 1.0, "nothing is known"
+        link.observe_rtt(0.02, 0.5)
+        for step in range(200):
+            seconds = 8 * 100_000 / (10e6 * rng.lognormvariate(0.0, sigma))
+            link.observe_transfer(100_000, 1_000, 0.02 + seconds, 1.0 + step, receive_s=seconds)
+        hopes[sigma] = link.view.likely_ratio(1e6)
+        assert link.view.likely_ratio(1e9) == 1.0
+    assert hopes[0.0] == pytest.approx(10, rel=0.3), "a steady link is never better"
+    assert hopes[0.5] > 2 * hopes[0.0], "a changing one is"
+
+
+def test_an_upload_without_any_sample_is_not_given_back_as_unknown() -> None:
+    """All of the first uploads may have been slow start, which tells nothing of the rate."""
+    link = LinkEstimate()
+    link.observe_rtt(0.1, 1.0)
+    link.observe_transfer(20_000, 500, 0.2, 2.0, receive_s=0.1)
+    link.observe_cut_short(200_000, 60_000, 0.5, 3.0)
+    known_bps = link.view.uplink_bps
+    link.reconnected()
+    assert (link.view.uplink_bps is None) == (known_bps is None)

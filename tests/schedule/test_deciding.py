@@ -324,6 +324,29 @@ def test_a_trial_is_made_when_enough_was_saved_and_never_where_it_cannot_matter(
     assert not decide(asked(table, silent, current=0, saved=100.0, objective="bytes"), table).is_trial
 
 
+BAD = changed(GOOD, uplink_bps=0.3e6, downlink_bps=1e6, points=lognormal(0.05), likely_ratio=40.0)
+"""A link that has been much better than it is now."""
+
+
+def test_a_race_that_costs_nothing_is_run_while_the_link_may_be_good_again() -> None:
+    table = Table((LOCAL, OFFLOAD, SPLIT))
+    idle = asked(table, BAD, current=0, n_cores=4, rule=2)
+    raced = decide(idle, table)
+    assert (raced.index, raced.hedge_s, raced.is_trial, raced.is_switch) == (1, 0.0, True, False)
+    for changes in (
+        {"rule": 1},
+        {"n_cores": 1},
+        {"n_in_flight": 1},
+        {"n_device_runs": 1},
+        {"prices": PRICES["energy"]},
+        {"prices": prices_for("latency", on_battery=True)},
+        {"gateways": (changed(BAD, likely_ratio=1.0),)},
+        {"gateways": (changed(BAD, backlog_s=0.2),)},
+        {"constraints": Constraints(raw_input_may_leave=False)},
+    ):
+        assert decide(changed(idle, **changes), table).index == 0, changes
+
+
 @given(st.integers(0, 10_000))
 def test_deciding_is_deterministic(seed: int) -> None:
     rng = random.Random(seed)
