@@ -29,15 +29,15 @@ class BackgroundEngine:
 
     Args:
         run_whole: the local session's run.
-        open_head: opens a head model.
+        open_piece: opens a head or tail model; `has_arena=False` opens one that keeps no memory of its runs.
 
     Attributes:
         in_engine: held by whoever runs in the background.
     """
 
-    def __init__(self, run_whole: EngineRun, open_head: Callable[[Path], Engine]) -> None:
+    def __init__(self, run_whole: EngineRun, open_piece: Callable[..., Engine]) -> None:
         self._run_whole = run_whole
-        self._open_head = open_head
+        self._open_piece = open_piece
         self.in_engine = Lock()
         self._run_options = onnxruntime.RunOptions()
         self._is_paused = False
@@ -66,7 +66,19 @@ class BackgroundEngine:
     def open_head(self, path: Path) -> Engine:
         """An open head model."""
         with self.in_engine:
-            return self._open_head(path)
+            return self._open_piece(path)
+
+    def open_rest(self, path: Path) -> Engine:
+        """An open tail model: it runs seldom, so it keeps no memory between its runs."""
+        with self.in_engine:
+            return self._open_piece(path, has_arena=False)
+
+    def computed_by(
+        self, head: Head, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What crosses, and all that the head computed, by name."""
+        with self.in_engine:
+            return computed_by(head, feeds, self._run_options)
 
     def timed_head(
         self, head: Head, feeds: Mapping[str, np.ndarray], *, n_runs: int

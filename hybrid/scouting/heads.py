@@ -1,40 +1,61 @@
-"""Which heads stay open: as many of the best ones as fit into a share of the whole model's weights.
+"""What stays open beside the whole model: the best heads, and what goes on from their activations here.
 
-Design: the whole model is always open beside them (the device must be able to answer alone), and sharing weights
-between engine sessions costs more than it saves, so an open head holds a copy of its weights. What counts is what the
-head's file refers to in the weights file. Heads are opened and closed by the preparation thread only; requests take
-another way meanwhile and wait for nothing.
+Design: the whole model is always open (the device must be able to answer alone, bit for bit as onnxruntime does), and
+sharing weights between engine sessions costs more than it saves, so whatever is open beside it holds a copy of its
+weights. What counts is what its file refers to in the weights file. Heads come before rests: without a head there is no
+split, without a rest a hedged split only begins anew from the inputs. Both are opened and closed by the preparation
+thread only; a request that is running one keeps it until it has ended, and others take another way meanwhile.
 """
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from hybrid.artifact.external_data import external_data
-from hybrid.partition.cut import Cut
+from hybrid.errors import EngineFailed
+from hybrid.partition.cut import Cut, Side
 from hybrid.partition.prepared import Prepared
-from hybrid.route.way import Crossing
-from hybrid.scouting.background import BackgroundEngine
-from hybrid.scouting.opening import lacks_levels, opened_head
+from hybrid.profile.record import Timing
+from hybrid.route.route import Route
+from hybrid.route.way import Crossing, Head, Rest
+from hybrid.scouting.background import N_RUNS, BackgroundEngine
+from hybrid.scouting.opening import lacks_levels, opened_head, opened_rest
+from hybrid.scouting.sameness import TOLERANCE_RATIO, distance
+
+log = logging.getLogger("hybrid.session")
 
 VARIABLE: Final = "HYBRID_HEAD_MEMORY_RATIO"
 MEMORY_RATIO: Final = 0.2
-"""Weights of all open heads over those of the whole model."""
+"""Weights of all that is open beside the whole model over the model's own, beyond what loading it had left unused."""
 
 LEAST_BYTES: Final = 16 * 1024 * 1024
 """So much is always allowed: below it the engine's own memory counts for more than any weights."""
 
+GAIN_RATIO: Final = 0.9
+"""A rest is worth its memory only if it takes at most this share of the whole model's seconds."""
+
+Wanted = Mapping[str, np.ndarray]
+"""The whole model's outputs by name."""
+
 
 class OpenHeads:
-    """The heads of one session's routes under one budget a route.
+    """The heads and rests of one session's routes under one budget a route.
 
     Args:
         device: opens them.
+        given_back_bytes: memory that loading the whole model had left unused, and that was given back to the system:
+            heads and rests may take its place.
     """
 
-    def __init__(self, device: BackgroundEngine) -> None:
+    def __init__(self, device: BackgroundEngine, given_back_bytes: int = 0) -> None:
         self._device = device
-        self._sizes: dict[tuple[str, str], int] = {}
+        self._given_back_bytes = given_back_bytes
+        self._sizes: dict[tuple[str, str, Side], int] = {}
+        self._useless: set[tuple[str, str]] = set()
         self._ratio = _ratio()
 
     def obstacle(self, prepared: Prepared, cut: Cut) -> str:
@@ -47,27 +68,34 @@ class OpenHeads:
             f" allowed ({VARIABLE})"
         )
 
-    def open(self, prepared: Prepared, crossing: Crossing, worst_first: list[Crossing]) -> None:
+    def open(self, prepared: Prepared, crossing: Crossing, worst_first: list[Crossing]) -> bool:
         """Opens the head of a crossing, unless it is open; one that is open for another gateway is shared.
 
         Args:
             prepared: the graph.
             crossing: not over the input cut.
             worst_first: all of the route; those that come first are closed first where there is no room.
+
+        Returns:
+            Whether the head of another crossing was closed for it: requests must not be sent that way any more.
         """
         cut, codecs = crossing.cut, [way.prospect.codec for way in crossing.ways]
         if cut is None or not lacks_levels(crossing.head, codecs):
-            return
+            return False
         for other in worst_first:
             same = other.cut is not None and other.cut.id == cut.id
             if same and other.head is not None and not lacks_levels(other.head, codecs):
                 crossing.head = other.head
-                return
+                return False
         left_bytes = self.budget_bytes(prepared) - self._n_bytes(prepared, cut.id)
-        closable = [other for other in worst_first if other.head is not None and other is not crossing]
-        while closable and self._held_bytes(prepared, worst_first) > left_bytes:
-            close(closable.pop(0))
+        others = [other for other in worst_first if other is not crossing]
+        for closing in (close_rest, close):
+            for other in others:
+                if self._held_bytes(prepared, others) <= left_bytes:
+                    break
+                closing(other)
         crossing.head = opened_head(self._device, prepared, cut, codecs)
+        return any(other.cut is not None and not other.can_run for other in others)
 
     def fitting(self, prepared: Prepared, best_first: Iterable[Crossing]) -> list[Crossing]:
         """The crossings whose heads may stay open, the best ones first."""
@@ -84,26 +112,104 @@ class OpenHeads:
                 kept.append(crossing)
         return kept
 
+    def go_on(self, prepared: Prepared, route: Route, outputs: Sequence[str], best_first: Sequence[Crossing]) -> None:
+        """Opens what goes on from the activations of the best crossings, as far as the budget reaches; closes the rest.
+
+        Args:
+            prepared: the graph.
+            route: whose sample they are tried with: they must answer as the whole model does.
+            outputs: names of all outputs of the whole model.
+            best_first: crossings with open heads.
+        """
+        heads = {crossing.cut.id for crossing in best_first if crossing.cut is not None}
+        left_bytes = self.budget_bytes(prepared) - sum(self._n_bytes(prepared, cut_id) for cut_id in heads)
+        rests: dict[str, Rest | None] = {}
+        for crossing in best_first:
+            if crossing.cut is None:
+                continue
+            cut_id = crossing.cut.id
+            if cut_id not in rests:
+                n_bytes = self._n_bytes(prepared, cut_id, "tail")
+                rests[cut_id] = None
+                if n_bytes <= left_bytes:
+                    rests[cut_id] = crossing.rest or self._tried(prepared, route, outputs, crossing)
+                    left_bytes -= n_bytes if rests[cut_id] is not None else 0
+            put_rest(crossing, rests[cut_id])
+
+    def _tried(self, prepared: Prepared, route: Route, outputs: Sequence[str], crossing: Crossing) -> Rest | None:
+        """The open and timed rest of a crossing, None where it is of no use."""
+        cut, head, sample = crossing.cut, crossing.head, route.sample
+        if cut is None or head is None or sample is None or route.reference is None or route.local_s is None:
+            return None
+        key = (str(prepared.folder), cut.id)
+        if key in self._useless:
+            return None
+        try:
+            wanted = dict(zip(outputs, route.reference, strict=True))
+            rest, seconds = self._timed(prepared, cut, head, sample, wanted)
+        except Exception as exc:  # noqa: BLE001  (whatever the engine raises: a hedge begins anew from the inputs)
+            log.warning("rest.unusable cut=%s error=%s", cut.id, exc)
+            self._useless.add(key)
+            return None
+        rest = replace(rest, rest_s=Timing.of(seconds).low_s / route.device_speed_ratio)
+        if rest.rest_s <= GAIN_RATIO * route.local_s:
+            return rest
+        self._useless.add(key)
+        return None
+
+    def _timed(
+        self, prepared: Prepared, cut: Cut, head: Head, sample: Mapping[str, np.ndarray], wanted: Wanted
+    ) -> tuple[Rest, list[float]]:
+        rest = opened_rest(self._device, prepared, cut)
+        held, found = self._device.computed_by(head, sample)
+        names = [name for name in wanted if name not in found]
+        outputs, seconds = self._device.timed_run(rest.run, names, held, n_runs=N_RUNS)
+        found |= zip(names, outputs, strict=True)
+        apart = distance([found[name] for name in wanted], wanted.values())
+        if apart > TOLERANCE_RATIO:
+            raise EngineFailed(f"the rest after cut {cut.id} differs from the whole model by {apart:.1e}", cut=cut.id)
+        return rest, seconds
+
     def budget_bytes(self, prepared: Prepared) -> int:
-        """Weights that all heads together may hold."""
-        return max(LEAST_BYTES, int(self._ratio * self._n_bytes(prepared, "")))
+        """Weights that all heads and rests together may hold."""
+        whole_bytes = self._n_bytes(prepared, "")
+        return max(LEAST_BYTES, int(self._ratio * whole_bytes) + min(self._given_back_bytes, whole_bytes))
 
     def _held_bytes(self, prepared: Prepared, crossings: Iterable[Crossing]) -> int:
         cuts = {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.head is not None}
-        return sum(self._n_bytes(prepared, cut_id) for cut_id in cuts)
+        rests = {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.rest is not None}
+        heads_bytes = sum(self._n_bytes(prepared, cut_id) for cut_id in cuts)
+        return heads_bytes + sum(self._n_bytes(prepared, cut_id, "tail") for cut_id in rests)
 
-    def _n_bytes(self, prepared: Prepared, cut_id: str) -> int:
-        """Weights of a head, or of the whole model without a cut."""
-        key = (str(prepared.folder), cut_id)
+    def _n_bytes(self, prepared: Prepared, cut_id: str, side: Side = "head") -> int:
+        """Weights of a head or tail, or of the whole model without a cut."""
+        key = (str(prepared.folder), cut_id, side)
         if key not in self._sizes:
-            path = prepared.head_path(cut_id) if cut_id else prepared.graph_path
+            path = prepared.graph_path
+            if cut_id:
+                path = prepared.head_path(cut_id) if side == "head" else prepared.tail_path(cut_id)
             places = {(place.location, place.end_bytes): place.n_bytes for place in external_data(path)}
             self._sizes[key] = sum(places.values())
         return self._sizes[key]
 
 
+def put_rest(crossing: Crossing, rest: Rest | None) -> None:
+    """What goes on from a crossing's activation from now on, None where nothing does; its ways know what it takes."""
+    crossing.rest = rest
+    rest_s = rest.rest_s if rest is not None else None
+    for way in crossing.ways:
+        if way.prospect.rest_s != rest_s:
+            way.prospect = replace(way.prospect, rest_s=rest_s)
+
+
+def close_rest(crossing: Crossing) -> None:
+    """Gives the rest's memory back, once the requests that are running it have ended."""
+    put_rest(crossing, None)
+
+
 def close(crossing: Crossing) -> None:
-    """Gives the head's memory back, once the requests that are running it have ended."""
+    """Gives the memory of head and rest back, once the requests that are running them have ended."""
+    close_rest(crossing)
     crossing.verified = False
     crossing.head = None
 

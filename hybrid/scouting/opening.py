@@ -1,4 +1,4 @@
-"""Opens the head of a cut: one that quantizes where a codec of the crossing wants levels."""
+"""Opens the head of a cut, one that quantizes where a codec of its crossing wants levels, and what follows on it."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from hybrid.errors import PlanError
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.route.levels import wanted_levels
-from hybrid.route.way import Head
+from hybrid.route.way import Head, Rest
 from hybrid.scouting.background import BackgroundEngine
 
 
@@ -36,3 +36,9 @@ def opened_head(device: BackgroundEngine, prepared: Prepared, cut: Cut, codecs: 
         n_levels=n_levels,
         levels=() if path is None else levels,
     )
+
+
+def opened_rest(device: BackgroundEngine, prepared: Prepared, cut: Cut) -> Rest:
+    """The open tail of a cut, which is not timed yet."""
+    engine = device.open_rest(prepared.tail_path(cut.id))
+    return Rest(run=engine.run, inputs=engine.inputs)

@@ -24,12 +24,10 @@ from hybrid.scouting.exact_codecs import exact_codecs
 from hybrid.scouting.heads import OpenHeads, close
 from hybrid.scouting.knowledge import Knowledge
 from hybrid.scouting.outlook import UNKNOWN_S, best_s, exact_way, forbid, hope_s
+from hybrid.scouting.sameness import TOLERANCE_RATIO, distance
 from hybrid.wire.message import InferResponse
 
 log = logging.getLogger("hybrid.session")
-
-TOLERANCE_RATIO = 1e-4
-"""Largest |a - b| over largest |b| at which two results are the same."""
 
 SHADOW = Decision(index=0)
 """A trial is nobody's request: no decision led to it."""
@@ -53,6 +51,7 @@ class Scout:
         model_digest: digest of the model.
         outputs: names of all outputs of the whole model.
         knowledge: what is known of the model before anything is measured.
+        heads: what stays open beside the whole model.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class Scout:
         model_digest: str,
         outputs: tuple[str, ...],
         knowledge: Knowledge,
+        heads: OpenHeads,
     ) -> None:
         self._options = options
         self._knowledge = knowledge
@@ -71,7 +71,7 @@ class Scout:
         self._model_digest = model_digest
         self._outputs = outputs
         self._device = device
-        self._heads = OpenHeads(device)
+        self._heads = heads
         self._n_unanswered = 0
 
     def scout(self, route: Route, prepared: Prepared | None) -> bool:
@@ -99,6 +99,9 @@ class Scout:
                 close(crossing)
             elif not crossing.verified and self._is_worth_trying(route, crossing, crossings):
                 self._try(route, crossing)
+        if prepared is not None and self._options.kind == "auto":  # a forced placement is never hedged
+            verified = [crossing for crossing in kept if crossing.verified]
+            self._heads.go_on(prepared, route, self._outputs, verified)
         route.put_crossings(tuple(crossings))
         route.note = "" if route.has_way() else self._why_none(crossings, prepared)
         log.info("route.scouted shape=%s crossings=%d usable=%s", route.shape_key.id, len(crossings), route.has_way())
@@ -285,7 +288,8 @@ class Scout:
         if crossing.cut is not None and prepared is not None:
             constraints = self._allowance.constraints()
             worst_first = sorted(crossings, key=lambda other: -best_s(route, other, constraints))
-            self._heads.open(prepared, crossing, worst_first)
+            if self._heads.open(prepared, crossing, worst_first):
+                route.put_crossings(route.crossings)
         if crossing.is_timed:
             return
         arrays, head_s = route.sample or {}, 0.0
@@ -355,8 +359,7 @@ class Scout:
         future = way.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
         response = future.result(timeout=TRIAL_TIMEOUT_S + 1)
         outputs = assembled(sent, response)
-        pairs = zip(outputs, route.reference or (), strict=True)
-        return response, max((distance_ratio(found, wanted) for found, wanted in pairs), default=0.0)
+        return response, distance(outputs, route.reference or ())
 
     def _failed(self, route: Route, crossing: Crossing, exc: Exception) -> None:
         """Counts against the gateway what is the gateway's, and against the crossing what is its own."""
@@ -371,25 +374,6 @@ class Scout:
         else:
             crossing.refusals += 1
             forbid(crossing, f"refused: {code}: {exc}")
-
-
-def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:
-    """max|a - b| / max|b|; infinite where shapes, dtypes, NaNs or any whole number or string differ."""
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        return float("inf")
-    if wanted.dtype.kind != "f":
-        return 0.0 if np.array_equal(found, wanted) else float("inf")
-    if not wanted.size:
-        return 0.0
-    apart, size = found.astype(np.float64), wanted.astype(np.float64)
-    if not np.array_equal(np.isfinite(apart), np.isfinite(size)):
-        return float("inf")
-    finite = np.isfinite(size)
-    if not np.array_equal(apart[~finite], size[~finite], equal_nan=True):
-        return float("inf")
-    largest = np.abs(size[finite]).max(initial=0.0)
-    worst = np.abs(apart[finite] - size[finite]).max(initial=0.0)
-    return float(worst / largest) if largest else float(worst)
 
 
 def _encoding(arrays: Crossed, codec: str) -> tuple[float, int]:

@@ -11,12 +11,14 @@ from hybrid.artifact.cache import cache_dir
 from hybrid.profile.machine import this_setting
 from hybrid.profile.store import ProfileStore
 from hybrid.route.allowance import Allowance
-from hybrid.route.engine import Engine, Settings, open_head
+from hybrid.route.engine import Engine, Settings, open_piece
 from hybrid.route.feeds import Declared
 from hybrid.schedule.options import Options
 from hybrid.scouting.background import BackgroundEngine
 from hybrid.scouting.gateways import Gateways
+from hybrid.scouting.heads import OpenHeads
 from hybrid.scouting.knowledge import Knowledge
+from hybrid.scouting.memory import give_back_unused
 from hybrid.scouting.preparation import Preparation
 from hybrid.scouting.scout import Scout
 from hybrid.scouting.variants import Variants
@@ -115,7 +117,8 @@ def connect(
         catalog.get(options.codec)
     gateways = Gateways(token)
     allowance = Allowance(options)
-    background = BackgroundEngine(engine.run, partial(open_head, settings=settings))
+    given_back_bytes = give_back_unused()
+    background = BackgroundEngine(engine.run, partial(open_piece, settings=settings))
     preparation = Preparation(
         model_path=source.file,
         digest=source.digest,
@@ -128,6 +131,7 @@ def connect(
             model_digest=digest,
             outputs=declared.outputs,
             knowledge=_knowledge(source, engine, settings, digest),
+            heads=OpenHeads(background, given_back_bytes),
         ),
         variants=lambda digest: Variants(
             source.path if options.placement == "auto" else None,

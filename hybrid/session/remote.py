@@ -12,7 +12,7 @@ import numpy as np
 
 from hybrid.errors import DigestMismatch, EngineFailed, GatewayStalled, HybridError, NotFound, PlanError, UnknownCut
 from hybrid.route.allowance import Allowance
-from hybrid.route.departure import Headed, Outgoing, headed, outgoing
+from hybrid.route.departure import Headed, Outgoing, gone_on, headed, outgoing
 from hybrid.route.feeds import Declared, Shapes
 from hybrid.route.holding import is_gateways_fault
 from hybrid.route.route import Route
@@ -121,7 +121,7 @@ class Remote:
                 here = self._headed(call, plan)
                 self._set_out(call, plan, here, attempt)
                 timeout_s = self._planner.timeout_s(call.route, plan, call.trip)
-                outcome = first_answer(attempt, plan.hedge_s, timeout_s, self._own_run(call))
+                outcome = first_answer(attempt, plan.hedge_s, timeout_s, self._own_run(call, here))
                 return self._finish(call, plan, here, outcome)
             except Exception as exc:  # noqa: BLE001  (whatever it is, here or there: the device answers)
                 self._fail(call, plan, attempt.sent, exc)
@@ -134,7 +134,7 @@ class Remote:
             try:
                 here = await self._set_out_awaitable(call, plan, attempt)
                 timeout_s = self._planner.timeout_s(call.route, plan, call.trip)
-                outcome = await first_answer_awaitable(attempt, plan.hedge_s, timeout_s, self._own_run(call))
+                outcome = await first_answer_awaitable(attempt, plan.hedge_s, timeout_s, self._own_run(call, here))
                 return self._finish(call, plan, here, outcome)
             except Exception as exc:  # noqa: BLE001
                 self._fail(call, plan, attempt.sent, exc)
@@ -249,13 +249,16 @@ class Remote:
         timeout_s = self._planner.timeout_s(call.route, plan, call.trip)
         return client.infer(sent.request, stall_s=stall_s(client), timeout_s=timeout_s)
 
-    def _own_run(self, call: Call) -> Compute:
-        """The device's own run beside a gateway's; it may use the whole deadline."""
+    def _own_run(self, call: Call, here: Headed) -> Compute:
+        """The device's own run beside a gateway's, from the activation where it can; it may use the whole deadline."""
 
         def compute(options: Any) -> list[np.ndarray]:
             deadline_s = self._options.deadline_s
             left_s = None if deadline_s is None else deadline_s - (perf_counter() - call.trip.started_s)
-            return self.compute(call, options, left_s)
+            if here.rest is None:
+                return self.compute(call, options, left_s)
+            go_on = partial(_gone_on, here)
+            return self._device.compute(self._names(call), here.held, options, left_s, run=go_on)
 
         return compute
 
@@ -281,16 +284,20 @@ class Remote:
                 self._fail(call, plan, sent, outcome.error)
             else:
                 self._withdrawn(call, plan, here, outcome)
-            here_s = route.in_whole_s(outcome.local_s, trip.variant)
-            route.scheduler.observe_local(here_s, now_s, self._device.n_runs, is_beside_attempt=True)
-            report = trip.report_here(outcome.local_s, self._preparation.model_digest)
+            computed_s, whole_s = outcome.local_s, route.in_whole_s(outcome.local_s, trip.variant)
+            if here.rest is not None:
+                computed_s += here.head_s
+                parts_s = (prospect.head_s or 0.0) + (prospect.rest_s or 0.0)
+                whole_s = computed_s * (route.local_s or parts_s) / parts_s if parts_s else computed_s
+            route.scheduler.observe_local(whole_s, now_s, self._device.n_runs, is_beside_attempt=True)
+            report = trip.report_here(computed_s, self._preparation.model_digest)
         return self._answered(call, outcome.outputs, report)
 
     def _withdrawn(self, call: Call, plan: Plan, here: Headed, outcome: Outcome) -> None:
         """The device was faster: what had gone by then is wasted, the rest never goes."""
         trip, sent = call.trip, outcome.sent
         trip.attempts += 1
-        trip.wasted_s += here.head_s
+        trip.wasted_s += here.head_s if here.rest is None else 0.0
         if sent is None:
             return  # nothing was sent: nothing is learnt of the link, and nothing is to be paid
         gone_bytes = min(sent.bytes_up, outcome.sent_bytes)
@@ -323,6 +330,11 @@ class Remote:
         log.info("attempt.failed placement=%s code=%s", way.prospect.placement, code)
         if self._options.is_forced and not self._options.fallback:
             raise unavailable(self._options, trip.fallback) from exc
+
+
+def _gone_on(here: Headed, names: Sequence[str], _: Mapping[str, Any], options: Any) -> list[np.ndarray]:
+    """`gone_on` as an engine's run."""
+    return gone_on(here, names, options)
 
 
 def _code_of(exc: Exception) -> str:
