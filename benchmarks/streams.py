@@ -172,9 +172,9 @@ def record(rows: list[tuple[str | float, ...]], shares: dict[str, list[float]], 
         claim="Streams: throughput over 1 / the slowest stage",
         method=(
             f"{N_REQUESTS} awaited runs, {N_IN_FLIGHT} in flight, objective throughput, against a real gateway behind "
-            "a shaped link; the device is paced, in a process of its own. Milliseconds of the stages: of a request alone "
-            "/ of one in the stream. Where these differ, the two processors of this machine slow each other: an engine "
-            "run takes up to 1.8 times as many processor seconds while the other one computes."
+            "a shaped link; the device is paced, in a process of its own. Milliseconds of the stages: of a request "
+            "alone / of one in the stream. Where these differ, the two processors of this machine slow each other: an "
+            "engine run takes up to 1.8 times as many processor seconds while the other one computes."
         ),
         seed=seed,
         columns=(
