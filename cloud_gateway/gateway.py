@@ -94,7 +94,7 @@ class Gateway:
         batches = BatchShelf(executor, shelf.prepared_of, config.data / "prepared", batch_settings(config))
         service = self._service(models, executor, batches, regions)
         add_inference_routes(app, service)
-        split = SplitService(executor, models, shelf, service.statistics)
+        split = SplitService(executor, models, shelf, service.statistics, service.bodies)
         add_prepare_route(app, service, split)
         channels = add_channel_routes(app, _checked(split, tokens), _admit_channel, bodies=service.bodies)
         add_upload_routes(

@@ -79,8 +79,8 @@ class Jpeg:
                         f"{name}: a JPEG of {image.size} {image.mode} for {where.width} x {where.height}"
                     )
                 pixels = np.asarray(image)
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError) as error:
-            if isinstance(error, CorruptPayload):
-                raise
+        except (CorruptPayload, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises what it likes, DecompressionBombError among it
             raise CorruptPayload(f"{name}: a JPEG that does not decode ({error})") from error
         return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -5,6 +5,7 @@ Design: plain threads that take a token from a `SimpleQueue` and then the most u
 standard pool cost as much as the hop itself.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ Crowded = Callable[[EngineSession, EngineSession | None, Mapping[str, np.ndarray
 """Told on an engine thread: requests of this session wait for one another, or beside a deeper tail's; its feeds."""
 
 _MEAN_SHARE: Final = 0.05
+_log = logging.getLogger("hybrid.serving")
 
 
 class EnginePool:
@@ -203,13 +205,19 @@ class EnginePool:
             self.rows[n_rows] = self.rows.get(n_rows, 0) + 1
             self.n_joined += work.join is not None
             running.ended()
-        on_crowd = self.on_crowd
-        if on_crowd is not None and (work.crowded is not None or work.neighbour is not None):
-            feeds = running.feeds_of_first
-            on_crowd(work.jobs[0].session, work.neighbour, feeds)
+        if work.crowded is not None or work.neighbour is not None:
+            self._tell(work, running)
         for job, (outputs, error) in zip(work.jobs, found, strict=True):
             job.compute_s = compute_s
             self._settle(job, outputs, error, started=True)
+
+    def _tell(self, work: Work, running: "Running") -> None:
+        if self.on_crowd is None:
+            return
+        try:
+            self.on_crowd(work.jobs[0].session, work.neighbour, running.feeds_of_first)
+        except Exception:  # noqa: BLE001 (whoever listens must not keep these jobs from their answers)
+            _log.exception("engine.crowd_untold")
 
     def _settle(
         self, job: EngineJob, outputs: list[np.ndarray] | None, error: HybridError | None, *, started: bool = False
@@ -279,9 +287,11 @@ class Running:
         if len(jobs) > 1:
             try:
                 return [(found, None) for found in self._together()]
-            except HybridError:
+            except Exception as exc:  # noqa: BLE001 (whatever it is, each may be well alone)
                 if self._n_left <= 0:
                     return [(None, too_late())] * len(jobs)
+                if not isinstance(exc, HybridError):
+                    _log.exception("engine.batch_failed n_jobs=%d", len(jobs))
                 for job in jobs:
                     job.n_together, job.leads = job.n_rows, True
         return [self._alone(job, feeds) for job, feeds in zip(jobs, self._feeds, strict=True)]
@@ -291,6 +301,9 @@ class Running:
             return job.session.run(feeds, job.outputs, self._options), None
         except HybridError as exc:
             return None, exc
+        except Exception as exc:  # noqa: BLE001 (a fault of ours: one failed request, and the thread goes on)
+            _log.exception("engine.failed")
+            return None, EngineFailed(f"the gateway failed while it computed ({type(exc).__name__}); its log says why")
 
     def _together(self) -> list[list[np.ndarray]]:
         head, feeds = self._jobs[0], self._feeds

@@ -20,6 +20,9 @@ HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 ON_LOOP_BYTES: Final = 64 << 10
 """What is larger is unpacked, decoded and encoded in a thread; what is smaller is not worth the hop."""
 
+_PIECE_BYTES: Final = 4 << 20
+"""Unpacked at a time, between looks at the budget."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyLimits:
@@ -77,7 +80,8 @@ class Body:
             self._budget.give(self._n_held)
             self._n_held = 0
 
-    def _hold(self, n_bytes: int) -> None:
+    def hold(self, n_bytes: int) -> None:
+        """Count what the body becomes beside its own bytes. Raises `Overloaded`."""
         if self._budget is not None:
             self._budget.take(n_bytes)
             self._n_held += n_bytes
@@ -131,7 +135,7 @@ class Body:
         found = self._request.content.read_nowait()
         if len(found) > self._limits.max_body_bytes:
             raise _too_large(len(found), self._limits)
-        self._hold(len(found))
+        self.hold(len(found))
         return found
 
     async def _all(self) -> bytes:
@@ -178,7 +182,7 @@ class Body:
                 chunk, _ = await content.readchunk()
                 if chunk:  # empty ones mark the end of HTTP chunks
                     pace.came(len(chunk))
-                    self._hold(len(chunk))
+                    self.hold(len(chunk))
                     return chunk
         except (ClientError, HttpProcessingError) as exc:
             raise BadMessage(f"the body breaks HTTP's framing: {type(exc).__name__}") from exc
@@ -197,9 +201,12 @@ class Body:
         if len(packed) < ON_LOOP_BYTES < max_bytes:
             with suppress(TooLarge):  # few bytes may unpack to a thousand times as many
                 return unpack(packed, encoding, ON_LOOP_BYTES)
-        found = await asyncio.to_thread(unpack, packed, encoding, max_bytes)
-        self._hold(len(found))
-        return found
+        unpacker = Unpacker(packed, encoding, max_bytes)
+        pieces: list[bytes] = []
+        while piece := await asyncio.to_thread(unpacker.next_piece, _PIECE_BYTES):
+            self.hold(len(piece))  # as it comes out: a thousand small bombs must not be large together
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class _Pace:
@@ -243,25 +250,45 @@ class _Pace:
             self._next_look_s = now_s + 0.5 * max(0.0, until_s - now_s)
 
 
-def unpack(packed: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Decompress at most `max_bytes`; a bomb costs that much and no more.
+class Unpacker:
+    """Decompresses a whole body piece by piece, and no more of it than it may have."""
 
-    Raises:
-        BadMessage: not a complete stream of that encoding.
-        TooLarge: it unpacks to more than `max_bytes`.
-    """
-    # Deflate is zlib's format by the standard and bare deflate by habit of some: 8 in the low nibble tells.
-    bare = encoding == "deflate" and (not packed or packed[0] & 0x0F != 8)
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
-    try:
-        data = unpacker.decompress(packed, max_bytes + 1)
-    except zlib.error as exc:
-        raise BadMessage(f"the body is not {encoding}: {exc}") from exc
-    if len(data) > max_bytes:
-        raise TooLarge(f"the body unpacks to more than {max_bytes} bytes; send smaller requests")
-    if not unpacker.eof or unpacker.unused_data:
-        raise BadMessage(f"the {encoding} body is cut short or has bytes after its end")
-    return data
+    def __init__(self, packed: bytes, encoding: str, max_bytes: int) -> None:
+        # Deflate is zlib's format by the standard and bare deflate by habit of some: 8 in the low nibble tells.
+        bare = encoding == "deflate" and (not packed or packed[0] & 0x0F != 8)
+        self._zlib = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+        self._rest = packed
+        self._encoding = encoding
+        self._max_bytes = max_bytes
+        self._n_bytes = 0
+
+    def next_piece(self, most_bytes: int) -> bytes:
+        """The next bytes, empty at the end.
+
+        Raises:
+            BadMessage: not a complete stream of that encoding.
+            TooLarge: it unpacks to more than it may.
+        """
+        try:
+            data = self._zlib.decompress(self._rest, most_bytes)
+        except zlib.error as exc:
+            raise BadMessage(f"the body is not {self._encoding}: {exc}") from exc
+        self._rest = self._zlib.unconsumed_tail
+        self._n_bytes += len(data)
+        if self._n_bytes > self._max_bytes:
+            raise TooLarge(f"the body unpacks to more than {self._max_bytes} bytes; send smaller requests")
+        if not data and (not self._zlib.eof or self._zlib.unused_data):
+            raise BadMessage(f"the {self._encoding} body is cut short or has bytes after its end")
+        return data
+
+
+def unpack(packed: bytes, encoding: str, max_bytes: int) -> bytes:
+    """All of a packed body at once; a bomb costs `max_bytes` and no more. Raises as `Unpacker.next_piece`."""
+    unpacker = Unpacker(packed, encoding, max_bytes)
+    pieces: list[bytes] = []
+    while piece := unpacker.next_piece(max_bytes + 1):
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _header_length(request: web.Request, length: int | None, limits: BodyLimits) -> int | None:

@@ -18,6 +18,9 @@ from hybrid.serving.oip_message import NO_DATA, InferCall, InputTensor
 _MAX_SIZE = 1 << 40
 _MAX_RANK = 32
 
+_OBJECT_BYTES = 64
+"""A number or short string as a Python object, its place in a list, and its element of the array."""
+
 _KNOWN_BYTES = 512
 _MAX_KNOWN = 256
 
@@ -133,7 +136,16 @@ async def decode_call(body: Body, inputs: Mapping[str, TensorSpec], regions: Reg
         pieces.append(piece)
     if n_slow <= ON_LOOP_BYTES:
         return Decoded(call, _arrays(call.inputs, pieces))
+    body.hold(sum(map(_made_bytes, call.inputs, pieces)))
     return Decoded(call, await asyncio.to_thread(_arrays, call.inputs, pieces))
+
+
+def _made_bytes(tensor: InputTensor, piece: memoryview | None) -> int:
+    """What decoding makes of a tensor's elements: each of JSON, and each string, becomes an object first."""
+    if piece is not None and tensor.datatype != BYTES:
+        return 0
+    n_least = memoryview(tensor.data).nbytes // 2 + 1 if piece is None else len(piece) // 4
+    return _OBJECT_BYTES * min(prod(tensor.shape), n_least)
 
 
 def _remember(text: bytes, call: InferCall, inputs: Mapping[str, TensorSpec], n_binary: int) -> None:

@@ -5,6 +5,7 @@ batch is put together when a thread is free, never before: whoever came meanwhil
 """
 
 import heapq
+import logging
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -12,6 +13,8 @@ from typing import Final
 from hybrid.serving.engine_job import EngineJob
 from hybrid.serving.engine_session import EngineSession
 from hybrid.serving.row_batch import Join, RowBatch, RowSession
+
+_log = logging.getLogger("hybrid.serving")
 
 CROWD_SEEN: Final = 8
 """A session whose requests waited for one another so often is worth measuring in batches."""
@@ -106,10 +109,20 @@ class RunQueue:
                 work.late.append(job)
                 continue
             work.jobs.append(job)
-            self._join_company(work, now_s)
-            self._note_crowd(work)
+            try:
+                self._join_company(work, now_s)
+                self._note_crowd(work)
+            except Exception:  # noqa: BLE001 (a fault of ours: this job runs alone, the others wait on)
+                _log.exception("engine.no_company")
+                self._part(work)
             break
         return work
+
+    def _part(self, work: Work) -> None:
+        mates, work.jobs, work.join = work.jobs[1:], work.jobs[:1], None
+        for mate in mates:
+            mate.is_waiting = True
+            self.push(mate)
 
     def _join_company(self, work: Work, now_s: float) -> None:
         head = work.jobs[0]

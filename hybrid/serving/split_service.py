@@ -7,15 +7,16 @@ from time import perf_counter
 
 import numpy as np
 
-from compression.tensor import BYTES, datatype_of
+from compression.tensor import datatype_of
 from hybrid.errors import BadMessage, DeadlinePassed, DigestMismatch, HybridError, NotFound, TensorMismatch, TooLarge
 from hybrid.graph.shape_key import ShapeKey
-from hybrid.serving.binary_tensor import text_array
+from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.classification import classify
 from hybrid.serving.engine_session import EngineSession
 from hybrid.serving.executor import Computed, Executor
 from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.served_model import ServedModel
+from hybrid.serving.split_decode import OFF_LOOP_BYTES, decoded, feeds_of, work_bytes
 from hybrid.serving.statistics import StatisticsBoard
 from hybrid.serving.tail_shelf import PreparedReply, TailShelf
 from hybrid.wire.limits import Limits
@@ -25,19 +26,31 @@ from hybrid.wire.tensor import RAW, Tensor
 _VALUE_BYTES = 8
 """What a value of an input may take, whatever its type; shapes are judged before their model is known."""
 
-_OFF_LOOP_BYTES = 16 << 10
-"""Encoded tensors larger than this are decoded and encoded in a thread."""
-
 
 class SplitService:
     """Runs what devices ask for.
+
+    Args:
+        executor: runs it.
+        models: what there is.
+        shelf: tails.
+        statistics: counters by model version.
+        bodies: memory of all requests, what they decode to included.
 
     Attributes:
         n_active: requests between their message and their answer.
     """
 
-    def __init__(self, executor: Executor, models: LoadedModels, shelf: TailShelf, statistics: StatisticsBoard) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        models: LoadedModels,
+        shelf: TailShelf,
+        statistics: StatisticsBoard,
+        bodies: BodyBudget | None = None,
+    ) -> None:
         self._executor = executor
+        self._bodies = bodies or BodyBudget()
         self._models = models
         self._shelf = shelf
         self._statistics = statistics
@@ -137,21 +150,29 @@ class SplitService:
     async def _answer(
         self, model: ServedModel, session: EngineSession, request: InferRequest, deadline_s: float | None
     ) -> tuple[InferResponse, Computed]:
-        _refuse_misfits(session, request)
-        # A few bytes may decode to many: what counts is what comes out.
-        encoded = any(
-            tensor.codec != RAW and _VALUE_BYTES * (tensor.spec.n_elements or 0) > _OFF_LOOP_BYTES
-            for tensor in request.inputs
-        )
-        feeds = await asyncio.to_thread(_feeds, request) if encoded else _feeds(request)
+        n_bytes = work_bytes(session, request)
+        if n_bytes <= OFF_LOOP_BYTES:
+            return await self._computed(model, session, request, feeds_of(request), deadline_s)
+        async with decoded(request, n_bytes, self._bodies) as feeds:
+            return await self._computed(model, session, request, feeds, deadline_s)
+
+    async def _computed(
+        self,
+        model: ServedModel,
+        session: EngineSession,
+        request: InferRequest,
+        feeds: Mapping[str, np.ndarray],
+        deadline_s: float | None,
+    ) -> tuple[InferResponse, Computed]:
         names = [output.name for output in request.outputs] or session.output_names
         unknown = [name for name in names if name not in session.output_names]
         if unknown:
             raise TensorMismatch(f"outputs {unknown[:5]} wanted; there are {session.output_names[:50]}")
         computed = await self._executor.compute(session, feeds, names, deadline_s)
         found = dict(zip(names, computed.outputs, strict=True))
-        large = sum(array.nbytes for array in computed.outputs) > _OFF_LOOP_BYTES
-        if request.output_codec != RAW and large:
+        n_bytes = sum(array.nbytes for array in computed.outputs)
+        packs = request.output_codec != RAW or any(array.dtype.kind == "O" for array in computed.outputs)
+        if packs and n_bytes > OFF_LOOP_BYTES:
             outputs = await asyncio.to_thread(_outputs, request, model, found)
         else:
             outputs = _outputs(request, model, found)
@@ -180,30 +201,6 @@ def _check_size(key: ShapeKey) -> None:
         raise TooLarge(
             f"the inputs of this shape key have more than {limit_bytes // _VALUE_BYTES} values; send smaller ones"
         )
-
-
-def _refuse_misfits(session: EngineSession, request: InferRequest) -> None:
-    """Refuse encoded tensors that the session does not take before anything is decoded for them."""
-    for tensor in request.inputs:
-        wanted = session.inputs.get(tensor.spec.name)
-        if tensor.codec == RAW or wanted is None:
-            continue  # costs nothing yet; judged with all the others
-        theirs = tensor.spec.shape
-        fits = wanted.dtype == tensor.spec.dtype and len(wanted.shape) == len(theirs)
-        if not fits or any(a is not None and a != b for a, b in zip(wanted.shape, theirs, strict=True)):
-            raise TensorMismatch(
-                f"input {wanted.name!r} is {tensor.spec.dtype} {list(theirs)[:8]};"
-                f" {wanted.dtype} {list(wanted.shape)} is wanted"
-            )
-
-
-def _feeds(request: InferRequest) -> dict[str, np.ndarray]:
-    """The arrays of a message; their bytes are checked against what they declare."""
-    feeds = {tensor.spec.name: tensor.to_array() for tensor in request.inputs}
-    for tensor in request.inputs:
-        if tensor.spec.dtype == BYTES:
-            feeds[tensor.spec.name] = text_array(tensor.spec.name, feeds[tensor.spec.name])
-    return feeds
 
 
 def _outputs(request: InferRequest, model: ServedModel, found: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:

@@ -106,6 +106,20 @@ def test_bodies_beyond_the_bound_are_refused_and_taken_again_when_others_left(ga
     assert 1_200_000 < metric(gateway, "hybrid_body_peak_bytes") <= 1_500_000
 
 
+def test_numbers_in_json_count_as_the_objects_that_they_become(gateway: LiveGateway) -> None:
+    tensor = {"name": "x", "shape": IMAGE.shape, "datatype": "FP32", "data": [0] * IMAGE.size}
+    body = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
+    assert len(body) < 400_000  # and 150 528 numbers
+    stream = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    try:
+        stream.request("POST", "/v2/models/conv/infer", body)
+        answer = stream.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (503, "overloaded")
+    finally:
+        stream.close()
+    wait_for_none(gateway)
+
+
 async def until(ws: aiohttp.ClientWebSocketResponse, channel: Channel, *kinds: type) -> object:
     async with asyncio.timeout(10):
         while True:

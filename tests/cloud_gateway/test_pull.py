@@ -232,7 +232,7 @@ async def test_the_command_lists_and_says_what_is_next(server, tmp_path):
     assert done.stdout.startswith("pushed net:1 ")
     assert done.stderr.endswith("next: hybrid models ls net\n")
     done = await _run("models", "ls", "net", HYBRID_GATEWAY=server.url)
-    assert done.stdout.startswith("net:1  ")
+    assert "\nnet:1  " in done.stdout
     done = await _run("models", "ls", "--json", HYBRID_GATEWAY=server.url)
     [model] = json.loads(done.stdout)["data"]["models"]
     assert (model["name"], [one["version"] for one in model["versions"]]) == ("net", ["1"])

@@ -136,8 +136,8 @@ MORE = {
     "halves": np.array([3, 1], np.int64), "pads": np.array([0, 1, 0, 2], np.int64),
     "scales": np.array([1, 1, 2, 2], np.float32), "flip": np.array([4, -1], np.int64),
     "rotated": np.array([1, -1], np.int64), "taller": np.array([2, 1, 1, 1], np.float32),
-    "wider": np.array([9, 12], np.int64), "behind": np.array([1, 0, 0, 0], np.int64), "fixed": np.array([1, 4], np.int64),
-    "twice": np.array([2, 1], np.int64), "per_row": np.ones(2, np.float32), "zeros": np.zeros(2, np.uint8),
+    "wider": np.array([9, 12], np.int64), "behind": np.array([1, 0, 0, 0], np.int64),
+    "fixed": np.array([1, 4], np.int64), "twice": np.array([2, 1], np.int64), "per_row": np.ones(2, np.float32), "zeros": np.zeros(2, np.uint8),
     "four": np.ones(4, np.float32),
 }  # fmt: skip
 

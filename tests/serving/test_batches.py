@@ -231,3 +231,38 @@ def test_run_times_between_measured_points_are_their_line() -> None:
     assert batch.run_s(1) == 0.01
     assert batch.run_s(5) == pytest.approx(0.02)
     assert batch.run_s(16) == pytest.approx(0.052)
+
+
+class Broken:
+    """A session for batches with a fault of ours in it."""
+
+    n_users = n_runs = 0
+    output_names = ("y",)
+    batch = None
+
+    def __init__(self, inputs: object) -> None:
+        self.inputs = inputs
+
+    def run(self, *_: object) -> list[np.ndarray]:
+        raise ZeroDivisionError("a fault of ours")
+
+
+async def test_a_fault_of_ours_ends_no_engine_thread_and_leaves_nobody_waiting(tmp_path: Path) -> None:
+    async with executor(n_threads=2) as running:
+        session = await running.open_whole(served(deep(tmp_path / "m.onnx", 20)))
+
+        def untold(*_: object) -> None:
+            raise RuntimeError("nobody listens")
+
+        running.pool.on_crowd = untold
+        broken = RowBatch(Broken(session.inputs), {1: 0.001, 8: 0.001}, alone_s=0.001, max_rows=8, max_hold_s=0.0)
+        unmeasured = RowBatch(session, {}, alone_s=0.001, max_rows=8, max_hold_s=0.0)
+        for batch in (broken, unmeasured, None):
+            session.batch, session.crowd = batch, 0
+            async with asyncio.timeout(20):
+                tasks = await ask(running, session, range(40))
+                for seed, computed in enumerate(await asyncio.gather(*tasks)):
+                    np.testing.assert_allclose(computed.outputs[0], np.roll(row(seed)["x"], 20, axis=1), atol=1e-4)
+        assert all(thread.is_alive() for thread in running.pool._threads)
+        assert running.pool.idle
+        assert session.n_users == 0

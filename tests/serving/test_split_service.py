@@ -1,6 +1,7 @@
 """Tails and whole models by message: equal to the whole model, refused when anything does not match, prepared once."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from hybrid.errors import (
     DigestMismatch,
     HybridError,
     NotFound,
+    Overloaded,
     PlanError,
     TensorMismatch,
     UnknownCut,
@@ -26,6 +28,7 @@ from hybrid.errors import (
 )
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import Prepared, prepare
+from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.executor import Executor, ExecutorSettings
 from hybrid.serving.loaded_models import LoadedModels
 from hybrid.serving.served_model import ServedModel
@@ -286,6 +289,63 @@ async def test_few_bytes_that_decode_to_many_are_decoded_off_the_loop(side: Side
         asyncio.get_running_loop().set_default_executor(threads)
         await running.split.infer(request)
         assert threads.n_submitted == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 224, 224), (1, 3, 4096, 1024)])
+async def test_what_a_message_decodes_to_is_held_of_the_budget(
+    side: Side, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    tensor = Tensor.of("x", np.zeros(shape, np.float32), "lossless")
+    request = InferRequest(inputs=(tensor,), model_digest=side.model.model_digest)
+    n_bytes = tensor.spec.n_bytes
+    assert tensor.n_bytes < 0.02 * n_bytes
+    async with gateway(side, tmp_path) as running:
+        running.split._bodies = BodyBudget(n_bytes - 1)
+        with pytest.raises(TensorMismatch if shape[2] != 224 else Overloaded):
+            await running.split.infer(request)
+        assert running.split._bodies.peak_bytes == 0
+        if shape[2] == 224:
+            running.split._bodies = BodyBudget(n_bytes)
+            await running.split.infer(request)
+            assert (running.split._bodies.peak_bytes, running.split._bodies.n_bytes) == (n_bytes, 0)
+
+
+async def test_who_leaves_while_a_message_is_decoded_is_held_until_the_thread_has_ended(
+    side: Side, tmp_path: Path
+) -> None:
+    tensor = Tensor.of("x", side.feeds["x"], "lossless")
+    request = InferRequest(inputs=(tensor,), model_digest=side.model.model_digest)
+    async with gateway(side, tmp_path) as running:
+        threads = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(threads)
+        gate = threading.Event()
+        threads.submit(gate.wait)  # the decoding waits behind this
+        asked = asyncio.ensure_future(running.split.infer(request))
+        async with asyncio.timeout(10):
+            while not running.split._bodies.n_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert running.split._bodies.n_bytes == tensor.spec.n_bytes
+            gate.set()
+            while running.split._bodies.n_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "lossless-webp"])
+async def test_whatever_a_decoder_raises_is_the_senders_error(
+    side: Side, tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    array = np.arange(3 * 224 * 224, dtype=np.float32).reshape(1, 3, 224, 224) % 200
+    tensor = Tensor.of("x", array, codec)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's DecompressionBombError is no OSError
+    async with gateway(side, tmp_path) as running:
+        with pytest.raises(TensorMismatch, match="decode"):
+            await running.split.infer(InferRequest(inputs=(tensor,), model_digest=side.model.model_digest))
+        assert running.split._bodies.n_bytes == 0
 
 
 async def test_a_name_with_another_digest_is_never_composed(side: Side, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from compression.tensor import BYTES, NUMPY_OF
 from hybrid.errors import BadMessage, TensorMismatch, TooLarge
 from hybrid.serving.binary_tensor import array_of_bytes, bytes_of_array, text_array
 from hybrid.serving.classification import classify
-from hybrid.serving.http_body import unpack
+from hybrid.serving.http_body import Unpacker, unpack
 from hybrid.serving.json_tensor import array_of_json, list_of_array
 
 NUMBERS = sorted(set(NUMPY_OF) - {BYTES})
@@ -201,3 +201,12 @@ def test_a_bomb_costs_the_limit_and_no_more() -> None:
 def test_broken_packing_is_refused(packed: bytes) -> None:
     with pytest.raises(BadMessage):
         unpack(packed, "gzip", 1000)
+
+
+def test_a_bomb_is_unpacked_piece_by_piece() -> None:
+    unpacker = Unpacker(gzip.compress(bytes(10_000_000)), "gzip", 10_000_000)
+    sizes = []
+    while piece := unpacker.next_piece(1_000_000):
+        sizes.append(len(piece))
+    assert sum(sizes) == 10_000_000
+    assert max(sizes) <= 1_000_000
