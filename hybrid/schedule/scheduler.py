@@ -343,8 +343,9 @@ class Scheduler:
                 continue
             link = standing.link.view
             silent_s = now_s - max(standing.heard_s, link.measured_s)
-            is_unknown = standing.breaker.state(now_s) != "closed" or not (link.uplink_bps or link.downlink_bps)
-            if not is_unknown and silent_s < LEAST_PAUSE_S:
+            is_open = standing.breaker.state(now_s) != "closed"
+            is_new = not (link.uplink_bps or link.downlink_bps or link.measured_s)
+            if not is_open and not is_new and silent_s < LEAST_PAUSE_S:
                 continue
             found = errand(
                 self.table,
@@ -358,7 +359,7 @@ class Scheduler:
             )
             if found is None:
                 continue
-            is_due = is_unknown or (silent_s >= pause_s(found.seconds) and self._saved >= found.cost)
+            is_due = is_open or is_new or (silent_s >= pause_s(found.seconds) and self._saved >= found.cost)
             if is_due and (best is None or silent_s > best.silent_s):
                 decision = Decision(index=found.index, remote_s=self._expected_remote_s(found.index, now_s))
                 best = Probe(index=found.index, silent_s=silent_s, cost=found.cost, decision=decision)

@@ -16,6 +16,9 @@ URL: Final = "sim://gateway"
 
 UNCONSTRAINED: Final = Constraints()
 
+TRY_RATIO: Final = 4.0
+"""Ways that are expected to take longer than so many times the local seconds are not tried."""
+
 EPOCH_S: Final = 1000.0
 """Added to the virtual clock: a monotonic clock of a machine never shows 0, and 0 means `never` in some places."""
 
@@ -55,8 +58,7 @@ class Scheduled:
         self.scheduler.profile_local(work.local_s)
         self.scheduler.put_gateways({URL: self.standing})
         self.scheduler.put_prospects([replace(prospect, gateway=URL) for prospect in work.prospects[1:]])
-        first_of = {prospect.cut: at for at, prospect in reversed(list(enumerate(work.prospects))) if at}
-        self._trials = sorted(first_of.values(), reverse=True)
+        self._trials = _trials(work)
         self._down: tuple[str, ...] = ()
 
     def choose(self, now_s: float, load: Load) -> Move:
@@ -78,13 +80,22 @@ class Scheduled:
         """At first the trials that the ways of every cut must pass, later what the scheduler asks for."""
         if self._down:
             return None
-        if self._trials and now_s < 0:
-            return Move(self._trials[-1], why=Decision(index=self._trials[-1]))
+        while self._trials and now_s < 0:
+            if self._could_win(self._trials[-1], now_s + EPOCH_S):
+                return Move(self._trials[-1], why=Decision(index=self._trials[-1]))
+            self._trials.pop()
         due = self.scheduler.probe_due(now_s + EPOCH_S, constraints=self._constraints, down=self._down)
         if due is None:
             return None
         self.standing.breaker.sent(now_s + EPOCH_S)
         return Move(due.index, why=due.decision)
+
+    def _could_win(self, index: int, now_s: float) -> bool:
+        """Whether a trial tells more than how full it makes the link; as a session asks before it makes one."""
+        prospect, local_s = self.scheduler.table.prospects[index], self.scheduler.local_s or 0.0
+        network_s = self.standing.link.view.transfer_s(prospect.bytes_up, prospect.bytes_down, now_s)
+        expected_s = (prospect.head_s or 0.0) + prospect.encode_s + (prospect.tail_s or 0.0) + (network_s or 0.0)
+        return expected_s < TRY_RATIO * local_s
 
     def local_done(self, now_s: float, seconds: float, *, is_beside_attempt: bool) -> None:
         """The device's own speed, and what an attempt takes from it."""
@@ -135,3 +146,14 @@ class Scheduled:
     def round_trip(self, now_s: float, rtt_s: float) -> None:
         """A heartbeat."""
         self.standing.link.observe_rtt(rtt_s, now_s + EPOCH_S)
+
+
+def _trials(work: Work) -> list[int]:
+    """The lightest lossless way of each cut, the whole input last in the list and so first in time."""
+    lightest: dict[str, int] = {}
+    for at, prospect in enumerate(work.prospects):
+        if prospect.placement != "local" and prospect.accuracy_drop == 0:
+            known = lightest.get(prospect.cut)
+            if known is None or prospect.bytes_up < work.prospects[known].bytes_up:
+                lightest[prospect.cut] = at
+    return sorted(lightest.values(), reverse=True)

@@ -357,7 +357,7 @@ class World:
         request.over = True
         if request.is_shadow:
             self._n_shadows -= 1
-            if now_s >= 0:  # trials are paid once in the life of a way, not by this stream
+            if request.start_s >= 0:  # trials are paid once in the life of a way, not by this stream
                 self._shadow_bytes += request.bytes_up + request.bytes_down
             return
         move, stream = request.move, self._stream
