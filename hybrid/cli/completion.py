@@ -39,7 +39,8 @@ def completion(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in SCRIPTS:
         seen = " ".join(arguments) or "no shell"
         advice = f"name one shell: {', '.join(SCRIPTS)}"
-        failure.show(failure.usage_failure(f"there is no completion script for {seen}", advice), json=False)
+        unknown = failure.usage_failure(f"there is no completion script for {seen}", advice)
+        failure.show(unknown, json=words.wants_json(arguments))
         return ExitCode.USAGE
     print(SCRIPTS[arguments[0]], end="")
     return ExitCode.OK

@@ -3,8 +3,9 @@
 import sys
 
 from hybrid.cli import failure, words
-from hybrid.cli.explanations import EXPLANATIONS, PAGE
+from hybrid.cli.explanations import EXPLANATIONS, KINDS, PAGE
 from hybrid.cli.output import result
+from hybrid.cli.table import columns, hanging
 from hybrid.errors import ExitCode
 
 USAGE = """\
@@ -18,6 +19,24 @@ Examples:
 """
 
 
+_WIDTH = 100
+"""Of a line where there is no terminal."""
+
+
+def listing(room: int) -> str:
+    """Every code, those of one kind together."""
+    kinds: dict[str, list[str]] = {}
+    title = ""
+    for code in EXPLANATIONS:
+        title = KINDS.get(code, title)
+        kinds.setdefault(title, []).append(code)
+    margin = max(map(len, kinds)) + 2
+    lines = [
+        line for kind, codes in kinds.items() for line in hanging(f"{kind:<{margin}}", " ".join(codes), room, margin)
+    ]
+    return "\n".join([*lines, "", "hybrid explain CODE: what it means, how it comes about, what to do"])
+
+
 def explain(arguments: list[str]) -> int:
     """Run the command; `arguments` are those after the word `explain`."""
     if {"-h", "--help"} & set(arguments):
@@ -29,8 +48,7 @@ def explain(arguments: list[str]) -> int:
         print(USAGE, end="", file=sys.stderr)
         return ExitCode.USAGE
     if not codes:
-        listing = "\n".join(f"{code:<22}{text.what}" for code, text in sorted(EXPLANATIONS.items()))
-        result(sorted(EXPLANATIONS), listing, json=json)
+        result(sorted(EXPLANATIONS), listing(columns() or _WIDTH), json=json)
         return ExitCode.OK
     code = codes[0]
     text = EXPLANATIONS.get(code)

@@ -6,6 +6,21 @@ from typing import Final
 PAGE: Final = "docs/errors.md"
 """Where the same texts stand, one heading a code."""
 
+KINDS: Final = {
+    "error": "anything",
+    "model": "the model",
+    "plan": "a wish",
+    "link": "the way there",
+    "protocol": "a message",
+    "refused": "a refusal",
+    "engine_failed": "this machine",
+    "compression": "a codec",
+    "device": "an engine",
+    "emulation": "emulation",
+    "usage": "the command",
+}
+"""What the codes from this one on are about, in the order below."""
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:

@@ -166,6 +166,32 @@ def test_being_stopped_takes_everything_along(
     assert not [words for words in command_lines() if "http.server" in words and port in words]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_check_that_is_stopped_says_so_in_a_line(hybrid_command: Path, kind: str) -> None:
+    """Ctrl-C reaches the whole process group, as from a terminal."""
+    command = [str(hybrid_command), "lab", "check", "--kind", kind]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+    )  # fmt: skip
+    end_s = time.monotonic() + 30
+    while not (asking := children(process.pid)) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert asking
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, "", "interrupted\n")
+
+
+def children(pid: int) -> list[str]:
+    """Processes that measure for this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append((path.parent / "cmdline").read_text().replace("\0", " "))
+    return [words for words in found if "traffic.py ask" in words]
+
+
 def command_lines() -> list[str]:
     """Of every process of this machine."""
     lines = []

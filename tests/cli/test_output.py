@@ -5,9 +5,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
 
 from hybrid.cli import output
+from hybrid.cli.main import main
+from hybrid.cli.table import table
+from tests.odd_models import ODD
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,40 @@ class Terminal(io.StringIO):
 def _loud():
     yield
     output.be_quiet(quiet=False)
+
+
+ROWS = [("", "name", "what it is"), ("*", "a", "short"), ("", "bee", "a long text that nobody can put on such a line")]
+
+
+def test_a_table_is_aligned_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert table(ROWS)[:2] == ["   name  what it is", "*  a     short"]
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert table([*ROWS, ("", "x" * 200, "")])[0].startswith("   name   "), "a file has all the room that there is"
+
+
+def test_a_table_is_blocks_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert table(ROWS) == [
+        "name        * a",
+        "what it is  short",
+        "",
+        "name        bee",
+        "what it is  a long text that nobody can",
+        "            put on such a line",
+    ]
+
+
+@pytest.mark.parametrize("words", ["devices", "devices show lte", "explain", "plan sound.onnx"])
+def test_commands_fit_a_narrow_terminal(monkeypatch, tmp_path, capsys, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(ODD["output_used_later"]().model, "sound.onnx")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(words.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    wide = [line for line in lines if len(line) > 60 and "https://" not in line]
+    assert [line for line in wide if "  " in line.strip()] == [], "nothing that is aligned breaks"
 
 
 def test_one_result_for_two_readers(capsys) -> None:

@@ -105,6 +105,13 @@ def test_explain_of_an_unknown_code(run_hybrid: Run) -> None:
     assert "did you mean `hybrid explain gateway_untrusted`?" in done.stderr
 
 
+def test_python_runs_it_too(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hybrid", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )  # fmt: skip
+    assert done.stdout.startswith("hybrid ")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_call_back(run_hybrid: Run, shell: str) -> None:
     done = run_hybrid("completion", shell)
