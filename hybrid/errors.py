@@ -34,9 +34,9 @@ class HybridError(Exception):
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
-    def __init__(self, message: str, *, advice: str | None = None, **fields: Any) -> None:
+    def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
-        self.advice = advice
+        self.advice: str | None = fields.pop("advice", None)
         self.fields = fields
 
 
@@ -290,6 +290,6 @@ CATALOG: dict[str, type[HybridError]] = {kind.code: kind for kind in _subclasses
 """Every code of the library and its class."""
 
 
-def from_code(code: str, message: str, *, advice: str | None = None, **fields: Any) -> HybridError:
+def from_code(code: str, message: str, **fields: Any) -> HybridError:
     """The error that a peer named by its code; an unknown code is a plain `RefusedError`."""
-    return CATALOG.get(code, RefusedError)(message, advice=advice, **fields)
+    return CATALOG.get(code, RefusedError)(message, **fields)
