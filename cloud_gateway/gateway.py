@@ -104,7 +104,7 @@ class Gateway:
             require,
             committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
         )
-        add_attachment_routes(app, registry, AttachmentStore(folder.path), require)
+        add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
         certificate = await asyncio.to_thread(_certificate, config) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
             add_proof_route(app, tokens, certificate.spki_sha256)

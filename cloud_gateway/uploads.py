@@ -203,6 +203,8 @@ def answering(handler: _Handler) -> _Handler:
                 key: exc.fields[key] for key in ("missing", "upload_offset", "artifact_digest") if key in exc.fields
             }
             response = web.json_response({"error": str(exc), "code": exc.code, **facts}, status=exc.http_status)
+            if "retry_after_s" in exc.fields:
+                response.headers["Retry-After"] = "1"
             if "upload_offset" in facts:
                 response.headers["Upload-Offset"] = str(facts["upload_offset"])
             if not request.content.is_eof():

@@ -1,6 +1,7 @@
 """What a gateway keeps beside its models is bounded, and no device crowds out the others."""
 
 import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from cloud_gateway.attachment_store import (
 )
 from hybrid.artifact.attachments import Attachment, attachment_of
 from hybrid.artifact.signature import new_private_key, sign
-from hybrid.errors import BadMessage, HybridError, TooLarge
+from hybrid.errors import BadMessage, DiskFull, HybridError, TooLarge
 from hybrid.profile.record import Profile, Setting, Timing
 
 DIGEST = "a" * 64
@@ -67,7 +68,7 @@ def test_a_subject_keeps_the_newest_profiles(store: AttachmentStore, tmp_path: P
 
 def test_a_token_that_brings_many_subjects_crowds_out_only_its_own(store: AttachmentStore, tmp_path: Path) -> None:
     store.put(said(profile("honest")), "anna")
-    for number in range(5 * MAX_SUBJECTS):
+    for number in range(MAX_SUBJECTS + 3):
         store.put(said(profile(f"made up {number}")), "mallory")
     kept = store.find(DIGEST, "profile", "original")
     assert len(kept) == 1 + MAX_SUBJECTS_OF_TOKEN
@@ -101,6 +102,77 @@ def test_a_signature_lies_beside_its_content_and_leaves_with_it(store: Attachmen
             if path.read_bytes() == signed.content:
                 os.utime(path, (1, 1))
     assert list(tmp_path.rglob("*.sig")) == []
+
+
+def test_an_answer_ends_before_it_is_too_large_and_reads_no_further(
+    store: AttachmentStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(6):
+        store.put(calibration(number), "publisher")
+        for path in tmp_path.rglob("*.json"):
+            if path.read_bytes() == calibration(number).content:
+                os.utime(path, (number, number))
+    oldest = min(tmp_path.rglob("*.json"), key=lambda path: path.stat().st_mtime)
+    oldest.write_bytes(b"{" * len(calibration(0).content))
+    os.utime(oldest, (0, 0))
+    n_bytes = len(calibration(0).content)
+    found = store.find(DIGEST, "calibration", "original", most_bytes=3 * n_bytes + 5)
+    assert [attachment.content for attachment in found] == [calibration(number).content for number in (5, 4, 3)]
+    assert "unreadable" not in caplog.text
+    assert len(store.find(DIGEST, "calibration", "original")) == 5
+    assert "unreadable" in caplog.text  # it is there for whoever reads that far
+
+
+def test_all_attachments_together_are_bounded_and_only_profiles_leave(tmp_path: Path) -> None:
+    size = len(profile("machine 00").content)
+    store = AttachmentStore(tmp_path, max_kept_bytes=20 * size)
+    store.put(calibration(1), "publisher")
+    for number in range(30):
+        store.put(said(profile(f"machine {number:02}")), f"token{number}")
+        for path in tmp_path.rglob(f"token{number}.json"):
+            os.utime(path, (1e9 + number, 1e9 + number))
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*.json")) <= 20 * size
+    assert store.find(DIGEST, "calibration", "original") == (calibration(1),)
+    kept = {attachment.content for attachment in store.find(DIGEST, "profile", "original")}
+    assert profile("machine 29").content in kept
+    assert profile("machine 00").content not in kept
+    assert len(kept) >= 15
+    again = AttachmentStore(tmp_path, max_kept_bytes=20 * size)  # a new start counts what is there
+    again.put(said(profile("machine 30")), "token30")
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.json")) <= 20 * size
+
+
+def test_what_publishers_brought_is_never_pushed_out(tmp_path: Path) -> None:
+    store = AttachmentStore(tmp_path, max_kept_bytes=3 * len(calibration(1).content))
+    for number in range(3):
+        store.put(calibration(number), "publisher")
+    with pytest.raises(DiskFull, match="at most"):
+        store.put(calibration(4), "publisher")
+    with pytest.raises(DiskFull, match="at most"):
+        store.put(said(profile()), "anna")
+    assert len(store.find(DIGEST, "calibration", "original")) == 3
+
+
+def test_a_full_disk_is_one_error_and_the_one_before_stands(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    store = AttachmentStore(tmp_path)
+    signed = attachment_of(profile(seconds=0.01).content, sign(profile(seconds=0.01).content, new_private_key()))
+    store.put(signed, "anna")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(DiskFull, match="make room"):
+            store.put(said(profile(seconds=0.02)), "anna")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    (found,) = store.find(DIGEST, "profile", "original")
+    assert found.content == signed.content
+    assert found.signature in (None, signed.signature)
+    assert list(tmp_path.rglob(".tmp-*")) == []
+    store.put(said(profile(seconds=0.02)), "anna")
+    assert store.find(DIGEST, "profile", "original") == (said(profile(seconds=0.02)),)
 
 
 def test_a_damaged_file_is_left_out(store: AttachmentStore, tmp_path: Path) -> None:
