@@ -75,6 +75,7 @@ def _no_outside_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         for name in [name for name in os.environ if name.startswith("HYBRID_")]:
             patch.delenv(name)
         patch.setenv("HYBRID_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HYBRID_CONFIG", str(tmp_path_factory.mktemp("config")))
         yield
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,10 +13,11 @@ from compression.tensor import TensorSpec
 from devices.onnx_engine import open_session, ports
 from hybrid.artifact.attachments import Attachment, attachment_of
 from hybrid.artifact.signature import public_key_of, sign
+from hybrid.calibration.draft import Draft
 from hybrid.calibration.judge import TOLERANCE, Judge, Tally, judge_for
 from hybrid.calibration.record import Calibration, Cell, Metric
 from hybrid.calibration.samples import Samples, chosen, feed_digest
-from hybrid.calibration.trial import Feeds, Trial, cuts_of, try_cuts
+from hybrid.calibration.trial import Feeds, Trial, Watch, cell_name, cuts_of, try_cuts
 from hybrid.errors import BadMessage, EngineFailed, TensorMismatch, UnknownCut
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut
@@ -44,6 +45,7 @@ class Wish:
         seed: of their choice.
         budget_s: seconds in all.
         metric, output, tolerance: as `judge_for`.
+        again: also cuts that an earlier call has measured.
     """
 
     codecs: tuple[str, ...]
@@ -54,19 +56,7 @@ class Wish:
     metric: Metric | None = None
     output: str | None = None
     tolerance: float = TOLERANCE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """Who is told how far it is: `total` steps once known, each `stage` by its name, each step as it is done.
-
-    `now_s` is the clock to which the budget is held.
-    """
-
-    total: Callable[[int], None] = lambda _n: None
-    stage: Callable[[str], None] = lambda _name: None
-    stepped: Callable[[], None] = lambda: None
-    now_s: Callable[[], float] = time.monotonic
+    again: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,14 +71,22 @@ class Material:
 
 
 def signature_of(path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """A model's inputs and outputs.
+    """A model's inputs and outputs; raises as `signature`.
 
     Raises:
         DeviceError: the engine refuses the model.
+    """
+    return signature(path, _opened(path))
+
+
+def signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The inputs and outputs of a model that is open.
+
+    Raises:
         TensorMismatch: one that is no tensor.
     """
     sides: list[list[TensorSpec]] = []
-    for side in ports(_opened(path)):
+    for side in ports(session):
         strange = next((port for port in side if port.type not in DATATYPE_OF_ENGINE), None)
         if strange is not None:
             raise TensorMismatch(f"{path}: {strange.name!r} is a {strange.type}; only tensors can be calibrated")
@@ -112,6 +110,7 @@ def calibrate(
     wish: Wish,
     *,
     cache: Path,
+    drafts: Path | None = None,
     labels: Sequence[int] | None = None,
     watch: Watch | None = None,
 ) -> Calibration:
@@ -123,6 +122,7 @@ def calibrate(
         samples: requests of one shape.
         wish: what is wanted.
         cache: folder for prepared graphs.
+        drafts: folder for what is measured so far, so that an interrupted call is gone on with; None for no such thing.
         labels: the right class of each sample.
         watch: who is told how far it is.
 
@@ -142,17 +142,32 @@ def calibrate(
     watch.stage("preparing")
     prepared = prepare(path, model_digest, shape_key, cache)
     cuts = _wished(cuts_of(prepared), prepared.table.cuts, wish.cuts)
-    watch.total(len(material.feeds) * len(cuts))
+    draft = Draft(drafts, _facts(material, model_digest, wish), again=wish.again)
+    known = draft.cells
+    left = [cut for cut in cuts if cell_name(cut) not in known]
+    watch.total(len(material.feeds) * len(left))
     trial = Trial(prepared=prepared, samples=material.feeds, judge=judge, codecs=wish.codecs)
-    cells = try_cuts(
+    fresh = try_cuts(
         trial,
-        cuts,
+        left,
         max(1.0, until_s - watch.now_s()),
-        begun=lambda cut: watch.stage(f"cut {cut.id if cut.kind == 'interior' else cut.kind}"),
-        stepped=watch.stepped,
-        now_s=watch.now_s,
+        watch=watch,
+        whole=lambda cut, cells: draft.keep(cell_name(cut), cells),
     )
-    return _recorded(material, model_digest, "original", wish, cells)
+    n_known = len(cuts) - len(left)
+    watch.reached(len(cuts), len([cut for cut in cuts if cell_name(cut) in draft.cells]), n_known)
+    cells = [*fresh, *(cell for name in {cell_name(cut) for cut in cuts} for cell in known.get(name, []))]
+    order = [cell_name(cut) for cut in cuts]
+    return _recorded(material, model_digest, "original", wish, sorted(cells, key=lambda cell: order.index(cell.cut)))
+
+
+def _facts(material: Material, model_digest: str, wish: Wish) -> list[object]:
+    """All that a cell depends on."""
+    judge, shape_key = material.judge, material.shape_key
+    assert judge is not None
+    assert shape_key is not None
+    judged = (judge.metric, judge.outputs, judge.tolerance)
+    return [onnxruntime.__version__, model_digest, shape_key.text, material.digest, sorted(wish.codecs), judged]
 
 
 def calibrate_variant(

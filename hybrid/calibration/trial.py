@@ -30,6 +30,21 @@ INPUT_CUT: Final = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Who is told how far it is: `total` steps once known, each `stage` by its name, each step as it is done.
+
+    `reached` is told at the end how many cuts there are, how many of them were tried on all samples, and how many of
+    these before. `now_s` is the clock to which the budget is held.
+    """
+
+    total: Callable[[int], None] = lambda _n: None
+    stage: Callable[[str], None] = lambda _name: None
+    stepped: Callable[[], None] = lambda: None
+    reached: Callable[[int, int, int], None] = lambda _n, _whole, _known: None
+    now_s: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What is measured.
 
@@ -89,14 +104,18 @@ def cuts_of(prepared: Prepared) -> list[Cut]:
     return [table.cuts[0], *interior]
 
 
+def cell_name(cut: Cut) -> str:
+    """How a cut is named in a calibration."""
+    return INPUT_CUT if cut.kind == "input" else cut.id
+
+
 def try_cuts(
     trial: Trial,
     cuts: Sequence[Cut],
     budget_s: float,
     *,
-    begun: Callable[[Cut], None] = lambda _cut: None,
-    stepped: Callable[[], None] = lambda: None,
-    now_s: Callable[[], float] = time.monotonic,
+    watch: Watch,
+    whole: Callable[[Cut, list[Cell]], None] = lambda _cut, _cells: None,
 ) -> list[Cell]:
     """The cells of these cuts; a cut that the budget does not reach has none.
 
@@ -104,36 +123,37 @@ def try_cuts(
         trial: what is measured.
         cuts: the most important first.
         budget_s: seconds in all; each cut gets an even share of what is left.
-        begun: told each cut.
-        stepped: told after each sample of a cut.
-        now_s: the clock to which the budget is held.
+        watch: who is told how far it is.
+        whole: told the cells of each cut that was tried on all samples.
 
     Raises:
         DeviceError: the engine refuses a head or a tail.
         Exception: whatever the engine raises for a sample.
     """
-    until_s = now_s() + budget_s
+    until_s = watch.now_s() + budget_s
     cells: list[Cell] = []
     for index, cut in enumerate(cuts):
-        left_s = until_s - now_s()
+        left_s = until_s - watch.now_s()
         if left_s <= 0:
             break
-        begun(cut)
-        cells += _try_cut(trial, cut, left_s / (len(cuts) - index), stepped, now_s)
+        watch.stage(f"cut {cell_name(cut) or 'input'}")
+        found, is_whole = _try_cut(trial, cut, left_s / (len(cuts) - index), watch)
+        cells += found
+        if is_whole:
+            whole(cut, found)
     return cells
 
 
-def _try_cut(
-    trial: Trial, cut: Cut, share_s: float, stepped: Callable[[], None], now_s: Callable[[], float]
-) -> list[Cell]:
-    until_s = now_s() + share_s
+def _try_cut(trial: Trial, cut: Cut, share_s: float, watch: Watch) -> tuple[list[Cell], bool]:
+    """The cells of a cut, and whether all samples were tried."""
+    until_s = watch.now_s() + share_s
     prepared, judge = trial.prepared, trial.judge
-    is_input = cut.kind == "input"
-    head = None if is_input else _opened(prepared.head_path(cut.id))
+    head = None if cut.kind == "input" else _opened(prepared.head_path(cut.id))
     tail = _opened(prepared.tail_path(cut.id))
     measured = [_Measured(name, catalog.get(name).lossy, Tally(judge.metric)) for name in trial.codecs]
+    n_tried = 0
     for index, feeds in enumerate(trial.samples):
-        if index and now_s() >= until_s:
+        if index and watch.now_s() >= until_s:
             break
         crossing, kept = _crossing(head, cut, feeds)
         before = judge.before(index)
@@ -145,8 +165,10 @@ def _try_cut(
                 after = judge.after(index, _answers(tail, cut, decoded, kept))
                 judged.append((decoded, after))
             entry.tally.count(before=before, after=after)
-        stepped()
-    return [entry.cell(INPUT_CUT if is_input else cut.id) for entry in measured if entry.is_carried]
+        n_tried += 1
+        watch.stepped()
+    cells = [entry.cell(cell_name(cut)) for entry in measured if entry.is_carried]
+    return cells, n_tried == len(trial.samples)
 
 
 def _opened(path: Path) -> onnxruntime.InferenceSession:

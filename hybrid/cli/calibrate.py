@@ -1,6 +1,7 @@
 """`hybrid calibrate`: what each codec at each cut costs in accuracy, measured on data and signed."""
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,15 +10,19 @@ import typer
 from hybrid.cli.gateway_choice import choose
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
-from hybrid.errors import HybridError
+from hybrid.errors import GatewayUnreachable, HybridError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from hybrid.artifact.attachments import Attachment
-    from hybrid.calibration.calibrate import Watch, Wish
+    from hybrid.calibration.calibrate import Wish
     from hybrid.calibration.pixels import Pixels
-    from hybrid.calibration.record import Calibration, Cell
+    from hybrid.calibration.record import Calibration
     from hybrid.calibration.samples import Samples
+    from hybrid.calibration.trial import Watch
     from hybrid.cli.output import Progress
+    from hybrid.transport.client import GatewayClient
 
 app = typer.Typer()
 
@@ -26,6 +31,8 @@ HELP = """Measure what lossy codecs cost in accuracy, for every codec at every c
 With --labels the drop of the task's accuracy, else how often the most likely class changes, else (for outputs that are
 no classification) how often an output moves by more than --tolerance; each with a 95 % interval, whose upper end is
 what sessions hold against max_accuracy_drop. Only a signed calibration counts: --sign own signs with your own key.
+Cuts that were measured on all samples need not be measured again: the same command goes on after Ctrl-C, or where
+its budget ended.
 
 \b
 Examples:
@@ -33,8 +40,6 @@ Examples:
   hybrid calibrate detector.onnx --data requests.npz --budget 300
   hybrid calibrate voice.onnx --data requests.npz --sign own --push --gateway http://127.0.0.1:8700
 """
-
-HEADINGS = ("cut", "codec", "bytes", "of raw", "encode ms", "decode ms", "SQNR dB", "drop", "at most", "samples")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -90,6 +95,7 @@ def calibrate(
     sign: Sign = None,
     push: Annotated[bool, typer.Option("--push", help="Bring it to the gateway; needs a publisher's token.")] = False,
     out: Out = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what an earlier call measured.")] = False,
     gateway: Annotated[str, typer.Option("--gateway", envvar="HYBRID_GATEWAY", help="Its URL, or `auto`.")] = "auto",
     token: Annotated[str | None, typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True)] = None,
     json: Json = False,
@@ -97,36 +103,63 @@ def calibrate(
     """Measure, keep, sign and hand out what codecs cost."""
     from hybrid.calibration.calibrate import as_attachment
     from hybrid.calibration.record import parse_calibration
+    from hybrid.cli.calibration_report import remarks, text, whereabouts
 
-    private_key = _private_key(sign) if sign is not None else None
+    key_path = _key_path(sign) if sign is not None else None
+    private_key = _private_key(key_path) if key_path is not None else None
     given = open_model(model, gateway, token)
     wish = _wish(codecs, cuts, samples, seed, metric, output, tolerance, budget)
-    calibrations = _measured(given, data, labels, pixels=pixels, shape=shape or [], wish=wish)
-    attachments = [as_attachment(calibration, private_key) for calibration in calibrations]
+    wish = replace(wish, again=again)
+    if push:
+        _check_reachable(gateway, token)
+    measured = _measured(given, data, labels, pixels=pixels, shape=shape or [], wish=wish)
+    attachments = [as_attachment(calibration, private_key) for calibration in measured.calibrations]
     calibrations = [parse_calibration(attachment.content) for attachment in attachments]  # as they were signed
     kept = [_keep(given, out, attachment) for attachment in attachments]
-    if push:
-        _push(gateway, token, attachments)
+    pushed_to = _pushed(gateway, token, attachments, kept) if push else None
     told = {
         "model": given.name,
         "signed_by": attachments[0].signature.key_id if attachments[0].signature else None,
         "kept_at": kept,
         "is_pushed": push,
+        "pushed_to": pushed_to,
+        "n_cuts": measured.n_cuts,
+        "n_cuts_whole": measured.n_whole,
+        "n_cuts_known": measured.n_known,
         "calibrations": calibrations,
     }
-    result(told, "\n\n".join(_text(calibration) for calibration in calibrations), json=json)
+    tables = [text(calibration) for calibration in calibrations]
+    result(told, "\n\n".join([*tables, whereabouts(kept, attachments[0], key_path, pushed_to)]), json=json)
     if not json:
-        for line in _remarks(calibrations[0], is_signed=private_key is not None):
+        for line in [*_progress_made(measured), *remarks(calibrations[0], is_signed=private_key is not None)]:
             note(line)
+        if private_key is not None:
+            note(f"next: hybrid keys trust {calibrations[0].publisher}    # on other machines that shall take its word")
 
 
-def _private_key(sign: str) -> bytes:
-    from hybrid.artifact.publishers import create_key, own_key_path, read_key
+@dataclass(slots=True, kw_only=True)
+class _Measured:
+    """The calibrations, and how many cuts there are, were tried on all samples, and were so by an earlier call."""
+
+    calibrations: "list[Calibration]"
+    n_cuts: int = 0
+    n_whole: int = 0
+    n_known: int = 0
+
+
+def _key_path(sign: str) -> Path:
+    from hybrid.artifact.publishers import create_key, own_key_path
 
     path = own_key_path() if sign == "own" else Path(sign)
     if sign == "own" and not path.exists():
         create_key(path)
         note(f"made your own key: {path} (keep it secret; sessions of yours trust what it signs)")
+    return path
+
+
+def _private_key(path: Path) -> bytes:
+    from hybrid.artifact.publishers import read_key
+
     return read_key(path)
 
 
@@ -159,8 +192,14 @@ def _wish(
 
 
 def _measured(
-    given: GivenModel, data: Path, labels: Path | None, *, pixels: str | None, shape: list[str], wish: "Wish"
-) -> "list[Calibration]":
+    given: GivenModel,
+    data: Path,
+    labels: Path | None,
+    *,
+    pixels: str | None,
+    shape: list[str],
+    wish: "Wish",
+) -> _Measured:
     """The calibration of the shipped model, then one of each local variant that onnxruntime runs."""
     from hybrid.artifact.cache import cache_dir
     from hybrid.calibration.calibrate import calibrate as calibrated
@@ -170,18 +209,34 @@ def _measured(
     found = _samples(given, data, pixels, shape)
     classes = given.artifact.manifest.classes or () if given.artifact is not None else ()
     known = read_labels(labels, found.names, classes) if labels is not None else None
-    with progress(f"calibrating {given.name}", 1, "steps") as bar:
-        watch = _watch(bar)
-        made = [
-            calibrated(given.path, given.digest, found, wish, cache=cache_dir() / "graphs", labels=known, watch=watch)
-        ]
-        for variant, path in _variants(given):
-            made.append(
-                calibrate_variant(
+    cache, measured = cache_dir(), _Measured(calibrations=[])
+
+    def reached(n_cuts: int, n_whole: int, n_known: int) -> None:
+        measured.n_cuts, measured.n_whole, measured.n_known = n_cuts, n_whole, n_known
+
+    try:
+        with progress(f"calibrating {given.name}", 1, "steps") as bar:
+            watch = _watch(bar, reached)
+            made = calibrated(
+                given.path,
+                given.digest,
+                found,
+                wish,
+                cache=cache / "graphs",
+                drafts=cache / "calibrating",
+                labels=known,
+                watch=watch,
+            )
+            measured.calibrations.append(made)
+            for variant, path in _variants(given):
+                made = calibrate_variant(
                     given.path, path, given.digest, found, wish, variant=variant, labels=known, watch=watch
                 )
-            )
-    return made
+                measured.calibrations.append(made)
+    except KeyboardInterrupt:
+        note("no calibration was written; cuts that were finished are kept: the same command goes on from there")
+        raise
+    return measured
 
 
 def _samples(given: GivenModel, data: Path, pixels: str | None, shape: list[str]) -> "Samples":
@@ -215,8 +270,8 @@ def _variants(given: GivenModel) -> list[tuple[str, Path]]:
     return [(v.id, given.artifact.path_of(v.files[0])) for v in others if v.engine == "onnxruntime"]
 
 
-def _watch(bar: "Progress") -> "Watch":
-    from hybrid.calibration.calibrate import Watch
+def _watch(bar: "Progress", reached: "Callable[[int, int, int], None]") -> "Watch":
+    from hybrid.calibration.trial import Watch
 
     done = 0.0
 
@@ -228,7 +283,7 @@ def _watch(bar: "Progress") -> "Watch":
         done += 1
         bar.advance(1)
 
-    return Watch(total=total, stage=bar.rename, stepped=stepped)
+    return Watch(total=total, stage=bar.rename, stepped=stepped, reached=reached)
 
 
 def _keep(given: GivenModel, out: Path | None, attachment: "Attachment") -> Path:
@@ -242,69 +297,51 @@ def _keep(given: GivenModel, out: Path | None, attachment: "Attachment") -> Path
     return attach(folder, attachment)
 
 
-def _push(gateway: str, token: str | None, attachments: "list[Attachment]") -> None:
+def _check_reachable(gateway: str, token: str | None) -> None:
+    """Said before the work, not after it.
+
+    Raises:
+        GatewayUnreachable: it does not answer.
+    """
+    with _client(gateway, token):
+        pass
+
+
+def _pushed(gateway: str, token: str | None, attachments: "list[Attachment]", kept: list[Path]) -> str:
+    """Brings them to the gateway; its URL."""
     from hybrid.transport.attachment_calls import put_attachment
+
+    try:
+        with _client(gateway, token) as client:
+            for attachment in attachments:
+                put_attachment(client, attachment)
+            return client.url
+    except HybridError:
+        note("\n".join(f"not pushed, but kept: {path}" for path in kept))
+        raise
+
+
+@contextmanager
+def _client(gateway: str, token: str | None) -> "Iterator[GatewayClient]":
     from hybrid.transport.client import acquire, release
 
     choice = choose(gateway, token)
     client = acquire(choice.url, token, trust=choice.trust)
     try:
-        client.wait_settled(10.0)
-        for attachment in attachments:
-            put_attachment(client, attachment)
+        if client.wait_settled(10.0) != "ready":
+            raise GatewayUnreachable(f"{choice.url} is not reachable: {client.down_reason}", url=choice.url)
+        yield client
     finally:
         release(client)
 
 
-# -- what is told
-
-
-def _text(calibration: "Calibration") -> str:
-    if calibration.variant != "original":
-        cell = calibration.cells[0]
-        return (
-            f"variant {calibration.variant}: {calibration.metric} drop {cell.drop:.2%}, at most {cell.drop_high:.2%} "
-            f"({cell.n} samples)"
-        )
-    rows = [HEADINGS, *(_row(cell) for cell in calibration.cells)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    kind = {
-        "accuracy": f"of the accuracy on the labels, which is {calibration.baseline or 0:.2%} uncompressed",
-        "agreement": "share of samples whose most likely class is another one",
-        "fidelity": f"share of samples whose outputs move by more than {calibration.tolerance or 0:.1%}",
-    }[calibration.metric]
-    return "\n".join([*lines, "", f"drop: {kind}; at most: upper end of its 95 % interval"])
-
-
-def _row(cell: "Cell") -> tuple[str, ...]:
-    return (
-        cell.cut or "input",
-        cell.codec,
-        f"{cell.n_bytes:.0f}",
-        f"{cell.n_bytes / cell.raw_bytes:.3f}" if cell.raw_bytes else "",
-        f"{1e3 * cell.encode_s:.2f}",
-        f"{1e3 * cell.decode_s:.2f}",
-        "" if cell.sqnr_db is None else f"{cell.sqnr_db:.1f}",
-        f"{cell.drop:.2%}" if cell.is_lossy else "none",
-        f"{cell.drop_high:.2%}" if cell.is_lossy else "",
-        str(cell.n),
-    )
-
-
-def _remarks(calibration: "Calibration", *, is_signed: bool) -> list[str]:
-    from hybrid.calibration.intervals import samples_for, wilson
-
-    least = min(cell.n for cell in calibration.cells)
+def _progress_made(measured: _Measured) -> list[str]:
     lines = []
-    best = wilson(0, least)[1]
-    if best > 0.01:
+    if measured.n_known:
+        lines.append(f"{measured.n_known} of {measured.n_cuts} cuts were measured before; --again measures them anew")
+    if measured.n_whole < measured.n_cuts:
         lines.append(
-            f"{least} samples cannot show a drop below {best:.1%}; the default max_accuracy_drop of 1 % needs "
-            f"{samples_for(0.01)} without a change"
+            f"the budget ended before all samples were tried at {measured.n_cuts - measured.n_whole} of "
+            f"{measured.n_cuts} cuts; the same command goes on with them"
         )
-    if calibration.metric == "agreement":
-        lines.append(f"output {calibration.output!r} was taken for class scores; --metric fidelity if it is not")
-    if not is_signed:
-        lines.append("not signed: sessions will not use it; sign it with --sign own")
     return lines

@@ -29,7 +29,8 @@ def open_model(text: str, gateway: str, token: str | None) -> GivenModel:
     """The model that an argument means.
 
     Raises:
-        ModelInvalid: no such file, or no model in it.
+        ModelMissing: no such file.
+        ModelInvalid: no model in it.
         ModelUnavailable: a name that neither the cache nor the gateway knows.
     """
     from hybrid.artifact.digest import model_digest

@@ -13,7 +13,8 @@ from hybrid.cli.gateway_choice import choose
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
 from hybrid.cli.plan import shape_key_of
-from hybrid.errors import HybridError
+from hybrid.cli.table import table, wrapped
+from hybrid.errors import EngineFailed, HybridError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,16 @@ Examples:
   hybrid profile voice.onnx --data requests.npz --gateway http://127.0.0.1:8700 --json
 """
 
-HEADINGS = ("part", "head ms", "spread", "tail ms", "gateway tail ms", "bytes", "from")
+HEADINGS = ("part", "head ms", "median", "spread", "tail ms", "gateway tail ms", "bytes", "from")
+
+LEGEND = (
+    "head ms, tail ms: the lower quartile of the runs, with which plans are made; spread: half the distance between "
+    "the quartiles, of the median"
+)
+HELD = (
+    "runs were held up again and again, as a quota of processor time does: the milliseconds are those of runs that "
+    "follow one another"
+)
 
 
 @app.command(help=HELP)
@@ -102,7 +112,7 @@ def _task(given: GivenModel, shape: list[str], data: Path | None, provider: list
     import onnxruntime
 
     from hybrid.artifact.cache import cache_dir
-    from hybrid.calibration.calibrate import signature_of
+    from hybrid.calibration.calibrate import signature
     from hybrid.calibration.samples import open_samples
     from hybrid.graph.model_file import declared_inputs, load_proto
     from hybrid.graph.shape_key import ShapeKey
@@ -111,44 +121,79 @@ def _task(given: GivenModel, shape: list[str], data: Path | None, provider: list
     from hybrid.profile.store import ProfileStore
     from hybrid.serving.tail_profile import synthetic_feeds
 
-    inputs, _ = signature_of(given.path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers = provider or ["CPUExecutionProvider"]
+    session = _opened(given.path, options, providers)
+    inputs, _ = signature(given.path, session)
     if data is not None:
         feeds = open_samples(data, inputs).feeds(0)
         shape_key = ShapeKey.of(feeds)
     else:
         shape_key = shape_key_of(declared_inputs(load_proto(given.path)), shape)
         feeds = synthetic_feeds({spec.name: spec for spec in inputs}, shape_key)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     return Task(
         given=given,
         shape_key=shape_key,
         feeds=feeds,
         prepared=prepare(given.path, given.digest, shape_key, cache_dir() / "graphs"),
-        setting=this_setting(provider, options),
+        setting=this_setting(session.get_providers(), options),  # as sessions call it
         store=ProfileStore(cache_dir() / "profiles"),
-        rig_options={"providers": provider or ["CPUExecutionProvider"], "sess_options": options},
+        rig_options={"providers": providers, "sess_options": options},
     )
+
+
+def _opened(path: Path, options: Any, providers: list[str]) -> Any:
+    """The model, open where it was asked to be.
+
+    Raises:
+        BadParameter: this build of onnxruntime has no such provider.
+        EngineFailed: it has, and the provider does not work on this machine.
+    """
+    import onnxruntime
+
+    from devices.onnx_engine import open_session
+
+    there = onnxruntime.get_available_providers()
+    strange = next((name for name in providers if name not in there), None)
+    if strange is not None:
+        raise typer.BadParameter(
+            f"there is no provider {strange!r} here; there are: {', '.join(there)}", param_hint="--provider"
+        )
+    session = open_session(path, options, providers)
+    if session.get_providers()[0] != providers[0]:
+        raise EngineFailed(
+            f"{providers[0]} does not work on this machine: onnxruntime took {session.get_providers()[0]}"
+        )
+    return session
 
 
 def _measured(task: Task, budget_s: float, *, tails: bool, again: bool) -> "tuple[list[Outcome], int]":
     """What was measured now (and kept), and how many parts the budget did not reach."""
-    from hybrid.profile.parts import Rig, parts_of, time_parts, unknown_parts
+    from hybrid.profile.parts import Outcome, Rig, parts_of, time_parts, unknown_parts
 
     parts = parts_of(task.prepared, tails=tails)
     wanted = parts if again else unknown_parts(parts, task.known)
     rig = Rig(model_path=task.given.path, prepared=task.prepared, feeds=task.feeds, **task.rig_options)
-    with progress(f"profiling {task.given.name}", len(wanted), "parts") as bar:
+    outcomes: list[Outcome] = []
+    try:
+        with progress(f"profiling {task.given.name}", len(wanted), "parts") as bar:
 
-        def begun(part: "Part") -> None:
-            bar.rename(f"timing {part.label}")
+            def begun(part: "Part") -> None:
+                bar.rename(f"timing {part.label}")
 
-        def done(outcome: "Outcome") -> None:
-            _keep(task, outcome)
-            bar.advance(1)
+            def done(outcome: "Outcome") -> None:
+                _keep(task, outcome)
+                outcomes.append(outcome)
+                bar.advance(1)
 
-        outcomes = time_parts(rig, wanted, budget_s, begun=begun, done=done)
+            time_parts(rig, wanted, budget_s, begun=begun, done=done)
+    except KeyboardInterrupt:
+        note(
+            f"{len(outcomes)} of {len(wanted)} parts were timed and are kept: the same command goes on with the others"
+        )
+        raise
     return outcomes, len(wanted) - len(outcomes)
 
 
@@ -248,6 +293,7 @@ def _told(task: Task, known: "Profile", outcomes: "list[Outcome]", offered: dict
 
 def _text(told: dict[str, Any]) -> str:
     whole = told["whole"]
+    timed = [whole, *(side for cut in told["cuts"] for side in (cut["head"], cut["tail"]))]
     rows: list[tuple[str, ...]] = [HEADINGS]
     rows.append(
         ("whole model", *_shown(whole["timing"]), "", _ms(whole["gateway_s"]), str(told["input_bytes"]), _from(whole))
@@ -257,18 +303,23 @@ def _text(told: dict[str, Any]) -> str:
         tail_ms = _shown(tail["timing"])[0]
         told_ms = _ms(cut["gateway_tail_s"])
         rows.append((cut["cut"], *_shown(head["timing"]), tail_ms, told_ms, str(cut["n_bytes"]), _from(head)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", f"{told['setting'].machine}; {told['setting'].engine}; {told['setting'].provider}"]
+    filled = [at for at in range(len(HEADINGS)) if any(row[at] for row in rows[1:])]
+    lines = [*table([[row[at] for at in filled] for row in rows]), "", *wrapped(LEGEND)]
+    if any(side["timing"] is not None and side["timing"].is_held for side in timed):
+        lines += wrapped(HELD)
+    lines += ["", *wrapped(f"{told['setting'].machine}; {told['setting'].engine}; {told['setting'].provider}")]
+    lines.append(f"kept: {told['kept_at']}")
     if told["n_left"]:
-        lines.append(f"the budget ended before {told['n_left']} parts; run again to go on")
+        lines += wrapped(f"the budget ended before {told['n_left']} parts; run again to go on")
     if told["is_shared"]:
-        lines.append("shared with machines of this class through the gateway")
+        lines += wrapped("shared with machines of this class through the gateway")
     return "\n".join(lines)
 
 
-def _shown(timing: "Timing | None") -> tuple[str, str]:
-    return ("", "") if timing is None else (_ms(timing.low_s), f"{timing.spread_ratio:.1%}")
+def _shown(timing: "Timing | None") -> tuple[str, str, str]:
+    if timing is None:
+        return "", "", ""
+    return _ms(timing.low_s), _ms(timing.median_s), f"{timing.spread_ratio:.1%}"
 
 
 def _ms(seconds: float | None) -> str:

@@ -174,7 +174,7 @@ def time_runs(run: Callable[[], object], share_s: float, *, period_s: float | No
         if len(taken) < LEAST_RUNS or now_s < least_s:
             continue
         if len(taken) >= MOST_RUNS or now_s >= until_s or _is_steady(taken):
-            return Timing.of(taken)
+            return Timing.of(taken, has_quota=period_s is not None)
 
 
 def _is_steady(taken: Sequence[float]) -> bool:

@@ -40,7 +40,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             rest as the running ratio of measured to profiled.
         spread_ratio: half the distance between the quartiles, over the median.
         n_runs: how many runs.
-        is_held: runs were held up again and again, as a quota of processor time does.
+        is_held: a quota of processor time held runs up again and again.
         is_prior: measured on another machine of the same class; own measurements replace it.
     """
 
@@ -52,12 +52,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_prior: bool = False
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Timing":
-        """The timing of these runs (at least one), in the order in which they followed one another."""
+    def of(cls, seconds: Sequence[float], *, has_quota: bool = False) -> "Timing":
+        """The timing of these runs (at least one).
+
+        Args:
+            seconds: in the order in which the runs followed one another.
+            has_quota: a quota of processor time binds this process, so that runs may be held up again and again.
+        """
         # Of few runs the fastest one counts, not a mean of it and of one that was disturbed.
         low_s = float(np.quantile(seconds, 0.25, method="lower"))
         median_s, high_s = float(np.median(seconds)), float(np.quantile(seconds, 0.75, method="higher"))
-        sustained_s = _sustained_s(seconds)
+        sustained_s = _sustained_s(seconds) if has_quota else None
         if sustained_s is not None:
             low_s, median_s = sustained_s, max(median_s, sustained_s)
         spread_ratio = (high_s - low_s) / (2 * median_s) if median_s else 0.0
@@ -86,7 +91,7 @@ def _sustained_s(seconds: Sequence[float]) -> float | None:
     that runs come in two kinds and neither tells what a run takes. From the end of one that was held up to the end of
     another, the share of all periods was used up and no more: the mean between the first and the last is right. A run
     that something else disturbed now and then is no such thing: the holds must be most of the runs, or be in the
-    beginning, the middle and the end.
+    beginning, the middle and the end. (On a machine that others load, runs look alike: only a quota tells these apart.)
     """
     n, free_s = len(seconds), min(seconds)
     held = [at for at, taken_s in enumerate(seconds) if taken_s > _HELD_RATIO * free_s]

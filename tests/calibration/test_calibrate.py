@@ -14,12 +14,13 @@ from hybrid.artifact.digest import model_digest
 from hybrid.artifact.folder import from_onnx, open_folder, write_folder
 from hybrid.artifact.manifest import Manifest, Variant, canonical_bytes
 from hybrid.artifact.publishers import own_key_path
-from hybrid.calibration.calibrate import Watch, Wish, calibrate, calibrate_variant, signature_of
+from hybrid.calibration.calibrate import Wish, calibrate, calibrate_variant, signature_of
 from hybrid.calibration.intervals import wilson
 from hybrid.calibration.judge import judge_for, top_1
 from hybrid.calibration.permits import CalibrationFinder
 from hybrid.calibration.record import parse_calibration
 from hybrid.calibration.samples import open_samples
+from hybrid.calibration.trial import Watch
 from hybrid.errors import BadMessage, EngineFailed, ExitCode, TensorMismatch, UnknownCut
 from tests import small_models, zoo
 
