@@ -1,5 +1,6 @@
 """The demo: its own reading of text, its figures and report, and the whole of it played once, and interrupted once."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,9 +18,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from hybrid.cli.demo import chart, figures, link, material, reading, report, table
+from hybrid.cli.demo import chart, figures, link, material, reading, report, show, table
 from hybrid.cli.demo.components import regions
-from hybrid.cli.demo.messages import POLICIES, Answered, Failed, Stage
+from hybrid.cli.demo.messages import POLICIES, Answered, Failed, Policy, Stage
 from hybrid.cli.demo.processes import Child, DemoFailed, run_command
 from hybrid.cli.demo.scenario import Outcome
 from hybrid.cli.words import MissingExtra
@@ -151,6 +152,26 @@ def test_a_wrong_answer_is_found() -> None:
     outcome = played(wrong=True)
     assert outcome.policies[2].n_wrong == 1
     assert not outcome.is_good
+
+
+def test_answers_of_the_phase_before_are_not_shown(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    good, _, dead, *_ = link.schedule(10)
+    good, dead = dataclasses.replace(good, ends_s=5.0), dataclasses.replace(dead, begins_s=5.0)
+    old, new = sampled("hybrid", 4.8, 5.2), sampled("device", 5.1, 5.7)
+    screen = show.Screen(quiet=False)
+    screen.watch(5.0, good, {"hybrid": old})
+    screen.watch(6.0, dead, {"hybrid": old, "device": new})
+    _, before, after = capsys.readouterr().out.splitlines()
+    assert before.split() == ["5.0s", "good", "…", "…", "400", "ms", "local:", "text"]
+    assert after.split() == ["6.0s", "dead", "600", "ms", "…", "…"]
+
+
+def sampled(policy: Policy, began_s: float, ended_s: float) -> figures.Sample:
+    stage = Stage(placement="local", cut="", codec="", bytes_up=0, bytes_down=0, total_s=0.1, fallback=None)
+    return figures.Sample(
+        policy=policy, began_s=began_s, ended_s=ended_s, line=0, text="text", error="", stages=(stage,)
+    )  # fmt: skip
 
 
 def test_the_phases_follow_each_other() -> None:

@@ -16,7 +16,8 @@ import typer
 
 from devices.lab.lab import Lab
 from devices.lab.machine import Emulated, SlowdownKind, device_of
-from devices.shape import Direction, LinkStatistics, Passage, Shape
+from devices.link_class import LinkClass
+from devices.shape import Direction, LinkStatistics, Passage, Shape, Step
 from hybrid.cli.lab_gateway import Gateway, started_gateway
 from hybrid.cli.lab_link import link_and_steps
 from hybrid.cli.output import note
@@ -119,13 +120,7 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
         ModelMissing: no such model; before anything is started.
         BadParameter: flags that do not go together.
     """
-    if wanted.gateway_command is not None and wanted.serves:
-        raise typer.BadParameter("--gateway-command takes the place of --serve and --model; give one of them")
-    for model in wanted.models:
-        if not model.exists():
-            raise ModelMissing(f"--model {model}: no such file; nothing was started", path=str(model), advice=_PATH)
-    link, steps, loop_s, trace = link_and_steps(wanted.link, wanted.trace, wanted.seed)
-    device_of(wanted.device)
+    link, steps, loop_s, trace = _looked_at(wanted)
     note("lab      building the machine and the link")
     with (
         _ended_by_sigterm(),
@@ -142,13 +137,8 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
     ):
         note(_device_line(lab.machine))
         note(_link_line(lab, lab.link.shape, wanted.link or lab.link_name, trace))
-        with started_gateway(
-            lab,
-            serves=wanted.serves,
-            models=wanted.models,
-            command=wanted.gateway_command,
-            port=wanted.gateway_port,
-        ) as gateway:
+        command, port = wanted.gateway_command, wanted.gateway_port
+        with started_gateway(lab, serves=wanted.serves, models=wanted.models, command=command, port=port) as gateway:
             shape = lab.link.shape
             if steps:
                 lab.link.play(steps, loop_s=loop_s)
@@ -170,6 +160,17 @@ def run_in_lab(wanted: Wanted, *, to_stderr: bool) -> Done:
                 statistics=statistics,
                 rtt_s=statistics.rtt_s,
             )
+
+
+def _looked_at(wanted: Wanted) -> tuple[Shape | LinkClass | None, tuple[Step, ...], float, str | None]:
+    """The link and what it plays; everything that was named is looked at before anything is built."""
+    if wanted.gateway_command is not None and wanted.serves:
+        raise typer.BadParameter("--gateway-command takes the place of --serve and --model; give one of them")
+    for model in wanted.models:
+        if not model.exists():
+            raise ModelMissing(f"--model {model}: no such file; nothing was started", path=str(model), advice=_PATH)
+    device_of(wanted.device)
+    return link_and_steps(wanted.link, wanted.trace, wanted.seed)
 
 
 def _run(lab: Lab, command: tuple[str, ...], gateway: Gateway | None, *, to_stderr: bool) -> int:

@@ -26,6 +26,8 @@ TIMEOUT_S: Final = 2.0
 _GATEWAY_START_S: Final = 30.0
 _WARM_UP_S: Final = 60.0
 _LAST_ANSWER_S: Final = 15.0
+_LEAST_S: Final = 0.5
+"""Between two lines; what is left of a phase after its last second may be less."""
 
 Tell = Callable[[str], None]
 Watch = Callable[[float, link.Phase, dict[Policy, figures.Sample]], None]
@@ -173,8 +175,10 @@ def _work(
         for one in links.values():
             one.set(phase.shape)
         while (at_s := time.monotonic() - record.start_s) < phase.ends_s and not record.failures:
-            watch(at_s, phase, dict(record.newest))
-            time.sleep(min(1.0, max(0.0, phase.ends_s - at_s)))
+            left_s = max(0.0, phase.ends_s - at_s)
+            time.sleep(min(1.0, left_s))
+            if left_s > _LEAST_S:
+                watch(time.monotonic() - record.start_s, phase, dict(record.newest))
     for device in devices.values():
         device.say("stop")
     for listener in listeners:

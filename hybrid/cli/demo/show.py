@@ -10,6 +10,7 @@ from hybrid.cli.demo.figures import PolicyFigures, Sample
 from hybrid.cli.demo.link import Phase
 from hybrid.cli.demo.messages import Policy
 from hybrid.cli.demo.scenario import PACE, TIMEOUT_S, Outcome
+from hybrid.cli.table import columns
 from hybrid.errors import DiskFull
 
 _HEADING: Final = (
@@ -50,16 +51,26 @@ class Screen:
         self._has_heading = False
 
     def watch(self, at_s: float, phase: Phase, newest: dict[Policy, Sample]) -> None:
-        """Prints one line; nothing when only figures are wanted."""
+        """Prints one line; nothing when only figures are wanted.
+
+        Answers to what was asked before the phase began are those of another link: they are not shown in it.
+        """
         if self._quiet or not newest:
             return
         if not self._has_heading:
             self._has_heading = True
-            print(_HEADING, flush=True)
-        cells = [_cell(newest.get(policy), at_s) for policy in ("device", "cloud", "hybrid")]
-        hybrid = newest.get("hybrid")
+            self._print(_HEADING)
+        asked = {policy: one for policy, one in newest.items() if one.began_s >= phase.begins_s}
+        cells = [_cell(asked.get(policy), at_s) for policy in ("device", "cloud", "hybrid")]
+        hybrid = asked.get("hybrid")
         told = f"{hybrid.where}: {hybrid.text}" if hybrid else ""
-        print(f"{at_s:5.1f}s  {phase.name:<5} {cells[0]:>12} {cells[1]:>12} {cells[2]:>12}  {told}", flush=True)
+        self._print(f"{at_s:5.1f}s  {phase.name:<5} {cells[0]:>12} {cells[1]:>12} {cells[2]:>12}  {told}")
+
+    @staticmethod
+    def _print(line: str) -> None:
+        """A line of the terminal, no more: what does not fit is left out."""
+        room = columns()
+        print(line if room is None or len(line) <= room else line[: room - 1] + "…", flush=True)
 
 
 def summary(outcome: Outcome, path: Path) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from hybrid.cli.demo.chart import NAMES
 from hybrid.cli.demo.figures import PhaseFigures, PolicyFigures
 from hybrid.cli.demo.link import Phase
+from hybrid.cli.table import columns
+from hybrid.cli.table import table as columned
 
 
 def rows(policies: Sequence[PolicyFigures], phases: Sequence[Phase]) -> list[tuple[str, ...]]:
@@ -29,6 +31,7 @@ def rows(policies: Sequence[PolicyFigures], phases: Sequence[Phase]) -> list[tup
 
 def text(table: Sequence[tuple[str, ...]]) -> str:
     """The table in plain characters, figures to the right."""
+    room = columns()
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
@@ -36,6 +39,8 @@ def text(table: Sequence[tuple[str, ...]]) -> str:
         )
         for row in table
     ]
+    if room is not None and len(lines[0]) > room:
+        return "\n".join(columned([("figure", *table[0][1:]), *table[1:]]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
