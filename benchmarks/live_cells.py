@@ -1,69 +1,70 @@
 """Repeats cells of the matrix live: a real gateway and real sessions in the lab, beside the same cells simulated.
 
-    python benchmarks/live_cells.py [NAME …] [--requests N] [--kind tun|proxy]
+    python -m benchmarks.live_cells [NAME …] [--emulation quota|pacing]
 
-The device is paced (its engine runs take its factor longer), the link carries real packets under real TCP. Bar: the
-median latency of a live stream is within 10 % of the simulated one's.
+Which cells is said in `live_cells.toml`. The link carries real packets under real TCP (BBR); the gateway is one core,
+as in the matrix; the device is slowed by the kernel's quota on each of its cores (everything there is slow), or paced
+(its engine is slow). Bar: the median latency of a live stream is within 10 % of the simulated one's.
 """
 
 import argparse
 import json
-import subprocess
+import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace as changed
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.matrix_parts import MODELS
+from benchmarks.report import RESULTS, ROOT, Bar, Record, publish
+from devices.catalog import load
+from devices.machine import CORES_VARIABLE
+from devices.trace import Trace
+from hybrid.bench.matrix import cell, read, work_of
+from hybrid.bench.parts import ModelParts
+from hybrid.bench.shelf import shelved
+from hybrid.schedule.prices import PRICES
+from hybrid.schedule.prospect import Constraints
+from hybrid.simulation.curve import Steps
+from hybrid.simulation.outcome import Outcome
+from hybrid.simulation.policy import Policy, Static
+from hybrid.simulation.scene import Scene
+from hybrid.simulation.scheduled import Scheduled
+from hybrid.simulation.stream import Stream
+from hybrid.simulation.work import Work
+from hybrid.simulation.world import World
 
-from benchmarks.matrix_parts import MODELS  # noqa: E402
-from benchmarks.report import Bar, Record, publish  # noqa: E402
-from devices import pace  # noqa: E402
-from devices.catalog import load  # noqa: E402
-from devices.trace import Trace  # noqa: E402
-from hybrid.bench.matrix import cell, read, work_of  # noqa: E402
-from hybrid.bench.parts import ModelParts  # noqa: E402
-from hybrid.bench.shelf import shelved  # noqa: E402
-from hybrid.schedule.prices import PRICES  # noqa: E402
-from hybrid.schedule.prospect import Constraints  # noqa: E402
-from hybrid.simulation.curve import Steps  # noqa: E402
-from hybrid.simulation.outcome import Outcome  # noqa: E402
-from hybrid.simulation.policy import Policy, Static  # noqa: E402
-from hybrid.simulation.scene import Scene  # noqa: E402
-from hybrid.simulation.scheduled import Scheduled  # noqa: E402
-from hybrid.simulation.stream import Stream  # noqa: E402
-from hybrid.simulation.work import Work  # noqa: E402
-from hybrid.simulation.world import World  # noqa: E402
-from tests import zoo  # noqa: E402
-
-HYBRID = Path(sys.executable).parent / "hybrid"
-WITHIN = 0.10
 N_INPUTS = 8
+N_CORES = 4
 COLUMNS = (
     "model", "device", "link", "policy", "answered remotely", "simulated ms", "live ms", "live / simulated", "host",
 )  # fmt: skip
 METHOD = """\
-{} paced requests of each policy (24 of the detector) in the lab: a real gateway process, real sessions, real packets \
-under BBR; the device's engine is paced. Medians, beside the same cell on the virtual clock, fed with parts that were \
-measured before; `host` is how much slower this machine computed just then, by which the parts are scaled. What is \
-likely behind the misses: device, gateway and link share two cores here, which the simulation does not know (the \
-gateway's tails took up to three times as long beside a race), and a split's head quantizes in the graph, which pacing \
-slows, where the parts count it as encoding, which pacing does not slow."""
+{} paced requests of each policy in the lab: a real gateway process of one core, real sessions, real packets under \
+BBR; the device has {} cores, each slowed by its factor ({}). Medians, beside the same cell on the virtual clock, fed \
+with parts that were measured before; `host` is how much slower this machine computed just then (processor seconds of \
+the whole model, before and after the stream), by which the parts are scaled. A quota of the kernel is no better device \
+here: after a rest a job's first one or two processor milliseconds pass unslowed, which is most of what Python does for \
+a request and a fifth of EfficientNet's run (live over simulated 0.5 to 0.97 in the first cell)."""
+KINDS = {"quota": "a quota of the kernel", "pacing": "the engine's runs are paced, all else is this machine's"}
 UNGUARDED = Constraints(max_accuracy_drop=1.0)
 
+Way = tuple[str, int, str]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveCell:
+
+class LiveCell(msgspec.Struct, frozen=True, kw_only=True):
     """One model on one device over one link, with the ways that are repeated live (placement, cut's place, codec)."""
 
     model: str
     device: str
     link: str
-    ways: tuple[tuple[str, int, str], ...]
+    ways: tuple[Way, ...]
     hybrid_codec: str = "lossless"
 
     @property
@@ -72,39 +73,34 @@ class LiveCell:
         return f"{self.model} {self.device} {self.link}"
 
 
-CELLS = (
-    LiveCell(
-        model="efficientnet", device="rpi-4b", link="wifi-good",
-        ways=(("local", 0, "none"), ("offload", 0, "lossless"), ("split", 2, "q8")),
-    ),
-    LiveCell(
-        model="efficientnet", device="rpi-4b", link="lte",
-        ways=(("offload", 0, "lossless"), ("split", 3, "q8")),
-    ),
-    LiveCell(
-        model="ppocr_det", device="rpi-4b", link="wifi-good", ways=(("local", 0, "none"), ("offload", 0, "lossless")),
-    ),
-    LiveCell(model="ppocr_det", device="rpi-3b-plus", link="lte", ways=(("offload", 0, "lossless"),)),
-    LiveCell(model="magika", device="rpi-3b-plus", link="lte", ways=(("offload", 0, "lossless"),)),
-)  # fmt: skip
-"""Chosen before the runs; links below 50 Mbit/s, since the emulation itself needs a part of this machine."""
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the file holds."""
+
+    n_requests: int
+    within_ratio: float
+    cells: tuple[LiveCell, ...]
+
+
+CHOICE = msgspec.convert(tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")), Choice)
 
 
 def main() -> int:
+    """Runs the cells that were asked for, keeps their rows, and publishes the table of all that are kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="only cells whose name holds one of these")
-    parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--kind", default="auto", choices=("auto", "tun", "proxy"))
+    parser.add_argument("names", nargs="*", help="only cells whose name holds one of these; others stay as they were")
+    parser.add_argument("--emulation", choices=tuple(KINDS), default="pacing")
     parser.add_argument("--dry", action="store_true", help="print the table, write nothing but the raw rows")
-    parser.add_argument("--keep", type=Path, default=ROOT / "benchmarks" / "results" / "live_cells_raw.json")
+    parser.add_argument("--keep", type=Path, default=RESULTS / "live_cells_raw.json")
     given = parser.parse_args()
     parts = {one.name: one for one in shelved()}
     kept: dict[str, Any] = json.loads(given.keep.read_text(encoding="utf-8")) if given.keep.is_file() else {}
-    for one in CELLS:
+    if kept.get("emulation") != given.emulation:
+        kept = {"emulation": given.emulation}
+    for one in CHOICE.cells:
         if not given.names or any(word in one.name for word in given.names):
-            kept[one.name] = live(one, parts[one.model], given.requests, given.kind)
+            kept[one.name] = live(one, parts[one.model], given.emulation)
             given.keep.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    record = record_of(kept, parts, given.requests)
+    record = record_of(kept, parts, given.emulation)
     if given.dry:
         print(*record.rows, sep="\n")
         return 0
@@ -114,43 +110,64 @@ def main() -> int:
 # -- live
 
 
-def live(one: LiveCell, model: ModelParts, n_requests: int, kind: str) -> list[dict[str, Any]]:
+def live(one: LiveCell, model: ModelParts, emulation: str) -> list[dict[str, Any]]:
     """The rows of every policy, from the lab."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        samples, _ = MODELS[one.model][2]()
-        arrays: dict[str, Any] = {f"{name}@{at}": a for at in range(N_INPUTS) for name, a in samples[at].items()}
-        np.savez(folder / "inputs.npz", **arrays)
-        file = zoo.path(MODELS[one.model][0])
-        spec = {
-            "model": str(file),
-            "inputs": str(folder / "inputs.npz"),
-            "out": str(folder / "out.json"),
-            "whole_s": model.whole_s,
-            "n_warm": 3,
-            "n_requests": n_requests,
-            "period_s": scene_of(one, model).stream.period_s,
-            "policies": [
-                {"name": way_name(way), "placement": placement(way, model), "codec": way[2]} for way in one.ways
-            ] + [{"name": "hybrid", "placement": "auto", "codec": one.hybrid_codec}],
-        }  # fmt: skip
-        (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        lab = ["lab", "run", "--link", one.link, "--kind", kind, "--congestion-control", "bbr", "--model", str(file)]
-        paced = ["env", f"{pace.VARIABLE}={factor_of(one)}", sys.executable]
-        program = [str(ROOT / "benchmarks" / "live_device.py"), str(folder / "spec.json")]
-        command = [str(HYBRID), *lab, "--", *paced, *program]
-        done = subprocess.run(command, cwd=ROOT, timeout=400, check=False)
+    from devices.lab.lab import Lab
+    from tests import zoo
+    from tests.live_gateway import LiveGateway
+
+    is_quota, here = emulation == "quota", os.sched_getaffinity(0)
+    slowed = {"slowdown": "quota", "n_cores": N_CORES} if is_quota else {"slowdown": "pacing"}
+    with (
+        tempfile.TemporaryDirectory() as place,
+        Lab(one.link, kind="tun", congestion_control="bbr", factor=factor_of(one), **slowed) as lab,
+    ):
+        folder, file = Path(place), zoo.path(MODELS[one.model][0])
+        os.sched_setaffinity(
+            0, set(sorted(here)[:-1]) or here
+        )  # the device has the last processor, all else the others
+        try:
+            gateway_of = LiveGateway(folder / "gateway", "--no-announce", "--plain-http", place=lab.gateway)
+            with gateway_of as gateway:
+                gateway.push(file, one.model.replace("_", "-"))
+                spec = spec_of(one, model, file, folder)
+                (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+                told = {"HYBRID_GATEWAY": lab.url(gateway.port), "HYBRID_TOKEN": gateway.token}
+                own = {"HYBRID_CACHE": str(folder / "cache"), CORES_VARIABLE: str(N_CORES)}
+                pinned = [] if is_quota else ["taskset", "-c", str(max(here))]
+                command = [*pinned, sys.executable, "-m", "benchmarks.live_device", str(folder / "spec.json")]
+                lab.device.run(command, env={**os.environ, **told, **own}, cwd=ROOT, timeout_s=400)
+        finally:
+            os.sched_setaffinity(0, here)
         if not (folder / "out.json").is_file():
-            raise SystemExit(f"{one.name}: the lab ended with {done.returncode} and no rows")
+            raise SystemExit(f"{one.name}: the device's program left no rows")
         rows: list[dict[str, Any]] = json.loads((folder / "out.json").read_text(encoding="utf-8"))
         return rows
 
 
-def way_name(way: tuple[str, int, str]) -> str:
+def spec_of(one: LiveCell, model: ModelParts, file: Path, folder: Path) -> dict[str, Any]:
+    """What the device's program is told; leaves the inputs in the folder."""
+    samples, _ = MODELS[one.model][2]()
+    arrays: dict[str, Any] = {f"{name}@{at}": a for at in range(N_INPUTS) for name, a in samples[at].items()}
+    np.savez(folder / "inputs.npz", **arrays)
+    fixed = [{"name": way_name(way), "placement": placement(way, model), "codec": way[2]} for way in one.ways]
+    return {
+        "model": str(file),
+        "inputs": str(folder / "inputs.npz"),
+        "out": str(folder / "out.json"),
+        "whole_s": model.whole_s,
+        "n_warm": 3,
+        "n_requests": CHOICE.n_requests,
+        "period_s": scene_of(one, model, "quota").stream.period_s,
+        "policies": [*fixed, {"name": "hybrid", "placement": "auto", "codec": one.hybrid_codec}],
+    }
+
+
+def way_name(way: Way) -> str:
     return " ".join(str(part) for part in way if part not in (0, "none"))
 
 
-def placement(way: tuple[str, int, str], model: ModelParts) -> str:
+def placement(way: Way, model: ModelParts) -> str:
     return f"split:{model.cuts[way[1]].cut}" if way[0] == "split" else way[0]
 
 
@@ -162,29 +179,36 @@ def factor_of(one: LiveCell) -> float:
     return round(load.device(one.device).factor_on(read().host_slowdown_ratio), 1)
 
 
-def scene_of(one: LiveCell, model: ModelParts, host_ratio: float = 1.0) -> Scene:
-    """The cell's steady scene, as the lab emulates it: pacing slows the engine, not the encoding beside it.
+def scene_of(one: LiveCell, model: ModelParts, emulation: str, host_ratio: float = 1.0) -> Scene:
+    """The cell's steady scene, as the lab emulates it: a quota slows all that the device does, pacing only its engine.
 
     `host_ratio` is how much slower the measuring machine was during the live stream than when the parts were measured.
     """
-    device, link = load.device(one.device), load.link_class(one.link)
-    scene = cell(read(), model, [model], device, link, trace_kind="steady").scene
-    matrix = read()
-    work = work_of(model, factor_of(one) * host_ratio, encode_factor=host_ratio)
-    machine = replace(scene.device, attempt_s=matrix.attempt_s * host_ratio)
-    gateway = replace(scene.gateway, load=Steps.steady(host_ratio))
-    scene = replace(
+    matrix, device, link = read(), load.device(one.device), load.link_class(one.link)
+    scene = cell(matrix, first_inputs(model), [model], device, link, trace_kind="steady").scene
+    factor = factor_of(one) * host_ratio
+    beside_factor = factor if emulation == "quota" else host_ratio
+    return replace(
         scene,
-        work=work,
-        device=machine,
-        gateway=gateway,
+        work=work_of(first_inputs(model), factor, encode_factor=beside_factor),
+        device=replace(scene.device, attempt_s=matrix.attempt_s * beside_factor, n_cores=N_CORES),
+        gateway=replace(scene.gateway, load=Steps.steady(host_ratio)),
         link=replace(scene.link, trace=Trace.steady(link), congestion="bbr"),
+        stream=Stream(period_s=scene.stream.period_s, duration_s=120.0),
     )
-    return replace(scene, stream=Stream(period_s=scene.stream.period_s, duration_s=120.0))
 
 
-def simulated(one: LiveCell, model: ModelParts, name: str, host_ratio: float) -> Outcome:
-    scene = scene_of(one, model, host_ratio)
+def first_inputs(model: ModelParts) -> ModelParts:
+    """The same parts for those inputs alone that the live streams send: photographs differ in size."""
+    cuts = tuple(
+        changed(cut, codecs=tuple(changed(part, n_bytes=part.n_bytes[:N_INPUTS]) for part in cut.codecs))
+        for cut in model.cuts
+    )
+    return changed(model, cuts=cuts)
+
+
+def simulated(one: LiveCell, model: ModelParts, name: str, emulation: str, host_ratio: float) -> Outcome:
+    scene = scene_of(one, model, emulation, host_ratio)
     policy: Policy
     if name == "hybrid":
         kept = [at for at, way in enumerate(scene.work.prospects) if at == 0 or way.codec == one.hybrid_codec]
@@ -196,7 +220,7 @@ def simulated(one: LiveCell, model: ModelParts, name: str, host_ratio: float) ->
     return World(scene, policy).run()
 
 
-def number_of(work: Work, way: tuple[str, int, str], model: ModelParts) -> int:
+def number_of(work: Work, way: Way, model: ModelParts) -> int:
     kind, place, codec = way
     cut = model.cuts[place].cut if kind == "split" else ""
     return next(
@@ -216,41 +240,29 @@ def chosen(work: Work, kept: list[int]) -> Work:
     )
 
 
-def record_of(kept: dict[str, Any], parts: dict[str, ModelParts], n_requests: int) -> Record:
+def record_of(kept: dict[str, Any], parts: dict[str, ModelParts], emulation: str) -> Record:
+    """The table with its bars."""
     rows: list[tuple[str | float, ...]] = []
     bars: list[Bar] = []
-    for one in CELLS:
+    for one in CHOICE.cells:
         for stream in kept.get(one.name, ()):
-            latencies = [row["latency_s"] for row in stream["rows"]]
-            outcome = simulated(one, parts[one.model], stream["policy"], stream.get("host_ratio", 1.0))
-            expected_s = float(np.median(outcome.latency_s))
+            place = (one.model, f"{one.device} (1/{factor_of(one):g})", one.link, stream["policy"])
+            latencies, host_ratio = [row["latency_s"] for row in stream["rows"]], stream.get("host_ratio", 1.0)
             if not latencies:
-                rows.append(
-                    (
-                        one.model,
-                        one.device,
-                        one.link,
-                        stream["policy"],
-                        stream.get("error", "no answer"),
-                        "",
-                        "",
-                        "",
-                        "",
-                    )
-                )
+                rows.append((*place, stream.get("error", "no answer"), "", "", "", ""))
+                bars.append(Bar(name=f"{one.name}, {stream['policy']}: no answers", measured=1.0, limit=0.0))
                 continue
-            median_s = float(np.median(latencies))
+            outcome = simulated(one, parts[one.model], stream["policy"], emulation, host_ratio)
+            expected_s, median_s = float(np.median(outcome.latency_s)), float(np.median(latencies))
             remote = sum(row["placement"] != "local" for row in stream["rows"]) / len(latencies)
-            rows.append((
-                one.model, one.device, one.link, stream["policy"], f"{remote:.0%}", 1e3 * expected_s, 1e3 * median_s,
-                median_s / expected_s, stream.get("host_ratio", 1.0),
-            ))  # fmt: skip
-            off = abs(median_s / expected_s - 1)
-            bars.append(Bar(name=f"{one.name}, {stream['policy']}: off by", measured=off, limit=WITHIN))
+            ratio = median_s / expected_s
+            rows.append((*place, f"{remote:.0%}", 1e3 * expected_s, 1e3 * median_s, ratio, host_ratio))
+            name = f"{one.name}, {stream['policy']}: off by"
+            bars.append(Bar(name=name, measured=abs(ratio - 1), limit=CHOICE.within_ratio))
     return Record(
         name="live_cells",
         claim="What the simulation says is what happens live",
-        method=METHOD.format(n_requests),
+        method=METHOD.format(CHOICE.n_requests, N_CORES, KINDS[emulation]),
         seed=0,
         columns=COLUMNS,
         rows=rows,
