@@ -35,8 +35,8 @@ MEMORY_RATIO: Final = 0.2
 LEAST_BYTES: Final = 16 * 1024 * 1024
 """So much is always allowed: below it the engine's own memory counts for more than any weights."""
 
-GAIN_RATIO: Final = 0.9
-"""A rest is worth its memory only if it takes at most this share of the whole model's seconds."""
+GAIN_RATIO: Final = 0.05
+"""A rest is worth its memory only after a head that has done at least this share of the whole model's work."""
 
 Wanted = Mapping[str, np.ndarray]
 """The whole model's outputs by name."""
@@ -55,7 +55,7 @@ class OpenHeads:
         self._device = device
         self._given_back_bytes = given_back_bytes
         self._sizes: dict[tuple[str, str, Side], int] = {}
-        self._useless: set[tuple[str, str]] = set()
+        self._unusable: set[tuple[str, str]] = set()
         self._ratio = _ratio()
 
     def obstacle(self, prepared: Prepared, cut: Cut) -> str:
@@ -88,14 +88,17 @@ class OpenHeads:
                 crossing.head = other.head
                 return False
         left_bytes = self.budget_bytes(prepared) - self._n_bytes(prepared, cut.id)
-        others = [other for other in worst_first if other is not crossing]
-        for closing in (close_rest, close):
-            for other in others:
-                if self._held_bytes(prepared, others) <= left_bytes:
-                    break
-                closing(other)
+        others = [other for other in worst_first if other is not crossing and other.head is not None]
+        for other in others:
+            if self._held_bytes(prepared, others) > left_bytes:
+                close_rest(other)
+        closed = False
+        for other in others:
+            if self._held_bytes(prepared, others) > left_bytes:
+                close(other)
+                closed = True
         crossing.head = opened_head(self._device, prepared, cut, codecs)
-        return any(other.cut is not None and not other.can_run for other in others)
+        return closed
 
     def fitting(self, prepared: Prepared, best_first: Iterable[Crossing]) -> list[Crossing]:
         """The crossings whose heads may stay open, the best ones first."""
@@ -142,20 +145,17 @@ class OpenHeads:
         if cut is None or head is None or sample is None or route.reference is None or route.local_s is None:
             return None
         key = (str(prepared.folder), cut.id)
-        if key in self._useless:
+        if key in self._unusable or cut.head_work_ratio < GAIN_RATIO:
             return None
         try:
             wanted = dict(zip(outputs, route.reference, strict=True))
             rest, seconds = self._timed(prepared, cut, head, sample, wanted)
         except Exception as exc:  # noqa: BLE001  (whatever the engine raises: a hedge begins anew from the inputs)
             log.warning("rest.unusable cut=%s error=%s", cut.id, exc)
-            self._useless.add(key)
+            self._unusable.add(key)
             return None
-        rest = replace(rest, rest_s=Timing.of(seconds).low_s / route.device_speed_ratio)
-        if rest.rest_s <= GAIN_RATIO * route.local_s:
-            return rest
-        self._useless.add(key)
-        return None
+        # A part takes no longer than the whole, whatever the machine did beside the measurement.
+        return replace(rest, rest_s=min(Timing.of(seconds).low_s / route.device_speed_ratio, route.local_s))
 
     def _timed(
         self, prepared: Prepared, cut: Cut, head: Head, sample: Mapping[str, np.ndarray], wanted: Wanted

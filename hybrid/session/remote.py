@@ -257,8 +257,8 @@ class Remote:
             left_s = None if deadline_s is None else deadline_s - (perf_counter() - call.trip.started_s)
             if here.rest is None:
                 return self.compute(call, options, left_s)
-            go_on = partial(_gone_on, here)
-            return self._device.compute(self._names(call), here.held, options, left_s, run=go_on)
+            call.trip.variant = None
+            return self._device.compute(self._names(call), here.held, options, left_s, run=partial(_gone_on, here))
 
         return compute
 
