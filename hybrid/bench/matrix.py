@@ -183,6 +183,8 @@ def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = N
             is_input = cut.kind == "input"
             # A session asks for large replies to be coded, but where nothing at all is to be coded.
             is_coded = part.codec != "none" and COMPRESSED_REPLY_BYTES <= cut.reply_bytes > cut.reply_coded_bytes
+            reply_s = cut.reply_encode_s + cut.reply_decode_s * encode_factor if is_coded else 0.0
+            decode_s.append(part.decode_s + reply_s)
             prospects.append(
                 Prospect(
                     placement="offload" if is_input else "split",
@@ -194,12 +196,11 @@ def work_of(model: ModelParts, factor: float, *, encode_factor: float | None = N
                     bytes_down=cut.reply_coded_bytes if is_coded else cut.reply_bytes,
                     reply_bytes=cut.reply_bytes,
                     tail_s=cut.tail_s,
+                    decode_s=decode_s[-1],
                     accuracy_drop=part.drop,
                     raw_input=is_input,
                 )
             )
-            reply_s = cut.reply_encode_s + cut.reply_decode_s * encode_factor if is_coded else 0.0
-            decode_s.append(part.decode_s + reply_s)
             ratios.append(tuple(n_bytes / mean for n_bytes in part.n_bytes))
     return Work(name=model.name, prospects=tuple(prospects), decode_s=tuple(decode_s), size_ratios=tuple(ratios))
 

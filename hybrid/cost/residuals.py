@@ -17,6 +17,8 @@ PRIOR_SIGMA: Final = 0.3
 PRIOR_WEIGHT: Final = 4
 LEAST_SIGMA: Final = 0.01
 BEYOND_RATIO: Final = 1.1
+MOST_BEYOND_RATIO: Final = 1.5
+"""What is drawn for a censored ratio is no more than this above it: a tail must not feed on itself."""
 
 
 _FULL: Final = tuple(exp(PRIOR_SIGMA * (1 - N_KEPT / (N_KEPT + PRIOR_WEIGHT)) * z) for z in NORMAL_AT)
@@ -60,7 +62,8 @@ class Residuals:
         if len(above) == N_POINTS:
             return  # every answer takes that long: nothing was learnt
         self._n_censored += 1
-        self.observe(above[self._n_censored % len(above)] if above else ratio * BEYOND_RATIO)
+        drawn = above[self._n_censored % len(above)] if above else ratio * BEYOND_RATIO
+        self.observe(min(drawn, ratio * MOST_BEYOND_RATIO))
 
     def forget(self) -> None:
         """After a change: what was off before says little now."""

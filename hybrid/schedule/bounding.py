@@ -77,7 +77,10 @@ def _stages_s(moment: Moment, block: Block, path: Path) -> Floats:
 def _paid(moment: Moment, block: Block, path: Path, credit_s: float) -> Floats:
     """(n,) what is paid beside the time from departure on, less the credit."""
     byte_price = moment.inputs.prices.s_per_byte
-    here, encode = moment.scale * moment.here_price, moment.scale * (moment.here_price - moment.is_beside)
+    here, encode = (
+        moment.scale * moment.here_price,
+        moment.scale * (moment.lead_price if moment.is_beside else moment.here_price),
+    )
     up, down = path.up_s * moment.up_price + byte_price, path.down_s * moment.down_price + byte_price
     once = moment.attempt_price * moment.inputs.attempt_s - credit_s
     return np.asarray(block.features.dot(np.array((here, encode, up, down, 0.0, once))))
@@ -87,7 +90,7 @@ def hopes(moment: Moment, block: Block, path: Path, factor: float) -> Floats:
     """(n,) what each would cost, unhedged, if its bytes moved so many times as fast; infinite where unknown."""
     price, scale, belief = moment.time_price, moment.scale, path.belief
     up_price = path.up_s * (moment.sure_up_price + price / factor) + moment.byte_price
-    encode_price = moment.here_price - 1 + price if moment.is_beside else moment.here_price
+    encode_price = moment.lead_price + price if moment.is_beside else moment.here_price
     down_price = path.down_s * price / factor + moment.byte_price
     costs = block.features.dot(
         np.array(

@@ -93,10 +93,11 @@ def _or_trial(decision: Decision, kept: Plan, weighing: Weighing) -> Decision:
     other, hope = (None, inf) if inputs.prices.is_throughput else weighing.most_promising()
     if other is None or hope > kept.cost:
         return decision
-    extra = max(0.0, other.cost - kept.cost)
     left_s = inf if inputs.deadline_left_s is None else inputs.deadline_left_s
-    is_affordable = extra <= inputs.saved and other.latest_s <= left_s
     is_due = weighing.belief(other.index).silent_s >= _pause_s(other, kept, weighing)
+    if inputs.rule >= 2 and not inputs.prices.is_guarded and inputs.deadline_left_s is None:
+        other = weighing.unhurried(other, kept.cost)
+    is_affordable = other.cost - kept.cost <= inputs.saved and other.latest_s <= left_s
     return _trial(other, decision, kept) if is_affordable and is_due else decision
 
 

@@ -50,6 +50,7 @@ class Moment:
         scale: seconds of this device over the profiled ones.
         spread: share that its seconds may be longer (k * sigma).
         here_price: cost of a second of computing before departure.
+        lead_price: cost of a second of encoding on another core, beside its time.
         time_price: cost of a second of waiting.
         work_price: cost of a second of computing beside a remote attempt.
         byte_price: cost of a byte, 0 where it only breaks ties.
@@ -61,8 +62,8 @@ class Moment:
     """
 
     __slots__ = (
-        "attempt_price", "byte_price", "down_price", "here_price", "inputs", "is_beside", "paths", "scale", "spread",
-        "sure_up_price", "time_price", "up_price", "work_price",
+        "attempt_price", "byte_price", "down_price", "here_price", "inputs", "is_beside", "lead_price", "paths",
+        "scale", "spread", "sure_up_price", "time_price", "up_price", "work_price",
     )  # fmt: skip
 
     def __init__(self, inputs: Inputs, table: Table) -> None:
@@ -75,6 +76,9 @@ class Moment:
         self.here_price = 1 + s_per_j * power.compute_w + n_device_runs
         self.time_price = 1 + s_per_j * power.idle_w
         self.attempt_price = s_per_j * (power.compute_w - power.idle_w)
+        self.lead_price = self.attempt_price + n_device_runs
+        if inputs.rule < 2:  # it counted the idle watts of that time twice
+            self.lead_price = self.here_price - 1
         self.work_price = self.attempt_price + max(n_device_runs, min(1, inputs.n_in_flight))
         if prices.is_throughput:
             self.work_price += BUSY_PRICE

@@ -24,6 +24,7 @@ class Prospect:
         bytes_down: bytes of the reply, as they came.
         reply_bytes: bytes of the reply's tensors before any encoding.
         tail_s: profiled seconds at the gateway; None while not timed.
+        decode_s: seconds, at either end, to decode what crosses and to code the reply and decode it; 0 while not known.
         rest_s: profiled device seconds that finish the request alone once it has departed (a hedge); None for those
             of the best local prospect.
         accuracy_drop: calibrated loss, 0 for lossless; None for a lossy codec that nobody calibrated.
@@ -42,6 +43,7 @@ class Prospect:
     bytes_down: int = 0
     reply_bytes: int = 0
     tail_s: float | None = 0.0
+    decode_s: float = 0.0
     rest_s: float | None = None
     accuracy_drop: float | None = 0.0
     raw_input: bool = False

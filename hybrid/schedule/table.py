@@ -20,7 +20,10 @@ FEATURES = ("head_s", "encode_s", "bytes_up", "bytes_down", "tail_s", "one")
 
 
 class Row(NamedTuple):
-    """One remote prospect as plain numbers; NaN where unknown, an infinite rest is that of the best local prospect."""
+    """One remote prospect as plain numbers; NaN where unknown, an infinite rest is that of the best local prospect.
+
+    `tail_s` contains the decoding.
+    """
 
     head_s: float
     encode_s: float
@@ -78,11 +81,11 @@ class Table:
         urls: the gateways of the remote ones.
     """
 
-    def __init__(self, prospects: Sequence[Prospect]) -> None:
+    def __init__(self, prospects: Sequence[Prospect], name: str = "") -> None:
         if not prospects or prospects[0].placement != "local":
             raise ValueError("the first prospect must be the whole model on this device (placement local)")
         self.prospects = tuple(prospects)
-        self.id = blake2b(msgspec.json.encode(self.prospects), digest_size=8).hexdigest()
+        self.id = name or blake2b(msgspec.json.encode(self.prospects), digest_size=8).hexdigest()
         self.local = tuple(i for i, prospect in enumerate(prospects) if prospect.placement == "local")
         self.remote = tuple(i for i, prospect in enumerate(prospects) if prospect.placement != "local")
         self.row_of = {index: row for row, index in enumerate(self.remote)}
@@ -90,6 +93,11 @@ class Table:
         self.rows = tuple(_row(prospects[i], self.urls.index(prospects[i].gateway)) for i in self.remote)
         self._index_of = {prospect.key: i for i, prospect in enumerate(prospects)}
         self._live: dict[tuple[float, bool, bool], Live] = {}
+
+    @classmethod
+    def of(cls, record: TableRecord) -> "Table":
+        """The table of a log, under the name that decisions there refer to."""
+        return cls(record.prospects, record.id)
 
     def index_of(self, key: Key) -> int:
         """Place of a prospect, -1 where it is not among them."""
@@ -142,7 +150,7 @@ def _row(prospect: Prospect, place: int) -> Row:
         prospect.encode_s,
         prospect.bytes_up,
         prospect.bytes_down,
-        unknown if prospect.tail_s is None else prospect.tail_s,
+        unknown if prospect.tail_s is None else prospect.tail_s + prospect.decode_s,
         inf if prospect.rest_s is None else prospect.rest_s,
         place,
     )

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from math import inf, isfinite, isnan
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from hybrid.schedule.beliefs import GatewayBelief, Inputs
 from hybrid.schedule.bounding import Floats, hopes, lower_bounds
-from hybrid.schedule.hedge import Race, best_hedge
+from hybrid.schedule.hedge import Race, best_hedge, expected_cost
 from hybrid.schedule.moment import Moment, Path
 from hybrid.schedule.plan import (
     FAIR_CHANCE,
@@ -119,7 +120,7 @@ class Weighing:
         if not moment.is_beside:
             here_s, lead_s = here_s + lead_s, 0.0
         up_s, down_s = bytes_up * path.up_s, bytes_down * path.down_s
-        done = here_s * moment.here_price + lead_s * (moment.here_price - 1)
+        done = here_s * moment.here_price + lead_s * moment.lead_price
         sure = done + up_s * moment.sure_up_price + moment.byte_price * (bytes_up + bytes_down)
         paid = done + up_s * moment.up_price + down_s * moment.down_price + prices.s_per_byte * (bytes_up + bytes_down)
         paid += moment.attempt_price * self.inputs.attempt_s
@@ -140,23 +141,26 @@ class Weighing:
         return known
 
     def _computed_offer(self, row: int, parts: Parts) -> tuple[float, float | None]:
-        moment, belief, lead_s = self._moment, parts.path.belief, parts.lead_s
-        waits_s = patience_s(parts.remote_s)
-        times = [lead_s + parts.lasting_s * point for point in belief.points]
-        hedge_s = None
+        hedge_s, race = None, self._race(parts)
+        times, failing = race.remote_s, race.failure_ratio
         if isfinite(parts.rest_s):
-            latest_s = self._latest_hedge_s(parts, lead_s + waits_s)
-            race = Race(times, parts.rest_s, belief.failure_ratio, moment.time_price, moment.work_price, latest_s)
             hedge_s, cost = best_hedge(race)
         else:
-            failing = belief.failure_ratio
-            cost = moment.time_price * ((1 - failing) * sum(times) / len(times) + failing * waits_s)
+            waits_s = patience_s(parts.remote_s)
+            cost = race.time_price * ((1 - failing) * sum(times) / len(times) + failing * waits_s)
         if self.inputs.prices.is_throughput:
             return self._stage_s(row, parts), hedge_s
         if hedge_s == 0.0 and self._credit_s:
             chance = bisect_left(times, self._rest_s - parts.here_s) / len(times)
             cost -= self._credit_s * min(1.0, chance / FAIR_CHANCE)
         return parts.paid + cost, hedge_s
+
+    def _race(self, parts: Parts) -> Race:
+        """What a hedge of it is computed from."""
+        moment, belief, lead_s = self._moment, parts.path.belief, parts.lead_s
+        times = [lead_s + parts.lasting_s * point for point in belief.points]
+        latest_s = self._latest_hedge_s(parts, lead_s + patience_s(parts.remote_s))
+        return Race(times, parts.rest_s, belief.failure_ratio, moment.time_price, moment.work_price, latest_s)
 
     def _stage_s(self, row: int, parts: Parts) -> float:
         """Seconds of the slowest stage of a stream of such requests."""
@@ -278,6 +282,21 @@ class Weighing:
         """The gateways that can be used now, with what is worth sending there."""
         pairs = zip(self._moment.paths, self._live.blocks, strict=True)
         return [(path, block) for path, block in pairs if path is not None and block.rows]
+
+    def unhurried(self, plan: Plan, cost: float) -> Plan:
+        """The same remote plan with a hedge that leaves it the time to answer, as long as waiting costs less than this.
+
+        A trial that the device cuts short teaches little, and costs both sides.
+        """
+        row = self.table.row_of[plan.index]
+        parts = self._parts(row)
+        if plan.hedge_s is None or parts is None:
+            return plan
+        hedge_s = max(plan.hedge_s, min(plan.patience_s, cost / self._moment.time_price))
+        race = self._race(parts)
+        return msgspec.structs.replace(
+            plan, hedge_s=hedge_s, cost=parts.paid + expected_cost(race, parts.lead_s + hedge_s)
+        )
 
     def chance(self, index: int, cost: float) -> float:
         """How likely it is that a remote plan, if nothing hedged it, costs less than this."""

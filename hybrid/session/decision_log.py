@@ -220,5 +220,5 @@ def read_log(path: Path) -> tuple[list[RequestRecord], dict[str, Table]]:
         if isinstance(found, RequestRecord):
             requests.append(found)
         else:
-            tables[found.id] = Table(found.prospects)
+            tables[found.id] = Table.of(found)
     return requests, tables

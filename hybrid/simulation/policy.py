@@ -29,7 +29,8 @@ class Reply(NamedTuple):
     """What a remote answer tells: bytes each way, and seconds as the two sides saw them.
 
     `head_s` is the device's, encoding included; `total_s` runs from departure (after head and encoding) to the answer;
-    `receive_s` from the first to the last byte at the gateway; `network_s` is the total less queue and computing.
+    `receive_s` from the first to the last byte at the gateway, `reply_s` the same of the reply at the device;
+    `network_s` is the total less queue and computing.
     """
 
     head_s: float
@@ -39,6 +40,7 @@ class Reply(NamedTuple):
     receive_s: float
     queue_s: float
     compute_s: float
+    reply_s: float = 0.0
 
     @property
     def network_s(self) -> float:

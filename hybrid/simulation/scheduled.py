@@ -108,7 +108,12 @@ class Scheduled:
             self._trials.pop()
         prospect = self.scheduler.table.prospects[move.prospect]
         self.standing.link.observe_transfer(
-            int(reply.bytes_up), int(reply.bytes_down), reply.network_s, now_s, reply.receive_s
+            int(reply.bytes_up),
+            int(reply.bytes_down),
+            reply.network_s,
+            now_s,
+            reply.receive_s,
+            reply_s=reply.reply_s,
         )
         if prospect.head_s and reply.head_s > prospect.encode_s:
             self.scheduler.observe_head(prospect, reply.head_s - prospect.encode_s, now_s)

@@ -200,7 +200,8 @@ class World:
         queue_s = gateway.queued_s(begin_s)
         luck = self._luck.gateway[request.slot % N_DRAWS]
         compute_s = gateway.computes_s(self._truth.tail_s[index], begin_s + queue_s, luck)
-        done_s = begin_s + queue_s + compute_s + 2.0 * overhead_s + self._truth.decode_s[index]
+        decode_s = self._truth.decode_s[index]
+        done_s = begin_s + queue_s + compute_s + 2.0 * overhead_s + decode_s
         later = gateway.fault_within(now_s, done_s)
         if later is not None:
             rtt_s = self._link.rtt_s(now_s)
@@ -214,7 +215,7 @@ class World:
             if later is not fault:
                 done_s += later.end_s - later.start_s
         gateway.free_s = request.computing_to = done_s
-        request.queue_s, request.compute_s = done_s - now_s - compute_s - 2.0 * overhead_s, compute_s
+        request.queue_s, request.compute_s = done_s - now_s - compute_s - 2.0 * overhead_s - decode_s, compute_s
         self._at(done_s, self._computed, request)
 
     def _computed(self, request: Request, now_s: float) -> None:
@@ -245,7 +246,7 @@ class World:
         request.bytes_down += self._truth.bytes_down[index]
         reply = Reply(
             request.head_s, request.n_up, self._truth.bytes_down[index], now_s - request.departed_s,
-            request.up_end_s - request.up_start_s, request.queue_s, request.compute_s,
+            request.up_end_s - request.up_start_s, request.queue_s, request.compute_s, request.down_s,
         )  # fmt: skip
         self._policy.remote_done(now_s, request.move, reply)
         if request.local_job is not None:

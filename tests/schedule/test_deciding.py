@@ -370,7 +370,7 @@ def test_decisions_of_earlier_versions_are_replayed_to_the_same() -> None:
     for line in LOGGED.read_bytes().splitlines():
         read = msgspec.json.decode(line, type=LogLine)
         if isinstance(read, TableRecord):
-            tables[read.id] = Table(read.prospects)
+            tables[read.id] = Table.of(read)
             continue
         logged = read.decision
         assert logged.inputs is not None
