@@ -1,10 +1,26 @@
-"""`hybrid devices` as a shell sees it."""
+"""`hybrid devices`: what it prints and how it ends."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from hybrid.cli.main import main
 from hybrid.errors import ExitCode
+
+
+@pytest.fixture
+def run_hybrid(tmp_path, monkeypatch, capsys):
+    """Runs `hybrid WORDS...` in this process and an empty folder; how it ended and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def run(*words: str) -> SimpleNamespace:
+        exit_code = main(list(words))
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=exit_code, stdout=printed.out, stderr=printed.err)
+
+    return run
 
 
 def test_the_catalog_as_tables(run_hybrid):

@@ -60,18 +60,20 @@ class Worker:
         return statistics.median(by_clock), statistics.median(by_quota)
 
     def is_slowed_by(self, factor: float, cpu_s: float, *, rest_s: float, n: int) -> bool:
-        """Whether jobs take the factor longer within 15 %.
+        """Whether jobs take the factor longer within 15 %: in one try of several, since others may load the machine.
 
-        On a machine that others load, no try may do it by the clock; then jobs must be slowed at least so far, and the
-        quota must not have taken more than that.
+        Where they load it all the time, no try does it by the clock; then jobs must on the whole be slowed at least so
+        far, and the quota must not have taken more than that. The figures of a failure are printed.
         """
         tries = []
-        for _ in range(5):
-            by_clock, by_quota = self.slowdowns(cpu_s, rest_s=rest_s, n=n)
-            if abs(by_clock / factor - 1) <= 0.15:
+        end_s = time.monotonic() + 3
+        while len(tries) < 3 or (len(tries) < 12 and time.monotonic() < end_s):
+            tries.append(self.slowdowns(cpu_s, rest_s=rest_s, n=n))
+            if abs(tries[-1][0] / factor - 1) <= 0.15:
                 return True
-            tries.append(by_clock >= 0.85 * factor and by_quota <= 1.15 * factor)
-        return all(tries)
+        by_clock, by_quota = (statistics.median(figures) for figures in zip(*tries, strict=True))
+        print(f"jobs of {cpu_s} s at {factor}: {tries}")
+        return by_clock >= 0.85 * factor and by_quota <= 1.15 * factor
 
     def is_free(self) -> bool:
         """Whether the process is in no group of ours."""
@@ -118,7 +120,7 @@ def left_groups() -> list[Path]:
 
 
 @quota_only
-@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("factor", [2, 6])
 def test_jobs_of_every_length_are_slowed_by_the_factor(worker_in, factor: float):
     """Back to back and after a rest; a machine that is busy besides only makes single tries fail, not the best one."""
     with CpuQuota(factor) as quota:
@@ -129,7 +131,7 @@ def test_jobs_of_every_length_are_slowed_by_the_factor(worker_in, factor: float)
         if quota.is_steady:
             assert worker.is_slowed_by(factor, 0.005, rest_s=0.03, n=9)
             assert worker.is_slowed_by(factor, 0.05, rest_s=0.03, n=3)
-        assert worker.is_slowed_by(factor, 0.25 if factor == 8 else 0.5, rest_s=0, n=1)
+        assert worker.is_slowed_by(factor, 0.25 if factor == 6 else 0.5, rest_s=0, n=1)
     assert not left_groups()
 
 
@@ -138,9 +140,9 @@ def test_with_a_period_of_100_ms_a_short_job_is_not_slowed_at_all(worker_in):
     with CpuQuota(4, period_s=0.1, steady=False) as quota:
         worker = worker_in(quota)
         before = n_stops(quota)
-        worker.slowdowns(0.005, rest_s=0.15, n=5)
+        worker.slowdowns(0.005, rest_s=0.12, n=3)
         assert n_stops(quota) == before
-        assert worker.is_slowed_by(4, 0.5, rest_s=0.1, n=1)
+        assert worker.is_slowed_by(4, 0.25, rest_s=0.1, n=1)
         assert n_stops(quota) > before
 
 

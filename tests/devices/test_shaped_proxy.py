@@ -94,11 +94,11 @@ def goodput_bps(received: list[tuple[float, int]]) -> float:
 def test_uplink_goodput_is_the_set_rate(rate_mbps: int) -> None:
     rate_bps = rate_mbps * 1e6
     with link(Shape(up=Direction(rate_bps=rate_bps)), echo=False) as (proxy, sink), connect(proxy) as connection:
-        connection.sendall(bytes(int(rate_bps / 8 * 1.2)))
+        connection.sendall(bytes(int(rate_bps / 8 * 0.9)))
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
         assert goodput_bps(sink.received) == pytest.approx(rate_bps, rel=0.08)
-        assert proxy.traffic().up_bytes == int(rate_bps / 8 * 1.2)
+        assert proxy.traffic().up_bytes == int(rate_bps / 8 * 0.9)
 
 
 def test_connections_share_the_rate() -> None:
