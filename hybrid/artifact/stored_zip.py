@@ -7,10 +7,12 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import IO, Final, get_args
 
-from hybrid.artifact.durable import storing, sync_folder
+from hybrid.artifact.attachments import Kind, attachments_in
+from hybrid.artifact.durable import storing, sync_folder, write_atomically
 from hybrid.artifact.folder import Artifact, open_folder, place_folder
 from hybrid.artifact.manifest import MAX_FILES, MAX_MANIFEST_BYTES, FileEntry, Manifest, artifact_digest, parse
 from hybrid.artifact.names import ATTACHMENTS_NAME, MANIFEST_NAME, SIGNATURE_NAME
@@ -60,6 +62,8 @@ def unpack(path: Path, under: Path) -> Artifact:
             destination = under / artifact_digest(manifest_bytes)
             if not destination.is_dir():
                 _extract(path, archive, entries, manifest, destination)
+            else:
+                _add_attachments(archive, entries, destination)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as exc:
         raise ModelInvalid(f"{path}: no sound zip ({exc}); make it again", path=str(path)) from exc
     except FileNotFoundError as exc:
@@ -77,6 +81,19 @@ def _write_entries(artifact: Artifact, file: IO[bytes]) -> None:
             info.file_size = artifact.manifest.files[name].size
             with artifact.path_of(name).open("rb") as source, archive.open(info, "w") as target:
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
+        for content, name in _papers_beside(artifact):
+            archive.writestr(_info(name), content)
+
+
+def _papers_beside(artifact: Artifact) -> Iterator[tuple[bytes, str]]:
+    """The content and name of the attachments in the artifact's own folder; broken ones stay behind."""
+    if not (artifact.folder / MANIFEST_NAME).is_file():
+        return  # a bare model: what lies beside it is nobody's business
+    for kind in get_args(Kind):
+        for attachment in attachments_in(artifact.folder, artifact.manifest.model_digest, kind):
+            yield attachment.content, attachment.relative_path
+            if attachment.signature is not None:
+                yield attachment.signature.file_bytes, f"{attachment.relative_path}.sig"
 
 
 def _info(name: str) -> zipfile.ZipInfo:
@@ -143,6 +160,14 @@ def _extract(
             place_folder(staging, destination)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _add_attachments(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], destination: Path) -> None:
+    """What was attached since this version was unpacked; names are digests, so what is there is the same."""
+    for name in entries:
+        target = destination.joinpath(*PurePosixPath(name).parts)
+        if _ATTACHMENT.fullmatch(name) and not target.exists():
+            write_atomically(target, archive.read(name))
 
 
 def _extract_one(

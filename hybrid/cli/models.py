@@ -58,20 +58,32 @@ def push(
     token: TokenOption = None,
     json: Json = False,
 ) -> None:
-    """Upload a model as a new version; an interrupted push goes on where it stood when it is run again."""
-    from hybrid.transport.model_push import PushOptions
+    """Upload a model as a new version, its signed calibrations along; run again, an interrupted push goes on."""
+    from hybrid.calibration.permits import own_folder
+    from hybrid.transport.attachments_along import Brought, bring
+    from hybrid.transport.model_push import Pushed, PushOptions
     from hybrid.transport.model_push import push as push_model
 
     _check(name, version)
     with _showing(f"pushing {file.name}") as begin:
-        pushed = _run(
-            gateway, token, lambda client: push_model(client, file, name, PushOptions(version=version), begin=begin)
-        )
+
+        async def work(client: "RegistryClient") -> tuple[Pushed, Brought]:
+            pushed = await push_model(client, file, name, PushOptions(version=version), begin=begin)
+            digest = pushed.version.model_digest
+            folders = [own_folder(digest), *([pushed.folder] if pushed.folder is not None else [])]
+            return pushed, await bring(client, digest, folders)
+
+        pushed, along = _run(gateway, token, work)
     info = pushed.version
     label = f"{info.name}:{info.version}"
-    data = {"model": info, "is_new": pushed.is_new, "sent_bytes": pushed.sent_bytes}
-    text = f"pushed {label}" if pushed.is_new else f"{label} already is this model; nothing changed"
-    result(data, f"{text}  model {info.model_digest[:16]}  {_size(info.size_bytes)}", json=json)
+    data = {"model": info, "is_new": pushed.is_new, "sent_bytes": pushed.sent_bytes, "attachments": along}
+    text = f"pushed {label}" if pushed.is_new else f"{label} already is this model"
+    carried = f", with {along.n} calibrations and reports" if along.n else "" if pushed.is_new else "; nothing changed"
+    result(data, f"{text}{carried}  model {info.model_digest[:16]}  {_size(info.size_bytes)}", json=json)
+    for line in along.refused:
+        note(f"not taken along: {line}")
+    if along.unsigned:
+        note(f"{along.unsigned} calibrations are not signed and stay: sign them with hybrid calibrate --sign own")
     _next(f"hybrid models ls {info.name}", json=json)
 
 
@@ -109,8 +121,9 @@ def pull(
     token: TokenOption = None,
     json: Json = False,
 ) -> None:
-    """Download a version, verified; an interrupted pull goes on where it stood when it is run again."""
+    """Download a version, verified, with its calibrations; run again, an interrupted pull goes on."""
     from hybrid.artifact.folder import Artifact
+    from hybrid.transport.attachments_along import fetch
     from hybrid.transport.model_pull import pull as pull_model
     from hybrid.transport.model_pull import pull_to
 
@@ -118,7 +131,7 @@ def pull(
     _check(name, version or None)
     with _showing(f"pulling {model}") as begin:
 
-        async def work(client: "RegistryClient") -> Artifact:
+        async def whole(client: "RegistryClient") -> Artifact:
             if out is None:
                 return await pull_model(client, name, version or None, cache_dir(), begin=begin)
             info = await client.version(name, version or None)
@@ -127,7 +140,11 @@ def pull(
             await asyncio.to_thread(shutil.rmtree, parts, ignore_errors=True)
             return artifact
 
-        artifact = _run(gateway, token, work)
+        async def work(client: "RegistryClient") -> tuple[Artifact, tuple[Path, ...]]:
+            artifact = await whole(client)
+            return artifact, await fetch(client, artifact)
+
+        artifact, attached = _run(gateway, token, work)
     manifest = artifact.manifest
     data = {
         "name": manifest.name,
@@ -135,6 +152,7 @@ def pull(
         "path": artifact.model_path,
         "model_digest": manifest.model_digest,
         "artifact_digest": artifact.digest,
+        "attachments": attached,
     }
     result(data, str(artifact.model_path), json=json)
     _next(f"hybrid.InferenceSession({os.fspath(artifact.model_path)!r})", json=json)

@@ -31,11 +31,13 @@ class Pushed:
         version: what the gateway holds now.
         is_new: False when it held that before.
         sent_bytes: bytes of files that this push sent.
+        folder: the artifact's own, beside whose files attachments may lie; None for a bare model.
     """
 
     version: VersionInfo
     is_new: bool
     sent_bytes: int
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,8 @@ async def push(
             if not is_bare:
                 raise
             continue
-        return Pushed(version=version, is_new=is_new, sent_bytes=sending.sent_bytes)
+        folder = None if is_bare else artifact.folder
+        return Pushed(version=version, is_new=is_new, sent_bytes=sending.sent_bytes, folder=folder)
     raise Conflict(f"{name}: others kept committing versions; push again")
 
 

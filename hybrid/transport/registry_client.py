@@ -196,6 +196,11 @@ class RegistryClient:
             while block := await response.content.read(block_bytes):
                 yield block
 
+    async def post(self, path: str, body: bytes) -> bytes:
+        """The answer to a call that takes and gives JSON."""
+        async with self._call("POST", path.lstrip("/"), data=body) as response:
+            return await _read(response, _MAX_ANSWER_BYTES)
+
     async def _json(self, method: str, path: str) -> bytes:
         async with self._call(method, path) as response:
             return await _read(response, _MAX_ANSWER_BYTES)

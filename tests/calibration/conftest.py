@@ -1,10 +1,21 @@
 """Settings of this test alone: its own keys, its own cache."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hybrid.artifact.publishers import create_key, own_key_path, read_key
+from tests import zoo
+from tests.live_gateway import LiveGateway
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    """One for all tests of this folder; it holds `efficientnet`."""
+    with LiveGateway(tmp_path_factory.mktemp("calibrated") / "data", "--no-announce") as running:
+        running.push(zoo.path("efficientnet"), "efficientnet")
+        yield running
 
 
 @pytest.fixture(autouse=True)

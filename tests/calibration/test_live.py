@@ -36,13 +36,6 @@ MODEL = "efficientnet"
 LOSSY = {name for name, codec in catalog.CODECS.items() if codec.lossy}
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
-    with LiveGateway(tmp_path_factory.mktemp("calibrated") / "data", "--no-announce") as running:
-        running.push(zoo.path(MODEL), "efficientnet")
-        yield running
-
-
 @pytest.fixture
 def slow_device() -> Iterator[None]:
     pace.set_factor(35.0)
