@@ -63,17 +63,24 @@ def _p95_ratio(ours: Outcome, side: Outcome) -> float:
     return float(np.quantile(ours.latency_s[here], 0.95) / np.quantile(side.latency_s[there], 0.95))
 
 
-def _why_behind(runs: CellRuns, objective: Objective, to_oracle: float, limit: float) -> str:
-    """How much of the distance to the oracle is the network's own: foresight over the real link has it too."""
+def to_foresight(runs: CellRuns, objective: Objective) -> float | None:
+    """Our mean cost over that of foresight carried out over the real link, of the requests that both answered."""
     foresight = runs.foresight.get(objective)
-    if to_oracle <= limit or foresight is None or not foresight.outcome.n_requests:
-        return ""
+    if foresight is None:
+        return None
     ours = runs.ours[objective]
     here, there = shared(ours.outcome, foresight.outcome)
     if not len(here):
+        return None
+    return float(runs.costs(ours, objective)[here].mean() / runs.costs(foresight, objective)[there].mean())
+
+
+def _why_behind(runs: CellRuns, objective: Objective, to_oracle: float, limit: float) -> str:
+    """How much of the distance to the oracle is the network's own: foresight over the real link has it too."""
+    ratio = to_foresight(runs, objective)
+    if to_oracle <= limit or ratio is None:
         return ""
-    theirs, ideal = runs.costs(foresight, objective)[there], runs.oracle[objective][0][here]
-    return f"a clairvoyant over the same TCP: {theirs.mean() / ideal.mean():.3f}"
+    return f"{ratio:.3f} of a clairvoyant over the same TCP"
 
 
 def _thrift_bars(runs: CellRuns, objective: Objective) -> tuple[Bar, ...]:

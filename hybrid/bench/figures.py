@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from hybrid.bench.bars import bars
+from hybrid.bench.bars import bars, to_foresight
 from hybrid.bench.cell import CellRuns, Run
 from hybrid.schedule.options import Objective
 
@@ -65,6 +65,8 @@ class ObjectiveFigures(msgspec.Struct, frozen=True, kw_only=True):
         oracle: mean cost of the clairvoyant over an ideal link, in seconds.
         oracle_shares: of its requests local, offloaded, split.
         bars: passed and missed.
+        to_foresight: our mean cost over that of the clairvoyant's choices over the real link, of the requests that both
+            answered; None where it did not take part.
         prediction_error: median of |expected - measured| / measured; None where nothing was expected.
         changes_mean, changes_max: of the plan in ten seconds.
         hedged_ratio: share of requests with a hedge, races included.
@@ -77,6 +79,7 @@ class ObjectiveFigures(msgspec.Struct, frozen=True, kw_only=True):
     oracle: float
     oracle_shares: tuple[float, float, float]
     bars: tuple[BarFigure, ...]
+    to_foresight: float | None
     prediction_error: float | None
     changes_mean: float
     changes_max: float
@@ -178,6 +181,7 @@ def _objective(runs: CellRuns, objective: Objective) -> ObjectiveFigures:
             )
             for bar in bars(runs, objective)
         ),
+        to_foresight=to_foresight(runs, objective),
         prediction_error=float(np.median(errors)) if len(errors) else None,
         changes_mean=float(changes.mean()),
         changes_max=float(changes.max()),

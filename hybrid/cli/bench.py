@@ -61,6 +61,7 @@ def bench(
     from hybrid.bench.matrix import MATRIX, cells_of, narrowed, read
     from hybrid.bench.pages import pages
     from hybrid.bench.shelf import shelved
+    from hybrid.bench.spoken import spoken
 
     if unknown := sorted(set(policies or []) - set(POLICIES)):
         raise typer.BadParameter(f"--policies {unknown[0]}: there are {', '.join(POLICIES)}")
@@ -81,13 +82,13 @@ def bench(
         found = contest(
             wished, (one.build() for one in spanned), kept, mark, policies=policies, done=lambda _: bar.advance(1)
         )
-    made = pages(wished, [one for one in known if one.name in wished.models], found, pictures_at="")
     if out is not None:
+        made = pages(wished, [one for one in known if one.name in wished.models], found, pictures_at="")
         (out / "summary.md").write_text(made.summary + "\n", encoding="utf-8")
         (out / "matrix.md").write_text(made.every_cell, encoding="utf-8")
         for name, picture in made.pictures.items():
             (out / name).write_text(picture, encoding="utf-8")
-    result({"fingerprint": mark, "matrix": wished, "cells": found}, made.summary, json=json)
+    result({"fingerprint": mark, "matrix": wished, "cells": found}, spoken(found), json=json)
     if not json:
         note(f"next: read {out / 'matrix.md'}" if out is not None else "next: hybrid bench --out ./bench")
 

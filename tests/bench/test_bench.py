@@ -20,6 +20,7 @@ from hybrid.bench.parts import Layer, ModelParts
 from hybrid.bench.parts import read as read_parts
 from hybrid.bench.peers import Regression, dads, neurosurgeon
 from hybrid.bench.shelf import FOLDER, shelved
+from hybrid.bench.spoken import spoken, verdict
 from hybrid.errors import BadMessage
 from hybrid.partition.mincut import cost_of
 
@@ -182,7 +183,40 @@ def test_pages_hold_every_cell_and_every_missed_bar(small, parts, runs):
     for name, picture in made.pictures.items():
         assert name.endswith(".svg")
         ET.fromstring(picture)
-    assert tables.splits([figures], "latency")
+    assert tables.splits([figures], "latency") == "", "no cut truly wins here"
+
+
+def test_what_is_said_names_the_winner_and_fits_eighty_columns(runs):
+    figures = figures_of(runs, "mark")
+    said = spoken([figures])
+    assert "efficientnet on rpi-4b over wifi-good, changing link: latency" in said
+    assert "hybrid:" in said
+    assert f"of {sum(len(found.bars) for found in figures.objectives)} bars held in 1 cells" in said
+    assert ".svg" not in said, "no picture is named that was not written"
+    many = [msgspec.structs.replace(figures, model=f"model{number}") for number in range(20)]
+    for text in (said, spoken(many)):
+        assert max(map(len, text.splitlines())) <= 80
+    assert "wifi-good, changing" in spoken(many)
+
+
+def test_the_verdict_says_who_won(runs):
+    latency = figures_of(runs, "mark").of("latency")
+    ours = latency.of("hybrid")
+    fixed = [policy for policy in latency.policies if policy.policy not in ("hybrid", "foresight")]
+    best = min(policy.cost for policy in fixed)
+    for cost, word in ((0.5 * best, "It wins"), (best, "Even with"), (2.0 * best, "It loses")):
+        assert word in verdict(latency, msgspec.structs.replace(ours, cost=cost))
+
+
+def test_a_true_split_is_said_plainly(runs):
+    figures = figures_of(runs, "mark")
+    latency = figures.of("latency")
+    won = msgspec.structs.replace(figures, objectives=(msgspec.structs.replace(latency, split=("split a q8", 0.8)),))
+    none = msgspec.structs.replace(figures, objectives=(msgspec.structs.replace(latency, split=("split a q8", 0.99)),))
+    assert "A cut truly wins" in tables.splits_said([won], "latency")
+    assert "in 1 of 1 cells" in tables.splits_said([won], "latency")
+    assert "No cut truly wins" in tables.splits_said([none], "latency")
+    assert "A cut truly wins here: split a q8 costs 0.80" in spoken([won])
 
 
 def test_axes_are_round_and_pictures_escape_names():
