@@ -6,25 +6,30 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import pytest
+
+if TYPE_CHECKING:
+    from devices.lab.lab import Place
 
 HYBRID = Path(sys.executable).parent / "hybrid"
 READY_TIMEOUT_S = 30.0
 
 
 class LiveGateway:
-    """`hybrid gateway serve` on loopback, with its own data folder.
+    """`hybrid gateway serve` on loopback, or at the gateway's end of a lab, with its own data folder.
 
     Args:
         data: the folder; kept between `kill` and `start`.
         flags: further flags of `gateway serve`.
+        place: where in a lab it runs; None for loopback.
     """
 
-    def __init__(self, data: Path, *flags: str) -> None:
+    def __init__(self, data: Path, *flags: str, place: "Place | None" = None) -> None:
         self.data = data
-        self._flags = flags
+        self._flags = flags if place is None else ("--host", place.address, *flags)
+        self._place = place
         self.url = ""
         self._process: subprocess.Popen[str] | None = None
         self._log = (data.parent / f"{data.name}.log").open("a")
@@ -57,7 +62,7 @@ class LiveGateway:
         """Starts it, on the same port as before, and waits for its ready line."""
         port = self.port if self.url else 0
         command = [str(HYBRID), "gateway", "serve", "--port", str(port), "--data", str(self.data), *self._flags]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        self._process = subprocess.Popen(self._placed(command), stdout=subprocess.PIPE, stderr=self._log, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.startswith("ready http"):
@@ -69,7 +74,9 @@ class LiveGateway:
         """Pushes a model with the real command."""
         command = [str(HYBRID), "models", "push", str(model), "--name", name, "--gateway", self.url]
         settings = dict(os.environ) | {"HYBRID_TOKEN": self.token}
-        done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=60, check=False)
+        done = subprocess.run(
+            self._placed(command), capture_output=True, text=True, env=settings, timeout=60, check=False
+        )
         assert done.returncode == 0, done.stderr
 
     def signal(self, number: signal.Signals) -> None:
@@ -95,3 +102,6 @@ class LiveGateway:
             self.kill()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+    def _placed(self, command: list[str]) -> list[str]:
+        return command if self._place is None else self._place.command(command)
