@@ -45,6 +45,7 @@ def run(config: GatewayConfig) -> None:
     """Run a gateway in this process on the event loop that the configuration names."""
     from cloud_gateway.allocator import keep_freed_memory
     from cloud_gateway.gateway import Gateway
+    from hybrid.serving.background import end_process
 
     keep_freed_memory()
     # What was imported stays for good: collecting it again and again costs a busy gateway a few per cent.
@@ -52,6 +53,7 @@ def run(config: GatewayConfig) -> None:
     gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory(config.event_loop)) as runner:
         runner.run(Gateway(config).serve())
+    end_process()
 
 
 def _loop_factory(kind: str) -> Any:
