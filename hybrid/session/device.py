@@ -1,7 +1,6 @@
 """This device as one session uses it: how many requests are under way, how many compute, runs that can be stopped."""
 
 import contextvars
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -130,10 +129,12 @@ class Device:
         return await asyncio.get_running_loop().run_in_executor(self._lanes, call, work)
 
     def _n_lanes(self) -> int:
-        """Runs that the cores carry side by side; an emulated device has one core."""
+        """Runs that the cores carry side by side; a device that is paced has one core."""
         if pace.factor() > 1.0 or self._n_threads == 0:
             return 1
-        return max(1, (os.cpu_count() or 1) // self._n_threads)
+        from devices.machine import usable_cores
+
+        return max(1, int(usable_cores()) // self._n_threads)
 
     def forked(self) -> None:
         """In a forked child: whoever was under way stayed with the parent."""

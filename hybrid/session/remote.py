@@ -286,7 +286,7 @@ class Remote:
                 self._withdrawn(call, plan, here, outcome)
             computed_s, whole_s = outcome.local_s, route.in_whole_s(outcome.local_s, trip.variant)
             if here.rest is not None:
-                computed_s += here.head_s
+                trip.cut, computed_s = prospect.cut, computed_s + here.head_s
                 parts_s = (prospect.head_s or 0.0) + (prospect.rest_s or 0.0)
                 whole_s = computed_s * (route.local_s or parts_s) / parts_s if parts_s else computed_s
             route.scheduler.observe_local(whole_s, now_s, self._device.n_runs, is_beside_attempt=True)

@@ -40,6 +40,7 @@ class Trip:
         hedge_s: when the device began beside a gateway, in seconds from departure; None if it never did.
         fallback: why the device answers, `code: message`, or None.
         variant: the local variant that computes here, None for the model itself.
+        cut: where the device went on from a head's activation, empty where it computed in one piece.
     """
 
     started_s: float = field(default_factory=perf_counter)
@@ -53,10 +54,12 @@ class Trip:
     hedge_s: float | None = None
     fallback: str | None = None
     variant: "LocalVariant | None" = None
+    cut: str = ""
 
     def report_here(self, computed_s: float, model_digest: str) -> RunReport:
         """The device answered, after computing so long."""
         return RunReport(
+            cut=self.cut,
             bytes_up=self.bytes_up,
             head_s=computed_s,
             total_s=perf_counter() - self.started_s,

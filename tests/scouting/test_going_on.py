@@ -36,6 +36,7 @@ def test_a_late_gateway_costs_the_rest_of_the_model_not_the_whole(own_gateway: L
         assert report.placement == "local"
         assert report.hedge_s is not None
         assert report.variant == ""
+        assert report.cut == ran[-1], "who reads the report sees that this is no answer in one piece"
         assert report.wasted_s < report.head_s  # the head led to the answer
     finally:
         pace.set_factor(1.0)
