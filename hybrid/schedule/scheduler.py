@@ -320,6 +320,7 @@ class Scheduler:
         if standing is None:
             return
         standing.link.observe_cut_short(prospect.bytes_up, acked_bytes, waited_s, now_s, acked_after_s=acked_after_s)
+        standing.breaker.withdrawn()  # while half open it was the trial: the next request may be one
         if acked_bytes:
             standing.progressed()
         elif waited_s > decision.patience_s:

@@ -311,3 +311,15 @@ def test_a_gateway_that_acknowledges_nothing_counts_as_failing_though_the_device
         scheduler.observe_cut_short(decision, OFFLOAD, 0.2, 0, place.now_s)
     assert standing.breaker.state(place.now_s) != "closed"
     assert decision.patience_s > 0.2, "within the patience of a single request"
+
+
+def test_a_trial_that_the_device_outran_does_not_keep_the_next_one_from_a_gateway_that_is_back() -> None:
+    place = Place()
+    scheduler, breaker = place.scheduler, place.standing.breaker
+    scheduler.observe_failure(OFFLOAD, place.now_s)
+    place.standing.reconnected(place.now_s)
+    decision = scheduler.decide(place.now_s, constraints=FREE)
+    breaker.sent(place.now_s)
+    assert not breaker.allows(place.now_s + 0.1), "one trial at a time"
+    scheduler.observe_cut_short(decision, OFFLOAD, 0.1, OFFLOAD.bytes_up // 2, place.now_s + 0.1)
+    assert breaker.allows(place.now_s + 0.1)
