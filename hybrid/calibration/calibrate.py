@@ -10,14 +10,14 @@ from typing import Final
 import onnxruntime
 
 from compression.tensor import TensorSpec
-from devices.onnx_engine import open_session, ports
+from devices.onnx_engine import ports
 from hybrid.artifact.attachments import Attachment, attachment_of
 from hybrid.artifact.signature import public_key_of, sign
 from hybrid.calibration.draft import Draft
 from hybrid.calibration.judge import TOLERANCE, Judge, Tally, judge_for
 from hybrid.calibration.record import Calibration, Cell, Metric
 from hybrid.calibration.samples import Samples, chosen, feed_digest
-from hybrid.calibration.trial import Feeds, Trial, Watch, cell_name, cuts_of, try_cuts
+from hybrid.calibration.trial import Feeds, Trial, Watch, cell_name, cuts_of, opened, try_cuts
 from hybrid.errors import BadMessage, EngineFailed, TensorMismatch, UnknownCut
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut
@@ -76,7 +76,7 @@ def signature_of(path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
     Raises:
         DeviceError: the engine refuses the model.
     """
-    return signature(path, _opened(path))
+    return signature(path, opened(path))
 
 
 def signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -189,7 +189,7 @@ def calibrate_variant(
     assert judge is not None
     watch.stage(f"variant {variant}")
     watch.total(len(material.feeds))
-    session = _opened(variant_path)
+    session = opened(variant_path)
     names = [port.name for port in session.get_outputs()]
     tally = Tally(judge.metric)
     for index, feeds in enumerate(material.feeds):
@@ -207,7 +207,7 @@ def gathered(
     path: Path, samples: Samples, wish: Wish, *, labels: Sequence[int] | None, watch: Watch, until_s: float
 ) -> Material:
     """The samples and their references; fewer where memory or a third of the budget ends."""
-    session = _opened(path)
+    session = opened(path)
     _, outputs = signature_of(path)
     names = [spec.name for spec in outputs]
     picked = chosen(len(samples.names), wish.n_samples, wish.seed)
@@ -298,9 +298,3 @@ def _check_shape(material: Material, feeds: Feeds, name: str) -> None:
             f"sample {name} has shapes {key.text}, the first one {material.shape_key.text}: cuts belong to one shape; "
             "calibrate each shape for itself"
         )
-
-
-def _opened(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return open_session(path, options, ["CPUExecutionProvider"])

@@ -4,9 +4,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from hybrid.artifact.names import check_digest, check_word
-from hybrid.errors import BadMessage, TooLarge
-from hybrid.graph.shape_key import ShapeKey
+from hybrid.artifact.names import check_digest
+from hybrid.artifact.paper import parse_paper
+from hybrid.errors import BadMessage
 
 SCHEMA: Final = 1
 MAX_CALIBRATION_BYTES: Final = 1 << 20
@@ -115,19 +115,8 @@ def parse_calibration(content: bytes) -> Calibration:
         BadMessage: no calibration of this schema, or one that contradicts itself.
         TooLarge: more than 1 MiB.
     """
-    if len(content) > MAX_CALIBRATION_BYTES:
-        raise TooLarge(f"a calibration of {len(content)} bytes is refused: {MAX_CALIBRATION_BYTES} are allowed")
-    try:
-        found = msgspec.json.decode(content, type=Calibration)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage(f"the calibration does not parse: {exc}") from exc
-    if found.schema != SCHEMA:
-        raise BadMessage(f"the calibration is of schema {found.schema}, this version reads {SCHEMA}")
-    check_digest(found.model_digest)
+    found = parse_paper(content, Calibration, "calibration", schema=SCHEMA, most_bytes=MAX_CALIBRATION_BYTES)
     check_digest(found.data_digest)
-    check_word(found.variant, "variant id")
-    if ShapeKey.parse(found.shape_key).text != found.shape_key:
-        raise BadMessage("the calibration's shape key is not in its canonical form")
     if len(found.cells) > MAX_CELLS or not all(cell.is_sound for cell in found.cells):
         raise BadMessage(f"the calibration holds more than {MAX_CELLS} cells, or one whose numbers contradict")
     if len({(cell.cut, cell.codec) for cell in found.cells}) != len(found.cells):

@@ -20,6 +20,7 @@ from devices.onnx_engine import open_session
 from hybrid.calibration.judge import Answers, Judge, Tally
 from hybrid.calibration.record import Cell
 from hybrid.errors import TensorMismatch
+from hybrid.partition.crossing import crossed, fed
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.wire.tensor import Tensor
@@ -97,11 +98,7 @@ class _Measured:
 
 def cuts_of(prepared: Prepared) -> list[Cut]:
     """The input cut, then the interior Pareto cuts, those with few bytes and a light head first."""
-    table = prepared.table
-    input_bytes = max(1, table.cuts[0].n_bytes)
-    interior = [cut for cut in table.interior if cut.id in table.pareto]
-    interior.sort(key=lambda cut: cut.n_bytes / input_bytes + cut.head_work_ratio)
-    return [table.cuts[0], *interior]
+    return [prepared.table.cuts[0], *prepared.table.promising]
 
 
 def cell_name(cut: Cut) -> str:
@@ -148,14 +145,14 @@ def _try_cut(trial: Trial, cut: Cut, share_s: float, watch: Watch) -> tuple[list
     """The cells of a cut, and whether all samples were tried."""
     until_s = watch.now_s() + share_s
     prepared, judge = trial.prepared, trial.judge
-    head = None if cut.kind == "input" else _opened(prepared.head_path(cut.id))
-    tail = _opened(prepared.tail_path(cut.id))
+    head = None if cut.kind == "input" else opened(prepared.head_path(cut.id))
+    tail = opened(prepared.tail_path(cut.id))
     measured = [_Measured(name, catalog.get(name).lossy, Tally(judge.metric)) for name in trial.codecs]
     n_tried = 0
     for index, feeds in enumerate(trial.samples):
         if index and watch.now_s() >= until_s:
             break
-        crossing, kept = _crossing(head, cut, feeds)
+        crossing, kept = crossed(head, cut, feeds)
         before = judge.before(index)
         judged = [(crossing, before)]  # what arrived exactly so before needs no tail: q8 with and without entropy stage
         for entry in measured:
@@ -171,28 +168,20 @@ def _try_cut(trial: Trial, cut: Cut, share_s: float, watch: Watch) -> tuple[list
     return cells, n_tried == len(trial.samples)
 
 
-def _opened(path: Path) -> onnxruntime.InferenceSession:
+def opened(path: Path) -> onnxruntime.InferenceSession:
+    """A model as calibrations run it: on the processor, its warnings unheard.
+
+    Raises:
+        DeviceError: the engine refuses it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return open_session(path, options, ["CPUExecutionProvider"])
 
 
-def _crossing(head: onnxruntime.InferenceSession | None, cut: Cut, feeds: Feeds) -> tuple[Feeds, Feeds]:
-    """What crosses, and what the head answers with itself."""
-    computed: Feeds = {}
-    if head is not None:
-        names = [spec.name for spec in cut.tensors if spec.name not in feeds]
-        wanted = list(dict.fromkeys((*names, *cut.head_outputs)))
-        given = {port.name: feeds[port.name] for port in head.get_inputs()}
-        computed = dict(zip(wanted, head.run(wanted, given), strict=True))
-    crossing = {spec.name: computed[spec.name] if spec.name in computed else feeds[spec.name] for spec in cut.tensors}
-    return crossing, {name: computed[name] for name in cut.head_outputs if name in computed}
-
-
 def _answers(tail: onnxruntime.InferenceSession, cut: Cut, crossing: Feeds, kept: Feeds) -> Answers:
     names = list(cut.tail_outputs)
-    given = {port.name: crossing[port.name] for port in tail.get_inputs()}
-    return dict(zip(names, tail.run(names, given), strict=True)) | kept
+    return dict(zip(names, tail.run(names, fed(tail, crossing)), strict=True)) | kept
 
 
 def _carried(entry: _Measured, crossing: Feeds) -> Feeds:

@@ -1,19 +1,19 @@
 """`hybrid calibrate`: what each codec at each cut costs in accuracy, measured on data and signed."""
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hybrid.cli.gateway_choice import choose
+from hybrid.cli.gateway_choice import connected
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
-from hybrid.errors import GatewayUnreachable, HybridError
+from hybrid.errors import HybridError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from hybrid.artifact.attachments import Attachment
     from hybrid.calibration.calibrate import Wish
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hybrid.calibration.samples import Samples
     from hybrid.calibration.trial import Watch
     from hybrid.cli.output import Progress
-    from hybrid.transport.client import GatewayClient
 
 app = typer.Typer()
 
@@ -111,7 +110,8 @@ def calibrate(
     wish = _wish(codecs, cuts, samples, seed, metric, output, tolerance, budget)
     wish = replace(wish, again=again)
     if push:
-        _check_reachable(gateway, token)
+        with connected(gateway, token):
+            pass  # said before the work, not after it
     measured = _measured(given, data, labels, pixels=pixels, shape=shape or [], wish=wish)
     attachments = [as_attachment(calibration, private_key) for calibration in measured.calibrations]
     calibrations = [parse_calibration(attachment.content) for attachment in attachments]  # as they were signed
@@ -297,42 +297,18 @@ def _keep(given: GivenModel, out: Path | None, attachment: "Attachment") -> Path
     return attach(folder, attachment)
 
 
-def _check_reachable(gateway: str, token: str | None) -> None:
-    """Said before the work, not after it.
-
-    Raises:
-        GatewayUnreachable: it does not answer.
-    """
-    with _client(gateway, token):
-        pass
-
-
 def _pushed(gateway: str, token: str | None, attachments: "list[Attachment]", kept: list[Path]) -> str:
     """Brings them to the gateway; its URL."""
     from hybrid.transport.attachment_calls import put_attachment
 
     try:
-        with _client(gateway, token) as client:
+        with connected(gateway, token) as client:
             for attachment in attachments:
                 put_attachment(client, attachment)
             return client.url
     except HybridError:
         note("\n".join(f"not pushed, but kept: {path}" for path in kept))
         raise
-
-
-@contextmanager
-def _client(gateway: str, token: str | None) -> "Iterator[GatewayClient]":
-    from hybrid.transport.client import acquire, release
-
-    choice = choose(gateway, token)
-    client = acquire(choice.url, token, trust=choice.trust)
-    try:
-        if client.wait_settled(10.0) != "ready":
-            raise GatewayUnreachable(f"{choice.url} is not reachable: {client.down_reason}", url=choice.url)
-        yield client
-    finally:
-        release(client)
 
 
 def _progress_made(measured: _Measured) -> list[str]:

@@ -1,6 +1,7 @@
 """Which gateway a command talks to: the one that was named, else this machine's, else one that proves itself."""
 
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -10,11 +11,15 @@ from hybrid.cli.output import note
 from hybrid.errors import GatewayUnreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hybrid.transport.client import GatewayClient
     from hybrid.transport.trust import Trust
 
 LOOPBACK: Final = "http://127.0.0.1:8700"
 _KNOCK_S: Final = 0.5
 _SEARCH_S: Final = 3.0
+_SETTLE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,26 @@ def choose(gateway: str, token: str | None) -> Choice:
     found = _discover(token)
     note(f"using {found.url}")
     return found
+
+
+@contextmanager
+def connected(gateway: str, token: str | None) -> "Iterator[GatewayClient]":
+    """A client of the gateway that a flag or `HYBRID_GATEWAY` means, once it answers.
+
+    Raises:
+        GatewayUnreachable: it does not; says why.
+        BadParameter: `none` was given.
+    """
+    from hybrid.transport.client import acquire, release
+
+    choice = choose(gateway, token)
+    client = acquire(choice.url, token, trust=choice.trust)
+    try:
+        if client.wait_settled(_SETTLE_S) != "ready":
+            raise GatewayUnreachable(f"{choice.url} is not reachable: {client.down_reason}", url=choice.url)
+        yield client
+    finally:
+        release(client)
 
 
 def _answers() -> bool:

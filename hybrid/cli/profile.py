@@ -1,20 +1,19 @@
 """`hybrid profile`: how long this machine takes for a model and for the heads of its cuts, measured once and kept."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hybrid.cli.gateway_choice import choose
+from hybrid.cli.gateway_choice import connected
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
 from hybrid.cli.plan import shape_key_of
 from hybrid.cli.table import table, wrapped
-from hybrid.errors import EngineFailed, HybridError
+from hybrid.errors import EngineFailed, GatewayUnreachable, HybridError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +77,8 @@ def profile(
 ) -> None:
     """Time a model and its heads here, within a budget."""
     task = _task(open_model(model, gateway, token), shape or [], data, provider, threads)
-    with _connected(gateway, token) as client:
+    with ExitStack() as held:
+        client = _client(gateway, token, held)
         offered = _begin_warm(client, task) if client is not None else {}
         outcomes, n_left = _measured(task, budget, tails=tails, again=again)
         known = task.known
@@ -213,24 +213,15 @@ def _keep(task: Task, outcome: "Outcome") -> None:
 # -- the gateway
 
 
-@contextmanager
-def _connected(gateway: str, token: str | None) -> "Iterator[GatewayClient | None]":
-    """A client of the gateway, if one is named and answers."""
+def _client(gateway: str, token: str | None, held: ExitStack) -> "GatewayClient | None":
+    """A client of the gateway until what is held is let go; None where none is named, or none answers."""
     if gateway == "none":
-        yield None
-        return
-    from hybrid.transport.client import acquire, release
-
-    choice = choose(gateway, token)
-    client = acquire(choice.url, token, trust=choice.trust)
+        return None
     try:
-        if client.wait_settled(10.0) != "ready":
-            note(f"{choice.url} is not reachable ({client.down_reason}); measuring alone")
-            yield None
-        else:
-            yield client
-    finally:
-        release(client)
+        return held.enter_context(connected(gateway, token))
+    except GatewayUnreachable as exc:
+        note(f"{exc}; measuring alone")
+        return None
 
 
 def _begin_warm(client: "GatewayClient", task: Task) -> dict[str, float]:

@@ -79,6 +79,16 @@ class CutTable:
         """The cuts with both a head and a tail, in depth order."""
         return tuple(cut for cut in self.cuts if cut.kind == "interior")
 
+    @property
+    def promising(self) -> tuple[Cut, ...]:
+        """The interior cuts worth timing, the most promising first.
+
+        Promise before anything is timed: the share of the input's bytes that cross, plus the head's share of the work.
+        """
+        input_bytes = max(1, self.cuts[0].n_bytes)
+        worth = [cut for cut in self.interior if cut.id in self.pareto]
+        return tuple(sorted(worth, key=lambda cut: cut.n_bytes / input_bytes + cut.head_work_ratio))
+
 
 def cut_id(tensors: Iterable[TensorSpec]) -> str:
     """First 16 hex digits of the SHA-256 over the sorted [name, dtype, shape] triples as canonical JSON.

@@ -18,6 +18,7 @@ from devices import pace
 from devices.errors import DeviceError
 from devices.machine import quota_period_s
 from devices.onnx_engine import open_session
+from hybrid.partition.crossing import crossed, fed, head_names
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.profile.record import Profile, Timing
@@ -88,16 +89,9 @@ class Outcome:
 
 
 def parts_of(prepared: Prepared, *, tails: bool) -> list[Part]:
-    """The whole model, then the Pareto cuts' heads (and tails), the most promising cuts first.
-
-    Promise before anything is timed: the share of the input's bytes that cross, plus the head's share of the work.
-    """
-    table = prepared.table
-    input_bytes = max(1, table.cuts[0].n_bytes)
-    cuts = [cut for cut in table.interior if cut.id in table.pareto]
-    cuts.sort(key=lambda cut: cut.n_bytes / input_bytes + cut.head_work_ratio)
+    """The whole model, then the heads (and tails) of the cuts worth timing, the most promising cuts first."""
     parts = [Part(kind="whole")]
-    for cut in cuts:
+    for cut in prepared.table.promising:
         parts.append(Part(kind="head", cut=cut))
         if tails:
             parts.append(Part(kind="tail", cut=cut))
@@ -185,37 +179,16 @@ def _timed(rig: Rig, part: Part, share_s: float) -> Timing:
     cut = part.cut
     if cut is None:
         session = rig.open(rig.model_path)
-        names, feeds = None, {port.name: rig.feeds[port.name] for port in session.get_inputs()}
+        names, feeds = None, fed(session, rig.feeds)
     elif part.kind == "head":
         session = rig.open(rig.prepared.head_path(cut.id))
-        names, feeds = head_names(cut, rig.feeds), _fed(session, rig.feeds)
+        names, feeds = head_names(cut, rig.feeds), fed(session, rig.feeds)
     else:
-        crossing = crossing_of(rig.open(rig.prepared.head_path(cut.id)), cut, rig.feeds)
+        crossing, _ = crossed(rig.open(rig.prepared.head_path(cut.id)), cut, rig.feeds)
         session = rig.open(rig.prepared.tail_path(cut.id))
-        names, feeds = None, _fed(session, crossing)
+        names, feeds = None, fed(session, crossing)
     run = pace.wrap(session.run)
     return time_runs(lambda: run(names, feeds), share_s, period_s=quota_period_s())
-
-
-def head_names(cut: Cut, feeds: Feeds) -> list[str]:
-    """What a head computes: the crossing tensors that are no inputs, and the outputs that it answers with."""
-    computed = [tensor.name for tensor in cut.tensors if tensor.name not in feeds]
-    return list(dict.fromkeys((*computed, *cut.head_outputs)))
-
-
-def crossing_of(head: onnxruntime.InferenceSession, cut: Cut, feeds: Feeds) -> dict[str, np.ndarray]:
-    """What crosses a cut for these inputs.
-
-    Raises:
-        Exception: the engine's, for inputs that it does not take.
-    """
-    names = head_names(cut, feeds)
-    computed = dict(zip(names, head.run(names, _fed(head, feeds)), strict=True))
-    return {spec.name: computed[spec.name] if spec.name in computed else feeds[spec.name] for spec in cut.tensors}
-
-
-def _fed(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, np.ndarray]:
-    return {port.name: feeds[port.name] for port in session.get_inputs()}
 
 
 def _known(profile: Profile, part: Part) -> Timing | None:

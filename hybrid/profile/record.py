@@ -8,9 +8,8 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from hybrid.artifact.names import check_digest, check_word
-from hybrid.errors import BadMessage, TooLarge
-from hybrid.graph.shape_key import ShapeKey
+from hybrid.artifact.paper import parse_paper
+from hybrid.errors import BadMessage
 
 SCHEMA: Final = 1
 MAX_PROFILE_BYTES: Final = 64 << 10
@@ -195,18 +194,7 @@ def parse_profile(content: bytes) -> Profile:
         BadMessage: no profile of this schema, or seconds that no machine takes.
         TooLarge: more than 64 KiB.
     """
-    if len(content) > MAX_PROFILE_BYTES:
-        raise TooLarge(f"a profile of {len(content)} bytes is refused: {MAX_PROFILE_BYTES} are allowed")
-    try:
-        profile = msgspec.json.decode(content, type=Profile)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage(f"the profile does not parse: {exc}") from exc
-    if profile.schema != SCHEMA:
-        raise BadMessage(f"the profile is of schema {profile.schema}, this version reads {SCHEMA}")
-    check_digest(profile.model_digest)
-    check_word(profile.variant, "variant id")
-    if ShapeKey.parse(profile.shape_key).text != profile.shape_key:
-        raise BadMessage("the profile's shape key is not in its canonical form")
+    profile = parse_paper(content, Profile, "profile", schema=SCHEMA, most_bytes=MAX_PROFILE_BYTES)
     setting = profile.setting
     texts = (setting.engine, setting.provider, setting.machine)
     if any(not 0 < len(text) <= _MAX_TEXT for text in texts) or not 0 <= setting.n_threads <= 4096:
