@@ -190,6 +190,7 @@ def carry_out(cell: Cell, objectives: Sequence[Objective] = OBJECTIVES, *, fores
             power=cell.power,
             constraints=cell.constraints,
             n_cores=scene.device.n_cores,
+            congestion=scene.link.congestion,
             seed=scene.seed,
         )
         ours[objective] = run = _run(scene, policy)

@@ -123,6 +123,7 @@ def front_of(cell: Cell, prices: Iterable[float]) -> list[tuple[float, float, fl
             power=cell.power,
             constraints=cell.constraints,
             n_cores=cell.scene.device.n_cores,
+            congestion=cell.scene.link.congestion,
             seed=cell.scene.seed,
         )
         run = Run(name=policy.name, outcome=World(cell.scene, policy).run())

@@ -30,6 +30,9 @@ MOST_UNSENT_BYTES: Final = 64 * 1024
 LARGE_RATIO: Final = 4
 """A direction that carries this many times the other's bytes takes nearly all of the moving time."""
 
+PACING: Final = frozenset({"bbr", "bbr2", "bbr3"})
+"""Congestion controls that pace by an estimate of the bandwidth."""
+
 OVERHEAD_GAIN: Final = 0.15
 
 LEAST_STALL_S: Final = 0.02
@@ -56,7 +59,7 @@ class LinkEstimate:
         self._up_drift, self._down_drift = Drift(), Drift()
         self._measured_s = 0.0
         self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
-        self._cold_ratio = 1.0
+        self._cold_ratio = self._first_cold_ratio = 1.0
         self._free_s = -inf
         self._n_forgotten = 0
         self._is_proven = False
@@ -197,11 +200,11 @@ class LinkEstimate:
         with self._lock:
             for estimate in (self._rtt, self._cold_uplink, self._plain_uplink, self._downlink):
                 estimate.forget()
-            self._uplink = self._cold_uplink
+            self._cold_ratio = self._first_cold_ratio
+            self._uplink = self._cold_uplink if self._cold_ratio else self._plain_uplink
             self._cold_error = self._plain_error = 0.0
             self._measured_s, self._free_s = 0.0, -inf
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
-            self._cold_ratio = 1.0
             self._overhead_s, self._n_overheads = 0.0, 0
             self._up_drift, self._down_drift = Drift(), Drift()
             self._n_forgotten += 1
@@ -226,6 +229,18 @@ class LinkEstimate:
             self._up_window = self._down_window = float(INITIAL_WINDOW_BYTES)
             self._free_s = -inf
             self._publish()
+
+    def paced(self, congestion: str) -> None:
+        """Names the congestion control of this side; what is known of it is where learning begins.
+
+        One that paces itself (BBR) neither starts slowly after idle time nor fills a window in bursts.
+        """
+        with self._lock:
+            self._first_cold_ratio = 0.0 if congestion in PACING else 1.0
+            if not self._cold_uplink.n_samples and not self._plain_uplink.n_samples:
+                self._cold_ratio = self._first_cold_ratio
+                self._uplink = self._cold_uplink if self._cold_ratio else self._plain_uplink
+                self._publish()
 
     def _shares(
         self, n_bytes_up: int, n_bytes_down: int, moving_s: float, receive_s: float, reply_s: float

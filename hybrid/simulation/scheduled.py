@@ -33,10 +33,11 @@ class Scheduled:
         constraints: what plans must keep.
         deadline_s: of each request.
         n_cores: of the device.
+        congestion: control of its connection, as a session reads it from its socket.
         seed: of the breaker's jitter.
-        name: of this policy in tables.
     """
 
+    name = "hybrid"
     conduct = Conduct()
 
     def __init__(
@@ -48,12 +49,12 @@ class Scheduled:
         constraints: Constraints = UNCONSTRAINED,
         deadline_s: float | None = None,
         n_cores: int = 4,
+        congestion: str = "",
         seed: int = 0,
-        name: str = "hybrid",
     ) -> None:
-        self.name = name
         self._constraints, self._deadline_s = constraints, deadline_s
         self.standing = Standing(seed=seed)
+        self.standing.link.paced(congestion)
         self.scheduler = Scheduler(prices, power=power, n_cores=n_cores)
         self.scheduler.profile_local(work.local_s)
         self.scheduler.put_gateways({URL: self.standing})
@@ -130,7 +131,6 @@ class Scheduled:
         """It would have taken longer than that."""
         assert isinstance(move.why, Decision)
         prospect = self.scheduler.table.prospects[move.prospect]
-        self.standing.breaker.withdrawn()
         self.scheduler.observe_cut_short(move.why, prospect, after_s, int(acked_bytes), now_s + EPOCH_S)
 
     def upload_settled(self, now_s: float, n_bytes: float, network_s: float) -> None:

@@ -93,7 +93,7 @@ class World:
     def _set_out(self, request: Request, now_s: float) -> None:
         move = request.move
         seconds = self._truth.head_s[move.prospect]
-        if not self._is_raced(move):
+        if not self._is_beside(request):
             seconds += self._truth.encode_s[move.prospect]
         request.remote_open = True
         if seconds:
@@ -142,17 +142,18 @@ class World:
 
     # -- up, there, and down again
 
-    def _is_raced(self, move: Move) -> bool:
-        """Whether the device begins at once, beside encoding and sending on another core."""
-        return move.hedge_s == 0 and self._device.model.n_cores > 1
+    def _is_beside(self, request: Request) -> bool:
+        """Whether another core encodes: in a race, beside the device's run; and for shadows, which nobody waits for."""
+        return (request.is_shadow or request.move.hedge_s == 0) and self._device.model.n_cores > 1
 
     def _depart(self, request: Request, now_s: float) -> None:
-        if self._is_raced(request.move):
+        if self._is_beside(request):
             luck = self._luck.device[request.slot % N_DRAWS]
             encode_s = self._truth.encode_s[request.move.prospect] * luck * self._device.model.slowdown.at(now_s)
             request.head_s += encode_s
             request.departed_s = now_s + encode_s
-            self._compute_locally(request, now_s)
+            if not request.is_shadow:
+                self._compute_locally(request, now_s)
             self._at(request.departed_s, self._send, request)
             return
         request.departed_s = request.departed_s or now_s

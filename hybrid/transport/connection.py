@@ -12,7 +12,7 @@ import aiohttp
 from hybrid.cost.link import LinkEstimate
 from hybrid.errors import ConnectionLost, GatewayStalled, HybridError
 from hybrid.transport.pending import Pending
-from hybrid.transport.pump import FramePump, keep_unsent_low
+from hybrid.transport.pump import FramePump, congestion_control, keep_unsent_low
 from hybrid.wire.channel import Channel
 from hybrid.wire.events import (
     Connected,
@@ -76,6 +76,7 @@ class ChannelConnection:
         self._ws = ws
         self._channel = channel
         self._link = link
+        link.paced(congestion_control(ws.transport))
         self._loop = asyncio.get_running_loop()
         self._pump = FramePump(channel, ws.send_bytes, time.monotonic)
         self._sent: dict[int, _Sent] = {}

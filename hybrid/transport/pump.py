@@ -64,3 +64,16 @@ def keep_unsent_low(transport: asyncio.BaseTransport | None) -> None:
             tcp.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
         except OSError:
             pass  # a platform that names the option and lacks it: only the transport's limit holds there
+
+
+def congestion_control(transport: asyncio.BaseTransport | None) -> str:
+    """The congestion control of this side of a TCP connection, as `sysctl` names it; empty where it cannot be told."""
+    tcp = transport.get_extra_info("socket") if transport is not None else None
+    option = getattr(socket, "TCP_CONGESTION", None)
+    if tcp is None or option is None or tcp.family not in {socket.AF_INET, socket.AF_INET6}:
+        return ""
+    try:
+        name: bytes = tcp.getsockopt(socket.IPPROTO_TCP, option, 16)
+    except OSError:
+        return ""
+    return name.partition(b"\0")[0].decode("ascii", "replace")

@@ -243,3 +243,19 @@ def test_an_upload_without_any_sample_is_not_given_back_as_unknown() -> None:
     known_bps = link.view.uplink_bps
     link.reconnected()
     assert (link.view.uplink_bps is None) == (known_bps is None)
+
+
+@pytest.mark.parametrize(("congestion", "is_cold"), [("bbr", False), ("cubic", True), ("", True)])
+def test_learning_begins_with_what_the_congestion_control_is_known_to_do(congestion: str, is_cold: bool) -> None:
+    """An upload of 100 kB in 160 ms: 5 Mbit/s for one that paces itself; slow start may have waited for all of it."""
+    link = LinkEstimate()
+    link.paced(congestion)
+    link.observe_rtt(0.07, 1.0)
+    link.observe_transfer(100_000, 500, 0.24, 2.0, receive_s=0.16)
+    bps = link.view.uplink_bps
+    if is_cold:
+        assert bps is None or bps > 10e6
+    else:
+        assert bps == pytest.approx(5e6, rel=0.1)
+    link.forget()
+    assert (link.view.cold_ratio > 0) == is_cold, "another path, the same kernel"
