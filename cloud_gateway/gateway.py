@@ -21,6 +21,7 @@ from cloud_gateway.http import IDENTITY, FrontDoor, require
 from cloud_gateway.metrics import GatewayCollector, RequestMeter, exposition
 from cloud_gateway.proof_route import add_proof_route
 from cloud_gateway.registry import Registry
+from cloud_gateway.renewal import LiveCertificate
 from cloud_gateway.stop_signal import StopSignal
 from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
 from cloud_gateway.uploads import add_routes as add_upload_routes
@@ -60,6 +61,7 @@ class Gateway:
         self._config = config
         self._loaded = False
         self._stopping = False
+        self._announcer: Announcer | None = None
         self.url = ""
 
     async def serve(self) -> None:
@@ -105,9 +107,9 @@ class Gateway:
             committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
         )
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
-        certificate = await asyncio.to_thread(_certificate, config) if config.speaks_tls else None
+        certificate = LiveCertificate(await asyncio.to_thread(_certificate, config)) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
-            add_proof_route(app, tokens, certificate.spki_sha256)
+            add_proof_route(app, tokens, lambda: certificate.current.spki_sha256)
         listener = Listener(
             app,
             ListenerSettings(
@@ -117,12 +119,12 @@ class Gateway:
             ),
         )
         self._add_metrics(app, door, service, EngineMetrics(executor, batches, service.bodies), listener)
-        await listener.start(config.host, config.port, certificate.context() if certificate else None)
+        await listener.start(config.host, config.port, certificate.context if certificate else None)
         stack.push_async_callback(listener.finish)
         self.url = _url(config, listener.port)
-        announcer = await self._announce(listener.port, certificate)
-        if announcer is not None:
-            stack.push_async_callback(announcer.close)
+        stack.push_async_callback(self._withdraw)
+        if certificate is not None:
+            executor.spawn(self._show(certificate, listener.port), name="certificate")
         executor.spawn(self._load(models), name="load-models")
         event({"ready": self.url}, f"ready {self.url}", json=False)
         if tokens is not None:
@@ -203,11 +205,11 @@ class Gateway:
 
         app.router.add_get("/metrics", metrics)
 
-    async def _announce(self, port: int, certificate: ServerCertificate | None) -> Announcer | None:
+    async def _announce(self, port: int, certificate: ServerCertificate) -> None:
         config = self._config
-        if config.no_announce or config.is_loopback or certificate is None:
-            return None  # nobody else can reach it, or devices would not trust it anyway
-        announcer = Announcer(
+        if config.no_announce or config.is_loopback:
+            return  # nobody else can reach it
+        self._announcer = Announcer(
             name=config.name or socket.gethostname(),
             port=port,
             tls=True,
@@ -218,8 +220,25 @@ class Gateway:
             },
             host=config.host,
         )
-        await announcer.start()
-        return announcer
+        await self._announcer.start()
+
+    async def _withdraw(self) -> None:
+        if self._announcer is not None:
+            announcer, self._announcer = self._announcer, None
+            await announcer.close()
+
+    async def _show(self, certificate: LiveCertificate, port: int) -> None:
+        """Announce the certificate that there is, and each one that takes its place."""
+
+        async def renewed() -> None:
+            await self._withdraw()
+            await self._announce(port, certificate.current)
+
+        try:
+            await renewed()
+            await certificate.follow(renewed)
+        except Exception:  # noqa: BLE001 (who cannot be found is still served)
+            _log.exception("gateway.not_announced")
 
 
 def _admit_channel(request: web.Request) -> None:

@@ -4,6 +4,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -43,13 +44,13 @@ class RateLimit:
         return allowed
 
 
-def add_proof_route(app: web.Application, tokens: Tokens, spki_sha256: bytes) -> None:
+def add_proof_route(app: web.Application, tokens: Tokens, spki_sha256: Callable[[], bytes]) -> None:
     """Serve the proof; it must be reachable without a token, and only where this process itself ends TLS.
 
     Args:
         app: the gateway's application.
         tokens: whose proofs are given.
-        spki_sha256: SHA-256 of the public key of the certificate that this gateway serves with.
+        spki_sha256: gives SHA-256 of the public key of the certificate that this gateway serves with now.
     """
     per_source, in_all = RateLimit(per_s=10, burst=20), RateLimit(per_s=200, burst=400)
 
@@ -63,7 +64,7 @@ def add_proof_route(app: web.Application, tokens: Tokens, spki_sha256: bytes) ->
             raise BadMessage(f"a proof is asked for with token_id=ID and nonce={2 * NONCE_BYTES} lower-case hex digits")
         server_nonce = secrets.token_bytes(NONCE_BYTES)
         mac = tokens.proof(
-            token_id, client_nonce=bytes.fromhex(nonce), server_nonce=server_nonce, spki_sha256=spki_sha256
+            token_id, client_nonce=bytes.fromhex(nonce), server_nonce=server_nonce, spki_sha256=spki_sha256()
         )
         return web.json_response({"nonce": server_nonce.hex(), "mac": mac}, headers={"Cache-Control": "no-store"})
 

@@ -72,7 +72,7 @@ async def gateway(
             return web.json_response({"error": str(error)}, status=error.http_status)
 
     app = web.Application(middlewares=[errors_as_json])
-    add_proof_route(app, tokens, (proves_as or certificate).spki_sha256)
+    add_proof_route(app, tokens, lambda: (proves_as or certificate).spki_sha256)
     async with serving(app, certificate.context(), port=port) as bound:
         running.port, running.url = bound, f"https://{LOOPBACK}:{bound}"
         yield running

@@ -2,8 +2,8 @@
 
 Design: the threads of `ThreadPoolExecutor` are joined when the interpreter exits; a preparation of two minutes would
 keep a stopped service alive for that long. A daemon thread that comes back from an engine's native code while the
-interpreter is being taken down aborts the process instead, so that `end_process` ends it before. A turn belongs to the
-thread, not to its caller: one that is cancelled does not end its thread, and a next one beside it would be one too many.
+interpreter is being taken down aborts the process instead, so that `end_process` ends it before. A turn belongs to
+the thread, not to its caller: one that is cancelled does not end it, and a next one beside it would be one too many.
 """
 
 import asyncio

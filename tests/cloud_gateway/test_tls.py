@@ -1,10 +1,13 @@
 """The gateway's certificate: made once, valid at any clock, and clear words when a given one cannot be used."""
 
+import asyncio
 import datetime as dt
+import hashlib
 import ipaddress
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import ssl
 import stat
@@ -24,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from cloud_gateway.renewal import LiveCertificate
 from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
 from hybrid.errors import StorageError
 from tests import trust_lab
@@ -202,3 +206,50 @@ def test_an_expired_certificate_is_served_with_a_warning(tmp_path: Path, caplog:
     past = dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
     trust_lab.certificate_in(tmp_path, not_before=past, not_after=past + dt.timedelta(days=1))
     assert "tls.certificate_expired" in caplog.text
+
+
+async def test_files_that_are_replaced_serve_new_connections_without_a_restart(tmp_path: Path) -> None:
+    certificate_path, key_path = tmp_path / "c.pem", tmp_path / "k.pem"
+    ready = [ensure_certificate(tmp_path / name) for name in ("first", "second")]
+
+    def lay_down(certificate: ServerCertificate, *, key: bool = True) -> None:
+        if key:
+            key_path.write_bytes(certificate.key_path.read_bytes())
+        certificate_path.write_bytes(certificate.certificate_path.read_bytes())
+
+    def served() -> bytes:
+        with socket.create_connection(address, timeout=10) as stream, anyone.wrap_socket(stream) as tls:
+            return tls.getpeercert(binary_form=True) or b""
+
+    lay_down(ready[0])
+    live = LiveCertificate(load_certificate(certificate_path, key_path))
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    n_renewed = 0
+
+    async def renewed() -> None:
+        nonlocal n_renewed
+        n_renewed += 1
+
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=live.context)
+    address = server.sockets[0].getsockname()
+    following = asyncio.ensure_future(live.follow(renewed))
+    try:
+        first = await asyncio.to_thread(served)
+        assert hashlib.sha256(first).hexdigest() == ready[0].certificate_sha256
+        lay_down(ready[1], key=False)  # half of a renewal: the old one serves on
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.3)
+        assert (await asyncio.to_thread(served), n_renewed) == (first, 0)
+        lay_down(ready[1])
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while not n_renewed:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        second = await asyncio.to_thread(served)
+        assert hashlib.sha256(second).hexdigest() == ready[1].certificate_sha256
+        assert live.current.spki_sha256 == ready[1].spki_sha256  # what the proof binds from now on
+    finally:
+        following.cancel()
+        server.close()
+        await server.wait_closed()

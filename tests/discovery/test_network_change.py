@@ -30,7 +30,7 @@ from hybrid.discovery.announce import Announcer
 async def main(data, certificate):
     app = web.Application()
     tokens = Tokens(data)
-    add_proof_route(app, tokens, certificate.spki_sha256)
+    add_proof_route(app, tokens, lambda: certificate.spki_sha256)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "0.0.0.0", 8700, ssl_context=certificate.context()).start()

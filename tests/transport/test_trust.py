@@ -47,7 +47,7 @@ async def gateway(tokens: Tokens, certificate: ServerCertificate | None) -> Asyn
     app = web.Application()
     add_routes(app, infer, admit)
     if certificate is not None:
-        add_proof_route(app, tokens, certificate.spki_sha256)
+        add_proof_route(app, tokens, lambda: certificate.spki_sha256)
     async with trust_lab.serving(app, certificate.context() if certificate else None) as port:
         yield port, shown
 
