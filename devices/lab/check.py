@@ -31,7 +31,7 @@ _BULK_S: Final = 1.0
 _N_ECHOES: Final = 15
 _TRACE_STEP_S: Final = 1.0
 _N_TRACE_STEPS: Final = 8
-_N_TRIES: Final = 3
+_N_TRIES: Final = 6
 _TIMEOUT_S: Final = 60.0
 _PROGRAM: Final = str(Path(__file__).parent / "traffic.py")
 

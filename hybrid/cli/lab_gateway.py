@@ -10,6 +10,7 @@ import os
 import re
 import selectors
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from devices.lab.lab import Lab
+from devices.lab.link import LOOPBACK
 from hybrid.cli.output import note
-from hybrid.errors import GatewayUnreachable, from_code
+from hybrid.errors import Conflict, GatewayUnreachable, from_code
 
 _PORT: Final = 8700
 _START_S: Final = 60.0
@@ -68,6 +70,7 @@ def started_gateway(
 
     Raises:
         GatewayUnreachable: it did not come up; the message holds its last words.
+        Conflict: behind a proxy, somebody else serves at that port.
     """
     if command is not None:
         yield _started_command(lab, command, port)
@@ -78,6 +81,11 @@ def started_gateway(
 
 
 def _started_command(lab: Lab, command: str, port: int) -> Gateway:
+    if lab.link.kind == "proxy" and _is_taken(port):
+        raise Conflict(
+            f"port {port} of this machine is in use, and behind a shaped proxy the gateway would need it",
+            advice="Choose another --gateway-port.",
+        )
     words = [word.format(host=lab.gateway.address, port=port) for word in shlex.split(command)]
     process = lab.gateway.popen(words, stdout=sys.stderr, start_new_session=True)
     knocking = lab.gateway.popen(
@@ -93,7 +101,7 @@ def _started_command(lab: Lab, command: str, port: int) -> Gateway:
             knocking.kill()
             break
     said = knocking.communicate()[1]
-    if knocking.returncode:
+    if knocking.returncode or process.poll():
         ended = f"it ended with {process.returncode}" if process.poll() is not None else said.strip()
         raise GatewayUnreachable(
             f"--gateway-command does not serve at {lab.gateway.address}:{port}: {ended}",
@@ -102,6 +110,14 @@ def _started_command(lab: Lab, command: str, port: int) -> Gateway:
     url = lab.url(port)
     note(f"gateway  {url}: {words[0]}")
     return Gateway(url=url, environment={"HYBRID_GATEWAY": url})
+
+
+def _is_taken(port: int) -> bool:
+    try:
+        socket.create_connection((LOOPBACK, port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _started_gateway(lab: Lab, models: tuple[Path, ...]) -> Gateway:

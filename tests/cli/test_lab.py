@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,12 +112,19 @@ def test_a_trace_is_played_and_a_device_paced(run_hybrid, tmp_path):
         (["--kind", "proxy", "--model", "own.csv"], ExitCode.FAILED, "error[model_invalid]: the gateway in the lab"),
         (["--serve", "--gateway-command", "x"], ExitCode.USAGE, "--gateway-command"),
         (["--kind", "proxy", "--congestion-control", "cubic"], ExitCode.FAILED, "proxy"),
-        (["--kind", "proxy", "--gateway-command", "false"], ExitCode.UNREACHABLE, "--gateway-command"),
+        (
+            ["--kind", "proxy", "--gateway-command", "false", "--gateway-port", "FREE"],
+            ExitCode.UNREACHABLE,
+            "--gateway-command",
+        ),
+        (["--kind", "proxy", "--gateway-command", "x", "--gateway-port", "TAKEN"], ExitCode.REFUSED, "in use"),
     ],
 )
 def test_what_cannot_be_is_told_before_the_program_runs(run_hybrid, tmp_path, words, exit_code, said):
     (tmp_path / "own.csv").write_text("time_s\n")
-    done = run_hybrid("lab", "run", *words, "--", "echo", "ran")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"FREE": str(free_port()), "TAKEN": str(taken.getsockname()[1])}
+        done = run_hybrid("lab", "run", *(ports.get(word, word) for word in words), "--", "echo", "ran")
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
     assert said in done.stderr
@@ -242,7 +250,5 @@ def test_the_check_tells_what_it_measured(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as one:
         return int(one.getsockname()[1])
