@@ -17,7 +17,7 @@ PRIOR_SIGMA: Final = 0.3
 PRIOR_WEIGHT: Final = 4
 LEAST_SIGMA: Final = 0.01
 BEYOND_RATIO: Final = 1.1
-MOST_BEYOND_RATIO: Final = 1.5
+MOST_BEYOND_RATIO: Final = 1.2
 """What is drawn for a censored ratio is no more than this above it: a tail must not feed on itself."""
 
 

@@ -1,5 +1,6 @@
 """Which shadow request would teach most for least, and whether it could matter at all."""
 
+from collections.abc import Callable
 from math import inf
 from typing import Final
 
@@ -9,7 +10,7 @@ from hybrid.cost.energy import Power
 from hybrid.cost.link_view import LinkView
 from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.prices import Prices
-from hybrid.schedule.prospect import Constraints
+from hybrid.schedule.prospect import Constraints, Prospect
 from hybrid.schedule.table import Table
 
 UNKNOWN_BPS: Final = 10e6
@@ -70,12 +71,12 @@ def errand(
     power: Power,
     constraints: Constraints,
     device_speed_ratio: float,
-    is_headless: bool = False,
+    suits: Callable[[Prospect], bool] = lambda _prospect: True,
 ) -> Errand | None:
     """What to send through a gateway to learn what it carries; None where nothing could matter.
 
     Nothing matters where the device alone would be cheaper even if the link's goodput were several times as high.
-    Headless errands leave the engine of this device to the requests.
+    Prospects that do not suit the errand are left out.
     """
     live = table.live(constraints)
     up_bps = link.uplink_bps or link.downlink_bps or UNKNOWN_BPS
@@ -89,7 +90,7 @@ def errand(
             continue
         if constraints.uplink_left_bytes is not None and prospect.bytes_up > constraints.uplink_left_bytes:
             continue
-        if is_headless and prospect.head_s:
+        if not suits(prospect):
             continue
         here_s = (prospect.head_s + prospect.encode_s) * device_speed_ratio
         up_s, down_s = 8 * prospect.bytes_up / up_bps, 8 * prospect.bytes_down / down_bps

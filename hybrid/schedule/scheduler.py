@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from hybrid.cost.energy import GENERIC_POWER, Power
-from hybrid.cost.link_view import LinkView
+from hybrid.cost.link_view import MIN_RATE_SAMPLE_BYTES, LinkView
 from hybrid.cost.prediction_error import PredictionError
 from hybrid.cost.residuals import Residuals
 from hybrid.cost.running import RunningEstimate
@@ -18,7 +18,7 @@ from hybrid.cost.slow_start import LEAST_RTO_S
 from hybrid.schedule.beliefs import RULE, Decision, GatewayBelief, Inputs
 from hybrid.schedule.deciding import decide
 from hybrid.schedule.prices import Prices
-from hybrid.schedule.probing import COST_SHARE, LEAST_PAUSE_S, Probe, errand, pause_s
+from hybrid.schedule.probing import COST_SHARE, LEAST_PAUSE_S, Errand, Probe, errand, pause_s
 from hybrid.schedule.prospect import Constraints, Prospect
 from hybrid.schedule.standing import Standing
 from hybrid.schedule.table import Table
@@ -345,28 +345,37 @@ class Scheduler:
             link = standing.link.view
             silent_s = now_s - max(standing.heard_s, link.measured_s)
             is_open = standing.breaker.state(now_s) != "closed"
-            is_new = not (link.uplink_bps or link.downlink_bps or link.measured_s)
-            if not is_open and not is_new and silent_s < LEAST_PAUSE_S:
+            is_new, is_rated = not link.measured_s, bool(link.uplink_bps or link.downlink_bps)
+            if not is_open and is_rated and silent_s < LEAST_PAUSE_S:
                 continue
-            found = errand(
-                self.table,
-                url,
-                link,
-                prices=self.prices,
-                power=self.power,
-                constraints=constraints,
-                device_speed_ratio=self.device_speed_ratio,
-                is_headless=self.prices.is_guarded and self.n_cores > 1,
-            )
+            found = None if is_rated else self._errand(url, link, constraints, MIN_RATE_SAMPLE_BYTES)
+            tells_rate = found is not None and self._saved >= found.cost
+            if not tells_rate:
+                found = self._errand(url, link, constraints)
             if found is None:
                 continue
-            is_due = is_open or is_new or (silent_s >= pause_s(found.seconds) and self._saved >= found.cost)
+            is_wanted = silent_s >= pause_s(found.seconds) and self._saved >= found.cost
+            is_due = is_open or is_new or tells_rate or is_wanted
             if is_due and (best is None or silent_s > best.silent_s):
                 decision = Decision(index=found.index, remote_s=self._expected_remote_s(found.index, now_s))
                 best = Probe(index=found.index, silent_s=silent_s, cost=found.cost, decision=decision)
         if best is not None:
             self._saved = max(0.0, self._saved - best.cost)
         return best
+
+    def _errand(self, url: str, link: LinkView, constraints: Constraints, least_bytes: int = 0) -> Errand | None:
+        """One of at least so many bytes; where requests race, one that leaves the engine of this device to them."""
+        is_headless = self.prices.is_guarded and self.n_cores > 1
+        return errand(
+            self.table,
+            url,
+            link,
+            prices=self.prices,
+            power=self.power,
+            constraints=constraints,
+            device_speed_ratio=self.device_speed_ratio,
+            suits=lambda one: not (is_headless and one.head_s) and one.bytes_up + one.bytes_down >= least_bytes,
+        )
 
     def _expected_remote_s(self, index: int, now_s: float) -> float:
         """Seconds from departure to the answer of a probe; 0 while unknown."""

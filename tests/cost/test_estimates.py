@@ -81,6 +81,17 @@ def test_censored_answers_remove_what_they_rule_out_and_keep_the_spread() -> Non
     assert residuals.points == before, "nobody doubted that"
 
 
+def test_a_tail_of_censored_answers_does_not_feed_on_itself() -> None:
+    """One long answer, then only ones that were cut short just before they came: the belief returns to about those."""
+    residuals = Residuals()
+    for ratio in (1.0, 1.0, 8.0):
+        residuals.observe(ratio)
+    for _ in range(2 * N_KEPT):
+        residuals.observe_longer(0.95)
+    assert residuals.points[-1] < 1.5
+    assert residuals.points[0] > 0.9
+
+
 # -- drift
 
 

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -243,6 +243,41 @@ def test_probes_are_due_for_what_is_unknown_or_silent_and_never_where_they_canno
     scheduler.profile_local(0.1)
     kept = Constraints(uplink_left_bytes=100.0)
     assert scheduler.probe_due(300.0, constraints=kept) is None
+
+
+TINY = replace(OFFLOAD, codec="lossless", bytes_up=900, bytes_down=300)
+
+
+def test_a_link_that_only_small_messages_cross_is_probed_once_for_its_rate_and_then_left_alone() -> None:
+    scheduler, standing = Scheduler(PRICES["energy"]), Standing(seed=1)
+    scheduler.profile_local(0.3)
+    scheduler.put_gateways({URL: standing})
+    scheduler.put_prospects([TINY, OFFLOAD])
+    standing.link.observe_rtt(0.02, 10.0)
+    standing.link.observe_transfer(900, 300, 0.03, 10.0)
+    standing.succeeded(0.0, 10.0)
+    assert scheduler.probe_due(11.0, constraints=FREE) is None, "nothing was saved up yet"
+    for step in range(200):
+        scheduler.decide(11.0 + step, constraints=FREE)
+        standing.succeeded(0.0, 11.0 + step)
+    probe = scheduler.probe_due(211.0, constraints=FREE)
+    assert probe is not None
+    assert scheduler.table.prospects[probe.index] == OFFLOAD, "the small one tells no rate"
+    standing.link.observe_transfer(OFFLOAD.bytes_up, OFFLOAD.bytes_down, 0.4, 211.0, receive_s=0.35)
+    standing.succeeded(0.0, 211.0)
+    assert scheduler.probe_due(212.0, constraints=FREE) is None
+
+
+def test_probes_leave_the_engine_to_requests_that_race() -> None:
+    split = replace(OFFLOAD, placement="split", cut="c" * 16, head_s=0.01, bytes_up=3_000, raw_input=False)
+    for n_cores, placement in ((1, "split"), (4, "offload")):
+        scheduler = Scheduler(PRICES["latency"], n_cores=n_cores)
+        scheduler.profile_local(0.3)
+        scheduler.put_gateways({URL: Standing(seed=1)})
+        scheduler.put_prospects([split, replace(OFFLOAD, bytes_up=300_000)])
+        probe = scheduler.probe_due(10.0, constraints=FREE)
+        assert probe is not None
+        assert scheduler.table.prospects[probe.index].placement == placement
 
 
 def test_looking_at_the_inputs_changes_nothing() -> None:
