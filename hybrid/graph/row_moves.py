@@ -198,7 +198,7 @@ def resize(step: Step) -> list[Fact]:
 
 def expand(step: Step) -> list[Fact]:
     """Copies along other axes than the rows'; or the same for as many rows as there are."""
-    source = step.given(0)
+    source = _copied(step)
     target = step.numbers(1)
     shape: tuple[Size, ...] | None = source.shape if source is not None else None
     if shape is None:
@@ -223,7 +223,7 @@ def fill(step: Step) -> list[Fact]:
 
 def tile(step: Step) -> list[Fact]:
     """Copies along other axes than the rows'; or the same for as many rows as there are."""
-    source = step.given(0)
+    source = _copied(step)
     repeats = step.numbers(1)
     shape: tuple[Size, ...] | None = source.shape if source is not None else None
     if shape is None or len(shape) != len(repeats):
@@ -232,6 +232,14 @@ def tile(step: Step) -> list[Fact]:
         if (isinstance(size, Count) and often != 1) or (isinstance(often, Count) and size != 1):
             step.refuse("it repeats the rows")
     return _made(step, [size * often for size, often in zip(shape, repeats, strict=True)])
+
+
+def _copied(step: Step) -> Fact | None:
+    """What is copied: rows, or what does not follow their number, since copies are made without their values."""
+    source = step.given(0)
+    if not isinstance(source, Rows):
+        step.need_fixed(0)
+    return source
 
 
 def _made(step: Step, sizes: Sequence[Any], number: Any = None) -> list[Fact]:

@@ -110,6 +110,7 @@ class _Reading:
             onnx.defs.SchemaError,
             InferenceError,
             ValidationError,
+            KeyError,
             RuntimeError,
             ValueError,
             TypeError,

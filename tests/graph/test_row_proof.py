@@ -1,14 +1,13 @@
 """What is proved to keep rows apart does so in the engine; what mixes them, or might, is refused by name."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import numpy_helper, parser
 
 from hybrid.artifact.digest import model_digest
 from hybrid.errors import ModelUnsupported
@@ -18,6 +17,7 @@ from hybrid.graph.row_proof import prove_rows
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import prepare
 from tests import zoo
+from tests.graph.random_rows import random_model
 
 R = np.random.default_rng(7)
 WEIGHTS = {
@@ -41,7 +41,7 @@ WEIGHTS = {
     "half": np.array(0.5, np.float32),
     "zero": np.array(3, np.uint8),
 }
-PICTURE, LINE, WORD, TWO, CUBE = (3, 8, 8), (4,), (4,), (4, 4), (3, 4, 4)
+PICTURE, LINE, WORD, TWO = (3, 8, 8), (4,), (4,), (4, 4)
 
 
 def made(body: str, shape: tuple[int, ...], kind: str = "float", outputs: str = "float[] y", **more: np.ndarray):
@@ -137,7 +137,8 @@ MORE = {
     "scales": np.array([1, 1, 2, 2], np.float32), "flip": np.array([4, -1], np.int64),
     "rotated": np.array([1, -1], np.int64), "taller": np.array([2, 1, 1, 1], np.float32),
     "wider": np.array([9, 12], np.int64), "behind": np.array([1, 0, 0, 0], np.int64),
-    "fixed": np.array([1, 4], np.int64), "twice": np.array([2, 1], np.int64), "per_row": np.ones(2, np.float32), "zeros": np.zeros(2, np.uint8),
+    "fixed": np.array([1, 4], np.int64), "twice": np.array([2, 1], np.int64),
+    "per_row": np.ones(2, np.float32), "zeros": np.zeros(2, np.uint8),
     "four": np.ones(4, np.float32),
 }  # fmt: skip
 
@@ -190,6 +191,12 @@ MIXED = {
     "a branch by a constant": (("y = If (no) <then_branch = a () => (float[] t) { t = Neg(x) }, "
                                "else_branch = b () => (float[] e) { e = Identity(x) }>"), LINE, "If"),
     "their number": ("s = Shape(x) n = Gather(s, s0) f = Cast <to=1> (n) y = Mul(x, f)", LINE, "Cast"),
+    "copies of their number": (("s = Shape(x) n = Gather(s, i0) e = Expand(n, i4) f = Cast <to=1> (e) y = Mul(x, f)"),
+                               LINE, "Expand"),
+    "their number, tiled": ("s = Shape(x) n = Gather(s, i0) e = Tile(n, i4) f = Cast <to=1> (e) y = Mul(x, f)", LINE,
+                            "Tile"),
+    "their number as a width": (("s = Shape(x) n = Gather(s, i0) t = Concat <axis=0> (i1, n) "
+                                 "c = Slice(x, i0, n, i1) y = ReduceSum(c, i1)"), LINE, "Slice"),
     "one for each row": (("s = Shape(x) n = Gather(s, s0) r = Range(s0, n, s1) f = Cast <to=1> (r) "
                          "u = Unsqueeze(f, i1) y = Add(x, u)"), LINE, "Range"),
     "rows put behind": ("a = Concat <axis=0> (x, x) y = Slice(a, i0, i1, i0)", LINE, "Concat"),
@@ -247,84 +254,6 @@ def test_zeros_hide_from_a_trial_what_the_proof_sees() -> None:
 
 
 # -- graphs made at random: what is proved holds in the engine --------------------------------------------------------
-
-
-def _any_axis(draw: random.Random, rank: int) -> int:
-    return draw.randrange(-rank, rank)
-
-
-def _node(draw: random.Random, x: str, rank: int, y: str, weights: dict[str, np.ndarray]) -> list[onnx.NodeProto]:
-    """One operator with attributes and constants at random, the axis of the rows among them."""
-
-    def constant(value: np.ndarray) -> str:
-        name = f"c{len(weights)}"
-        weights[name] = value
-        return name
-
-    axis = _any_axis(draw, rank)
-    sizes = [draw.choice([1, 1, 2, 4]) for _ in range(draw.randrange(rank + 1))]
-    order = draw.sample(range(rank), rank)
-    table: list[Callable[[], list[onnx.NodeProto]]] = [
-        lambda: [helper.make_node(draw.choice(["Relu", "Tanh", "Neg", "Identity"]), [x], [y])],
-        lambda: [helper.make_node("Softmax", [x], [y], axis=axis)],
-        lambda: [helper.make_node("ReduceMean", [x], [y], axes=[axis], keepdims=draw.choice([0, 1]))],
-        lambda: [helper.make_node("ReduceSum", [x, constant(np.array([axis], np.int64))], [y + "s"]),
-                 helper.make_node("Sub", [x, y + "s"], [y])],
-        lambda: [helper.make_node("Transpose", [x], [y], perm=order)],
-        lambda: [helper.make_node("Unsqueeze", [x, constant(np.array([draw.randrange(rank + 1)], np.int64))], [y])],
-        lambda: [helper.make_node("Squeeze", [x, constant(np.array([axis], np.int64))], [y])],
-        lambda: [helper.make_node("Flatten", [x], [y], axis=draw.randrange(rank + 1))],
-        lambda: [helper.make_node("Reshape", [x, constant(np.array(
-            draw.choice([[-1, 4], [4, -1], [0, -1], [-1, 2, 4], [0, 0, -1], [1, -1, 4], [-1, 4, 4], [2, -1], [-1]]),
-            np.int64))], [y])],
-        lambda: [helper.make_node("MatMul", [x, constant(WEIGHTS["w"])], [y])],
-        lambda: [helper.make_node("MatMul", [constant(WEIGHTS["w"]), x], [y])],
-        lambda: [helper.make_node("MatMul", [x, x], [y])],
-        lambda: [helper.make_node("Transpose", [x], [y + "t"], perm=order),
-                 helper.make_node(draw.choice(["MatMul", "Add"]), [x, y + "t"], [y])],
-        lambda: [helper.make_node("Add", [x, constant(np.ones(sizes, np.float32))], [y])],
-        lambda: [helper.make_node("Gather", [x, constant(np.array(draw.choice([0, [0], [0, 0]]), np.int64))], [y],
-                                  axis=axis)],
-        lambda: [helper.make_node("Slice", [x, *(constant(np.array([v], np.int64)) for v in
-                                                 (0, draw.choice([1, 2, 2**31 - 1]), axis))], [y])],
-        lambda: [helper.make_node("Concat", [x, x], [y], axis=axis)],
-        lambda: [helper.make_node("CumSum", [x, constant(np.array(axis, np.int64))], [y])],
-        lambda: [helper.make_node("LayerNormalization", [x, constant(np.ones(4, np.float32))], [y], axis=axis)],
-        lambda: [helper.make_node("ArgMax", [x], [y + "a"], axis=axis, keepdims=draw.choice([0, 1])),
-                 helper.make_node("Cast", [y + "a"], [y], to=TensorProto.FLOAT)],
-        lambda: [helper.make_node("TopK", [x, constant(np.array([1], np.int64))], [y, y + "k"], axis=axis)],
-        lambda: [helper.make_node("Expand", [x, constant(np.array(sizes, np.int64))], [y])],
-        lambda: [helper.make_node("GlobalAveragePool", [x], [y])],
-        lambda: [helper.make_node("Shape", [x], [y + "s"]),
-                 helper.make_node("Gather", [y + "s", constant(np.array(
-                     draw.choice([[0], [0, -1], [-1, 0]]), np.int64))], [y + "g"]),
-                 helper.make_node("Concat", [y + "g", constant(np.array([-1], np.int64))], [y + "c"], axis=0),
-                 helper.make_node("Reshape", [x, y + "c"], [y])],
-    ]  # fmt: skip
-    return draw.choice(table)()
-
-
-def random_model(seed: int) -> tuple[onnx.ModelProto, tuple[int, ...]]:
-    draw = random.Random(seed)
-    shape = draw.choice([LINE, TWO, CUBE])
-    weights: dict[str, np.ndarray] = {}
-    nodes: list[onnx.NodeProto] = []
-    x, rank = "x", 1 + len(shape)
-    for number in range(draw.randrange(1, 5)):
-        y = f"t{number}"
-        added = _node(draw, x, rank, y, weights)
-        nodes += added
-        graph = helper.make_graph(
-            nodes,
-            "g",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape])],
-            [helper.make_tensor_value_info(y, TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(value, name) for name, value in weights.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        inferred = onnx.shape_inference.infer_shapes(model).graph.output[0].type.tensor_type
-        x, rank = y, max(1, len(inferred.shape.dim)) if inferred.HasField("shape") else rank
-    return model, shape
 
 
 def test_whatever_is_proved_of_graphs_made_at_random_holds_in_the_engine() -> None:
