@@ -39,21 +39,23 @@ def lower_bounds(moment: Moment, block: Block, path: Path, rest_s: float, credit
         return _barred(_stages_s(moment, block, path), moment, block, path)
     lasting_s = block.features.dot(np.array((0.0, 0.0, path.up_s, path.down_s, belief.speed_ratio, path.fixed_s)))
     _add_waits(lasting_s, block, path, 1.0)
-    lead_s = block.encode_s * (moment.scale if moment.is_beside else 0.0)
-    late: float | Floats = 0.0
-    if inputs.deadline_left_s is not None:
-        late = _surely_late(moment, block, lasting_s * path.late_point + lead_s, ends_s, inputs.deadline_left_s)
-    if inputs.prices.is_throughput:
-        return _barred(_stages_s(moment, block, path) + late, moment, block, path)
     times_s = np.multiply.outer(belief.points, lasting_s)
+    lead_s: float | Floats = 0.0
     if moment.is_beside:
+        lead_s = block.encode_s * moment.scale
         times_s += lead_s
-    work_ratio = moment.work_price / moment.time_price
-    if inputs.deadline_left_s is not None and work_ratio > TINY_PRICE_J:
-        # The hedge cannot wait for ever: what comes after its last moment is computed beside.
-        last_s = inputs.deadline_left_s - RESERVE_S - (_here_s(moment, block) + ends_s) * (1 + moment.spread)
-        beside_s = times_s - np.maximum(last_s, 0.0)
-        times_s += work_ratio * np.maximum(beside_s, 0.0)
+    late: float | Floats = 0.0
+    work_ratio, left_s = moment.work_price / moment.time_price, inputs.deadline_left_s
+    if left_s is not None:
+        here_s = (block.head_s if moment.is_beside else block.head_s + block.encode_s) * (moment.scale * moment.slower)
+        done_s = ends_s * moment.slower + RESERVE_S
+        late = _surely_late(here_s + np.minimum(lasting_s * path.late_point + lead_s, done_s) - left_s)
+        if inputs.prices.is_throughput:
+            return _barred(_stages_s(moment, block, path) + late, moment, block, path)
+        if work_ratio > TINY_PRICE_J:
+            # The hedge cannot wait for ever: what comes after its last moment is computed beside.
+            beside_s = times_s - np.maximum(left_s - done_s - here_s, 0.0)
+            times_s += work_ratio * np.maximum(beside_s, 0.0, out=beside_s)
     most = ends_s * (1 + work_ratio)
     np.minimum(times_s, most, out=times_s)
     n, passing = len(belief.points), 1 - belief.failure_ratio
@@ -111,18 +113,11 @@ def _add_waits(costs: Floats, block: Block, path: Path, price: float) -> None:
         costs += share * path.waits_down.of_all(block.bytes_down)
 
 
-def _surely_late(moment: Moment, block: Block, wait_s: Floats, rest_s: float | Floats, left_s: float) -> Floats:
-    """The penalty of those that miss the deadline even if the device starts at once."""
-    spread = 1 + moment.spread
-    latest_s = np.minimum(wait_s, rest_s * spread + RESERVE_S)
-    latest_s += _here_s(moment, block) * spread
-    latest_s -= left_s
-    return np.asarray((latest_s > 0.0) * (1e3 + 1e3 * latest_s))
-
-
-def _here_s(moment: Moment, block: Block) -> Floats:
-    """(n,) seconds on the device before it could go on by itself."""
-    return (block.head_s if moment.is_beside else block.head_s + block.encode_s) * moment.scale
+def _surely_late(late_s: Floats) -> float | Floats:
+    """The penalty of those that miss the deadline by so much even if the device starts at once."""
+    if late_s.max() <= 0.0:
+        return 0.0
+    return np.asarray((late_s > 0.0) * (1e3 + 1e3 * late_s))
 
 
 def _barred(bounds: Floats, moment: Moment, block: Block, path: Path) -> Floats:

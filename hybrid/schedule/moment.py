@@ -26,9 +26,7 @@ class Path:
         self.belief = belief
         self.up_s, self.down_s = up_s, down_s
         self.fixed_s = rtt_s + belief.overhead_s + belief.backlog_s + belief.queue_s
-        points = belief.points
-        mean = sum(points) / len(points)
-        self.late_point = mean + K_SIGMA * sqrt(sum([(point - mean) ** 2 for point in points]) / len(points))
+        self.late_point = _late_point(belief.points)
         self.waits_up: Rounds | None = None
         self.waits_down: Rounds | None = None
         if belief.cold_ratio:
@@ -42,13 +40,18 @@ class Path:
         return bool(self.up_s) or row.bytes_up + row.bytes_down < SMALL_BYTES
 
 
+def _late_point(points: tuple[float, ...]) -> float:
+    mean = sum(points) / len(points)
+    return mean + K_SIGMA * sqrt(sum([(point - mean) ** 2 for point in points]) / len(points))
+
+
 class Moment:
     """Prices and paths at the time of one request.
 
     Attributes:
         inputs: what it is made from.
         scale: seconds of this device over the profiled ones.
-        spread: share that its seconds may be longer (k * sigma).
+        slower: how many times as long its seconds may be (1 + k * sigma).
         here_price: cost of a second of computing before departure.
         lead_price: cost of a second of encoding on another core, beside its time.
         time_price: cost of a second of waiting.
@@ -63,7 +66,7 @@ class Moment:
 
     __slots__ = (
         "attempt_price", "byte_price", "down_price", "here_price", "inputs", "is_beside", "lead_price", "paths",
-        "scale", "spread", "sure_up_price", "time_price", "up_price", "work_price",
+        "scale", "slower", "sure_up_price", "time_price", "up_price", "work_price",
     )  # fmt: skip
 
     def __init__(self, inputs: Inputs, table: Table) -> None:
@@ -71,7 +74,7 @@ class Moment:
         s_per_j = prices.s_per_j
         self.inputs = inputs
         self.scale = inputs.device_speed_ratio * (1 + n_device_runs)
-        self.spread = 1.25 * K_SIGMA * inputs.device_spread_ratio
+        self.slower = 1 + 1.25 * K_SIGMA * inputs.device_spread_ratio
         # A second on this device delays those who compute here already by as much.
         self.here_price = 1 + s_per_j * power.compute_w + n_device_runs
         self.time_price = 1 + s_per_j * power.idle_w

@@ -7,7 +7,7 @@ the inputs.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Required, TypedDict, Unpack
 
 from hybrid.cost.energy import GENERIC_POWER, Power
 from hybrid.cost.link_view import MIN_RATE_SAMPLE_BYTES, LinkView
@@ -37,6 +37,24 @@ MOST_SAVED: Final = 2.0
 
 WARM_RATIO: Final = 0.1
 """On a connection that requests keep warm slow start comes once in a while."""
+
+
+class Circumstances(TypedDict, total=False):
+    """What a request meets beside what the scheduler knows.
+
+    Attributes:
+        constraints: what a plan must keep.
+        deadline_left_s: seconds left for this request; None, or left out, without a deadline.
+        n_device_runs: runs that compute on this device now (hedges included).
+        n_in_flight: requests of this session that are under way, this one left out.
+        down: URLs of gateways without a connection now.
+    """
+
+    constraints: Required[Constraints]
+    deadline_left_s: float | None
+    n_device_runs: int
+    n_in_flight: int
+    down: Collection[str]
 
 
 class _Told:
@@ -119,40 +137,15 @@ class Scheduler:
 
     # -- deciding
 
-    def decide(
-        self,
-        now_s: float,
-        *,
-        constraints: Constraints,
-        deadline_left_s: float | None = None,
-        n_device_runs: int = 0,
-        n_in_flight: int = 0,
-        down: Collection[str] = (),
-    ) -> Decision:
-        """The plan of a request that comes now; the plan becomes the present one.
-
-        Args:
-            now_s: monotonic time.
-            constraints: what a plan must keep.
-            deadline_left_s: seconds left for this request.
-            n_device_runs: runs that compute on this device now (hedges included).
-            n_in_flight: requests of this session that are under way, this one left out.
-            down: URLs of gateways without a connection now.
-        """
+    def decide(self, now_s: float, **circumstances: Unpack[Circumstances]) -> Decision:
+        """The plan of a request that comes now (monotonic time); the plan becomes the present one."""
         if self._decided_s > 0:
             gap_s = now_s - self._decided_s
             self._gap_s = (
                 gap_s if self._gap_s is None else self._gap_s + GAP_GAIN * (min(gap_s, MOST_GAP_S) - self._gap_s)
             )
         self._decided_s = now_s
-        inputs = self.inputs(
-            now_s,
-            constraints=constraints,
-            deadline_left_s=deadline_left_s,
-            n_device_runs=n_device_runs,
-            n_in_flight=n_in_flight,
-            down=down,
-        )
+        inputs = self.inputs(now_s, **circumstances)
         self._epochs = self._seen
         decision = decide(inputs, self.table)
         if decision.is_trial:
@@ -167,17 +160,9 @@ class Scheduler:
         self._regret_s = decision.regret_s
         return decision
 
-    def inputs(
-        self,
-        now_s: float,
-        *,
-        constraints: Constraints,
-        deadline_left_s: float | None = None,
-        n_device_runs: int = 0,
-        n_in_flight: int = 0,
-        down: Collection[str] = (),
-    ) -> Inputs:
+    def inputs(self, now_s: float, **circumstances: Unpack[Circumstances]) -> Inputs:
         """What a decision rests on now; see `decide`."""
+        down = circumstances.get("down", ())
         beliefs: list[GatewayBelief] = []
         epochs: list[object] = [self._device.epoch]
         for url, standing in self.standings.items():
@@ -197,16 +182,16 @@ class Scheduler:
             table=self.table.id,
             now_s=now_s,
             prices=self.prices,
-            constraints=constraints,
+            constraints=circumstances["constraints"],
             power=self.power,
             device_speed_ratio=self.device_speed_ratio,
             device_spread_ratio=self._device.spread_ratio,
             gateways=tuple(beliefs),
-            deadline_left_s=deadline_left_s,
+            deadline_left_s=circumstances.get("deadline_left_s"),
             attempt_s=max(0.0, self._attempt_s),
             n_cores=self.n_cores,
-            n_device_runs=n_device_runs,
-            n_in_flight=n_in_flight,
+            n_device_runs=circumstances.get("n_device_runs", 0),
+            n_in_flight=circumstances.get("n_in_flight", 0),
             current=self._current,
             current_since_s=self._current_since_s,
             regret_s=self._regret_s,

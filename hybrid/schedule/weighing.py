@@ -80,7 +80,7 @@ class Weighing:
         if prospect.head_s is None or index in self._live.barred_here:
             return None
         seconds = prospect.head_s * moment.scale
-        latest_s = seconds * (1 + moment.spread) + RESERVE_S
+        latest_s = seconds * moment.slower + RESERVE_S
         cost = seconds * moment.here_price if not inputs.prices.is_throughput else seconds
         return Plan(
             index=index,
@@ -175,17 +175,17 @@ class Weighing:
             latest_s = min(latest_s, GUARD_RATIO * self._rest_s - parts.here_s - inputs.attempt_s)
         left_s = inputs.deadline_left_s
         if left_s is not None:
-            surely_s = (parts.here_s + parts.rest_s) * (1 + self._moment.spread) + RESERVE_S
+            surely_s = (parts.here_s + parts.rest_s) * self._moment.slower + RESERVE_S
             latest_s = min(latest_s, left_s - surely_s)
         return max(0.0, latest_s)
 
     def _latest_s(self, parts: Parts, hedge_s: float | None) -> float:
         """Mean + k * sigma of the answer's seconds; `hedge_s` counts from the end of the head, as in `_offer`."""
-        spread = 1 + self._moment.spread
+        slower = self._moment.slower
         wait_s = parts.lead_s + parts.remote_s * parts.path.late_point
         if hedge_s is not None:
-            wait_s = min(wait_s, hedge_s + parts.rest_s * spread + RESERVE_S)
-        return parts.here_s * spread + wait_s
+            wait_s = min(wait_s, hedge_s + parts.rest_s * slower + RESERVE_S)
+        return parts.here_s * slower + wait_s
 
     def _remote_plan(self, row: int, parts: Parts) -> Plan:
         """The exact plan of a remote prospect, with its best hedge time."""
