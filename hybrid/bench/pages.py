@@ -53,7 +53,8 @@ def pages(matrix: Matrix, parts: Sequence[ModelParts], cells: Sequence[CellFigur
         pictures_at: folder of the pictures as the pages see it, with a slash at its end.
     """
     pictures = fronts(cells)
-    blocks = [_models(parts, cells), _how(matrix, cells)]
+    blocks = [_models(parts, cells), _how(matrix, cells), "Cells that hold each bar (median, worst):"]
+    blocks.append(tables.at_a_glance(cells))
     for objective in matrix.objectives:
         bars = [bar for cell in cells if (found := cell.of(objective)) is not None for bar in found.bars]
         held = sum(bar.held for bar in bars)

@@ -38,10 +38,7 @@ def summary(cells: Sequence[CellFigures], objective: Objective) -> str:
                   if bar.name == "mean / oracle"), 1.0)  # fmt: skip
     for (link, trace), group in groups.items():
         bars = [_kept(group, name) for name in names]
-        foreseen = [one.to_foresight for one in group if one.to_foresight is not None]
-        near = (
-            f"{sum(ratio <= limit for ratio in foreseen)}/{len(foreseen)} ({median(foreseen):.3f})" if foreseen else ""
-        )
+        near = _near(group, limit)
         ahead = [_times(group, peer) for peer in PEERS]
         errors = [one.prediction_error for one in group if one.prediction_error is not None]
         changes = max(one.changes_max for one in group)
@@ -58,6 +55,32 @@ def summary(cells: Sequence[CellFigures], objective: Objective) -> str:
         "most changes in 10 s",
     )
     return markdown(headings, rows)
+
+
+def at_a_glance(cells: Sequence[CellFigures]) -> str:
+    """How many cells hold each bar, by trace; and how many are as near to foresight as the oracle's bar asks."""
+    rows = []
+    traces = list(dict.fromkeys(cell.trace for cell in cells))
+    for objective in dict.fromkeys(one.objective for cell in cells[:1] for one in cell.objectives):
+        by_trace = {
+            trace: [one for cell in cells if cell.trace == trace and (one := cell.of(objective)) is not None]
+            for trace in traces
+        }
+        for name in _bar_names(cells, objective):
+            limit = next(f"{bar.limit:g}" for bar in by_trace[traces[0]][0].bars if bar.name == name)
+            rows.append((objective, name, limit, *(_kept(by_trace[trace], name) for trace in traces)))
+            if name == "mean / oracle":
+                near = [_near(by_trace[trace], float(limit)) for trace in traces]
+                rows.append((objective, "mean / clairvoyant over the same TCP (no bar)", limit, *near))
+    return markdown(("objective", "bar", "limit", *traces), rows)
+
+
+def _near(group: Sequence[ObjectiveFigures], limit: float) -> str:
+    """How many are within the limit of foresight over the real link, the median and the worst."""
+    found = [one.to_foresight for one in group if one.to_foresight is not None]
+    if not found:
+        return ""
+    return f"{sum(ratio <= limit for ratio in found)}/{len(found)} ({median(found):.3f}, {max(found):.3f})"
 
 
 def _bar_names(cells: Sequence[CellFigures], objective: Objective) -> list[str]:
