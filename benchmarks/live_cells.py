@@ -213,7 +213,9 @@ def simulated(one: LiveCell, model: ModelParts, name: str, emulation: str, host_
     if name == "hybrid":
         kept = [at for at, way in enumerate(scene.work.prospects) if at == 0 or way.codec == one.hybrid_codec]
         scene = replace(scene, work=chosen(scene.work, kept))
-        policy = Scheduled(scene.work, PRICES["latency"], constraints=UNGUARDED)
+        policy = Scheduled(
+            scene.work, PRICES["latency"], constraints=UNGUARDED, n_cores=N_CORES, congestion=scene.link.congestion
+        )
     else:
         way = next(way for way in one.ways if way_name(way) == name)
         policy = Static(number_of(scene.work, way, model), name)
