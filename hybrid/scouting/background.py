@@ -63,15 +63,10 @@ class BackgroundEngine:
                 if len(taken) >= n_runs or now_s - started_s > BUDGET_S:
                     return outputs, taken
 
-    def open_head(self, path: Path) -> Engine:
-        """An open head model."""
+    def open_piece(self, path: Path, *, has_arena: bool = True) -> Engine:
+        """An open head, tail or variant; without an arena it keeps no memory between its runs."""
         with self.in_engine:
-            return self._open_piece(path)
-
-    def open_rest(self, path: Path) -> Engine:
-        """An open tail model: it runs seldom, so it keeps no memory between its runs."""
-        with self.in_engine:
-            return self._open_piece(path, has_arena=False)
+            return self._open_piece(path, has_arena=has_arena)
 
     def computed_by(
         self, head: Head, feeds: Mapping[str, np.ndarray]

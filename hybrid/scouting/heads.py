@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from time import sleep
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from hybrid.profile.record import Timing
 from hybrid.route.route import Route
 from hybrid.route.way import Crossing, Head, Rest
 from hybrid.scouting.background import N_RUNS, BackgroundEngine
+from hybrid.scouting.memory import give_back_unused
 from hybrid.scouting.opening import lacks_levels, opened_head, opened_rest
 from hybrid.scouting.sameness import TOLERANCE_RATIO, distance
 
@@ -34,6 +36,9 @@ MEMORY_RATIO: Final = 0.2
 
 LEAST_BYTES: Final = 16 * 1024 * 1024
 """So much is always allowed: below it the engine's own memory counts for more than any weights."""
+
+MOST_HEADS: Final = 4
+"""Open at a time: each costs the engine a megabyte or two beside its weights, and one is used."""
 
 GAIN_RATIO: Final = 0.05
 """A rest is worth its memory only after a head that has done at least this share of the whole model's work."""
@@ -57,6 +62,7 @@ class OpenHeads:
         self._sizes: dict[tuple[str, str, Side], int] = {}
         self._unusable: set[tuple[str, str]] = set()
         self._ratio = _ratio()
+        self._has_moved = False
 
     def obstacle(self, prepared: Prepared, cut: Cut) -> str:
         """Why this head may not be open at all, or an empty string."""
@@ -94,10 +100,11 @@ class OpenHeads:
                 close_rest(other)
         closed = False
         for other in others:
-            if self._held_bytes(prepared, others) > left_bytes:
+            if self._held_bytes(prepared, others) > left_bytes or len(_open_cuts(others)) >= MOST_HEADS:
                 close(other)
                 closed = True
         crossing.head = opened_head(self._device, prepared, cut, codecs)
+        self._has_moved = True
         return closed
 
     def fitting(self, prepared: Prepared, best_first: Iterable[Crossing]) -> list[Crossing]:
@@ -109,7 +116,7 @@ class OpenHeads:
             if crossing.cut is None or crossing.head is None:
                 continue
             n_bytes = 0 if crossing.cut.id in held else self._n_bytes(prepared, crossing.cut.id)
-            if n_bytes <= left_bytes or not kept:
+            if not kept or crossing.cut.id in held or (n_bytes <= left_bytes and len(held) < MOST_HEADS):
                 left_bytes -= n_bytes
                 held.add(crossing.cut.id)
                 kept.append(crossing)
@@ -139,6 +146,12 @@ class OpenHeads:
                     left_bytes -= n_bytes if rests[cut_id] is not None else 0
             put_rest(crossing, rests[cut_id])
 
+    def settle(self) -> None:
+        """After opening and closing: what that left unused is given back."""
+        if self._has_moved:
+            self._has_moved = False
+            give_back_unused()
+
     def _tried(self, prepared: Prepared, route: Route, outputs: Sequence[str], crossing: Crossing) -> Rest | None:
         """The open and timed rest of a crossing, None where it is of no use."""
         cut, head, sample = crossing.cut, crossing.head, route.sample
@@ -160,6 +173,7 @@ class OpenHeads:
     def _timed(
         self, prepared: Prepared, cut: Cut, head: Head, sample: Mapping[str, np.ndarray], wanted: Wanted
     ) -> tuple[Rest, list[float]]:
+        self._has_moved = True
         rest = opened_rest(self._device, prepared, cut)
         held, found = self._device.computed_by(head, sample)
         names = [name for name in wanted if name not in found]
@@ -176,7 +190,7 @@ class OpenHeads:
         return max(LEAST_BYTES, int(self._ratio * whole_bytes) + min(self._given_back_bytes, whole_bytes))
 
     def _held_bytes(self, prepared: Prepared, crossings: Iterable[Crossing]) -> int:
-        cuts = {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.head is not None}
+        cuts = _open_cuts(crossings)
         rests = {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.rest is not None}
         heads_bytes = sum(self._n_bytes(prepared, cut_id) for cut_id in cuts)
         return heads_bytes + sum(self._n_bytes(prepared, cut_id, "tail") for cut_id in rests)
@@ -193,6 +207,11 @@ class OpenHeads:
         return self._sizes[key]
 
 
+def _open_cuts(crossings: Iterable[Crossing]) -> set[str]:
+    """Ids of the cuts whose heads are open."""
+    return {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.head is not None}
+
+
 def put_rest(crossing: Crossing, rest: Rest | None) -> None:
     """What goes on from a crossing's activation from now on, None where nothing does; its ways know what it takes."""
     crossing.rest = rest
@@ -205,6 +224,7 @@ def put_rest(crossing: Crossing, rest: Rest | None) -> None:
 def close_rest(crossing: Crossing) -> None:
     """Gives the rest's memory back, once the requests that are running it have ended."""
     put_rest(crossing, None)
+    sleep(0)  # the engine frees a session under Python's lock: others come in between two of them
 
 
 def close(crossing: Crossing) -> None:
@@ -212,6 +232,7 @@ def close(crossing: Crossing) -> None:
     close_rest(crossing)
     crossing.verified = False
     crossing.head = None
+    sleep(0)
 
 
 def _ratio() -> float:

@@ -102,6 +102,7 @@ class Scout:
         if prepared is not None and self._options.kind == "auto":  # a forced placement is never hedged
             verified = [crossing for crossing in kept if crossing.verified]
             self._heads.go_on(prepared, route, self._outputs, verified)
+        self._heads.settle()
         route.put_crossings(tuple(crossings))
         route.note = "" if route.has_way() else self._why_none(crossings, prepared)
         log.info("route.scouted shape=%s crossings=%d usable=%s", route.shape_key.id, len(crossings), route.has_way())

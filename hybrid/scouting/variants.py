@@ -83,7 +83,7 @@ class Variants:
         if drop is None or drop > self._max_accuracy_drop or route.sample is None:
             return None
         try:
-            engine = self._engines.get(variant.id) or self._device.open_head(path)
+            engine = self._engines.get(variant.id) or self._device.open_piece(path)
             outputs, seconds = self._device.timed_run(engine.run, self._outputs, route.sample, n_runs=N_RUNS + 1)
         except (HybridError, DeviceError) as exc:
             log.warning("variant.unusable id=%s error=%s", variant.id, exc)

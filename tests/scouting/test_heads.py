@@ -165,6 +165,17 @@ def test_the_best_keep_their_heads(prepared, engine, crossings, monkeypatch) -> 
     assert heads.fitting(prepared, best_first) == [crossings[2], crossings[1]]
 
 
+def test_no_more_heads_are_open_than_may_be_though_they_fit(prepared, engine, crossings, monkeypatch) -> None:
+    monkeypatch.setenv(VARIABLE, "9")
+    monkeypatch.setattr(heads_module, "MOST_HEADS", 2)
+    heads = OpenHeads(engine)
+    open_all(heads, prepared, crossings[:2])
+    assert heads.open(prepared, crossings[2], crossings)
+    assert open_heads(crossings) == [False, True, True, False]
+    crossings[0].head = crossings[1].head
+    assert heads.fitting(prepared, crossings) == crossings[:2]
+
+
 def test_two_gateways_share_a_head_and_its_rest(prepared, engine, holding, monkeypatch) -> None:
     allowed(monkeypatch, 5)
     pair = [crossing_of(after_layers(prepared)[1], holding) for _ in range(2)]
