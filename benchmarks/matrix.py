@@ -45,7 +45,7 @@ def main() -> int:
         found = kept.all(matrix)
     else:
         places = cells_of(matrix, parts)
-        run_beside(matrix, places, kept, mark, given.processes)
+        run_beside(matrix, places, kept, mark, n_processes=given.processes)
         found = contest(matrix, (place.build() for place in places), kept, mark)
     if given.quick:
         return 0
@@ -70,6 +70,7 @@ def run_beside(
     places: Sequence[Place],
     kept: Kept,
     mark: str,
+    *,
     n_processes: int,
     policies: Sequence[str] | None = None,
 ) -> None:

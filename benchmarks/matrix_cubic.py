@@ -34,7 +34,7 @@ def main() -> int:
     mark = fingerprint(matrix, parts, ["foresight"])
     kept = Kept(given.kept / "cells.jsonl")
     places = cells_of(matrix, parts)
-    run_beside(matrix, places, kept, mark, given.processes, ["foresight"])
+    run_beside(matrix, places, kept, mark, n_processes=given.processes, policies=["foresight"])
     found = contest(matrix, (place.build() for place in places), kept, mark, policies=["foresight"])
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"matrix": matrix, "machine": this_machine(), "cells": found}
