@@ -111,10 +111,7 @@ def connect(
         UnknownCodec: `options.codec` names none.
         GatewayUnreachable: a URL that is none.
     """
-    if options.codec not in ("auto", "none"):
-        from compression import catalog  # loads zstandard and PIL
-
-        catalog.get(options.codec)
+    _require_known(options.codec)
     gateways = Gateways(token)
     allowance = Allowance(options)
     given_back_bytes = give_back_unused()
@@ -146,6 +143,13 @@ def connect(
     gateways.begin(urls, on_change=preparation.wake)
     remote = Remote(options, declared, device, preparation, allowance=allowance)
     return Connection(gateways, preparation, background, allowance, remote)
+
+
+def _require_known(codec: str) -> None:
+    if codec not in ("auto", "none"):
+        from compression import catalog  # loads zstandard and PIL
+
+        catalog.get(codec)
 
 
 def _knowledge(source: Source, engine: Engine, settings: Settings, digest: str) -> Knowledge:
