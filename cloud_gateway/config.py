@@ -43,8 +43,7 @@ class GatewayConfig:
     gpu_device: int = setting(0, "The CUDA device.")
     gpu_memory_bytes: int = setting(0, "Memory of the GPU for models and tails; 0 takes four fifths of it.")
     batching: str = setting(
-        "auto",
-        "Requests share runs: auto (where it is proved that they may, and measured to pay), off, always (proved).",
+        "off", "Requests share runs: off, auto (where proved to keep rows apart and measured to pay), always (proved)."
     )
     batch_delay_s: float = setting(0.002, "The longest that a request waits for others to share its run.")
     body_memory_bytes: int = setting(1 << 30, "Memory for all request bodies in flight; further ones get 503.")
