@@ -37,8 +37,8 @@ MEMORY_RATIO: Final = 0.2
 LEAST_BYTES: Final = 16 * 1024 * 1024
 """So much is always allowed: below it the engine's own memory counts for more than any weights."""
 
-MOST_HEADS: Final = 4
-"""Open at a time: each costs the engine a megabyte or two beside its weights, and one is used."""
+MOST_HEADS: Final = 2
+"""Open at a time: one is used, and each keeps the memory of its largest run, which may be more than its weights."""
 
 GAIN_RATIO: Final = 0.05
 """A rest is worth its memory only after a head that has done at least this share of the whole model's work."""

@@ -23,11 +23,6 @@ def give_back_unused() -> int:
     return max(0, before_bytes - _resident_bytes())
 
 
-def gives_back() -> bool:
-    """Whether the C library can (glibc)."""
-    return _trim() is not None
-
-
 @cache
 def _trim() -> "ctypes._NamedFuncPointer | None":
     if not sys.platform.startswith("linux"):

@@ -1,7 +1,6 @@
 """Opens the head of a cut, one that quantizes where a codec of its crossing wants levels, and what follows on it."""
 
 from collections.abc import Iterable
-from typing import Final
 
 from hybrid.errors import PlanError
 from hybrid.partition.cut import Cut
@@ -9,11 +8,6 @@ from hybrid.partition.prepared import Prepared
 from hybrid.route.levels import wanted_levels
 from hybrid.route.way import Head, Rest
 from hybrid.scouting.background import BackgroundEngine
-from hybrid.scouting.memory import gives_back
-
-SMALL_BYTES: Final = 16 * 1024 * 1024
-"""Tensors up to this size come from the C library as fast as from an arena of the session's own, which every open head
-would keep for itself; larger ones took a run up to a third longer (measured with glibc)."""
 
 
 def lacks_levels(head: Head | None, codecs: Iterable[str]) -> bool:
@@ -30,8 +24,7 @@ def opened_head(device: BackgroundEngine, prepared: Prepared, cut: Cut, codecs: 
             path = prepared.quantizing_head_path(cut.id, n_levels)
         except PlanError:
             levels = ()  # an old opset: the codec quantizes
-    has_arena = _peak_bytes(prepared) > SMALL_BYTES or not gives_back()
-    engine = device.open_piece(prepared.head_path(cut.id) if path is None else path, has_arena=has_arena)
+    engine = device.open_piece(prepared.head_path(cut.id) if path is None else path)
     inputs = {name for name, _ in prepared.shape_key.shapes}
     crossing = tuple(tensor.name for tensor in cut.tensors)
     computed = (*(name for name in crossing if name not in inputs), *cut.head_outputs)
@@ -49,8 +42,3 @@ def opened_rest(device: BackgroundEngine, prepared: Prepared, cut: Cut) -> Rest:
     """The open tail of a cut, which is not timed yet."""
     engine = device.open_piece(prepared.tail_path(cut.id), has_arena=False)  # it runs seldom
     return Rest(run=engine.run, inputs=engine.inputs)
-
-
-def _peak_bytes(prepared: Prepared) -> int:
-    """The most that lives between two of the model's operators."""
-    return max((cut.n_bytes for cut in prepared.table.cuts if cut.sized), default=0)

@@ -49,8 +49,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture(autouse=True)
 def _no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models count like large ones."""
+    """Small models count like large ones, by their bytes alone."""
     monkeypatch.setattr(heads_module, "LEAST_BYTES", 0)
+    monkeypatch.setattr(heads_module, "MOST_HEADS", N_LAYERS)
 
 
 @pytest.fixture
