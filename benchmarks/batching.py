@@ -52,7 +52,7 @@ async def tried(
     executor: Executor, session: EngineSession, feeds: dict[str, np.ndarray], cache: Path, n_clients: int
 ) -> Verdict | None:
     """Load the model until the gateway's own trial has ended; None where no requests ever waited for one another."""
-    shelf = BatchShelf(executor, lambda _: None, cache, BatchSettings())
+    shelf = BatchShelf(executor, lambda _: None, cache, BatchSettings(mode="auto"))
     until_s = time.perf_counter() + 30.0
     while time.perf_counter() < until_s:
         await measure(executor, session, feeds, n_clients, 0.3)

@@ -5,6 +5,7 @@ and nothing is proved. Whether row i of many is still made of row i alone is for
 what the graph gave before is for the caller to measure.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -17,8 +18,12 @@ ROWS: Final = "rows"
 """Name of the open dimension."""
 
 
-def open_rows(model: onnx.ModelProto) -> onnx.ModelProto:
+def open_rows(model: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """A copy in which the leading dimension of all inputs and outputs is open.
+
+    Args:
+        model: bound to one number of rows; not changed.
+        sizes: of its tensors, as the engine gives them for that number.
 
     Raises:
         ModelUnsupported: an input without dimensions, or inputs of different numbers of rows.
@@ -34,7 +39,7 @@ def open_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for number, node in enumerate(graph.node):
         if node.op_type == "Reshape" and node.domain in ("", "ai.onnx"):
-            _open_reshape(graph, node, number, constants)
+            _open_reshape(graph, node, number, constants, sizes)
     del graph.value_info[:]
     return opened
 
@@ -54,7 +59,11 @@ def _leading(value: onnx.ValueInfoProto) -> int | None:
 
 
 def _open_reshape(
-    graph: onnx.GraphProto, node: onnx.NodeProto, number: int, constants: dict[str, onnx.TensorProto]
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    number: int,
+    constants: dict[str, onnx.TensorProto],
+    sizes_of: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Let a constant target follow the rows: its first size is what the others leave, or what the input has."""
     target = constants.get(node.input[1])
@@ -65,10 +74,12 @@ def _open_reshape(
         return
     if -1 not in sizes[1:]:
         first = -1
-    elif any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
-        return
-    else:
+    elif sizes_of.get(node.input[0], ())[:1] == (int(sizes[0]),) and not any(
+        attribute.name == "allowzero" and attribute.i for attribute in node.attribute
+    ):
         first = 0
+    else:
+        return
     opened = numpy_helper.from_array(np.concatenate([[first], sizes[1:]]).astype(np.int64), f"{ROWS}/{number}")
     graph.initializer.append(opened)
     node.input[1] = opened.name

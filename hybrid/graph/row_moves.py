@@ -1,66 +1,39 @@
-"""Where the rows go in operators that move elements without computing: other sizes, other axes, parts and copies."""
+"""Where the rows go in operators that move elements without computing: other sizes, other axes, parts of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-
-from hybrid.graph.row_facts import Count, Fact, Fixed, Rows, Size, Step
+from hybrid.graph.row_facts import Fact, Fixed, Rows, Step
 
 _TO_THE_END: Final = 10**9
 """Where a slice that ends so far away takes everything: no tensor here has so many rows."""
 
 
 def reshape(step: Step) -> list[Fact]:
-    """To sizes that follow the number of rows."""
+    """To a stored size that keeps the axes up to the rows', or whose first is what the others leave."""
     rows = step.rows()
-    target = step.numbers(1)
-    if not target or not all(isinstance(size, Count) or (type(size) is int and size >= -1) for size in target):
-        step.refuse("its sizes are not known before a run")
-    sizes: list[Size] = []
-    for axis, size in enumerate(target):
-        if size == 0:
-            if step.attribute("allowzero", 0) or axis >= len(rows.shape):
-                step.refuse("it has no elements")
-            size = rows.shape[axis]
-        sizes.append(size)
-    if any(size == 0 for size in sizes) or sum(size == -1 for size in sizes) > 1:
-        step.refuse("it has no elements, or two sizes to be found")
-    return [step.regrouped(rows, _filled(step, rows, sizes))]
-
-
-def _filled(step: Step, rows: Rows, sizes: list[Size]) -> list[Size]:
-    """The sizes with -1 as what the others leave."""
-    if -1 not in sizes:
-        return sizes
-    others = [size for size in sizes if size != -1]
-    n_others = _total(others)
-    total = _total(rows.shape)
-    try:
-        left = total // n_others
-    except (TypeError, ZeroDivisionError):
-        step.refuse("its sizes do not divide for every number of rows")
-    return [left if size == -1 else size for size in sizes]
-
-
-def _total(sizes: Sequence[Size]) -> Any:
-    found: Any = prod(size for size in sizes if not isinstance(size, Count))
-    for size in sizes:
-        if isinstance(size, Count):
-            found = size * found  # raises where there are two
-    return found
+    target = step.numbers(1) if step.version >= 5 else []
+    if not target or step.attribute("allowzero", 0) or any(type(size) is not int or size < -1 for size in target):
+        step.refuse("its sizes are not stored in the graph")
+    if target[: rows.axis + 1] == [0] * (rows.axis + 1):
+        return [step.along(rows.axis, rows.k)]
+    if rows.axis != 0 or target[0] != -1 or min(target[1:], default=1) < 1:
+        step.refuse(f"its sizes {target} do not keep the rows in front")
+    block, others = rows.k * rows.behind, prod(target[1:])
+    if block % others:
+        step.refuse(f"a row of {block} elements is not divided into {others}")
+    return [step.along(0, block // others)]
 
 
 def flatten(step: Step) -> list[Fact]:
-    """To two axes."""
+    """To two axes, the rows in front."""
     rows = step.rows()
-    rank = len(rows.shape)
     axis = step.attribute("axis", 1)
-    if not -rank <= axis <= rank:
-        step.refuse(f"axis {axis} of {rank}")
-    at = axis + rank if axis < 0 else axis
-    return [step.regrouped(rows, [_total(rows.shape[:at]), _total(rows.shape[at:])])]
+    axis = axis + rows.rank if axis < 0 else axis
+    if rows.axis != 0 or not 1 <= axis <= rows.rank:
+        step.refuse("its rows are not in front")
+    return [step.along(0, rows.k * prod(rows.shape[1:axis]))]
 
 
 def unsqueeze(step: Step) -> list[Fact]:
@@ -68,32 +41,30 @@ def unsqueeze(step: Step) -> list[Fact]:
     rows = step.rows()
     found = step.attribute("axes")
     given = step.numbers(1) if found is None else found
-    rank = len(rows.shape) + len(given)
-    added = set(step.axes(given, rank))
-    if len(added) != len(given):
-        step.refuse("an axis twice")
-    kept = iter(rows.shape)
-    return [step.regrouped(rows, [1 if axis in added else next(kept) for axis in range(rank)])]
+    added = set(step.axes(given, rows.rank + len(given)))
+    if not added or len(added) != len(given):
+        step.refuse("it does not name its axes, each once")
+    kept = [axis for axis in range(rows.rank + len(given)) if axis not in added]
+    return [step.along(kept[rows.axis], rows.k)]
 
 
 def squeeze(step: Step) -> list[Fact]:
     """Fewer axes of size 1; which, must be named: with one row theirs has size 1 too."""
     rows = step.rows()
     found = step.attribute("axes")
-    axes = set(step.axes(step.numbers(1) if found is None else found, len(rows.shape)))
-    if not axes or any(rows.shape[axis] != 1 for axis in axes):
-        step.refuse("it does not name axes of size 1")
-    return [step.regrouped(rows, [size for axis, size in enumerate(rows.shape) if axis not in axes])]
+    axes = set(step.axes(step.numbers(1) if found is None else found, rows.rank))
+    if not axes or rows.axis in axes:
+        step.refuse("it does not name axes, or names the rows'")
+    return [step.along(rows.axis - sum(axis < rows.axis for axis in axes), rows.k)]
 
 
 def transpose(step: Step) -> list[Fact]:
     """The axes in another order."""
     rows = step.rows()
-    rank = len(rows.shape)
-    order = step.axes(step.attribute("perm", range(rank - 1, -1, -1)), rank)
-    if sorted(order) != list(range(rank)):
+    order = step.axes(step.attribute("perm", list(range(rows.rank))[::-1]), rows.rank)
+    if sorted(order) != list(range(rows.rank)):
         step.refuse("its order of axes is none")
-    return [Rows(tuple(rows.shape[axis] for axis in order))]
+    return [step.along(order.index(rows.axis), rows.k)]
 
 
 def concat(step: Step) -> list[Fact]:
@@ -101,11 +72,11 @@ def concat(step: Step) -> list[Fact]:
     first = step.rows(0)
     for index in range(1, len(step.inputs)):
         other = step.rows(index)
-        if (other.axis, other.count, len(other.shape)) != (first.axis, first.count, len(first.shape)):
+        if (other.axis, other.k, len(other.shape)) != (first.axis, first.k, len(first.shape)):
             step.refuse(f"input {index} has its rows at another place")
     if step.axis(0, len(first.shape)) == first.axis:
         step.refuse("it puts rows behind one another")
-    return [step.along(first.axis, first.count)]
+    return [step.along(first.axis, first.k)]
 
 
 def split(step: Step) -> list[Fact]:
@@ -114,7 +85,7 @@ def split(step: Step) -> list[Fact]:
     if step.axis(0, len(rows.shape)) == rows.axis:
         step.refuse("it takes the rows apart")
     step.need_fixed(1)
-    return [step.along(rows.axis, rows.count, index) for index in range(len(step.outputs))]
+    return [step.along(rows.axis, rows.k, index) for index in range(len(step.outputs))]
 
 
 def take_slice(step: Step) -> list[Fact]:
@@ -129,10 +100,10 @@ def take_slice(step: Step) -> list[Fact]:
         axes = step.numbers(3) or range(len(starts))
         steps = step.numbers(4) or [1] * len(starts)
     for axis, start, end, by in zip(step.axes(axes, rank), starts, ends, steps, strict=True):
-        is_all = start == 0 and by == 1 and type(end) is int and end >= _TO_THE_END * rows.count.k
+        is_all = start == 0 and by == 1 and type(end) is int and end >= _TO_THE_END * rows.k
         if axis == rows.axis and not is_all:
             step.refuse("it takes a part of the rows")
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def gather(step: Step) -> list[Fact]:
@@ -143,22 +114,22 @@ def gather(step: Step) -> list[Fact]:
         if axis == data.axis:
             step.refuse("it takes rows by their number")
         step.need_fixed(1)
-        if not isinstance(places, Fixed) or places.shape is None:
-            step.refuse("the size of its places is not known before a run")
-        return [step.along(data.axis + (len(places.shape) - 1) * (axis < data.axis), data.count)]
+        if not isinstance(places, Fixed):
+            step.refuse("it has no places")
+        return [step.along(data.axis + (len(places.shape) - 1) * (axis < data.axis), data.k)]
     step.need_fixed(0)
-    if not isinstance(data, Fixed) or data.shape is None:
-        step.refuse("the size of its table is not known before a run")
+    if not isinstance(data, Fixed):
+        step.refuse("it has no table")
     rows = step.rows(1)
-    return [step.along(step.axis(0, len(data.shape)) + rows.axis, rows.count)]
+    return [step.along(step.axis(0, len(data.shape)) + rows.axis, rows.k)]
 
 
 def gather_elements(step: Step) -> list[Fact]:
     """By each row's own places within itself."""
     data, places = step.rows(0), step.rows(1)
-    if (data.axis, data.count) != (places.axis, places.count) or step.axis(0, len(data.shape)) == data.axis:
+    if (data.axis, data.k) != (places.axis, places.k) or step.axis(0, len(data.shape)) == data.axis:
         step.refuse("it takes elements of other rows")
-    return [step.along(places.axis, places.count)]
+    return [step.along(places.axis, places.k)]
 
 
 def pad(step: Step) -> list[Fact]:
@@ -172,7 +143,7 @@ def pad(step: Step) -> list[Fact]:
     step.need_fixed(2)
     if len(pads) != 2 * len(axes) or any(axis == rows.axis and pads[i] for i, axis in enumerate([*axes, *axes])):
         step.refuse("it puts something before or behind the rows")
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def resize(step: Step) -> list[Fact]:
@@ -182,110 +153,13 @@ def resize(step: Step) -> list[Fact]:
         step.refuse("it crops by a region")
     if step.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch" or step.attribute("antialias", 0):
         step.refuse("its scales follow from one another")
-    axes = step.axes(step.attribute("axes") or range(len(rows.shape)), len(rows.shape))
+    axes = step.axes(step.attribute("axes") or list(range(rows.rank)), rows.rank)
     if rows.axis in axes:
         place = axes.index(rows.axis)
-        sizes: list[Any] = step.numbers(3) if step.version > 10 else []
         scales = step.attribute("scales") or step.numbers(2 if step.version > 10 else 1)
-        if len(scales or sizes) != len(axes):
-            step.refuse("its scales are not known before a run")
-        if (scales[place] != 1.0) if scales else (sizes[place] != rows.count):
-            step.refuse("it changes the number of rows")
-        if sizes and len(axes) == len(rows.shape):
-            return _made(step, [sizes[axes.index(axis)] for axis in range(len(axes))])
-    return [step.along(rows.axis, rows.count)]
-
-
-def expand(step: Step) -> list[Fact]:
-    """Copies along other axes than the rows'; or the same for as many rows as there are."""
-    source = _copied(step)
-    target = step.numbers(1)
-    shape: tuple[Size, ...] | None = source.shape if source is not None else None
-    if shape is None:
-        step.refuse("its size is not known before a run")
-    rank = max(len(shape), len(target))
-    mine: list[Any] = [1] * (rank - len(shape)) + list(shape)
-    wanted: list[Any] = [1] * (rank - len(target)) + target
-    sizes: list[Size] = []
-    for one, other in zip(mine, wanted, strict=True):
-        if one not in (1, other) and other != 1:
-            step.refuse("its sizes do not fit every number of rows")
-        sizes.append(other if one == 1 else one)
-    return _made(step, sizes)
-
-
-def fill(step: Step) -> list[Fact]:
-    """ConstantOfShape: the same for as many rows as there are."""
-    value = step.attribute("value")
-    number: Any = 0.0 if value is None else _scalar(value)
-    return _made(step, step.numbers(0), number)
-
-
-def tile(step: Step) -> list[Fact]:
-    """Copies along other axes than the rows'; or the same for as many rows as there are."""
-    source = _copied(step)
-    repeats = step.numbers(1)
-    shape: tuple[Size, ...] | None = source.shape if source is not None else None
-    if shape is None or len(shape) != len(repeats):
-        step.refuse("its size is not known before a run")
-    for size, often in zip(shape, repeats, strict=True):
-        if (isinstance(size, Count) and often != 1) or (isinstance(often, Count) and size != 1):
-            step.refuse("it repeats the rows")
-    return _made(step, [size * often for size, often in zip(shape, repeats, strict=True)])
-
-
-def _copied(step: Step) -> Fact | None:
-    """What is copied: rows, or what does not follow their number, since copies are made without their values."""
-    source = step.given(0)
-    if not isinstance(source, Rows):
-        step.need_fixed(0)
-    return source
-
-
-def _made(step: Step, sizes: Sequence[Any], number: Any = None) -> list[Fact]:
-    """What has these sizes: rows where one of them follows their number."""
-    n_counts = sum(isinstance(size, Count) for size in sizes)
-    if n_counts > 1 or not all(isinstance(size, Count) or (type(size) is int and size >= 0) for size in sizes):
-        step.refuse("its sizes are not known before a run")
-    if n_counts:
-        return [Rows(tuple(sizes))]
-    value = np.full(tuple(sizes), number, object) if number is not None and prod(sizes) <= 256 else None
-    return [Fixed(tuple(sizes), value)]
-
-
-def _scalar(value: Any) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.to_array(value).reshape(-1)[0].item()
-
-
-def shape_of(step: Step) -> list[Fact]:
-    """Shape: sizes, with the number of rows among them."""
-    fact = step.given(0)
-    if fact is None or fact.shape is None:
-        step.refuse("a size is not known before a run")
-    sizes = fact.shape[slice(step.attribute("start", 0), step.attribute("end"))]
-    value = np.empty(len(sizes), object)
-    value[:] = sizes
-    return [Fixed(value.shape, value)]
-
-
-def size_of(step: Step) -> list[Fact]:
-    """Size: the number of elements."""
-    fact = step.given(0)
-    if fact is None or fact.shape is None:
-        step.refuse("a size is not known before a run")
-    value = np.empty((), object)
-    value[()] = _total(fact.shape)
-    return [Fixed((), value)]
-
-
-def one_hot(step: Step) -> list[Fact]:
-    """One more axis for each element."""
-    rows = step.rows(0)
-    step.need_fixed(1, 2)
-    axis = step.axis(-1, len(rows.shape) + 1)
-    return [step.along(rows.axis + (axis <= rows.axis), rows.count)]
+        if len(scales) != len(axes) or scales[place] != 1.0:
+            step.refuse("it may change the number of rows")
+    return [step.along(rows.axis, rows.k)]
 
 
 def triangle(step: Step) -> list[Fact]:
@@ -294,7 +168,7 @@ def triangle(step: Step) -> list[Fact]:
     if rows.back < 3:
         step.refuse("the rows are an axis of its matrix")
     step.need_fixed(1)
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def sums(step: Step) -> list[Fact]:
@@ -310,7 +184,7 @@ def sums(step: Step) -> list[Fact]:
             if len(operand) != len(fact.shape) or len(set(operand)) != len(operand):
                 step.refuse("its equation does not fit its inputs")
             letters.add(operand[fact.axis])
-            counts.add(fact.count)
+            counts.add(fact.k)
     step.need_fixed(*(index for index, fact in enumerate(step.inputs) if not isinstance(fact, Rows)))
     (letter, *more) = letters
     fixed = [term for term, fact in zip(operands, step.inputs, strict=True) if not isinstance(fact, Rows)]
@@ -319,14 +193,8 @@ def sums(step: Step) -> list[Fact]:
     return [step.along(result.index(letter), counts.pop())]
 
 
-MAKERS: Final[dict[str, Callable[[Step], list[Fact]]]] = {
-    "ConstantOfShape": fill, "Expand": expand, "Shape": shape_of, "Size": size_of, "Tile": tile,
-}  # fmt: skip
-"""Operators that make rows of what has none, or sizes of what has rows."""
-
 MOVES: Final[dict[str, Callable[[Step], list[Fact]]]] = {
-    **MAKERS, "Concat": concat, "Einsum": sums, "Flatten": flatten, "Gather": gather,
-    "GatherElements": gather_elements, "OneHot": one_hot, "Pad": pad, "Reshape": reshape, "Resize": resize,
-    "Slice": take_slice, "Split": split, "Squeeze": squeeze, "Transpose": transpose, "Trilu": triangle,
-    "Unsqueeze": unsqueeze, "Upsample": resize,
+    "Concat": concat, "Einsum": sums, "Flatten": flatten, "Gather": gather, "GatherElements": gather_elements,
+    "Pad": pad, "Reshape": reshape, "Resize": resize, "Slice": take_slice, "Split": split, "Squeeze": squeeze,
+    "Transpose": transpose, "Trilu": triangle, "Unsqueeze": unsqueeze, "Upsample": resize,
 }  # fmt: skip

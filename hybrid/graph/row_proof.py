@@ -2,137 +2,145 @@
 
 Design: a batch that mixes rows answers wrongly for inputs that no trial had, so measuring is not enough. The graph is
 read once from inputs to outputs, with a fact for every tensor (`row_facts.py`) and a rule for every operator that was
-examined (`row_rules.py`); what no rule covers is refused. Sizes that the rules do not compute come from onnx's
-inference of the single node, and are held against what the rules say.
+examined (`row_rules.py`); what no rule covers is refused, and so is whatever computes with sizes: graphs come here
+bound and folded. Nothing is inferred: sizes are those that the engine gives every tensor in two runs, of twice and of
+three times a request's rows, and constants are those that the graph stores.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import numpy_helper
-from onnx.checker import ValidationError
-from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from hybrid.errors import ModelUnsupported
 from hybrid.graph.model_file import needs_of
-from hybrid.graph.row_counts import MAX_ELEMENTS, elements, fold
-from hybrid.graph.row_facts import TRIAL_ROWS, Count, Fact, Fixed, Rows, Step
-from hybrid.graph.row_moves import MAKERS
+from hybrid.graph.row_facts import Fact, Fixed, Measured, Rows, Step
 from hybrid.graph.row_rules import RULES
 
-PROOF_VERSION: Final = 1
+PROOF_VERSION: Final = 2
 """Raise it when a rule changes: verdicts that were kept with another one are not believed."""
 
 _OPSETS: Final = range(7, 24)
 """Versions of the standard operators that the rules were written for; before 7 broadcasting was another."""
 
 _STANDARD: Final = ("", "ai.onnx")
+_TIMES: Final = (2, 3)
+_MAX_NODES: Final = 20_000
+_MAX_RANK: Final = 16
+_MAX_VALUES: Final = 64
+"""Elements of a stored tensor that are looked at."""
+
+Feeds = Mapping[str, np.ndarray]
 
 
-def prove_rows(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def prove_rows(model: onnx.ModelProto, folder: Path, feeds: Feeds) -> None:
     """Return where rows are proved to be apart.
 
     Args:
-        model: the graph that will run batches, its leading dimensions open; not changed.
-        shapes: of one row of each input, behind the leading dimension; the proof holds for these alone.
+        model: the bound graph that will run batches, its leading dimensions open; not changed.
+        folder: where its weights lie.
+        feeds: a request that ran; the proof holds for others of exactly its shapes, any number of them together.
 
     Raises:
         ModelUnsupported: no proof; the message names the operator at which it ends.
     """
-    reading = _Reading(_version(model))
+    version = _checked(model)
     graph = model.graph
-    for tensor in graph.initializer:
-        reading.note(tensor.name, _weight(tensor), tensor.data_type)
+    nodes = _needed(graph)
+    n_rows = _common_rows(feeds)
+    measured = tuple(
+        Measured(n_rows=times * n_rows, sizes=measured_sizes(model, folder, _repeated(feeds, times)))
+        for times in _TIMES
+    )
+    facts: dict[str, Fact] = {tensor.name: _stored(tensor) for tensor in graph.initializer}
     for value in graph.input:
-        if value.name not in reading.facts:
-            if value.name not in shapes:
-                raise ModelUnsupported(f"input {value.name!r} is none that has rows")
-            reading.note(value.name, Rows((Count(1), *shapes[value.name])), value.type.tensor_type.elem_type)
-    for node in _needed(graph):
-        reading.read(node)
+        if value.name not in feeds:
+            raise ModelUnsupported(f"input {value.name!r} is none that has rows")
+        facts[value.name] = Rows(0, 1, (_TIMES[0] * n_rows, *feeds[value.name].shape[1:]))
+    for node in nodes:
+        if node.domain not in _STANDARD:
+            raise ModelUnsupported(f"{node.op_type}: operators of {node.domain} were not examined for rows")
+        missing = [name for name in node.input if name and name not in facts]
+        if missing:
+            raise ModelUnsupported(f"{node.op_type}: nothing is known of the rows of {missing[0]!r}")
+        step = Step(node, version, [facts[name] if name else None for name in node.input], measured)
+        facts |= {name: fact for name, fact in zip(node.output, _after(step, node), strict=False) if name}
     for value in graph.output:
-        found = reading.facts.get(value.name)
-        if not isinstance(found, Rows) or found.axis != 0 or found.count != Count(1):
+        found = facts.get(value.name)
+        if not isinstance(found, Rows) or (found.axis, found.k) != (0, 1):
             raise ModelUnsupported(f"output {value.name!r} does not have one row for each row of the inputs")
 
 
-class _Reading:
-    """A graph that is read from its inputs on.
+def measured_sizes(model: onnx.ModelProto, folder: Path, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """The sizes of what every node gives, from a run of the engine without any optimisation.
 
-    Attributes:
-        facts: what is known of each tensor so far.
+    Raises:
+        ModelUnsupported: the engine does not run it so.
     """
-
-    def __init__(self, version: int) -> None:
-        self.facts: dict[str, Fact] = {}
-        self._kinds: dict[str, int] = {}
-        self._version = version
-
-    def note(self, name: str, fact: Fact, kind: int) -> None:
-        """A tensor and its element type."""
-        self.facts[name] = fact
-        self._kinds[name] = kind
-
-    def read(self, node: onnx.NodeProto) -> None:
-        """Take the next node; those before it were read."""
-        unknown = [name for name in node.input if name and name not in self.facts]
-        if unknown:
-            raise ModelUnsupported(f"{node.op_type}: nothing is known of the rows of {unknown[0]!r}")
-        inferred = self._inferred(node)
-        sizes = {name: size for name, (_, size) in inferred.items() if size is not None}
-        step = Step(node, self._version, [self.facts[name] if name else None for name in node.input], sizes)
-        if node.domain not in _STANDARD:
-            step.refuse(f"operators of {node.domain} were not examined")
-        for name, fact in zip(node.output, _after(step, node), strict=False):
-            if not name:
-                continue
-            self.note(name, fact, inferred.get(name, (0, None))[0])
-
-    def _inferred(self, node: onnx.NodeProto) -> dict[str, tuple[int, tuple[int, ...] | None]]:
-        """Element types and sizes of a node's outputs for `TRIAL_ROWS` rows, as far as onnx can tell."""
-        types: dict[str, onnx.TypeProto] = {}
-        values: dict[str, onnx.TensorProto] = {}
-        for name in filter(None, node.input):
-            fact, kind = self.facts[name], self._kinds[name]
-            if kind and fact.shape is not None:
-                types[name] = onnx.helper.make_tensor_type_proto(kind, [_tried(size) for size in fact.shape])
-                if isinstance(fact, Fixed) and fact.value is not None:
-                    tried = np.array([_tried(item) for item in fact.value.flat]).reshape(fact.value.shape)
-                    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-                    values[name] = numpy_helper.from_array(tried.astype(dtype), name)
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self._version, "")
-            opsets = [onnx.helper.make_opsetid("", self._version)]
-            found = infer_node_outputs(schema, node, types, values, opset_imports=opsets)
-        except (
-            onnx.defs.SchemaError,
-            InferenceError,
-            ValidationError,
-            KeyError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            OverflowError,
-        ):
-            return {}
-        return {name: (kind.tensor_type.elem_type, _sizes_of(kind)) for name, kind in found.items()}
+    names = [name for node in _needed(model.graph) for name in node.output if name]
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    del asked.graph.output[:]
+    del asked.graph.value_info[:]
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    try:
+        session = ort.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(names, dict(feeds))
+    except Exception as exc:  # onnxruntime raises what it likes
+        raise ModelUnsupported(f"its rows were not proved apart: the engine does not run it in parts ({exc})") from exc
+    if not all(isinstance(array, np.ndarray) and array.ndim <= _MAX_RANK for array in found):
+        raise ModelUnsupported("its rows were not proved apart: a tensor is none, or of too many dimensions")
+    return {name: tuple(array.shape) for name, array in zip(names, found, strict=True)}
 
 
 def _after(step: Step, node: onnx.NodeProto) -> list[Fact]:
     """The facts of a node's outputs; those that no rule speaks of are missing."""
+    if step.op == "Constant":
+        return [_constant(step, node)]
     rule = RULES.get(step.op)
-    if rule is None and step.op != "Constant":
+    if rule is None:
         step.refuse("this operator was not examined, or it does mix them")
     try:
-        if rule is None:
-            return [_constant(step, node)]
-        if step.op in MAKERS or any(isinstance(fact, Rows) for fact in step.inputs):
+        if any(isinstance(fact, Rows) for fact in step.inputs):
             return rule(step)
-        return list(fold(step))
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError) as exc:
-        step.refuse(f"its sizes and attributes do not fit ({exc})")
+        return [step.fixed(index) for index, name in enumerate(step.outputs) if name]
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError) as exc:
+        step.refuse(f"its sizes and attributes do not fit ({exc!r})")
+
+
+def _checked(model: onnx.ModelProto) -> int:
+    """The opset; nothing in the graph may have two meanings."""
+    versions = [opset.version for opset in model.opset_import if opset.domain in _STANDARD]
+    graph = model.graph
+    if len(versions) != 1 or versions[0] not in _OPSETS:
+        raise ModelUnsupported(f"opsets {versions} were not examined for rows; one of {_OPSETS[0]} to {_OPSETS[-1]} is")
+    if model.functions or graph.sparse_initializer or len(graph.node) > _MAX_NODES:
+        raise ModelUnsupported("functions, sparse weights, or too many nodes: not examined for rows")
+    _need_distinct("tensor", _names(graph))
+    for node in graph.node:
+        _need_distinct(f"attribute of {node.op_type}", (attribute.name for attribute in node.attribute))
+    return int(versions[0])
+
+
+def _names(graph: onnx.GraphProto) -> list[str]:
+    made = [name for node in graph.node for name in node.output if name]
+    return [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer] + made
+
+
+def _need_distinct(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ModelUnsupported(f"{what} {name!r} is there twice; which one counts for rows is the engine's secret")
+        seen.add(name)
 
 
 def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -146,37 +154,28 @@ def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return found[::-1]
 
 
-def _version(model: onnx.ModelProto) -> int:
-    version = next((opset.version for opset in model.opset_import if opset.domain in _STANDARD), 0)
-    if version not in _OPSETS:
-        raise ModelUnsupported(f"opset {version} was not examined for batches; {_OPSETS[0]} to {_OPSETS[-1]} were")
-    if model.functions or model.graph.sparse_initializer:
-        raise ModelUnsupported("a model with functions or sparse weights was not examined for batches")
-    return int(version)
-
-
-def _weight(tensor: onnx.TensorProto) -> Fixed:
+def _stored(tensor: onnx.TensorProto) -> Fixed:
     shape = tuple(tensor.dims)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or int(np.prod(shape, dtype=np.int64)) > MAX_ELEMENTS:
+    whole = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL)
+    is_here = tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.data_type in whole
+    if not is_here or int(np.prod(shape, dtype=np.int64)) > _MAX_VALUES:
         return Fixed(shape)
-    return Fixed(shape, elements(numpy_helper.to_array(tensor)))
+    values: list[Any] = numpy_helper.to_array(tensor).reshape(-1).tolist()
+    return Fixed(shape, tuple(values))
 
 
 def _constant(step: Step, node: onnx.NodeProto) -> Fixed:
-    (attribute,) = node.attribute
-    if attribute.name == "value":
-        return _weight(attribute.t)
-    if attribute.name not in ("value_int", "value_ints", "value_float", "value_floats"):
-        step.refuse(f"a constant of {attribute.name}")
-    array = np.array(onnx.helper.get_attribute_value(attribute))
-    return Fixed(array.shape, elements(array))
+    if len(node.attribute) != 1 or node.attribute[0].name != "value":
+        step.refuse("it is stored in another form than a tensor")
+    return _stored(node.attribute[0].t)
 
 
-def _tried(size: Any) -> Any:
-    return TRIAL_ROWS * size.k if isinstance(size, Count) else size
+def _common_rows(feeds: Feeds) -> int:
+    found = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    if len(found) != 1 or 0 in found:
+        raise ModelUnsupported("the inputs have no common number of rows in front")
+    return found.pop()
 
 
-def _sizes_of(kind: onnx.TypeProto) -> tuple[int, ...] | None:
-    dims = kind.tensor_type.shape.dim
-    is_known = kind.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
-    return tuple(dim.dim_value for dim in dims) if is_known else None
+def _repeated(feeds: Feeds, times: int) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([array] * times) for name, array in feeds.items()}

@@ -7,7 +7,7 @@ over rows; an operator without a rule is refused, and so is an opset that nobody
 from collections.abc import Callable
 from typing import Final
 
-from hybrid.graph.row_facts import Fact, Fixed, Rows, Size, Step
+from hybrid.graph.row_facts import Fact, Fixed, Rows, Step
 from hybrid.graph.row_moves import MOVES
 
 Rule = Callable[[Step], list[Fact]]
@@ -17,23 +17,14 @@ def spread(step: Step) -> list[Fact]:
     """Element by element, with broadcasting."""
     rows = [fact for fact in step.inputs if isinstance(fact, Rows)]
     first = rows[0]
-    if any(fact.back != first.back or fact.count != first.count for fact in rows):
+    if any(fact.back != first.back or fact.k != first.k for fact in rows):
         step.refuse("its inputs have their rows at different places")
-    shapes: list[tuple[Size, ...]] = []
+    rank = first.rank
     for index, fact in enumerate(step.inputs):
-        if isinstance(fact, Fixed):
-            step.need_fixed(index)
-            if fact.shape is None or (len(fact.shape) >= first.back and fact.shape[-first.back] != 1):
-                step.refuse(f"input {index} has something for each row already")
-        if fact is not None and fact.shape is not None:
-            shapes.append(fact.shape)
-    sizes: list[Size] = []
-    for back in range(1, max(map(len, shapes)) + 1):
-        here = {shape[-back] for shape in shapes if len(shape) >= back} - {1}
-        if len(here) > 1:
-            step.refuse(f"sizes {here} do not fit one another")
-        sizes.insert(0, here.pop() if here else 1)
-    return [Rows(tuple(sizes))]
+        if isinstance(fact, Fixed) and len(fact.shape) >= first.back and fact.shape[-first.back] != 1:
+            step.refuse(f"input {index} has something for each row already")
+        rank = max(rank, len(fact.shape) if fact is not None else 0)
+    return [step.along(rank - first.back, first.k)]
 
 
 def sample_by_sample(step: Step) -> list[Fact]:
@@ -42,15 +33,15 @@ def sample_by_sample(step: Step) -> list[Fact]:
     if rows.axis != 0 or len(rows.shape) < 3:
         step.refuse(f"its samples are along axis 0 of 3 or more, the rows along axis {rows.axis} of {len(rows.shape)}")
     step.need_fixed(*range(1, len(step.inputs)))
-    return [step.along(0, rows.count)]
+    return [step.along(0, rows.k)]
 
 
 def two_samples(step: Step) -> list[Fact]:
     """GridSample: a picture and a grid, both sample by sample."""
     picture, grid = step.rows(0), step.rows(1)
-    if picture.axis or grid.axis or picture.count != grid.count or len(picture.shape) < 3:
+    if picture.axis or grid.axis or picture.k != grid.k or len(picture.shape) < 3:
         step.refuse("picture and grid have their rows at different places")
-    return [step.along(0, picture.count)]
+    return [step.along(0, picture.k)]
 
 
 def batch_normalization(step: Step) -> list[Fact]:
@@ -61,7 +52,7 @@ def batch_normalization(step: Step) -> list[Fact]:
     if rows.axis != 0 or len(rows.shape) < 2:
         step.refuse("its samples are along axis 0, the rows are not")
     step.need_fixed(1, 2, 3, 4)
-    return [step.along(0, rows.count)]
+    return [step.along(0, rows.k)]
 
 
 def behind(step: Step) -> list[Fact]:
@@ -73,9 +64,9 @@ def behind(step: Step) -> list[Fact]:
     for index in range(1, len(step.inputs)):
         fact = step.given(index)
         step.need_fixed(index)
-        if fact is not None and (fact.shape is None or len(fact.shape) >= rows.back):
+        if fact is not None and len(fact.shape) >= rows.back:
             step.refuse(f"input {index} reaches over the rows")
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def along_one(step: Step, default: int = -1) -> list[Fact]:
@@ -84,7 +75,7 @@ def along_one(step: Step, default: int = -1) -> list[Fact]:
     if step.axis(default, len(rows.shape)) == rows.axis:
         step.refuse("it works along the axis of the rows")
     step.need_fixed(*range(1, len(step.inputs)))
-    return [step.along(rows.axis, rows.count, index) for index in range(len(step.outputs))]
+    return [step.along(rows.axis, rows.k, index) for index in range(len(step.outputs))]
 
 
 def softmax(step: Step) -> list[Fact]:
@@ -94,7 +85,7 @@ def softmax(step: Step) -> list[Fact]:
     rows = step.rows()
     if step.axis(1, len(rows.shape)) <= rows.axis:
         step.refuse("it works over the axis of the rows")
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def reduce(step: Step) -> list[Fact]:
@@ -111,7 +102,7 @@ def reduce(step: Step) -> list[Fact]:
         step.refuse("it reduces over the rows")
     kept = step.attribute("keepdims", 1)
     axis = rows.axis if kept else rows.axis - sum(axis < rows.axis for axis in set(axes))
-    return [step.along(axis, rows.count)]
+    return [step.along(axis, rows.k)]
 
 
 def arg_reduce(step: Step) -> list[Fact]:
@@ -120,7 +111,7 @@ def arg_reduce(step: Step) -> list[Fact]:
     axis = step.axis(0, len(rows.shape))
     if axis == rows.axis:
         step.refuse("it looks for a place among the rows")
-    return [step.along(rows.axis - (axis < rows.axis and not step.attribute("keepdims", 1)), rows.count)]
+    return [step.along(rows.axis - (axis < rows.axis and not step.attribute("keepdims", 1)), rows.k)]
 
 
 def cumulate(step: Step) -> list[Fact]:
@@ -128,20 +119,20 @@ def cumulate(step: Step) -> list[Fact]:
     rows = step.rows()
     if rows.axis in step.axes(step.numbers(1), len(rows.shape)) or not step.numbers(1):
         step.refuse("it adds up along the rows")
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def product(step: Step) -> list[Fact]:
     """Matrix products: rows are never what is summed over, and meet only at the same place of a batch of matrices."""
     a, b = step.given(0), step.given(1)
     if isinstance(a, Rows) and isinstance(b, Rows):
-        if a.back != b.back or a.back < 3 or a.count != b.count:
+        if a.back != b.back or a.back < 3 or a.k != b.k:
             step.refuse("the rows of one factor meet those of the other")
-        return [step.along(max(len(a.shape), len(b.shape)) - a.back, a.count)]
+        return [step.along(max(len(a.shape), len(b.shape)) - a.back, a.k)]
     rows, other = (a, b) if isinstance(a, Rows) else (b, a)
     assert isinstance(rows, Rows)
-    if not isinstance(other, Fixed) or other.shape is None or other.counts_rows or len(other.shape) < 1:
-        step.refuse("the size of a factor is not known before a run")
+    if not isinstance(other, Fixed) or not other.shape:
+        step.refuse("a factor is no matrix")
     summed_back = 1 if rows is a or len(rows.shape) == 1 else 2
     if rows.back == summed_back:
         step.refuse("it sums over the rows")
@@ -149,7 +140,8 @@ def product(step: Step) -> list[Fact]:
         step.refuse("the other factor has a matrix for each row already")
     n_dropped = int(len(other.shape) == 1)  # a vector's only axis is summed over and gone
     back = rows.back - n_dropped
-    return [step.along(len(step.sized()) - back, rows.count)]
+    rank = max(len(rows.shape), len(other.shape), 2) - n_dropped - (len(rows.shape) == 1)
+    return [step.along(rank - back, rows.k)]
 
 
 def general_product(step: Step) -> list[Fact]:
@@ -160,11 +152,11 @@ def general_product(step: Step) -> list[Fact]:
     step.need_fixed(1)
     bias = step.given(2)
     if isinstance(bias, Rows):
-        if bias.axis != 0 or bias.count != rows.count or len(bias.shape) != 2:
+        if bias.axis != 0 or bias.k != rows.k or len(bias.shape) != 2:
             step.refuse("what it adds has its rows at another place")
-    elif bias is not None and (bias.shape is None or bias.counts_rows or (len(bias.shape) == 2 and bias.shape[0] != 1)):
+    elif bias is not None and len(bias.shape) == 2 and bias.shape[0] != 1:
         step.refuse("what it adds has something for each row already")
-    return [step.along(0, rows.count)]
+    return [step.along(0, rows.k)]
 
 
 def quantize(step: Step) -> list[Fact]:
@@ -172,11 +164,11 @@ def quantize(step: Step) -> list[Fact]:
     rows = step.rows()
     step.need_fixed(1, 2)
     scale = step.given(1)
-    if not isinstance(scale, Fixed) or scale.shape is None or len(scale.shape) > 1 or step.attribute("block_size", 0):
+    if not isinstance(scale, Fixed) or len(scale.shape) > 1 or step.attribute("block_size", 0):
         step.refuse("its scales are not one a channel")
     if scale.shape not in ((), (1,)) and step.axis(1, len(rows.shape)) == rows.axis:
         step.refuse("it has a scale for each row")
-    return [step.along(rows.axis, rows.count)]
+    return [step.along(rows.axis, rows.k)]
 
 
 def integer_product(step: Step) -> list[Fact]:
@@ -187,7 +179,7 @@ def integer_product(step: Step) -> list[Fact]:
     step.need_fixed(places[1])
     for index in others:
         fact = step.given(index)
-        if fact is not None and (fact.shape is None or fact.shape not in ((), (1,))):
+        if fact is not None and fact.shape not in ((), (1,)):
             step.refuse(f"input {index} may be one a row")
     factors = [step.given(place) for place in places]
     step.inputs = factors
@@ -202,10 +194,10 @@ def recurrent(step: Step) -> list[Fact]:
     step.need_fixed(1, 2, 3, 7)
     for index, axis in ((4, 0), (5, 1), (6, 1)):
         state = step.given(index)
-        if state is not None and not (isinstance(state, Rows) and state.axis == axis and state.count == rows.count):
+        if state is not None and not (isinstance(state, Rows) and state.axis == axis and state.k == rows.k):
             step.refuse(f"input {index} does not have its rows along axis {axis}")
     axes = (2, 1, 1)
-    return [step.along(axes[index], rows.count, index) if name else rows for index, name in enumerate(step.outputs)]
+    return [step.along(axes[index], rows.k, index) if name else rows for index, name in enumerate(step.outputs)]
 
 
 def dropout(step: Step) -> list[Fact]:
@@ -214,11 +206,6 @@ def dropout(step: Step) -> list[Fact]:
     if (training and training[0]) or step.attribute("is_test", 1) != 1:
         step.refuse("it is in training")
     return [step.rows()]
-
-
-def only_fixed(step: Step) -> list[Fact]:
-    """What has to be the same for all rows."""
-    step.refuse("it follows the rows")
 
 
 _ELEMENTWISE: Final = (
@@ -256,7 +243,6 @@ RULES: Final[dict[str, Rule]] = {
     "GridSample": two_samples,
     "LpNormalization": along_one,
     "MatMul": product,
-    "Range": only_fixed,
     "TopK": along_one,
     **MOVES,
 }

@@ -2,9 +2,9 @@
 
 Design: nothing is tried before requests were seen to wait for one another, since only then a batch could form; each
 session is tried once a machine, the verdict is kept beside the tails' times, and an operator can read it. The very
-graph that will run batches is proved to keep rows apart, for the shapes of the request, whenever its session is opened;
-a kept verdict saves the measuring alone. Batches of tails and of models with a fixed number of rows run in a second
-session, whose leading dimension is open.
+graph that will run batches is proved to keep rows apart, for requests of exactly these shapes, whenever its session is
+opened; a kept verdict saves the measuring alone. Batches run in a second session: of the prepared graph, bound and
+folded, with its leading dimension opened.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import onnx
 from hybrid.errors import HybridError, ModelUnsupported
 from hybrid.graph.model_file import load_proto
 from hybrid.graph.open_rows import open_rows
-from hybrid.graph.row_proof import prove_rows
+from hybrid.graph.row_proof import measured_sizes, prove_rows
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.extract import segment_model
 from hybrid.partition.prepared import Prepared, prepare
@@ -57,8 +57,6 @@ Feeds = Mapping[str, np.ndarray]
 ROWS: Final = "rows"
 SEGMENT: Final = "segment"
 MAX_VERDICTS: Final = 256
-_PARSED_BYTES: Final = 128 << 20
-"""Of larger files the prepared graph runs, in a session of its own: parsing 100 MB here stalls requests for 50 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +68,7 @@ class BatchSettings:
         max_hold_s: the longest wait for company; 0 never waits.
     """
 
-    mode: BatchMode = "auto"
+    mode: BatchMode = "off"
     max_hold_s: float = 0.002
 
 
@@ -202,26 +200,22 @@ class BatchShelf:
             alone_s=times.alone_s,
             max_rows=times.max_rows,
             max_hold_s=self.settings.max_hold_s,
-            shapes=_row_shapes(feeds),
+            shapes={name: array.shape for name, array in feeds.items()},
         )
 
     async def _many(self, key: SessionKey, session: EngineSession, feeds: Feeds) -> EngineSession:
-        """A session like this one for any number of rows, proved to keep them apart.
-
-        It is the session itself where its own leading dimensions are open.
+        """A session like this one for any number of rows, of a graph that is proved to keep them apart.
 
         Raises:
             ModelUnsupported: no proof.
         """
-        shapes = _row_shapes(feeds)
-        if session.takes_any_rows and session.path.stat().st_size < _PARSED_BYTES:
-            await self._work.run(lambda: prove_rows(load_proto(session.path), shapes))
-            return session
+        if self._executor.settings.engine.provider.name == "torch":
+            raise ModelUnsupported("torch runs a conversion of the graph, and rows are proved apart in the graph alone")
         prepared = await self._prepared(key, session, feeds)
         source = session.path if session.family is not None else prepared.graph_path
         target = source.with_name(f"{ROWS}-{source.name}")
         return await self._executor.sessions.get_or_open(
-            _rows_key(key, feeds), lambda: self._look(load_proto(source), target, shapes)
+            _rows_key(key, feeds), lambda: self._look(load_proto(source), target, feeds)
         )
 
     async def _prepared(self, key: SessionKey, session: EngineSession, feeds: Feeds) -> Prepared:
@@ -233,10 +227,10 @@ class BatchShelf:
         shape_key = ShapeKey.of(feeds)
         return await self._work.run(lambda: prepare(session.path, key[0], shape_key, self._cache))
 
-    def _look(self, bound: onnx.ModelProto, target: Path, shapes: Mapping[str, tuple[int, ...]]) -> Opening:
+    def _look(self, bound: onnx.ModelProto, target: Path, feeds: Feeds) -> Opening:
         """Open the graph's rows, and write it down once they are proved to stay apart."""
-        opened = open_rows(bound)
-        prove_rows(opened, shapes)
+        opened = open_rows(bound, measured_sizes(bound, target.parent, feeds))
+        prove_rows(opened, target.parent, feeds)
         data = opened.SerializeToString(deterministic=True)
         if not target.exists() or target.read_bytes() != data:
             write_whole(target, data)
@@ -284,7 +278,7 @@ class BatchShelf:
         source = prepared.folder / f"{SEGMENT}-{key[2]}-{deeper_key[2]}.onnx"
 
         def look() -> Opening:
-            return self._look(segment_model(load_proto(prepared.graph_path), *cuts), source, _row_shapes(feeds))
+            return self._look(segment_model(load_proto(prepared.graph_path), *cuts), source, feeds)
 
         segment = await self._executor.sessions.get_or_open((*key, SEGMENT, deeper_key[2]), look)
         n_rows = rows_of(feeds, list(shallow.inputs))
@@ -298,10 +292,6 @@ class BatchShelf:
         )
         await self._work.run(lambda: _check_join(join, feeds))
         return join
-
-
-def _row_shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in feeds.items()}
 
 
 def _rows_key(key: SessionKey, feeds: Feeds) -> SessionKey:

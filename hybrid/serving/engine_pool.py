@@ -205,7 +205,7 @@ class EnginePool:
             self.rows[n_rows] = self.rows.get(n_rows, 0) + 1
             self.n_joined += work.join is not None
             running.ended()
-        if work.crowded is not None or work.neighbour is not None:
+        if (work.crowded is not None or work.neighbour is not None) and found[0][1] is None:
             self._tell(work, running)
         for job, (outputs, error) in zip(work.jobs, found, strict=True):
             job.compute_s = compute_s

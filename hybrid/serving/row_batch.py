@@ -81,7 +81,7 @@ class RowBatch:
         alone_s: seconds a row costs without batches, with all engine threads at work; what a batch must beat.
         max_rows: the largest batch that was measured to pay.
         max_hold_s: the longest wait for company.
-        shapes: what is behind the leading dimension of each input, where that is all that may share a run.
+        shapes: of each input, where requests of exactly these alone may share a run.
         n_held, n_met: how often a request waited for company, and how often some came.
     """
 
@@ -120,7 +120,7 @@ class RowBatch:
             shape = feeds[name].shape
             if not shape or shape[0] < 1 or (n_rows and shape[0] != n_rows):
                 return None
-            if self.shapes is not None and self.shapes[name] != shape[1:]:
+            if self.shapes is not None and self.shapes[name] != shape:
                 return None
             if any(mine not in (None, theirs) for mine, theirs in zip(spec.shape[1:], shape[1:], strict=True)):
                 return None

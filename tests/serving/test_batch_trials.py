@@ -69,6 +69,7 @@ def test_a_batch_pays_only_where_a_row_is_clearly_cheaper() -> None:
 
 
 async def tried(running: object, path: Path, cache: Path, feeds: dict, **settings: object) -> BatchShelf:
+    settings.setdefault("mode", "auto")
     shelf = BatchShelf(running, lambda _: None, cache, BatchSettings(**settings))  # type: ignore[arg-type]
     session = await running.open_whole(served(path))  # type: ignore[attr-defined]
     shelf._consider(session, None, feeds)
@@ -134,6 +135,7 @@ async def test_only_requests_of_the_shapes_that_were_proved_share_a_run(tmp_path
         batch = running.sessions.peek(("m",)).batch
         assert batch.lane_of({"x": np.ones((1, 3, 4), np.float32)}, None) is not None
         assert batch.lane_of({"x": np.ones((1, 5, 4), np.float32)}, None) is None
+        assert batch.lane_of({"x": np.ones((2, 3, 4), np.float32)}, None) is None  # the graph was bound to one row
 
 
 async def test_requests_that_wait_for_one_another_start_a_trial_and_then_share_runs(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ async def test_the_gpu_has_a_budget_of_its_own(tmp_path: Path) -> None:
 async def test_small_models_pay_in_batches_on_a_gpu(tmp_path: Path) -> None:
     path = deep(tmp_path / "m.onnx", 200)
     async with Executor(ExecutorSettings(engine=on_cuda(), n_threads=2)) as running:
-        shelf = BatchShelf(running, lambda _: None, tmp_path / "cache", BatchSettings())
+        shelf = BatchShelf(running, lambda _: None, tmp_path / "cache", BatchSettings(mode="auto"))
         session = await running.open_whole(served(path))
         shelf._consider(session, None, row(0))
         async with asyncio.timeout(60):
