@@ -15,7 +15,6 @@ from hybrid.artifact.stored_zip import pack, unpack
 from hybrid.calibration.calibrate import as_attachment
 from hybrid.calibration.permits import CalibrationFinder, own_folder
 from hybrid.calibration.record import Calibration, Cell
-from hybrid.cli.main import main
 from hybrid.errors import ExitCode
 from tests import small_models
 
@@ -50,28 +49,33 @@ def permitted(artifact) -> dict[str, float | None]:
     return {shape_key: found.drop(shape_key, "", "fp16") for shape_key in SHAPES}
 
 
-def told(capsys, *words: str) -> dict:
-    assert main([*words, "--json"]) == ExitCode.OK, capsys.readouterr().out
-    return json.loads(capsys.readouterr().out)["data"]
+@pytest.fixture
+def told(hybrid_here):
+    def run(*words: str) -> dict:
+        done = hybrid_here(*words, "--json")
+        assert done.returncode == ExitCode.OK, done.stdout
+        return json.loads(done.stdout)["data"]
+
+    return run
 
 
 def test_each_shape_has_its_own_word(artifact):
     assert permitted(artifact) == SHAPES
 
 
-def test_calibrations_go_along_with_a_push_and_come_along_with_a_pull(gateway, artifact, tmp_path, monkeypatch, capsys):
+def test_calibrations_go_along_with_a_push_and_come_along_with_a_pull(gateway, artifact, tmp_path, monkeypatch, told):
     """Pushed again, nothing doubles; on another machine they count once the key is trusted."""
     monkeypatch.setenv("HYBRID_TOKEN", gateway.token)
     monkeypatch.setenv("HYBRID_GATEWAY", gateway.url)
     attach(own_folder(artifact.manifest.model_digest), as_attachment(word("e" * 64, '{"x":[1,64]}', 0.1), None))
     for is_new in (True, False):
-        pushed = told(capsys, "models", "push", str(artifact.folder), "--name", artifact.manifest.name)
+        pushed = told("models", "push", str(artifact.folder), "--name", artifact.manifest.name)
         assert pushed["is_new"] == is_new
         assert (pushed["attachments"]["n"], pushed["attachments"]["unsigned"]) == (2, 1)
         assert len(pushed["attachments"]["refused"]) == 1
     trusted = public_key_of_own()
     monkeypatch.setenv("HYBRID_CONFIG", str(tmp_path / "another machine"))
-    pulled = told(capsys, "models", "pull", artifact.manifest.name, "--out", str(tmp_path / "out"))
+    pulled = told("models", "pull", artifact.manifest.name, "--out", str(tmp_path / "out"))
     assert len(pulled["attachments"]) == 2
     there = open_folder(tmp_path / "out" / artifact.manifest.name / "1")
     sent, came = (
@@ -90,14 +94,14 @@ def public_key_of_own() -> str:
     return public_key_of(read_key(own_key_path())).hex()
 
 
-def test_a_bare_models_own_calibrations_go_along(gateway, tmp_path, own_key, monkeypatch, capsys):
+def test_a_bare_models_own_calibrations_go_along(gateway, tmp_path, own_key, monkeypatch, told):
     model = small_models.mlp(tmp_path / "bare.onnx", seed=next(_numbers))
     digest = from_onnx(model, "bare", "1").manifest.model_digest
     attach(own_folder(digest), as_attachment(word(digest, '{"x":[1,64]}', 0.002), own_key))
     monkeypatch.setenv("HYBRID_TOKEN", gateway.token)
-    pushed = told(capsys, "models", "push", str(model), "--name", "bare", "--gateway", gateway.url)
+    pushed = told("models", "push", str(model), "--name", "bare", "--gateway", gateway.url)
     assert pushed["attachments"] == {"n": 1, "unsigned": 0, "refused": []}
-    pulled = told(capsys, "models", "pull", "bare", "--gateway", gateway.url)
+    pulled = told("models", "pull", "bare", "--gateway", gateway.url)
     assert len(pulled["attachments"]) == 1
 
 
@@ -123,25 +127,15 @@ def test_a_packed_bare_model_takes_nothing_along_that_lies_beside_it(tmp_path, o
     assert not (unpack(tmp_path / "bare.zip", tmp_path / "unpacked").folder / "attachments").exists()
 
 
-def test_another_version_of_the_same_model_has_the_same_word(gateway, artifact, tmp_path, monkeypatch, capsys):
+def test_another_version_of_the_same_model_has_the_same_word(gateway, artifact, tmp_path, monkeypatch, told):
     """They are about the model's digest: a new version that changes nothing in it needs no new calibration."""
     monkeypatch.setenv("HYBRID_TOKEN", gateway.token)
-    told(capsys, "models", "push", str(artifact.folder), "--name", artifact.manifest.name, "--gateway", gateway.url)
+    told("models", "push", str(artifact.folder), "--name", artifact.manifest.name, "--gateway", gateway.url)
     manifest = msgspec.structs.replace(artifact.manifest, version="2", sequence=2)
     other = replace(artifact, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
     second = write_folder(other, tmp_path / "second")
-    pushed = told(
-        capsys, "models", "push", str(second.folder), "--name", artifact.manifest.name, "--gateway", gateway.url
-    )
+    pushed = told("models", "push", str(second.folder), "--name", artifact.manifest.name, "--gateway", gateway.url)
     assert (pushed["is_new"], pushed["attachments"]["n"]) == (True, 0)
-    pulled = told(
-        capsys,
-        "models",
-        "pull",
-        f"{artifact.manifest.name}:2",
-        "--gateway",
-        gateway.url,
-        "--out",
-        str(tmp_path / "out"),
-    )
+    wanted = f"{artifact.manifest.name}:2"
+    pulled = told("models", "pull", wanted, "--gateway", gateway.url, "--out", str(tmp_path / "out"))
     assert len(pulled["attachments"]) == 2

@@ -49,7 +49,9 @@ def measured(name, data, tmp_path, labels=None, watch=None, **wish):
     path = zoo.path(name)
     wish = Wish(**({"codecs": CODECS, "budget_s": 60.0} | wish))
     samples = open_samples(data, signature_of(path)[0])
-    return calibrate(path, model_digest(path), samples, wish, cache=tmp_path / "graphs", labels=labels, watch=watch)
+    return calibrate(
+        path, model_digest(path), samples, wish, cache=tmp_path.parent / "graphs-of-all", labels=labels, watch=watch
+    )
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +231,11 @@ def test_a_local_variant_is_measured_as_a_whole(with_variant, tmp_path):
     assert found.cells[0].drop > 0.5
 
 
-def test_the_command_measures_signs_and_keeps(with_variant, tmp_path, run_hybrid):
+def test_the_command_measures_signs_and_keeps(with_variant, tmp_path, hybrid_here):
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32))
     settings = {"HYBRID_CONFIG": str(tmp_path / "config"), "HYBRID_CACHE": str(tmp_path / "cache")}
     words = ["calibrate", str(with_variant.folder), "--data", str(tmp_path / "x.npz"), "--codecs", "fp16,q8"]
-    done = run_hybrid(*words, "--sign", "own", "--json", **settings)
+    done = hybrid_here(*words, "--sign", "own", "--json", **settings)
     assert done.returncode == ExitCode.OK, done.stderr
     told = json.loads(done.stdout)["data"]
     assert [known["variant"] for known in told["calibrations"]] == ["original", "small"]
@@ -247,7 +249,7 @@ def test_the_command_measures_signs_and_keeps(with_variant, tmp_path, run_hybrid
     shape_key = told["calibrations"][0]["shape_key"]
     assert set(finder.codecs(shape_key, "")) >= {"fp16", "q8"}
     assert own_key_path().exists()
-    plain = run_hybrid(*words, **settings)
+    plain = hybrid_here(*words, **settings)
     assert plain.returncode == ExitCode.OK
     assert plain.stdout.splitlines()[0].split()[:3] == ["cut", "codec", "bytes"]
     assert "not signed: sessions will not use it" in plain.stderr
@@ -262,28 +264,28 @@ def test_the_command_measures_signs_and_keeps(with_variant, tmp_path, run_hybrid
         (["--labels", "/nowhere.csv"], "not_found", "nowhere.csv"),
     ],
 )
-def test_the_command_says_what_is_wrong(words, code, said, tmp_path, run_hybrid):
+def test_the_command_says_what_is_wrong(words, code, said, tmp_path, hybrid_here):
     model = small_models.mlp(tmp_path / "mlp.onnx")
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 64), np.float32))
-    done = run_hybrid("calibrate", str(model), "--data", str(tmp_path / "x.npz"), "--json", *words)
+    done = hybrid_here("calibrate", str(model), "--data", str(tmp_path / "x.npz"), "--json", *words)
     error = json.loads(done.stdout)["error"]
     assert error["code"] == code
     assert said in error["what"]
 
 
-def test_keys_by_command(tmp_path, run_hybrid):
+def test_keys_by_command(tmp_path, hybrid_here):
     settings = {"HYBRID_CONFIG": str(tmp_path / "config")}
-    made = run_hybrid("keys", "new", **settings)
+    made = hybrid_here("keys", "new", **settings)
     assert made.returncode == ExitCode.OK, made.stderr
     public_key = made.stdout.split()[0]
-    assert run_hybrid("keys", "show", **settings).stdout.strip() == public_key
-    again = run_hybrid("keys", "new", "--json", **settings)
+    assert hybrid_here("keys", "show", **settings).stdout.strip() == public_key
+    again = hybrid_here("keys", "new", "--json", **settings)
     assert json.loads(again.stdout)["error"]["code"] == "conflict"
-    other = run_hybrid("keys", "new", str(tmp_path / "team.key"), **settings).stdout.split()[0]
-    assert run_hybrid("keys", "trust", other, "--name", "team", **settings).returncode == ExitCode.OK
-    listed = json.loads(run_hybrid("keys", "ls", "--json", **settings).stdout)["data"]["publishers"]
+    other = hybrid_here("keys", "new", str(tmp_path / "team.key"), **settings).stdout.split()[0]
+    assert hybrid_here("keys", "trust", other, "--name", "team", **settings).returncode == ExitCode.OK
+    listed = json.loads(hybrid_here("keys", "ls", "--json", **settings).stdout)["data"]["publishers"]
     assert {row["public_key"] for row in listed} == {public_key, other}
-    assert run_hybrid("keys", "trust", "zz", **settings).returncode != ExitCode.OK
+    assert hybrid_here("keys", "trust", "zz", **settings).returncode != ExitCode.OK
 
 
 def test_no_sample_is_said(tmp_path):

@@ -18,7 +18,6 @@ from hybrid.calibration.draft import Draft
 from hybrid.calibration.record import Cell
 from hybrid.calibration.samples import open_samples
 from hybrid.calibration.trial import Watch
-from hybrid.cli.main import main
 from hybrid.errors import ExitCode
 from tests import small_models, zoo
 
@@ -34,9 +33,9 @@ def model(tmp_path) -> Path:
     return small_models.mlp(tmp_path / "mlp.onnx")
 
 
-def test_it_says_where_it_lies_whose_word_it_is_and_what_comes_next(model, run_hybrid, settings):
+def test_it_says_where_it_lies_whose_word_it_is_and_what_comes_next(model, hybrid_here, settings):
     words = ["calibrate", str(model), "--data", "x.npz", "--codecs", "fp16", "--cuts", "input", "--sign", "own"]
-    done = run_hybrid(*words, COLUMNS="60", **settings)
+    done = hybrid_here(*words, COLUMNS="60", **settings)
     assert done.returncode == ExitCode.OK, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["cut", "codec", "of", "raw", "drop", "at", "most"]
@@ -46,18 +45,18 @@ def test_it_says_where_it_lies_whose_word_it_is_and_what_comes_next(model, run_h
     assert str(own_key_path()) in done.stdout
     assert f"next: hybrid keys trust {said['publisher']}" in done.stderr
     assert all(len(line) <= 60 for line in lines if not line.startswith(("kept ", "signed ")))
-    assert len(run_hybrid(*words, **settings).stdout.splitlines()[0].split()) == 15  # all columns where there is room
+    assert len(hybrid_here(*words, **settings).stdout.splitlines()[0].split()) == 15  # all columns where there is room
 
 
-def test_a_gateway_that_is_not_there_is_said_before_the_work(model, run_hybrid, settings):
+def test_a_gateway_that_is_not_there_is_said_before_the_work(model, hybrid_here, settings):
     words = ["calibrate", str(model), "--data", "x.npz", "--codecs", "fp16", "--sign", "own", "--push", "--json"]
-    done = run_hybrid(*words, "--gateway", "http://127.0.0.1:9", **settings)
+    done = hybrid_here(*words, "--gateway", "http://127.0.0.1:9", **settings)
     assert done.returncode == ExitCode.UNREACHABLE
     assert json.loads(done.stdout)["error"]["code"] == "gateway_unreachable"
     assert not list(Path(settings["HYBRID_CACHE"]).glob("calibrating/*"))
 
 
-def test_cuts_that_were_measured_before_ctrl_c_are_not_measured_again(hybrid_command, run_hybrid, tmp_path, settings):
+def test_cuts_that_were_measured_before_ctrl_c_are_not_measured_again(hybrid_command, hybrid_here, tmp_path, settings):
     draw = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", x=draw.standard_normal((40, 3, 48, 192)).astype(np.float32))
     words = ["calibrate", str(zoo.path("ppocr_cls")), "--data", "x.npz", "--codecs", "fp16,q8,q4z", "--sign", "own"]
@@ -75,7 +74,7 @@ def test_cuts_that_were_measured_before_ctrl_c_are_not_measured_again(hybrid_com
     assert "no calibration was written; cuts that were finished are kept" in said
     assert "Traceback" not in said
     assert not list((tmp_path / "config").glob("attached/**/*.json"))
-    done = json.loads(run_hybrid(*words, "--json", **settings).stdout)["data"]
+    done = json.loads(hybrid_here(*words, "--json", **settings).stdout)["data"]
     assert 1 <= done["n_cuts_known"] <= done["n_cuts_whole"] == done["n_cuts"]
     assert {cell["n"] for cell in done["calibrations"][0]["cells"]} == {40}
 
@@ -131,21 +130,20 @@ def test_the_drafts_that_are_kept_are_few(tmp_path, monkeypatch):
     assert Draft(tmp_path, [5]).cells == {"": []}
 
 
-def test_the_examples_of_keys_work_as_they_stand(settings, tmp_path, monkeypatch, capsys):
-    """Word by word, in this process; what the shell puts in is what the command inside prints."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+def test_the_examples_of_keys_work_as_they_stand(hybrid_here, settings):
+    """Word by word; what the shell puts in is what the command inside prints."""
 
-    def told(*words: str) -> str:
-        assert main(list(words)) == ExitCode.OK, (words, capsys.readouterr().err)
-        return capsys.readouterr().out
+    def told(words: str) -> str:
+        done = hybrid_here(*words.split(), **settings)
+        assert done.returncode == ExitCode.OK, (words, done.stderr)
+        return done.stdout
 
     for word in ("new", "show", "trust", "ls"):
-        help_text = told("keys", word, "--help")
-        examples = re.findall(r"^\s+hybrid (keys .*)$", help_text.partition("Example")[2], re.MULTILINE)
+        examples = re.findall(
+            r"^\s+hybrid (keys .*)$", told(f"keys {word} --help").partition("Example")[2], re.MULTILINE
+        )
         assert examples
         for example in examples:
             inner = re.search(r"\$\(hybrid (.*)\)", example)
-            told(*(example.replace(inner[0], told(*inner[1].split()).strip()) if inner else example).split())
-    assert len(json.loads(told("keys", "ls", "--json"))["data"]["publishers"]) == 3
+            told(example.replace(inner[0], told(inner[1]).strip()) if inner else example)
+    assert len(json.loads(told("keys ls --json"))["data"]["publishers"]) == 3

@@ -36,6 +36,17 @@ MODEL = "efficientnet"
 LOSSY = {name for name, codec in catalog.CODECS.items() if codec.lossy}
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("live")
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are cut and heads timed once for all; what counts is decided by keys, and those are each test's own."""
+    monkeypatch.setenv("HYBRID_CACHE", str(cache))
+
+
 @pytest.fixture
 def slow_device() -> Iterator[None]:
     pace.set_factor(35.0)
@@ -102,7 +113,7 @@ def digest() -> str:
 
 @pytest.mark.slow
 def test_a_calibration_by_command_reaches_a_device_through_the_gateway(
-    gateway, placed, slow_device, digest, run_hybrid, tmp_path, monkeypatch
+    gateway, placed, slow_device, digest, hybrid_here, tmp_path, monkeypatch
 ):
     """Measured, signed and pushed on one machine; on another one its codec is chosen once the key is trusted."""
     drawn = [zoo.feeds(MODEL, seed=seed) for seed in range(12)]
@@ -113,7 +124,7 @@ def test_a_calibration_by_command_reaches_a_device_through_the_gateway(
         "HYBRID_CACHE": str(tmp_path / "publishers-cache"),
         "HYBRID_TOKEN": gateway.token,
     }
-    done = run_hybrid("calibrate", str(zoo.path(MODEL)), *words, "--gateway", gateway.url, "--json", **publisher)
+    done = hybrid_here("calibrate", str(zoo.path(MODEL)), *words, "--gateway", gateway.url, "--json", **publisher)
     assert done.returncode == ExitCode.OK, done.stderr
     told = json.loads(done.stdout)["data"]
     assert told["is_pushed"]
@@ -190,8 +201,8 @@ def test_a_model_that_is_not_there_has_no_attachments(client):
     assert find_attachments(client, "a" * 64, "calibration") == ()
 
 
-def test_a_devices_token_brings_profiles_and_no_calibrations(gateway, client, digest, run_hybrid, setting_profile):
-    made = run_hybrid("gateway", "token", "create", "--name", "box", "--data", str(gateway.data), "--json")
+def test_a_devices_token_brings_profiles_and_no_calibrations(gateway, client, digest, hybrid_here, setting_profile):
+    made = hybrid_here("gateway", "token", "create", "--name", "box", "--data", str(gateway.data), "--json")
     token = json.loads(made.stdout)["data"]["token"]
     time.sleep(1.0)  # the gateway looks twice a second for new tokens
     device = acquire(gateway.url, token, trust=Trust())

@@ -18,8 +18,8 @@ def settings(tmp_path):
     return {"HYBRID_CONFIG": str(tmp_path / "config"), "HYBRID_CACHE": str(tmp_path / "cache")}
 
 
-def test_a_provider_that_is_not_here_is_named_with_those_that_are(run_hybrid, conv, settings):
-    done = run_hybrid("profile", str(conv), "--provider", "Nope", "--json", **settings)
+def test_a_provider_that_is_not_here_is_named_with_those_that_are(hybrid_here, conv, settings):
+    done = hybrid_here("profile", str(conv), "--provider", "Nope", "--json", **settings)
     assert done.returncode == ExitCode.USAGE
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "usage"
@@ -29,15 +29,15 @@ def test_a_provider_that_is_not_here_is_named_with_those_that_are(run_hybrid, co
 
 
 @pytest.mark.parametrize("word", ["profile", "calibrate"])
-def test_a_model_that_is_not_there_is_missing_and_not_invalid(run_hybrid, settings, word):
+def test_a_model_that_is_not_there_is_missing_and_not_invalid(hybrid_here, settings, word):
     more = ["--data", "x.npz"] if word == "calibrate" else []
-    done = run_hybrid(word, "nowhere.onnx", "--json", *more, **settings)
+    done = hybrid_here(word, "nowhere.onnx", "--json", *more, **settings)
     assert done.returncode == ExitCode.NOT_FOUND
     assert json.loads(done.stdout)["error"]["code"] == "model_missing"
 
 
-def test_the_table_says_what_its_columns_are_and_fits_a_narrow_terminal(run_hybrid, conv, settings):
-    done = run_hybrid("profile", str(conv), "--budget", "2", COLUMNS="60", **settings)
+def test_the_table_says_what_its_columns_are_and_fits_a_narrow_terminal(hybrid_here, conv, settings):
+    done = hybrid_here("profile", str(conv), "--budget", "2", COLUMNS="60", **settings)
     assert done.returncode == ExitCode.OK, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split()[:5] == ["part", "head", "ms", "median", "spread"]
