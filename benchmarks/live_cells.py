@@ -51,7 +51,9 @@ BBR; the device has {} cores, each slowed by its factor ({}). Medians, beside th
 with parts that were measured before; `host` is how much slower this machine computed just then (processor seconds of \
 the whole model, before and after the stream), by which the parts are scaled. A quota of the kernel is no better \
 device here: after a rest a job's first one or two processor milliseconds pass unslowed, which is most of what Python \
-does for a request and a fifth of EfficientNet's run (live over simulated 0.5 to 0.97 in the first cell)."""
+does for a request and a fifth of EfficientNet's run (live over simulated 0.5 to 0.97 in the first cell). MiniLM's \
+replies are 168 kB, 0.3 s apart: BBR begins such a reply after a rest more slowly than the simulated link does, some \
+by a round trip."""
 KINDS = {"quota": "a quota of the kernel", "pacing": "the engine's runs are paced, all else is this machine's"}
 UNGUARDED = Constraints(max_accuracy_drop=1.0)
 
