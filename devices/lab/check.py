@@ -10,7 +10,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -168,13 +168,3 @@ def _tried(measure: Callable[[], float], good: Callable[[float], bool]) -> tuple
         if good(seen):
             return seen, True
     return seen, False
-
-
-def check_link(lab: Lab, rates_bps: Sequence[float] = RATES_BPS) -> list[Finding]:
-    """Everything of the above, on a lab without a slowed machine; 15 to 20 s."""
-    with Traffic(lab) as traffic:
-        return [
-            *(check_goodput(lab, traffic, rate_bps) for rate_bps in rates_bps),
-            check_rtt(lab, traffic),
-            check_trace(lab, traffic),
-        ]

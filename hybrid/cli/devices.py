@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hybrid.cli.output import note, result
-from hybrid.cli.table import columns, hanging, table
+from hybrid.cli.table import columns, hanging, table, wrapped
 
 if TYPE_CHECKING:
     from devices.device import Device
@@ -27,6 +27,8 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, with the sources.")]
 
+_SLOWDOWN = "slowdown: seconds of one core over those of one core of an {}, for the same float32 model."
+_RATES = "rates: medians, bit/s; weak, out: share of the time below half and a twentieth of that; outage: mean length."
 _MACHINE_HEADINGS = ("machine", "what it is", "cores", "memory", "engines", "slowdown", "idle W", "active W", "links")
 _LINK_HEADINGS = ("link", "what it is", "up", "down", "rtt", "jitter", "loss", "weak", "out", "outage")
 
@@ -45,8 +47,8 @@ def listed(context: typer.Context, json: Json = False) -> None:
         "",
         *table([_LINK_HEADINGS, *(_link_row(one) for one in links)]),
         "",
-        f"slowdown: seconds of one core over those of one core of an {REFERENCE_CORE}, for the same float32 model.",
-        "rates: medians, bit/s; weak, out: share of the time below half and a twentieth of that; outage: mean length.",
+        *wrapped(_SLOWDOWN.format(REFERENCE_CORE)),
+        *wrapped(_RATES),
     ])  # fmt: skip
     result({"devices": machines, "links": links}, text, json=json)
     if not json:

@@ -116,7 +116,7 @@ def run(
     raise typer.Exit(done.exit_code)
 
 
-CHECK_HELP = """Measure how true this machine's emulated links are, in about 15 seconds.
+CHECK_HELP = """Measure how true this machine's emulated links are, in about 12 seconds.
 
 \b
 Examples:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid.cli.output import note, result
-from hybrid.cli.table import table
+from hybrid.cli.table import table, wrapped
 from hybrid.errors import TensorMismatch
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def text_of(cuts: "CutTable", shown: tuple["Cut", ...]) -> str:
     """The table for people, and the plain sentence where no interior cut is worth anything."""
     rows = [HEADINGS, *(_row(cuts, cut) for cut in shown)]
     count = f"{len(cuts.interior)} interior cuts in {cuts.n_nodes} nodes, {len(cuts.pareto) - 2} of them worth timing."
-    return "\n".join([*table(rows), "", count, *([cuts.note] if cuts.note else [])])
+    return "\n".join([*table(rows), "", *wrapped(count), *(wrapped(cuts.note) if cuts.note else [])])
 
 
 def _row(table: "CutTable", cut: "Cut") -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybrid.cli.output import note, result
-from hybrid.cli.table import table
+from hybrid.cli.table import table, wrapped
 from hybrid.errors import NotFound
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def text_of(chosen: "Replayed") -> str:
     verdict = (
         "the replay decides the same" if chosen.is_same else "THE REPLAY DECIDES OTHERWISE: another version wrote it"
     )
-    return "\n".join([*lines, "", *table(rows), "", verdict])
+    told = [part for line in lines for part in wrapped(line)]
+    return "\n".join([*told, "", *table(rows), "", verdict])
 
 
 def _row(alternative: "Alternative") -> tuple[str, ...]:
