@@ -31,6 +31,9 @@ _STANDARD: Final = ("", "ai.onnx")
 _TIMES: Final = (2, 3)
 _MAX_NODES: Final = 20_000
 _MAX_RANK: Final = 16
+_MAX_BYTES: Final = 1 << 30
+"""Of all tensors of one run together: they are held at once while their sizes are taken."""
+
 _MAX_VALUES: Final = 64
 """Elements of a stored tensor that are looked at."""
 
@@ -90,6 +93,7 @@ def measured_sizes(model: onnx.ModelProto, folder: Path, feeds: Feeds) -> dict[s
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # it can wait; requests cannot
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     try:
         session = ort.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -98,6 +102,8 @@ def measured_sizes(model: onnx.ModelProto, folder: Path, feeds: Feeds) -> dict[s
         raise ModelUnsupported(f"its rows were not proved apart: the engine does not run it in parts ({exc})") from exc
     if not all(isinstance(array, np.ndarray) and array.ndim <= _MAX_RANK for array in found):
         raise ModelUnsupported("its rows were not proved apart: a tensor is none, or of too many dimensions")
+    if sum(array.nbytes for array in found) > _MAX_BYTES:
+        raise ModelUnsupported(f"its rows were not proved apart: its tensors take more than {_MAX_BYTES} bytes")
     return {name: tuple(array.shape) for name, array in zip(names, found, strict=True)}
 
 
