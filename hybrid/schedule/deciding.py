@@ -59,13 +59,14 @@ def decide(inputs: Inputs, table: Table) -> Decision:
         return Decision(index=0, is_switch=inputs.current > 0, inputs=inputs)
     regret_s = REGRET_DECAY * inputs.regret_s if best == inputs.current else 0.0
     if kept != best:
-        kept_cost = weighing.cost_of(kept)
+        sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
+        # Above least / (1 - sure) the gain is above its limit whatever the exact cost.
+        kept_cost = inf if weighing.surely_above(kept, least / (1 - sure)) else weighing.cost_of(kept)
         gain = kept_cost - least
         regret_s = inputs.regret_s + gain
         limit = SWITCH_REGRET_RATIO * kept_cost + SWITCH_REGRET_S
         if inputs.now_s - inputs.current_since_s < DWELL_S:
             limit *= DWELL_FACTOR
-        sure = CHANGE_GAIN_RATIO if inputs.is_changed else SURE_GAIN_RATIO
         if kept_cost == inf or regret_s > limit or gain > sure * kept_cost:
             plan = weighing.plan_of(best)
             assert plan is not None

@@ -58,8 +58,10 @@ def best_hedge(race: Race) -> tuple[float, float]:
     weight = (1 - race.failure_ratio) / len(times)
     up = race.failure_ratio * race.time_price
     gain = weight * race.work_price
-    if up >= gain * len(times):
-        return 0.0, expected_cost(race, 0.0)  # the slope never becomes negative: waiting buys nothing
+    if up >= gain * len(times) or latest_s <= 0.0:
+        return 0.0, expected_cost(
+            race, 0.0
+        )  # the slope never becomes negative: waiting buys nothing; or there is no time
     if times[-1] <= rest_s:
         # The device would win no point: the cost falls while the work that is saved outweighs the failures.
         n_left = int(up / gain)

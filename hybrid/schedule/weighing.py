@@ -70,6 +70,7 @@ class Weighing:
         self._rest_s = self.local.expected_s if self.local is not None else inf
         is_idle = not inputs.n_in_flight and not inputs.n_device_runs and self.local is not None
         self._credit_s = LEARNING_RATIO * self._rest_s if is_idle and inputs.prices.is_guarded else 0.0
+        self._bounds: list[tuple[list[float], tuple[int, ...]]] = []
         self._parts_of: dict[int, Parts | None] = {}
         self._offers: dict[int, tuple[float, float | None]] = {}
 
@@ -231,7 +232,8 @@ class Weighing:
         """The prospect of least expected cost, and that cost; -1 where nothing can be had."""
         least, found = (self.local.cost, self.local.index) if self.local is not None else (inf, -1)
         for bounds, rows in self.bounds():
-            values = bounds.tolist()
+            values: list[float] = bounds.tolist()
+            self._bounds.append((values, rows))
             for at in bounds.argsort().tolist():
                 if values[at] >= least:
                     break
@@ -239,6 +241,11 @@ class Weighing:
                 if cost < least:
                     least, found = cost, self.table.remote[rows[at]]
         return found, least
+
+    def surely_above(self, index: int, cost: float) -> bool:
+        """Whether the bounds that `cheapest` made say that this prospect costs more: no exact cost is needed then."""
+        row = self.table.row_of.get(index, -1)
+        return any(row in rows and values[rows.index(row)] > cost for values, rows in self._bounds)
 
     def best(self) -> Plan | None:
         """The plan of least expected cost."""
