@@ -51,7 +51,7 @@ def test_the_table_says_what_its_columns_are_and_fits_a_narrow_terminal(hybrid_h
 def test_what_was_timed_before_ctrl_c_is_kept_and_gone_on_with(hybrid_command, run_hybrid, tmp_path, settings):
     """Paced, so that it takes long enough to be interrupted on any machine."""
     words = ["profile", str(zoo.path("ppocr_cls")), "--shape", "1x3x48x192", "--threads", "1"]
-    slow = os.environ | settings | {"HYBRID_PACE": "150"}
+    slow = os.environ | settings | {"HYBRID_PACE": "100"}
     child = subprocess.Popen(
         [str(hybrid_command), *words, "--budget", "60"], env=slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, cwd=tmp_path,
@@ -65,5 +65,5 @@ def test_what_was_timed_before_ctrl_c_is_kept_and_gone_on_with(hybrid_command, r
     assert told == ""
     assert "parts were timed and are kept: the same command goes on" in said
     assert "Traceback" not in said
-    again = run_hybrid(*words, "--budget", "0.1", "--json", **(settings | {"HYBRID_PACE": "150"}))
+    again = run_hybrid(*words, "--budget", "0.1", "--json", **(settings | {"HYBRID_PACE": "100"}))
     assert json.loads(again.stdout)["data"]["whole"]["from"] == "kept"
