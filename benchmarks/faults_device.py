@@ -24,6 +24,9 @@ REPORTED = (
     "placement", "codec", "total_s", "plan_s", "hedge_s", "head_s", "encode_s", "network_s", "tail_s", "wasted_s",
     "attempts", "fallback", "predicted_s",
 )  # fmt: skip
+CONTROL = "alone"
+"""In place of an objective: all requests run on the device alone, faults or not."""
+
 DECIDED = ("index", "hedge_s", "remote_s", "is_trial")
 BELIEVED = ("is_usable", "rtt_s", "uplink_bps", "speed_ratio", "queue_s", "failure_ratio", "backlog_s", "overhead_s")
 
@@ -36,7 +39,8 @@ class Program:
             self._feeds = dict(stored)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = 1, 3
-        options = hybrid.Options(objective=spec["objective"])
+        self._is_control = spec["objective"] == CONTROL
+        options = hybrid.Options(objective="latency" if self._is_control else spec["objective"])
         self._alone = hybrid.InferenceSession(spec["model"], settings, gateway=None)
         self._session = hybrid.InferenceSession(spec["model"], settings, options=options)
         self._wanted = self._alone.run(None, self._feeds)[0]
@@ -61,7 +65,7 @@ class Program:
                     self.tell(kind=word)
                     if word == "end":
                         return
-            self._timed(self._session.run, "request")
+            self._timed(self._alone.run if self._is_control else self._session.run, "request")
 
     def _timed(self, run: Callable[..., list[Any]], kind: str) -> None:
         paused_s, cpu_s, began_s = self._paused_s, time.thread_time(), time.perf_counter()
@@ -72,6 +76,8 @@ class Program:
         self.tell(**row, **(self._reported() if kind == "request" else {}))
 
     def _reported(self) -> dict[str, Any]:
+        if self._is_control:
+            return {"placement": "local", "encode_s": 0.0, "wasted_s": 0.0}
         report, (decision, _) = self._session.report, self._session.decisions[-1]
         row = {name: getattr(report, name) for name in REPORTED}
         row["decided"] = {name: getattr(decision, name) for name in DECIDED}

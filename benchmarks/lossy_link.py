@@ -191,8 +191,8 @@ def record(rows: list[list[str | float]], seed: int) -> Record:
         claim="5 % loss with jitter: the plan does not flap, deadlines are kept",
         method="Live in the lab: 20 Mbit/s, 40 ms ± 10 each way, 5 % of packets lost each way, device of"
         f" {N_CORES} cores, each 1/{FACTOR:g} of this machine's (quota of the kernel), {SECONDS:g} s a policy,"
-        " one after the other. The deadline is twice the device's own median. Plan changes by the log of decisions; a trial of another way"
-        " is none.",
+        " one after the other. The deadline is twice the device's own median. Plan changes by the log of decisions;"
+        " a trial of another way is none.",
         seed=seed,
         columns=("model", "TCP", "policy", "p50 (ms)", "p95 (ms)", "remote", "hedged", "plan changes / 10 s", "late"),
         rows=rows,
