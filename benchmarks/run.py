@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"run", "report"}
+NOT_BENCHMARKS = {"run", "report", "faults_device", "live_device"}
 
 
 def main() -> int:
