@@ -17,6 +17,9 @@ from tests.live_gateway import LiveGateway
 from tests.session.test_placements import assert_same, whole
 
 N_FAULTS = 20
+HARMS = ("killed", "frozen", "cut", "frozen", "cut")
+"""A gateway that was killed takes a second or two to start again."""
+
 BACK_LIMIT_S = 20.0
 """A busy machine takes its time; what is promised is measured in `benchmarks/faults.py`."""
 
@@ -78,7 +81,7 @@ def _fault(
 
     assert request(time.monotonic() + 10, until_remote=True), session.explain()
     local_s = min(_seconds_of(alone, feeds) for _ in range(2))
-    harm = ("killed", "frozen", "cut")[number % 3]
+    harm = HARMS[number % len(HARMS)]
     act = {"killed": gateway.kill, "frozen": lambda: gateway.signal(signal.SIGSTOP), "cut": lambda: link.set(BLACKHOLE)}
     timer = threading.Timer(rng.uniform(0, 0.05), act[harm])
     taken.clear()
