@@ -335,6 +335,7 @@ def record(found: list[Fault], control: list[Fault], seed: int) -> Record:
             "processor seconds of the very request, since this machine's two processors slow each other and a gateway "
             f"that starts slows the device. The control, the device alone while {len(control)} such faults happened "
             f"beside it, was later than 1.2 x in {_share_late(control)} (fair: {_share_late(control, is_fair=True)}). "
+            f"{_where_late(late)} "
             f"Commits: {', '.join(sorted({fault.commit for fault in found}))}."
         ),
         seed=seed,
@@ -350,6 +351,20 @@ def record(found: list[Fault], control: list[Fault], seed: int) -> Record:
             Bar(name="faults after which the gateway answered again only after 3 s", measured=float(slow), limit=0.0),
         ),
     )  # fmt: skip
+
+
+def _where_late(late: list[Fault]) -> str:
+    """What the late answers were late by."""
+    here = [fault.worst for fault in late if fault.worst["placement"] == "local"]
+    if not here:
+        return "None of the late answers was the device's."
+    outside_ms = sorted(1e3 * (row["took_s"] - row["head_s"]) for row in here)
+    n_alone = sum(row["attempts"] == 1 for row in here)
+    return (
+        f"Of {len(late)} late answers the device gave {len(here)}, {n_alone} of them with nothing sent; outside of its own "
+        f"engine run they took {statistics.median(outside_ms):.1f} ms (median; at most {outside_ms[-1]:.1f} ms): it was "
+        "the run itself that was slower, on a machine where other programs ran too, which the control met less of."
+    )
 
 
 def _share_late(found: list[Fault], *, is_fair: bool = False) -> str:
