@@ -362,8 +362,8 @@ def _where_late(late: list[Fault]) -> str:
     n_alone = sum(row["attempts"] == 1 for row in here)
     return (
         f"Of {len(late)} late answers the device gave {len(here)}, {n_alone} of them with nothing sent; outside of its "
-        f"own engine run they took {statistics.median(outside_ms):.1f} ms (median; at most {outside_ms[-1]:.1f} ms): it "
-        "was the run itself that was slower, on a machine where other programs ran too, which the control met less of."
+        f"own engine run they took {statistics.median(outside_ms):.1f} ms (median; at most {outside_ms[-1]:.1f} ms): "
+        "it was the run itself that was slower, on a machine where other programs ran too, which the control met less of."
     )
 
 
