@@ -363,7 +363,7 @@ def _where_late(late: list[Fault]) -> str:
     return (
         f"Of {len(late)} late answers the device gave {len(here)}, {n_alone} of them with nothing sent; outside of its "
         f"own engine run they took {statistics.median(outside_ms):.1f} ms (median; at most {outside_ms[-1]:.1f} ms): "
-        "it was the run itself that was slower, on a machine where other programs ran too, which the control met less of."
+        "it was the run itself that was slower, on a machine where other programs ran too, which the control met less."
     )
 
 
