@@ -10,6 +10,7 @@ from hybrid.cost.device_power import this_power
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.route.feeds import Shapes
 from hybrid.route.holding import Holding
+from hybrid.route.lasting import Lasting
 from hybrid.route.this_machine import ThisMachine
 from hybrid.route.variants import LocalVariant
 from hybrid.route.way import Crossing, Way
@@ -54,6 +55,7 @@ class Route:
         self.shape_key = ShapeKey(tuple(sorted(shapes)))
         self.shape_id, self.shape_text = self.shape_key.id, self.shape_key.text  # hashed once, not for every request
         self.scheduler = Scheduler(prices_for(objective), attempt_s=machine.attempt_s, n_cores=machine.n_cores)
+        self._lasting = Lasting()
         self.sample: dict[str, np.ndarray] | None = None
         self.reference: list[np.ndarray] | None = None
         self.note = "not prepared yet"
@@ -166,10 +168,11 @@ class Route:
         n_in_flight: int = 0,
     ) -> tuple[Way | None, Decision]:
         """The way to take now (None for local) and the scheduler's decision; see `Scheduler.decide`."""
-        decision = self.scheduler.decide(
+        decision = self._lasting.decide(
+            self.scheduler,
+            constraints,
             now_s,
-            constraints=constraints,
-            deadline_left_s=left_s,
+            left_s=left_s,
             n_device_runs=n_device_runs,
             n_in_flight=n_in_flight,
             down=self.down(),

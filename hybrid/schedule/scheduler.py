@@ -106,6 +106,7 @@ class Scheduler:
         self._current_since_s = 0.0
         self._regret_s = 0.0
         self._saved, self._n_trials = 0.0, 0
+        self._n_repeats = 0
         self._attempt_s, self._n_beside = attempt_s, int(attempt_s > 0)
         self._epochs: tuple[object, ...] = ()
         self._seen: tuple[object, ...] = ()
@@ -140,7 +141,7 @@ class Scheduler:
     def decide(self, now_s: float, **circumstances: Unpack[Circumstances]) -> Decision:
         """The plan of a request that comes now (monotonic time); the plan becomes the present one."""
         if self._decided_s > 0:
-            gap_s = now_s - self._decided_s
+            gap_s = (now_s - self._decided_s) / (1 + self._n_repeats)
             self._gap_s = (
                 gap_s if self._gap_s is None else self._gap_s + GAP_GAIN * (min(gap_s, MOST_GAP_S) - self._gap_s)
             )
@@ -154,20 +155,34 @@ class Scheduler:
         elif decision.index != inputs.current:
             self._current_since_s, self._n_trials = now_s, 0
         if decision.cost is not None:
-            self._saved = min(self._saved + COST_SHARE * decision.cost, MOST_SAVED * decision.cost)
+            earned = COST_SHARE * decision.cost * (1 + self._n_repeats)
+            self._saved = min(self._saved + earned, MOST_SAVED * decision.cost)
         if not decision.is_trial:
             self._current = decision.index
-        self._regret_s = decision.regret_s
+        self._regret_s, self._n_repeats = decision.regret_s, 0
         return decision
+
+    def repeat(self) -> None:
+        """A request follows the last decision, without one of its own."""
+        self._n_repeats += 1
+
+    def has_news(self, now_s: float, down: Collection[str]) -> bool:
+        """Whether anything jumped since the last decision: the device, a gateway's breaker, link or tails."""
+        return self._news(now_s, down) != self._epochs
+
+    def _news(self, now_s: float, down: Collection[str]) -> tuple[object, ...]:
+        news: list[object] = [self._device.epoch]
+        for url, standing in self.standings.items():
+            is_usable = url not in down and standing.breaker.allows(now_s)
+            news += (is_usable, standing.link.epoch, self._told_of(url).speed.epoch)
+        return tuple(news)
 
     def inputs(self, now_s: float, **circumstances: Unpack[Circumstances]) -> Inputs:
         """What a decision rests on now; see `decide`."""
         down = circumstances.get("down", ())
         beliefs: list[GatewayBelief] = []
-        epochs: list[object] = [self._device.epoch]
         for url, standing in self.standings.items():
             told, is_usable = self._told_of(url), url not in down and standing.breaker.allows(now_s)
-            epochs += (is_usable, standing.link.epoch, told.speed.epoch)
             believed = standing.belief(
                 url,
                 now_s,
@@ -177,7 +192,7 @@ class Scheduler:
                 lasting_ratio=self._lasting_ratio(standing.link.view),
             )
             beliefs.append(believed)
-        self._seen = tuple(epochs)
+        self._seen = self._news(now_s, down)
         return Inputs(
             table=self.table.id,
             now_s=now_s,
