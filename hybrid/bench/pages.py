@@ -69,7 +69,9 @@ def pages(matrix: Matrix, parts: Sequence[ModelParts], cells: Sequence[CellFigur
         ]
     if pictures:
         blocks.append("### The front between latency and energy")
-        blocks.append("Each dot is one price of a joule, from 0 (left out: nothing) to 10 s; changing traces.")
+        blocks.append(
+            "Each dot is one price of a joule, up to 10 s, over what free joules give (1, 1); changing traces."
+        )
         blocks += [f"![{name}]({pictures_at}{name})" for name in pictures]
     intro = (
         "Made by `hybrid bench`; the summary is in [benchmarks.md](benchmarks.md). Bars in the last column, in order: "
@@ -83,11 +85,12 @@ def pages(matrix: Matrix, parts: Sequence[ModelParts], cells: Sequence[CellFigur
 
 
 def fronts(cells: Sequence[CellFigures], most: int = 6) -> dict[str, str]:
-    """One picture a link, a line a model (on the matrix's first device that has one)."""
+    """One picture a link, a line a model (on the matrix's first device that has one), over its own first point."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for cell in cells:
         if cell.front:
-            line = [(1e3 * latency_s, joules) for _, latency_s, joules in cell.front]
+            _, free_s, free_j = cell.front[0]
+            line = [(latency_s / free_s, joules / free_j) for _, latency_s, joules in cell.front]
             found.setdefault(f"{cell.link} {cell.device}", {}).setdefault(cell.model, line)
     # A front is worth a picture where prices change something.
     spreads = {
@@ -97,7 +100,11 @@ def fronts(cells: Sequence[CellFigures], most: int = 6) -> dict[str, str]:
     chosen = sorted(sorted(spreads, key=lambda name: -spreads[name])[:most])
     return {
         f"front-{name.replace(' ', '-')}.svg": plots.lines(
-            f"{name}: energy against latency", "mean latency (ms)", "modelled joules a request", found[name], marks=True
+            f"{name}: energy against latency",
+            "mean latency / that of free joules",
+            "modelled joules / those of free joules",
+            found[name],
+            marks=True,
         )
         for name in chosen
     }
