@@ -94,6 +94,11 @@ class BackgroundEngine:
         self._run_options.terminate = True
         self.in_engine.acquire(timeout=STOP_TIMEOUT_S)
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether what fails now was only stopped."""
+        return bool(self._run_options.terminate)
+
     def interrupt(self) -> None:
         """Ends the background run in progress."""
         self._run_options.terminate = True

@@ -164,8 +164,9 @@ class OpenHeads:
             wanted = dict(zip(outputs, route.reference, strict=True))
             rest, seconds = self._timed(prepared, cut, head, sample, wanted)
         except Exception as exc:  # noqa: BLE001  (whatever the engine raises: a hedge begins anew from the inputs)
-            log.warning("rest.unusable cut=%s error=%s", cut.id, exc)
-            self._unusable.add(key)
+            if not self._device.is_interrupted:
+                log.warning("rest.unusable cut=%s error=%s", cut.id, exc)
+                self._unusable.add(key)
             return None
         # A part takes no longer than the whole, whatever the machine did beside the measurement.
         return replace(rest, rest_s=min(Timing.of(seconds).low_s / route.device_speed_ratio, route.local_s))

@@ -1,5 +1,6 @@
 """The public session: onnxruntime's `InferenceSession`, computed here, at a gateway, or in both places."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from hybrid.session.device import Device
 from hybrid.session.report import ReportSlot, RunReport
 from hybrid.session.source import parse_model_string
 from hybrid.session.trip import Answer, Trip
+
+# A program that set up no logging is not written to; one that did gets everything below the logger `hybrid`.
+logging.getLogger("hybrid").addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from hybrid.schedule.beliefs import Decision

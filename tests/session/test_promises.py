@@ -196,3 +196,17 @@ def test_sessions_that_are_forgotten_leave_no_threads(gateway: LiveGateway) -> N
     while any(t.name == "hybrid-preparation" for t in threading.enumerate()) and time.monotonic() < deadline_s:
         gc.collect()
     assert not any(thread.name == "hybrid-preparation" for thread in threading.enumerate())
+
+
+LOGS_A_WARNING = """
+import logging, hybrid
+hybrid.InferenceSession
+logging.getLogger("hybrid.session").warning("nobody asked")
+"""
+
+
+def test_a_program_without_logging_is_not_written_to(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOGS_A_WARNING], cwd=root, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -212,7 +213,11 @@ def test_a_program_that_was_about_to_enter_does_not_survive_the_lab(lab_of: Call
 
 def opened(pid: int) -> list[str]:
     """What a process has open."""
-    return [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found.append(str(file.readlink()))
+    return found
 
 
 @pytest.mark.root
