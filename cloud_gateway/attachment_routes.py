@@ -10,8 +10,8 @@ from cloud_gateway.attachment_store import AttachmentStore
 from cloud_gateway.registry import Registry
 from cloud_gateway.uploads import Admit, answering, check_body, read_body
 from hybrid.errors import BadMessage
+from hybrid.hosting.identity import Identity
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.identity import Identity
 from hybrid.transport.attachment_calls import FIND_PATH, PUT_PATH, AttachmentText, FindCall
 
 _T = TypeVar("_T")

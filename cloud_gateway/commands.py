@@ -43,9 +43,9 @@ def serve(config: Path | None = None, **flags: Any) -> None:
 
 def run(config: GatewayConfig) -> None:
     """Run a gateway in this process on the event loop that the configuration names."""
-    from cloud_gateway.allocator import keep_freed_memory
     from cloud_gateway.gateway import Gateway
-    from hybrid.serving.background import end_process
+    from hybrid.hosting.allocator import keep_freed_memory
+    from hybrid.serving.engines.background import end_process
 
     keep_freed_memory()
     # What was imported stays for good: collecting it again and again costs a busy gateway a few per cent.

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from hybrid.serving.batch_shelf import BatchShelf
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.executor import Executor
+from hybrid.serving.engines.batch_shelf import BatchShelf
+from hybrid.serving.engines.executor import Executor
 
 
 class EngineMetrics:

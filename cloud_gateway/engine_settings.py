@@ -7,9 +7,9 @@ from typing import Final, cast
 from cloud_gateway.config import GatewayConfig
 from devices.engine_provider import EngineProvider, Wanted, choose_provider
 from devices.gpu_memory import gpu_memory
-from hybrid.serving.batch_shelf import BatchMode, BatchSettings
-from hybrid.serving.engine_opening import EngineSettings
-from hybrid.serving.executor import ExecutorSettings
+from hybrid.serving.engines.batch_shelf import BatchMode, BatchSettings
+from hybrid.serving.engines.executor import ExecutorSettings
+from hybrid.serving.engines.opening import EngineSettings
 
 _log = logging.getLogger("hybrid.gateway")
 

@@ -11,37 +11,38 @@ from aiohttp import web
 
 from cloud_gateway.attachment_routes import add_attachment_routes
 from cloud_gateway.attachment_store import AttachmentStore
-from cloud_gateway.auth import Tokens, ensure_admin_token
 from cloud_gateway.blobs import BlobStore
 from cloud_gateway.config import GatewayConfig
-from cloud_gateway.data_folder import DataFolder
 from cloud_gateway.engine_metrics import EngineMetrics
 from cloud_gateway.engine_settings import batch_settings, degraded, executor_settings
-from cloud_gateway.http import IDENTITY, FrontDoor, require
-from cloud_gateway.metrics import GatewayCollector, RequestMeter, exposition
-from cloud_gateway.proof_route import add_proof_route
+from cloud_gateway.metrics import GatewayCollector, exposition
 from cloud_gateway.registry import Registry
-from cloud_gateway.renewal import LiveCertificate
-from cloud_gateway.stop_signal import StopSignal
-from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
 from cloud_gateway.uploads import add_routes as add_upload_routes
 from hybrid.cli.output import event, note
 from hybrid.discovery.announce import Announcer
-from hybrid.serving.batch_shelf import BatchShelf
+from hybrid.hosting.auth import Tokens, ensure_admin_token
+from hybrid.hosting.data_folder import DataFolder
+from hybrid.hosting.front_door import IDENTITY, FrontDoor, require
+from hybrid.hosting.identity import Identity
+from hybrid.hosting.listener import Listener, ListenerSettings
+from hybrid.hosting.proof_route import add_proof_route
+from hybrid.hosting.renewal import LiveCertificate
+from hybrid.hosting.request_meter import RequestMeter
+from hybrid.hosting.stop_signal import StopSignal
+from hybrid.hosting.tls import ServerCertificate, ensure_certificate, load_certificate
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.executor import Executor
-from hybrid.serving.http_body import BodyLimits
-from hybrid.serving.identity import Identity
-from hybrid.serving.inference_service import EXTENSIONS, InferenceService
-from hybrid.serving.listener import Listener, ListenerSettings
-from hybrid.serving.loaded_models import LoadedModels
-from hybrid.serving.rest import add_routes as add_inference_routes
-from hybrid.serving.rest_prepare import add_prepare_route
-from hybrid.serving.shared_memory import SharedMemoryRegions
-from hybrid.serving.split_channel import Infer, SplitChannel
-from hybrid.serving.split_channel import add_routes as add_channel_routes
-from hybrid.serving.split_service import SplitService
-from hybrid.serving.tail_shelf import TailShelf
+from hybrid.serving.engines.batch_shelf import BatchShelf
+from hybrid.serving.engines.executor import Executor
+from hybrid.serving.engines.loaded_models import LoadedModels
+from hybrid.serving.rest.body import BodyLimits
+from hybrid.serving.rest.routes import add_routes as add_inference_routes
+from hybrid.serving.rest.service import EXTENSIONS, InferenceService
+from hybrid.serving.rest.shared_memory import SharedMemoryRegions
+from hybrid.serving.split.channel import Infer, SplitChannel
+from hybrid.serving.split.channel import add_routes as add_channel_routes
+from hybrid.serving.split.prepare import add_prepare_route
+from hybrid.serving.split.service import SplitService
+from hybrid.serving.split.tail_shelf import TailShelf
 from hybrid.wire.message import InferRequest, InferResponse
 
 _log = logging.getLogger("hybrid.gateway")

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from cloud_gateway.blobs import BlobStore
-from cloud_gateway.database import Database
 from cloud_gateway.model_folders import ModelFolders, read_files
 from hybrid.artifact.digest import HashedFile, digest_of_files
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.manifest import Manifest, artifact_digest, parse
 from hybrid.artifact.signature import Signature
 from hybrid.errors import BadMessage, Conflict, CorruptContent, HybridError, NotFound, StorageError
-from hybrid.serving.served_model import ServedModel
+from hybrid.hosting.database import Database
+from hybrid.serving.engines.served_model import ServedModel
 
 MIGRATIONS: Final = (
     """

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from cloud_gateway.auth import Tokens
-from cloud_gateway.token_store import TokenRecord
 from hybrid.cli.output import note, result
 from hybrid.errors import NotFound
-from hybrid.serving.identity import ROLES, Role
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.identity import ROLES, Role
+from hybrid.hosting.token_store import TokenRecord
 
 app = typer.Typer(
     no_args_is_help=True,

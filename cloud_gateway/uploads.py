@@ -13,7 +13,7 @@ from hybrid.artifact.manifest import LATEST, MAX_MANIFEST_BYTES
 from hybrid.artifact.names import check_digest, check_word
 from hybrid.artifact.signature import Signature
 from hybrid.errors import BadMessage, GatewayStalled, HybridError, NotFound, TooLarge
-from hybrid.serving.identity import Right
+from hybrid.hosting.identity import Right
 
 MAX_PIECE_BYTES: Final = 8 << 20
 """Most bytes of one upload request."""

@@ -11,7 +11,7 @@ from cloud_gateway.blobs import BlobStore
 from cloud_gateway.registry import Registry
 from cloud_gateway.uploads import add_routes
 from hybrid.errors import Forbidden
-from hybrid.serving.identity import RIGHTS, Role
+from hybrid.hosting.identity import RIGHTS, Role
 
 
 @dataclass

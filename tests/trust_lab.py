@@ -12,10 +12,10 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from cloud_gateway.auth import Tokens
-from cloud_gateway.proof_route import add_proof_route
-from cloud_gateway.tls import ServerCertificate, load_certificate, self_signed
 from hybrid.errors import HybridError
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.proof_route import add_proof_route
+from hybrid.hosting.tls import ServerCertificate, load_certificate, self_signed
 
 LOOPBACK = "127.0.0.1"
 

@@ -22,7 +22,7 @@ from hybrid.errors import BadMessage, EngineFailed, TensorMismatch, UnknownCut
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import prepare
-from hybrid.serving.engine_session import DATATYPE_OF_ENGINE
+from hybrid.serving.engines.session import DATATYPE_OF_ENGINE
 
 N_SAMPLES: Final = 400
 """Enough to show a drop of at most 1 % where no answer changes: 0 of 400 leaves 0.95 % at the interval's end."""

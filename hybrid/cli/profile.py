@@ -119,7 +119,7 @@ def _task(given: GivenModel, shape: list[str], data: Path | None, provider: list
     from hybrid.partition.prepared import prepare
     from hybrid.profile.machine import this_setting
     from hybrid.profile.store import ProfileStore
-    from hybrid.serving.tail_profile import synthetic_feeds
+    from hybrid.serving.engines.quiet_timing import synthetic_feeds
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

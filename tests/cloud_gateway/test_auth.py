@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud_gateway.auth import Tokens, authenticate, ensure_admin_token
-from cloud_gateway.token_store import FILE_NAME, TokenRecord
 from hybrid.errors import Conflict, CorruptContent, DiskFull, Forbidden, NotFound, StorageError, Unauthenticated
-from hybrid.serving.identity import ANYONE, RIGHTS, ROLES, Identity
+from hybrid.hosting.auth import Tokens, authenticate, ensure_admin_token
+from hybrid.hosting.identity import ANYONE, RIGHTS, ROLES, Identity
+from hybrid.hosting.token_store import FILE_NAME, TokenRecord
 from hybrid.transport.token import Token
 
 FORM = re.compile(r"hyb_[a-z2-7]{8}_[a-z2-7]{32}")

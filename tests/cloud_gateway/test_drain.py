@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from hybrid.serving.split_channel import CLOSE_TIMEOUT_S
+from hybrid.serving.split.channel import CLOSE_TIMEOUT_S
 from hybrid.wire.channel import Channel
 from hybrid.wire.events import Connected, Event, GoawayReceived, RequestFailed, ResponseReceived
 from hybrid.wire.limits import Limits

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from compression.tensor import BYTES
-from hybrid.serving.binary_tensor import bytes_of_array
+from hybrid.serving.rest.binary_tensor import bytes_of_array
 from tests import small_models
 from tests.live_gateway import LiveGateway
 from tests.serving_push import push

@@ -20,10 +20,10 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from cloud_gateway.auth import Tokens
-from cloud_gateway.proof_route import RateLimit
-from cloud_gateway.tls import ServerCertificate
 from hybrid.errors import GatewayUnreachable, GatewayUntrusted, Overloaded, Unauthenticated
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.proof_route import RateLimit
+from hybrid.hosting.tls import ServerCertificate
 from hybrid.transport.proof import meet_pinned, prove
 from hybrid.transport.proof_mac import LABEL, proof_mac
 from hybrid.transport.token import Token

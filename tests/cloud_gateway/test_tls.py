@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from cloud_gateway.renewal import LiveCertificate
-from cloud_gateway.tls import ServerCertificate, ensure_certificate, load_certificate
 from hybrid.errors import StorageError
+from hybrid.hosting.renewal import LiveCertificate
+from hybrid.hosting.tls import ServerCertificate, ensure_certificate, load_certificate
 from tests import trust_lab
 
 
@@ -83,7 +83,7 @@ def test_a_client_at_1970_accepts_it(tmp_path: Path) -> None:
     code = (
         "import ssl, sys, time; assert time.time() < 1e6, time.time()\n"
         "from pathlib import Path; from tests.cloud_gateway import test_tls as t\n"
-        "from cloud_gateway.tls import load_certificate\n"
+        "from hybrid.hosting.tls import load_certificate\n"
         "c = load_certificate(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "t.shake_hands(c, ssl.create_default_context(cafile=sys.argv[1])).close()"
     )

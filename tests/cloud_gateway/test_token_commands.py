@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from cloud_gateway.auth import Tokens
 from cloud_gateway.token_commands import app
 from hybrid.errors import NotFound, Unauthenticated
+from hybrid.hosting.auth import Tokens
 from hybrid.transport.token import Token
 
 Run = Callable[..., tuple[str, str]]

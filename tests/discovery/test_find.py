@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from cloud_gateway.auth import Tokens
-from cloud_gateway.tls import ServerCertificate
 from hybrid.discovery.announce import Announcer
 from hybrid.discovery.find import Finding, find_gateways
 from hybrid.errors import HybridError, Unauthenticated
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.tls import ServerCertificate
 from hybrid.transport.token import Token
 from tests import trust_lab
 

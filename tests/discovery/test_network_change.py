@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud_gateway.auth import Tokens
+from hybrid.hosting.auth import Tokens
 from tests import trust_lab
 
 PATIENCE_S = 40.0
@@ -22,9 +22,9 @@ GATEWAY = """
 import asyncio, sys
 from pathlib import Path
 from aiohttp import web
-from cloud_gateway.auth import Tokens
-from cloud_gateway.proof_route import add_proof_route
-from cloud_gateway.tls import load_certificate
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.proof_route import add_proof_route
+from hybrid.hosting.tls import load_certificate
 from hybrid.discovery.announce import Announcer
 
 async def main(data, certificate):

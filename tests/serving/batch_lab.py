@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hybrid.serving.engine_opening import EngineSettings
-from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.executor import Computed, Executor, ExecutorSettings
-from hybrid.serving.row_batch import RowBatch
-from hybrid.serving.served_model import ServedModel
+from hybrid.serving.engines.executor import Computed, Executor, ExecutorSettings
+from hybrid.serving.engines.opening import EngineSettings
+from hybrid.serving.engines.row_batch import RowBatch
+from hybrid.serving.engines.served_model import ServedModel
+from hybrid.serving.engines.session import EngineSession
 
 WIDTH = 256
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.serving.background import Background
+from hybrid.serving.engines.background import Background
 from tests import small_models
 
 ENDING = """
 import asyncio, sys, time
 import numpy as np
 import onnxruntime as ort
-from hybrid.serving.background import Background, end_process
+from hybrid.serving.engines.background import Background, end_process
 
 session = ort.InferenceSession(sys.argv[1])
 feeds = {"n": np.array(20, np.int64), "x": np.eye(128, dtype=np.float32)}

@@ -7,15 +7,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from hybrid.serving.batch_shelf import BatchSettings, BatchShelf
-from hybrid.serving.batch_trial import TRIAL_VERSION, judged, read_batch_times, rows_differ, seeded, varied
-from hybrid.serving.engine_opening import EngineSettings, open_engine
-from hybrid.serving.loaded_models import LoadedModels
-from hybrid.serving.model_facts import facts_of
-from hybrid.serving.row_batch import Join, RowBatch
-from hybrid.serving.split_service import SplitService
-from hybrid.serving.statistics import StatisticsBoard
-from hybrid.serving.tail_shelf import TailShelf
+from hybrid.serving.engines.batch_shelf import BatchSettings, BatchShelf
+from hybrid.serving.engines.batch_trial import TRIAL_VERSION, judged, read_batch_times, rows_differ, seeded, varied
+from hybrid.serving.engines.loaded_models import LoadedModels
+from hybrid.serving.engines.model_facts import facts_of
+from hybrid.serving.engines.opening import EngineSettings, open_engine
+from hybrid.serving.engines.row_batch import Join, RowBatch
+from hybrid.serving.engines.statistics import StatisticsBoard
+from hybrid.serving.split.service import SplitService
+from hybrid.serving.split.tail_shelf import TailShelf
 from hybrid.wire.message import InferRequest
 from tests import small_models
 from tests.serving.batch_lab import busy, centred, deep, dynamic, executor, mixing, row, served, until, wide

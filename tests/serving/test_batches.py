@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.errors import DeadlinePassed, EngineFailed
-from hybrid.serving.row_batch import RowBatch
+from hybrid.serving.engines.row_batch import RowBatch
 from tests import small_models
 from tests.serving.batch_lab import ask, batched, busy, deep, executor, row, served, table, until
 

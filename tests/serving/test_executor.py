@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from hybrid.errors import DeadlinePassed, EngineFailed, ModelInvalid, ModelUnsupported, Overloaded, TensorMismatch
-from hybrid.serving.engine_opening import EngineSettings
-from hybrid.serving.executor import Executor, ExecutorSettings
-from hybrid.serving.served_model import ServedModel
+from hybrid.serving.engines.executor import Executor, ExecutorSettings
+from hybrid.serving.engines.opening import EngineSettings
+from hybrid.serving.engines.served_model import ServedModel
 from tests import small_models
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from devices.engine_provider import CUDA, choose_provider
 from devices.gpu_memory import gpu_memory
 from devices.torch_engine import torch_reason
 from hybrid.errors import ModelOverBudget
-from hybrid.serving.batch_shelf import BatchSettings, BatchShelf
-from hybrid.serving.engine_opening import EngineSettings, open_engine
-from hybrid.serving.executor import Executor, ExecutorSettings
-from hybrid.serving.model_facts import facts_of
+from hybrid.serving.engines.batch_shelf import BatchSettings, BatchShelf
+from hybrid.serving.engines.executor import Executor, ExecutorSettings
+from hybrid.serving.engines.model_facts import facts_of
+from hybrid.serving.engines.opening import EngineSettings, open_engine
 from tests import small_models, zoo
 from tests.serving.batch_lab import deep, row, served
 

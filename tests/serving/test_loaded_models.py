@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hybrid.errors import ModelInvalid, NotFound, StorageError
-from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.executor import Executor, ExecutorSettings
-from hybrid.serving.loaded_models import LoadedModels
-from hybrid.serving.served_model import ServedModel
+from hybrid.serving.engines.executor import Executor, ExecutorSettings
+from hybrid.serving.engines.loaded_models import LoadedModels
+from hybrid.serving.engines.served_model import ServedModel
+from hybrid.serving.engines.session import EngineSession
 from tests import small_models
 
 pytestmark = pytest.mark.timeout(60)

@@ -10,11 +10,11 @@ import pytest
 
 from devices.process_memory import allocated_bytes
 from hybrid.errors import ModelOverBudget, Overloaded
-from hybrid.serving import session_cache
-from hybrid.serving.engine_opening import EngineSettings, open_engine
-from hybrid.serving.executor import Executor, ExecutorSettings
-from hybrid.serving.model_facts import ModelFacts, facts_of
-from hybrid.serving.served_model import ServedModel
+from hybrid.serving.engines import session_cache
+from hybrid.serving.engines.executor import Executor, ExecutorSettings
+from hybrid.serving.engines.model_facts import ModelFacts, facts_of
+from hybrid.serving.engines.opening import EngineSettings, open_engine
+from hybrid.serving.engines.served_model import ServedModel
 from tests import small_models, zoo
 
 pytestmark = pytest.mark.timeout(60)

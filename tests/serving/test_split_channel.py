@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from hybrid.errors import Overloaded, TooLarge, Unauthenticated
-from hybrid.serving import split_channel
-from hybrid.serving.http_replies import error_reply
+from hybrid.hosting.http_replies import error_reply
+from hybrid.serving.split import channel as split_channel
 from hybrid.wire import frames
 from hybrid.wire.channel import Channel
 from hybrid.wire.events import Connected, Failed, GoawayReceived, PongReceived, RequestFailed, ResponseReceived

@@ -29,12 +29,12 @@ from hybrid.errors import (
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.executor import Executor, ExecutorSettings
-from hybrid.serving.loaded_models import LoadedModels
-from hybrid.serving.served_model import ServedModel
-from hybrid.serving.split_service import SplitService
-from hybrid.serving.statistics import StatisticsBoard
-from hybrid.serving.tail_shelf import PreparedReply, TailShelf
+from hybrid.serving.engines.executor import Executor, ExecutorSettings
+from hybrid.serving.engines.loaded_models import LoadedModels
+from hybrid.serving.engines.served_model import ServedModel
+from hybrid.serving.engines.statistics import StatisticsBoard
+from hybrid.serving.split.service import SplitService
+from hybrid.serving.split.tail_shelf import PreparedReply, TailShelf
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
 from hybrid.wire.tensor import Tensor
 from tests import small_models

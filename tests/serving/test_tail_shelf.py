@@ -10,8 +10,8 @@ import pytest
 
 from hybrid.artifact.digest import model_digest
 from hybrid.errors import DeadlinePassed, Overloaded, PlanError, TooLarge
-from hybrid.serving import tail_shelf
-from hybrid.serving.served_model import ServedModel
+from hybrid.serving.engines.served_model import ServedModel
+from hybrid.serving.split import tail_shelf
 from hybrid.wire.message import InferRequest
 from hybrid.wire.tensor import Tensor
 from tests import small_models

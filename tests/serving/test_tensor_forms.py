@@ -13,10 +13,10 @@ from hypothesis.extra import numpy as arrays
 
 from compression.tensor import BYTES, NUMPY_OF
 from hybrid.errors import BadMessage, TensorMismatch, TooLarge
-from hybrid.serving.binary_tensor import array_of_bytes, bytes_of_array, text_array
-from hybrid.serving.classification import classify
-from hybrid.serving.http_body import Unpacker, unpack
-from hybrid.serving.json_tensor import array_of_json, list_of_array
+from hybrid.serving.rest.binary_tensor import array_of_bytes, bytes_of_array, text_array
+from hybrid.serving.rest.body import Unpacker, unpack
+from hybrid.serving.rest.classification import classify
+from hybrid.serving.rest.json_tensor import array_of_json, list_of_array
 
 NUMBERS = sorted(set(NUMPY_OF) - {BYTES})
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)

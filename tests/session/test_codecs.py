@@ -18,7 +18,7 @@ from hybrid.route.way import Head
 from hybrid.scouting.exact_codecs import exact_codecs
 from hybrid.scouting.offer import FIRST_CODECS, Offer
 from hybrid.scouting.opening import lacks_levels
-from hybrid.serving.tail_shelf import PreparedReply
+from hybrid.serving.split.tail_shelf import PreparedReply
 from hybrid.wire.tensor import Tensor
 from tests import live_gateway, zoo
 from tests.halves import prepare_here, run_model

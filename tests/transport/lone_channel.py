@@ -12,7 +12,7 @@ import numpy as np
 from aiohttp import web
 
 from hybrid.errors import CATALOG, Unauthenticated
-from hybrid.serving.split_channel import add_routes
+from hybrid.serving.split.channel import add_routes
 from hybrid.wire.limits import Limits
 from hybrid.wire.message import InferRequest, InferResponse
 from hybrid.wire.tensor import Tensor

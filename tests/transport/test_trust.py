@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from cloud_gateway.auth import Tokens
-from cloud_gateway.proof_route import add_proof_route
-from cloud_gateway.tls import ServerCertificate
 from hybrid.errors import GatewayUntrusted
-from hybrid.serving.split_channel import add_routes
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.proof_route import add_proof_route
+from hybrid.hosting.tls import ServerCertificate
+from hybrid.serving.split.channel import add_routes
 from hybrid.transport.client import GatewayClient, acquire, release
 from hybrid.transport.trust import Trust
 from hybrid.wire.message import InferRequest, InferResponse

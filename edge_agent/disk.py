@@ -1,0 +1,125 @@
+"""The disk as the agent uses it: a few operations whose order decides what a power cut may leave.
+
+Design: everything that must survive a power cut is written through this border, so that the simulation can stand in for
+the disk and cut the power between any two operations (ALICE, Pillai et al. 2014: a file's bytes, its name and its
+folder's entry reach the disk in any order unless each is synced).
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from hybrid.artifact.durable import storing
+
+
+class Disk(Protocol):
+    """A file system. Raises `DiskFull` and `StorageError`; `FileNotFoundError` where something is not there."""
+
+    def read(self, path: Path) -> bytes:
+        """The whole content of a file."""
+        ...
+
+    def append(self, path: Path, content: bytes) -> None:
+        """Write at a file's end, making it (mode 0600) and its folders where they are missing; not synced."""
+        ...
+
+    def sync(self, path: Path) -> None:
+        """A file's content, or a folder's entries, are on the disk when this returns."""
+        ...
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename over whatever is there; lasting only after `sync` of the target's folder."""
+        ...
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder (mode 0700) and those above it; being there already is fine."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a folder with all that is in it; being gone already is fine."""
+        ...
+
+    def names(self, path: Path) -> Iterable[str]:
+        """What lies in a folder, sorted; nothing where there is none."""
+        ...
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file; -1 where there is none."""
+        ...
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that could still be written where a path lies."""
+        ...
+
+
+class RealDisk:
+    """This machine's own."""
+
+    def read(self, path: Path) -> bytes:
+        """See `Disk`."""
+        return path.read_bytes()
+
+    def append(self, path: Path, content: bytes) -> None:
+        """See `Disk`."""
+        with storing(path, len(content)):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+            finally:
+                os.close(handle)
+
+    def sync(self, path: Path) -> None:
+        """See `Disk`."""
+        with storing(path):
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """See `Disk`."""
+        with storing(target):
+            source.replace(target)
+
+    def make_folder(self, path: Path) -> None:
+        """See `Disk`."""
+        with storing(path):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def remove(self, path: Path) -> None:
+        """See `Disk`."""
+        with storing(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def names(self, path: Path) -> Iterable[str]:
+        """See `Disk`."""
+        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else ()
+
+    def size(self, path: Path) -> int:
+        """See `Disk`."""
+        return path.stat().st_size if path.is_file() else -1
+
+    def free_bytes(self, path: Path) -> int:
+        """See `Disk`."""
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+
+def write_durably(disk: Disk, path: Path, content: bytes) -> None:
+    """Put a file in place, whole or not at all, and lasting when this returns."""
+    draft = path.with_name(f".{path.name}.draft")
+    disk.remove(draft)
+    disk.append(draft, content)
+    disk.sync(draft)
+    disk.replace(draft, path)
+    disk.sync(path.parent)

@@ -1,0 +1,1 @@
+"""What boxes and their gateway say to one another: enrolment, desired state, reports, ingest."""

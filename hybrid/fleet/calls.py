@@ -1,0 +1,45 @@
+"""The fleet's calls as the agent sees them, so that the real link and a simulated one are the same to it."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from hybrid.fleet.messages import (
+    IngestAnswer,
+    IngestCall,
+    OutcomesAnswer,
+    OutcomesCall,
+    StateAnswer,
+    StateCall,
+)
+
+
+class FleetCalls(Protocol):
+    """What an admitted box may ask its gateway.
+
+    Every call is bounded in time by the implementation and raises `HybridError`s only: a `LinkError` where it is
+    unknown whether the gateway did it, anything else where the gateway answered. Every call may be sent again.
+    """
+
+    async def state(self, call: StateCall) -> StateAnswer:
+        """What the box should be."""
+        ...
+
+    async def ingest(self, call: IngestCall) -> IngestAnswer:
+        """Bring items; those that the answer names are stored for good."""
+        ...
+
+    async def outcomes(self, call: OutcomesCall) -> OutcomesAnswer:
+        """Outcomes of deferred inferences."""
+        ...
+
+    async def put_blob(self, sha256: str, content: bytes) -> None:
+        """Bring the bytes that an item refers to; resumed by the implementation."""
+        ...
+
+    async def manifest(self, name: str, version: str) -> tuple[bytes, str | None]:
+        """Exact bytes of a manifest, and its signature as text."""
+        ...
+
+    def blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        """Bytes of a file of an artifact from an offset on."""
+        ...
