@@ -17,12 +17,12 @@ import numpy as np
 from benchmarks.report import Bar, Record, publish, spread
 from devices.engine_provider import choose_provider
 from hybrid.artifact.digest import model_digest
-from hybrid.serving.batch_shelf import BatchSettings, BatchShelf, Verdict
-from hybrid.serving.engine_opening import EngineSettings
-from hybrid.serving.engine_session import EngineSession
-from hybrid.serving.executor import Executor, ExecutorSettings
-from hybrid.serving.row_batch import RowBatch
-from hybrid.serving.served_model import ServedModel
+from hybrid.serving.engines.batch_shelf import BatchSettings, BatchShelf, Verdict
+from hybrid.serving.engines.executor import Executor, ExecutorSettings
+from hybrid.serving.engines.opening import EngineSettings
+from hybrid.serving.engines.row_batch import RowBatch
+from hybrid.serving.engines.served_model import ServedModel
+from hybrid.serving.engines.session import EngineSession
 from tests import zoo
 
 MODELS = ("minilm", "ppocr_cls", "squeezenet", "efficientnet", "magika")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.report import Bar, Record, publish
-from hybrid.serving.engine_opening import EngineSettings, open_engine
-from hybrid.serving.model_facts import facts_of
-from hybrid.serving.session_cache import worth
+from hybrid.serving.engines.model_facts import facts_of
+from hybrid.serving.engines.opening import EngineSettings, open_engine
+from hybrid.serving.engines.session_cache import worth
 from tests import zoo
 
 MODELS = ("minilm", "ppocr_cls", "ppocr_rec", "ppocr_det", "squeezenet", "efficientnet", "magika", "resnet50")
