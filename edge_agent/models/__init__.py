@@ -1,0 +1,1 @@
+"""The models of a box: each behind a hybrid session, sharing the machine by priority."""
