@@ -5,13 +5,19 @@ the disk and cut the power between any two operations (ALICE, Pillai et al. 2014
 folder's entry reach the disk in any order unless each is synced).
 """
 
+import fcntl
+import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from hybrid.artifact.durable import storing
+
+_FICLONE: Final = 0x40049409
+_BLOCK_BYTES: Final = 1 << 20
 
 
 class Disk(Protocol):
@@ -47,6 +53,18 @@ class Disk(Protocol):
 
     def size(self, path: Path) -> int:
         """Bytes of a file; -1 where there is none."""
+        ...
+
+    def is_plain(self, path: Path) -> bool:
+        """Whether there is a regular file with this one name: no link of either kind, no folder, no pipe."""
+        ...
+
+    def sha256(self, path: Path) -> str:
+        """The digest of a file's content, read in pieces."""
+        ...
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Make `target` anew with the content of a file, sharing blocks where the file system can; not synced."""
         ...
 
     def free_bytes(self, path: Path) -> int:
@@ -107,6 +125,31 @@ class RealDisk:
     def size(self, path: Path) -> int:
         """See `Disk`."""
         return path.stat().st_size if path.is_file() else -1
+
+    def is_plain(self, path: Path) -> bool:
+        """See `Disk`."""
+        try:
+            found = path.lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+    def sha256(self, path: Path) -> str:
+        """See `Disk`."""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def copy(self, source: Path, target: Path) -> None:
+        """See `Disk`."""
+        with storing(target):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "wb") as copied, source.open("rb") as original:
+                try:
+                    fcntl.ioctl(copied.fileno(), _FICLONE, original.fileno())
+                except OSError:  # another file system, or one that cannot share blocks
+                    shutil.copyfileobj(original, copied, _BLOCK_BYTES)
 
     def free_bytes(self, path: Path) -> int:
         """See `Disk`."""
