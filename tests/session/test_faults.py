@@ -1,6 +1,7 @@
 """Whatever fails remotely, the answer comes, it is right, and the report says why the device gave it."""
 
 import asyncio
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -254,6 +255,7 @@ def test_deadline_leaves_time_for_the_device(own_gateway: LiveGateway) -> None:
 
 
 def _child_runs(session: hybrid.InferenceSession, answers: "multiprocessing.SimpleQueue[object]") -> None:
+    faulthandler.dump_traceback_later(50, exit=True)  # a child that hangs says where
     feeds = zoo.feeds("ppocr_cls", 6)
     outputs = session.run(None, feeds)
     assert session.report is not None
