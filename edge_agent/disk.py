@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
-from hybrid.artifact.durable import storing
+from hybrid.artifact.chunk_view import read_at
+from hybrid.artifact.durable import storing, sync_folder
 
 _FICLONE: Final = 0x40049409
 _BLOCK_BYTES: Final = 1 << 20
@@ -25,6 +26,10 @@ class Disk(Protocol):
 
     def read(self, path: Path) -> bytes:
         """The whole content of a file."""
+        ...
+
+    def read_at(self, path: Path, offset: int, n_bytes: int) -> bytes:
+        """So many bytes of a file from an offset on; fewer only at its end."""
         ...
 
     def append(self, path: Path, content: bytes) -> None:
@@ -40,7 +45,7 @@ class Disk(Protocol):
         ...
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder (mode 0700) and those above it; being there already is fine."""
+        """Make a folder (mode 0700) and those above it, lasting when this returns; being there already is fine."""
         ...
 
     def remove(self, path: Path) -> None:
@@ -57,6 +62,10 @@ class Disk(Protocol):
 
     def is_plain(self, path: Path) -> bool:
         """Whether there is a regular file with this one name: no link of either kind, no folder, no pipe."""
+        ...
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether there is a folder: a link to one is none."""
         ...
 
     def sha256(self, path: Path) -> str:
@@ -79,10 +88,14 @@ class RealDisk:
         """See `Disk`."""
         return path.read_bytes()
 
+    def read_at(self, path: Path, offset: int, n_bytes: int) -> bytes:
+        """See `Disk`."""
+        return read_at(path, offset, n_bytes)
+
     def append(self, path: Path, content: bytes) -> None:
         """See `Disk`."""
         with storing(path, len(content)):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_lasting_folder(path.parent)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 rest = memoryview(content)
@@ -108,7 +121,7 @@ class RealDisk:
     def make_folder(self, path: Path) -> None:
         """See `Disk`."""
         with storing(path):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_lasting_folder(path)
 
     def remove(self, path: Path) -> None:
         """See `Disk`."""
@@ -134,6 +147,10 @@ class RealDisk:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
+    def is_folder(self, path: Path) -> bool:
+        """See `Disk`."""
+        return path.is_dir() and not path.is_symlink()
+
     def sha256(self, path: Path) -> str:
         """See `Disk`."""
         with path.open("rb") as file:
@@ -142,7 +159,7 @@ class RealDisk:
     def copy(self, source: Path, target: Path) -> None:
         """See `Disk`."""
         with storing(target):
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_lasting_folder(target.parent)
             target.unlink(missing_ok=True)
             handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "wb") as copied, source.open("rb") as original:
@@ -156,6 +173,15 @@ class RealDisk:
         while not path.exists():
             path = path.parent
         return shutil.disk_usage(path).free
+
+
+def _make_lasting_folder(path: Path) -> None:
+    """Make a folder and those above it; each new one's name is synced, or a power cut takes all that it holds."""
+    if path.is_dir():
+        return
+    _make_lasting_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(path.parent)
 
 
 def write_durably(disk: Disk, path: Path, content: bytes) -> None:

@@ -82,6 +82,12 @@ class ModelUnavailable(ModelError, LookupError):
     exit_code = ExitCode.NOT_FOUND
 
 
+class GoldenDiffers(ModelError):
+    """The engine here does not give the golden outputs of the artifact within their tolerance. `fields`: tensor."""
+
+    code = "golden_differs"
+
+
 class PlanError(HybridError):
     """The wanted placement cannot be had: choose another one."""
 
@@ -177,6 +183,20 @@ class VersionMismatch(ProtocolError):
     http_status = 426
 
 
+class VersionUnsupported(ProtocolError):
+    """Box and gateway are too many releases apart. `fields`: mine, theirs (versions of the fleet's calls)."""
+
+    code = "version_unsupported"
+    http_status = 426
+
+
+class TokenMistyped(ProtocolError):
+    """An enrolment token whose checksum does not fit: it was cut or mistyped, and nobody was asked."""
+
+    code = "token_mistyped"
+    exit_code = ExitCode.USAGE
+
+
 class RefusedError(HybridError):
     """The gateway understood and declined."""
 
@@ -200,6 +220,20 @@ class Forbidden(RefusedError, PermissionError):
     exit_code = ExitCode.PERMISSION
 
 
+class NotAdmitted(RefusedError, PermissionError):
+    """The fleet's registry does not admit this box now. `fields`: admission (waiting, quarantined, revoked)."""
+
+    code = "not_admitted"
+    exit_code = ExitCode.PERMISSION
+
+
+class StaleNonce(RefusedError):
+    """A signed call whose challenge is spent, too old or of another certificate: ask for a new one and sign again."""
+
+    code = "nonce_stale"
+    http_status = 409
+
+
 class NotFound(RefusedError, LookupError):
     """What was asked for does not exist on this gateway."""
 
@@ -212,6 +246,13 @@ class Conflict(RefusedError):
     """It exists already with other content; versions never change."""
 
     code = "conflict"
+    http_status = 409
+
+
+class VersionReplayed(RefusedError):
+    """An older version than was had already, without a publisher's signed rollback. `fields`: sequence, had."""
+
+    code = "version_replayed"
     http_status = 409
 
 
@@ -256,6 +297,12 @@ class EngineFailed(HybridError, RuntimeError):
     """The engine raised while running a model that it had loaded. `fields`: model, operator where known."""
 
     code = "engine_failed"
+
+
+class EngineCrashed(EngineFailed):
+    """The process that ran the engine ended by itself, ran out of memory, or did not end in time. `fields`: model."""
+
+    code = "engine_crashed"
 
 
 class StorageError(HybridError, OSError):

@@ -69,6 +69,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The name is not known to the gateway, nothing is cached, or no gateway can be reached.",
         "Check the name with `hybrid models ls`, and the gateway's address and token; or give the path of a file.",
     ),
+    "golden_differs": Explanation(
+        "A new version does not give its own golden outputs on this box; it was not put into use.",
+        "The engine or its provider computes the model otherwise here, or the golden outputs are of another model.",
+        "Compare engine versions; export with other settings, or widen the tolerance of that engine in the manifest.",
+    ),
     "plan": Explanation(
         "The wanted placement cannot be had.",
         "The model, the codec or the gateway does not allow it.",
@@ -139,6 +144,16 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "One of them is much older than the other.",
         "Upgrade the older side; `hybrid --version` tells which one that is.",
     ),
+    "version_unsupported": Explanation(
+        "A box and its gateway are too many releases apart to understand each other.",
+        "Each side speaks its own version of the fleet's calls and two before it; the message names both.",
+        "Upgrade the older side. The box goes on meanwhile with the models that it has.",
+    ),
+    "token_mistyped": Explanation(
+        "The enrolment token has a mistake in it: its own checksum does not fit.",
+        "A character was mistyped or lost, or only a part of the line was copied. No gateway was asked.",
+        "Copy the whole line again, scan the QR code, or pass it on a pipe: `hybrid agent enroll -`.",
+    ),
     "refused": Explanation(
         "The gateway understood and declined.",
         "A rule or a limit of the gateway stands against it.",
@@ -154,6 +169,16 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Roles are narrow: a device may infer, a publisher may push, an administrator may do both and make tokens.",
         "Use a token with the role that is needed, or mend the permissions of the file that the message names.",
     ),
+    "not_admitted": Explanation(
+        "The gateway's registry of boxes does not admit this box at the moment.",
+        "It waits for a person's approval, was quarantined because its key was seen on two machines, or was revoked.",
+        "On the gateway: `hybrid fleet boxes show BOX` says which; `hybrid fleet boxes admit BOX` lets it in.",
+    ),
+    "nonce_stale": Explanation(
+        "A box signed a challenge of its gateway that does not count any more.",
+        "The challenge is used once, for two minutes, under one certificate; an answer was lost, or the gateway began anew.",
+        "Nothing: the box asks for another challenge by itself. If it goes on, check the box's link.",
+    ),
     "not_found": Explanation(
         "What was asked for does not exist.",
         "A name, a version or a path is wrong, or it was removed.",
@@ -163,6 +188,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "It exists already with other content, or somebody else holds it.",
         "A version never changes once it is there; a port or a data folder serves one gateway.",
         "Choose another name, version or folder, or remove what is there, as the message says.",
+    ),
+    "version_replayed": Explanation(
+        "A box was assigned an older version than it has had.",
+        "The sequence of a model never falls by itself, so that nobody can bring back a version with a known fault.",
+        "Publish the old model as a new version, or let a publisher sign the rollback (docs/fleet.md).",
     ),
     "digest_mismatch": Explanation(
         "The two sides do not hold the same model or the same cut.",
@@ -193,6 +223,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The engine raised while running a model that it had loaded.",
         "An input that the model cannot digest, too little memory, or a fault of the engine.",
         "Read the engine's words in the message; run the same input with plain onnxruntime to compare.",
+    ),
+    "engine_crashed": Explanation(
+        "The process that ran a model ended by itself, had no memory left, or did not end in time.",
+        "A fault of the engine on this model, or a model that is too large for this machine.",
+        "Nothing on the box: it keeps its last good version. Try the model on such a machine, or make it smaller.",
     ),
     "storage": Explanation(
         "The disk did not do what it should.",

@@ -149,6 +149,9 @@ class SimulatedDisk:
     def is_plain(self, path: Path) -> bool:
         return isinstance(self.image.find(path), File)
 
+    def is_folder(self, path: Path) -> bool:
+        return isinstance(self.image.find(path), Folder)
+
     def sha256(self, path: Path) -> str:
         return hashlib.sha256(self.read(path)).hexdigest()
 

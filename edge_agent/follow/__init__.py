@@ -1,0 +1,1 @@
+"""What the gateway wants this box to be: asked for by long poll, kept for starts without a network, carried out."""
