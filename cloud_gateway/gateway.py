@@ -12,6 +12,8 @@ from aiohttp import web
 from cloud_gateway.attachment_routes import add_attachment_routes
 from cloud_gateway.attachment_store import AttachmentStore
 from cloud_gateway.blobs import BlobStore
+from cloud_gateway.chunk_routes import add_chunk_routes
+from cloud_gateway.chunk_service import ChunkService
 from cloud_gateway.config import GatewayConfig
 from cloud_gateway.engine_metrics import EngineMetrics
 from cloud_gateway.engine_settings import batch_settings, degraded, executor_settings
@@ -100,13 +102,7 @@ class Gateway:
         split = SplitService(executor, models, shelf, service.statistics, service.bodies)
         add_prepare_route(app, service, split)
         channels = add_channel_routes(app, _checked(split, tokens), _admit_channel, bodies=service.bodies)
-        add_upload_routes(
-            app,
-            registry,
-            blobs,
-            require,
-            committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
-        )
+        self._add_models(app, registry, blobs, models, executor)
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
         certificate = LiveCertificate(await asyncio.to_thread(_certificate, config)) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
@@ -182,6 +178,19 @@ class Gateway:
             regions=regions,
             extensions=EXTENSIONS if regions is None else (*EXTENSIONS, "system_shared_memory"),
         )
+
+    def _add_models(
+        self, app: web.Application, registry: Registry, blobs: BlobStore, models: LoadedModels, executor: Executor
+    ) -> None:
+        """The calls by which models come and go."""
+        add_upload_routes(
+            app,
+            registry,
+            blobs,
+            require,
+            committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
+        )
+        add_chunk_routes(app, ChunkService(registry.find_blob, self._config.data / "chunks"), require)
 
     def _add_metrics(
         self,

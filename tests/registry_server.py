@@ -8,6 +8,8 @@ from pathlib import Path
 from aiohttp import web
 
 from cloud_gateway.blobs import BlobStore
+from cloud_gateway.chunk_routes import add_chunk_routes
+from cloud_gateway.chunk_service import ChunkService
 from cloud_gateway.registry import Registry
 from cloud_gateway.uploads import add_routes
 from hybrid.errors import Forbidden
@@ -56,6 +58,7 @@ async def serving(folder: Path) -> AsyncIterator[RegistryServer]:
 
     app = web.Application(middlewares=[watch])
     add_routes(app, registry, blobs, admit)
+    add_chunk_routes(app, ChunkService(registry.find_blob, folder / "chunks"), admit)
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

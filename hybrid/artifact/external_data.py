@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, overload
 
 from hybrid.errors import ModelInvalid
 
@@ -51,8 +51,22 @@ class ExternalData:
     n_bytes: int = 0
 
 
-class _NotOnnx(Exception):
+class NotOnnx(Exception):
     """The bytes do not follow the encoding; the message says what was seen."""
+
+
+class View(Protocol):
+    """A file's bytes, of which few are read: a memory map, or one that reads pages."""
+
+    def __len__(self) -> int:
+        """Bytes in all."""
+        ...
+
+    @overload
+    def __getitem__(self, at: int, /) -> int: ...
+
+    @overload
+    def __getitem__(self, at: slice, /) -> bytes: ...
 
 
 def external_data(path: Path) -> tuple[ExternalData, ...]:
@@ -63,8 +77,8 @@ def external_data(path: Path) -> tuple[ExternalData, ...]:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            return tuple(_walk(view))
-    except _NotOnnx as exc:
+            return tuple(external_places(view))
+    except NotOnnx as exc:
         raise ModelInvalid(
             f"{path}: not an ONNX model ({exc}); a file written by onnx.save or an exporter is wanted", path=str(path)
         ) from None
@@ -75,37 +89,47 @@ def external_data(path: Path) -> tuple[ExternalData, ...]:
         raise ModelInvalid(f"{path}: {reason}; give the path of an ONNX model", path=str(path)) from exc
 
 
-def _walk(view: mmap.mmap) -> Iterator[ExternalData]:
-    """Depth first over all messages that can hold tensors."""
+def external_places(view: View) -> Iterator[ExternalData]:
+    """Every external place of a model whose bytes these are; raises `NotOnnx`."""
+    for start, end in tensor_spans(view):
+        yield from _external_of_tensor(view, start, end)
+
+
+def tensor_spans(view: View) -> Iterator[tuple[int, int]]:
+    """First and behind-last byte of every TensorProto, depth first over all messages that can hold some.
+
+    Raises:
+        NotOnnx: the bytes are no ONNX model.
+    """
     seen: set[int] = set()
     stack: list[tuple[str, int, int, int]] = [("ModelProto", 0, len(view), 1)]
     while stack:
         kind, start, end, depth = stack.pop()
         if kind == "TensorProto":
-            yield from _external_of_tensor(view, start, end)
+            yield start, end
             continue
         children = HOLDERS[kind]
-        for number, wire, low, high in _fields(view, start, end):
+        for number, wire, low, high in fields(view, start, end):
             if depth == 1:
                 seen.add(number)
             child = children.get(number)
             if child is None:
                 continue
             if wire != _BYTES or depth >= _MAX_DEPTH:
-                raise _NotOnnx(f"field {number} of {kind} at byte {low} is malformed or nested too deep")
+                raise NotOnnx(f"field {number} of {kind} at byte {low} is malformed or nested too deep")
             stack.append((child, low, high, depth + 1))
     if not {_MODEL_IR_VERSION, _MODEL_GRAPH} <= seen:
-        raise _NotOnnx("it has no IR version or no graph")
+        raise NotOnnx("it has no IR version or no graph")
 
 
-def _external_of_tensor(view: mmap.mmap, start: int, end: int) -> Iterator[ExternalData]:
+def _external_of_tensor(view: View, start: int, end: int) -> Iterator[ExternalData]:
     entries: dict[bytes, bytes] = {}
     is_external = False
-    for number, wire, low, high in _fields(view, start, end):
+    for number, wire, low, high in fields(view, start, end):
         if number == _TENSOR_DATA_LOCATION and wire == _VARINT:
             is_external = low == 1
         elif number == _TENSOR_EXTERNAL_DATA and wire == _BYTES:
-            entry = {n: view[a:b] for n, w, a, b in _fields(view, low, high) if w == _BYTES and b - a <= 4096}
+            entry = {n: view[a:b] for n, w, a, b in fields(view, low, high) if w == _BYTES and b - a <= 4096}
             entries[entry.get(1, b"")] = entry.get(2, b"")
     if not is_external:
         return
@@ -114,11 +138,11 @@ def _external_of_tensor(view: mmap.mmap, start: int, end: int) -> Iterator[Exter
         n_bytes = int(entries.get(b"length", b"0"))
         end_bytes = int(entries.get(b"offset", b"0")) + n_bytes
     except (KeyError, ValueError) as exc:
-        raise _NotOnnx(f"the external tensor at byte {start} has no sound location, offset and length") from exc
+        raise NotOnnx(f"the external tensor at byte {start} has no sound location, offset and length") from exc
     yield ExternalData(location=location, end_bytes=end_bytes, n_bytes=n_bytes)
 
 
-def _fields(view: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(view: View, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Fields of one message: (number, wire type, start, end) of the payload; for a varint (number, 0, value, 0)."""
     at = start
     while at < end:
@@ -133,13 +157,13 @@ def _fields(view: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
         elif wire in (_FIXED64, _FIXED32):
             high = at = at + (8 if wire == _FIXED64 else 4)
         else:
-            raise _NotOnnx(f"byte {at - 1} holds a wire type that ONNX does not use")
+            raise NotOnnx(f"byte {at - 1} holds a wire type that ONNX does not use")
         if number == 0 or at > end:
-            raise _NotOnnx(f"the field that ends at byte {at} does not fit into what holds it; cut off?")
+            raise NotOnnx(f"the field that ends at byte {at} does not fit into what holds it; cut off?")
         yield number, wire, low, high
 
 
-def _varint(view: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+def _varint(view: View, at: int, end: int) -> tuple[int, int]:
     """A base-128 number and the position after it."""
     value = shift = 0
     while at < end and shift < 70:
@@ -149,4 +173,4 @@ def _varint(view: mmap.mmap, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise _NotOnnx(f"a number at byte {at} does not end")
+    raise NotOnnx(f"a number at byte {at} does not end")

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from hybrid.artifact.chunk_messages import IndexAnswer, IndexCall, RangesCall
 from hybrid.fleet.messages import (
     IngestAnswer,
     IngestCall,
@@ -38,6 +39,14 @@ class FleetCalls(Protocol):
 
     async def manifest(self, name: str, version: str) -> tuple[bytes, str | None]:
         """Exact bytes of a manifest, and its signature as text."""
+        ...
+
+    async def chunk_index(self, call: IndexCall) -> IndexAnswer:
+        """The index of a file's chunks; see docs/chunks.md."""
+        ...
+
+    def chunk_ranges(self, call: RangesCall) -> AsyncIterator[bytes]:
+        """Parts of a file, one after the other."""
         ...
 
     def blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from hybrid.artifact.chunk_messages import IndexAnswer, IndexCall, RangesCall
 from hybrid.artifact.manifest import LATEST, MAX_MANIFEST_BYTES
 from hybrid.artifact.names import check_digest, check_word
 from hybrid.artifact.signature import Signature
@@ -29,6 +30,7 @@ from hybrid.transport.trust import Trust, Verifier
 
 SIGNATURE_HEADER: Final = "Hybrid-Signature"
 _MAX_ANSWER_BYTES: Final = 16 << 20
+_BLOCK_BYTES: Final = 1 << 20
 _NO_GATEWAY: Final = "Check that this is the address of a gateway: something else, or a proxy, answered."
 _T = TypeVar("_T")
 _STATUS_CODES: Final = {401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "too_large"}
@@ -195,6 +197,29 @@ class RegistryClient:
                 raise BadMessage(f"{self.url} ignored the wanted range; a proxy in between may have dropped it")
             while block := await response.content.read(block_bytes):
                 yield block
+
+    async def chunk_index(self, call: IndexCall) -> IndexAnswer:
+        """The index of a file's chunks.
+
+        Raises:
+            NotFound: the gateway has no such file, or knows nothing of chunks.
+        """
+        answer = await self.post("v2/hybrid/chunks/index", msgspec.msgpack.encode(call))
+        try:
+            return msgspec.msgpack.decode(answer, type=IndexAnswer)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            raise BadMessage(f"{self.url}: the index of a file's chunks does not parse ({exc})") from exc
+
+    async def chunk_ranges(self, call: RangesCall) -> AsyncIterator[bytes]:
+        """Parts of a file, one after the other, in blocks as they come."""
+        async with self._call("POST", "v2/hybrid/chunks", data=msgspec.msgpack.encode(call)) as response:
+            while block := await response.content.read(_BLOCK_BYTES):
+                yield block
+
+    async def blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        """The bytes of a blob from `offset` on; see `read_blob`."""
+        async for block in self.read_blob(sha256, offset, _BLOCK_BYTES):
+            yield block
 
     async def post(self, path: str, body: bytes) -> bytes:
         """The answer to a call that takes and gives JSON."""
