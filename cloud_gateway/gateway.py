@@ -17,6 +17,7 @@ from cloud_gateway.chunk_service import ChunkService
 from cloud_gateway.config import GatewayConfig
 from cloud_gateway.engine_metrics import EngineMetrics
 from cloud_gateway.engine_settings import batch_settings, degraded, executor_settings
+from cloud_gateway.fleet.service import Fleet, add_no_fleet
 from cloud_gateway.metrics import GatewayCollector, exposition
 from cloud_gateway.registry import Registry
 from cloud_gateway.uploads import add_routes as add_upload_routes
@@ -65,6 +66,7 @@ class Gateway:
         self._loaded = False
         self._stopping = False
         self._announcer: Announcer | None = None
+        self._fleet: Fleet | None = None
         self.url = ""
 
     async def serve(self) -> None:
@@ -87,6 +89,9 @@ class Gateway:
         blobs = await asyncio.to_thread(BlobStore, folder.path)
         registry = await asyncio.to_thread(Registry, folder.path, blobs)
         stack.callback(registry.close)
+        if tokens is not None:
+            self._fleet = await asyncio.to_thread(Fleet, folder.path, tokens)
+            stack.callback(self._fleet.close)
         engine = await asyncio.to_thread(executor_settings, config)
         executor = await stack.enter_async_context(Executor(engine))
         models = LoadedModels(registry, executor)
@@ -105,8 +110,7 @@ class Gateway:
         self._add_models(app, registry, blobs, models, executor)
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
         certificate = LiveCertificate(await asyncio.to_thread(_certificate, config)) if config.speaks_tls else None
-        if certificate is not None and tokens is not None:
-            add_proof_route(app, tokens, lambda: certificate.current.spki_sha256)
+        self._add_trust(app, tokens, executor, certificate)
         listener = Listener(
             app,
             ListenerSettings(
@@ -123,13 +127,17 @@ class Gateway:
         if certificate is not None:
             executor.spawn(self._show(certificate, listener.port), name="certificate")
         executor.spawn(self._load(models), name="load-models")
-        event({"ready": self.url}, f"ready {self.url}", json=False)
-        if tokens is not None:
-            note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
-        _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
+        self._say_ready()
         await stop.first.wait()
         listener.close()
         await self._drain(lambda: door.n_active + channels.n_streams + listener.n_answering, channels, door, stop)
+
+    def _say_ready(self) -> None:
+        config = self._config
+        event({"ready": self.url}, f"ready {self.url}", json=False)
+        if not config.no_auth:
+            note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
+        _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
 
     async def _drain(
         self, n_active: Callable[[], int], channels: SplitChannel, door: FrontDoor, stop: StopSignal
@@ -148,6 +156,18 @@ class Gateway:
                 _log.warning("gateway.drain_cut n_active=%d", n_active())
             leaving.cancel()
         _log.info("gateway.stopped n_active=%d", n_active())
+
+    def _add_trust(
+        self, app: web.Application, tokens: Tokens | None, executor: Executor, certificate: LiveCertificate | None
+    ) -> None:
+        """What devices and boxes ask before they show themselves, and all that boxes ask then."""
+        if certificate is not None and tokens is not None:
+            add_proof_route(app, tokens, lambda: certificate.current.spki_sha256)
+        if self._fleet is None:
+            add_no_fleet(app)
+            return
+        self._fleet.add_routes(app, lambda: certificate.current.spki_sha256 if certificate is not None else b"")
+        executor.spawn(self._fleet.run(), name="fleet")
 
     async def _load(self, models: LoadedModels) -> None:
         try:

@@ -176,7 +176,7 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "nonce_stale": Explanation(
         "A box signed a challenge of its gateway that does not count any more.",
-        "The challenge is used once, for two minutes, under one certificate; an answer was lost, or the gateway began anew.",
+        "It counts once, for two minutes, under one certificate; an answer was lost, or the gateway began anew.",
         "Nothing: the box asks for another challenge by itself. If it goes on, check the box's link.",
     ),
     "not_found": Explanation(
@@ -208,6 +208,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The gateway's queue is full, or it is shutting down.",
         "More requests arrive than it can compute, or an operator stops it.",
         "Try again after Retry-After; give the gateway more cores or add another one.",
+    ),
+    "outbox_full": Explanation(
+        "The box's outbox takes no more results or deferred requests.",
+        "The box has been without its gateway for long, or brings more than its link carries; what was acknowledged to a "
+        "caller is never dropped, so further ones are refused.",
+        "Bring the box online, raise the limits of its outbox, or try again later; `hybrid agent outbox` shows what waits.",
     ),
     "deadline_passed": Explanation(
         "The request's deadline passed before it could be answered.",

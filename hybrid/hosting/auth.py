@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from hybrid.errors import Conflict, HybridError, NotFound, StorageError, Unauthenticated
 from hybrid.hosting.identity import ANYONE, Identity, Role
@@ -29,8 +29,24 @@ _NO_KEY: Final = bytes(32)
 _REFUSAL: Final = "this gateway knows no such token; check it, or have its administrator make one"
 
 
+class Lender(Protocol):
+    """Whoever gives out tokens for a while that are not in the tokens' file. Called from any thread, on memory only."""
+
+    def find(self, token_id: str) -> tuple[bytes, Identity] | None:
+        """Key (SHA-256 of the secret) and holder of a token that was lent and has not run out."""
+        ...
+
+    def stands(self, identity: Identity) -> bool:
+        """Whether the holder of a token that was good when a connection began may still use it."""
+        ...
+
+
 class Tokens:
-    """The gateway's tokens. Every method may be called from any thread; those that read a token touch memory only."""
+    """The gateway's tokens. Every method may be called from any thread; those that read a token touch memory only.
+
+    Attributes:
+        lender: of tokens beside those in the file; None for nobody.
+    """
 
     def __init__(self, data: Path) -> None:
         """Open `DATA/tokens.sqlite`, or make it.
@@ -45,6 +61,7 @@ class Tokens:
         self._loading = threading.Lock()
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
+        self.lender: Lender | None = None
         self._load()
 
     def __enter__(self) -> Self:
@@ -84,10 +101,11 @@ class Tokens:
             Unauthenticated: no token, an unknown one, or a revoked one; the message does not say which.
         """
         token = Token.parse(text)
-        key, identity = self._good.get(token.id, (_NO_KEY, None))
+        key, identity = self._found(token.id) or (_NO_KEY, None)
         if not hmac.compare_digest(key, token.key) or identity is None:
             raise Unauthenticated(_REFUSAL)
-        self._used_s[token.id] = time.time()
+        if not identity.box_id:
+            self._used_s[token.id] = time.time()
         return identity
 
     def check(self, identity: Identity) -> None:
@@ -96,13 +114,19 @@ class Tokens:
         Raises:
             Unauthenticated: it was revoked.
         """
-        if identity is not ANYONE and identity.token_id not in self._good:
+        if identity is ANYONE:
+            return
+        if identity.box_id:
+            is_good = self.lender is not None and self.lender.stands(identity)
+        else:
+            is_good = identity.token_id in self._good
+        if not is_good:
             raise Unauthenticated(_REFUSAL)
 
     def proof(self, token_id: str, *, client_nonce: bytes, server_nonce: bytes, spki_sha256: bytes) -> str:
         """This gateway's proof that it holds a token, in hex; one under a random key for an unknown token."""
         stranger = secrets.token_bytes(32)
-        key, _ = self._good.get(token_id, (stranger, None))
+        key, _ = self._found(token_id) or (stranger, None)
         mac = proof_mac(
             key, token_id=token_id, client_nonce=client_nonce, server_nonce=server_nonce, spki_sha256=spki_sha256
         )
@@ -151,6 +175,11 @@ class Tokens:
         except HybridError as exc:
             _LOG.warning("token.use_not_noted error=%s", exc)
         self._store.close()
+
+    def _found(self, token_id: str) -> tuple[bytes, Identity] | None:
+        """Key and holder of a good token. Both places are looked at, whoever asks, and for whatever token."""
+        lent = self.lender.find(token_id) if self.lender is not None else None
+        return self._good.get(token_id) or lent
 
     def _load(self) -> None:
         with self._loading:  # reading and taking over are one step, else an older read could undo a revocation

@@ -4,7 +4,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -22,12 +22,19 @@ class Database:
         is_new: the file was made by this call, because there was none or none that could be read.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        migrations: Sequence[str],
+        *,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
         """Open or make the file and bring it to the newest schema.
 
         Args:
             path: the file.
             migrations: scripts; script i leads from schema i to i + 1. Never edited once released.
+            connect: makes a connection in place of SQLite on this machine's disk; its errors are sqlite3's.
 
         Raises:
             DiskFull, StorageError: it can neither be opened nor made.
@@ -37,8 +44,10 @@ class Database:
         self._open: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._is_closed = False
+        self._connect = connect or _connected
         self.is_new = not path.exists() or path.stat().st_size == 0
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if connect is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._open_sound(migrations)
         except BaseException:
@@ -94,7 +103,7 @@ class Database:
         known: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if known is not None and not self._is_closed:
             return known
-        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection = self._connect(self._path)
         with self._guard:
             if self._is_closed:
                 connection.close()
@@ -141,6 +150,10 @@ class Database:
             with suppress(FileNotFoundError):
                 self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
         _log.error("database.set_aside path=%s reason=%r", aside, reason)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
 
 class _Unreadable(Exception):

@@ -14,11 +14,15 @@ from hybrid.hosting.auth import Tokens, authenticate
 from hybrid.hosting.http_replies import error_reply, http_error_reply, json_reply
 from hybrid.hosting.identity import Identity, Right
 from hybrid.hosting.request_meter import RequestMeter
+from hybrid.transport.fleet_paths import ACCESS_PATH, ENROLL_PATH, HELLO_PATH
 
 _log = logging.getLogger("hybrid.gateway.http")
 
-OPEN_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/v2/hybrid/proof"})
-"""What needs no token: health tells nothing, and a proof is what a device asks before it shows its token."""
+OPEN_PATHS: Final = frozenset(
+    {"/v2/health/live", "/v2/health/ready", "/v2/hybrid/proof", HELLO_PATH, ENROLL_PATH, ACCESS_PATH}
+)
+"""What needs no token: health tells nothing, a proof or a hello is what is asked before a token is shown, and a box
+enrols and gets its tokens by its own key."""
 
 _KNOWN_S: Final = 20.0
 _MAX_KNOWN: Final = 4096

@@ -1,0 +1,112 @@
+"""The gateway's fleet, whole: its parts built, their routes added, their work run."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from cloud_gateway.fleet.admin_routes import add_admin_routes
+from cloud_gateway.fleet.authority import authority_key
+from cloud_gateway.fleet.desk import FleetDesk
+from cloud_gateway.fleet.fleet_store import open_store
+from cloud_gateway.fleet.routes import add_fleet_routes
+from hybrid.errors import Forbidden
+from hybrid.hosting.auth import Tokens
+from hybrid.hosting.front_door import IDENTITY
+from hybrid.transport.fleet_paths import FLEET
+
+FOLDER: Final = "fleet"
+_log = logging.getLogger("hybrid.gateway.fleet")
+
+
+class Fleet:
+    """Everything of a fleet that one gateway holds, in `DATA/fleet`.
+
+    Attributes:
+        desk: who the boxes are.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        tokens: Tokens,
+        *,
+        wall_s: Callable[[], float] = time.time,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
+        """Opens its files; blocking.
+
+        Args:
+            data: the gateway's folder.
+            tokens: the gateway's, which know boxes' access tokens from now on.
+            wall_s: seconds since 1970.
+            connect: makes connections to the databases, in place of SQLite on this machine's disk.
+
+        Raises:
+            DiskFull, StorageError: they cannot be used.
+        """
+        folder = data / FOLDER
+        self._running: list[Callable[[], Awaitable[None]]] = []
+        self._database = open_store(folder, connect)
+        try:
+            self.desk = FleetDesk(self._database, authority_key(folder), wall_s=wall_s)
+        except BaseException:
+            self._database.close()
+            raise
+        tokens.lender = self.desk.access_tokens
+
+    def add_routes(self, app: web.Application, spki_sha256: Callable[[], bytes]) -> None:
+        """Serve the fleet's calls.
+
+        Args:
+            app: the gateway's application.
+            spki_sha256: of the certificate that is served with now; gives nothing on plain HTTP.
+        """
+        add_fleet_routes(app, self.desk, spki_sha256)
+        add_admin_routes(app, self.desk)
+
+    def box_of(self, request: web.Request) -> str:
+        """The id of the admitted box that sent a request.
+
+        Raises:
+            Forbidden: it is no box. NotAdmitted: it was quarantined or revoked meanwhile.
+        """
+        return self.desk.box(request[IDENTITY]).id
+
+    async def run(self) -> None:
+        """Do what goes on beside the calls, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in self._running:
+                    group.create_task(_awaited(work))
+        except* Exception:  # noqa: BLE001 (a fault of ours must not take inference along)
+            _log.exception("fleet.failed")
+
+    async def release(self, within_s: float) -> None:
+        """The gateway stops: let waiting calls go, spread over some time."""
+
+    def close(self) -> None:
+        """Close the files."""
+        self._database.close()
+
+
+def add_no_fleet(app: web.Application) -> None:
+    """Say to whoever asks for a fleet on a gateway without authentication why there is none."""
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        del request
+        raise Forbidden(
+            "a gateway with --no-auth has no fleet: it could not tell one box from another",
+            advice="Start the gateway without --no-auth.",
+        )
+
+    app.router.add_route("*", FLEET + "/{tail:.*}", refuse)
+
+
+async def _awaited(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
