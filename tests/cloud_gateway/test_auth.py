@@ -97,7 +97,7 @@ def test_a_revoked_token_does_not_come_back(tokens: Tokens) -> None:
 def test_another_process_creates_and_revokes_within_a_second(tokens: Tokens, tmp_path: Path) -> None:
     """By the command itself, while this process holds the file open."""
     tokens.watch()
-    command = [sys.executable, "-c", "from cloud_gateway.token_commands import app; app()"]
+    command = [sys.executable, "-c", "from cloud_gateway.commands import app; app()", "token"]
     data = ["--data", str(tmp_path)]
 
     def said(*words: str) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from cloud_gateway.token_commands import app
+from hybrid.cli.token_commands import token_app
 from hybrid.errors import NotFound, Unauthenticated
 from hybrid.hosting.auth import Tokens
 from hybrid.transport.token import Token
 
 Run = Callable[..., tuple[str, str]]
+app = token_app("gateway", Path("hybrid-gateway"))
 
 
 @pytest.fixture
