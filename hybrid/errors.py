@@ -279,6 +279,13 @@ class Overloaded(RefusedError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class OutboxFull(RefusedError):
+    """The box's outbox takes no more until the gateway took some. `fields`: retry_after_s."""
+
+    code = "outbox_full"
+    http_status = 503
+
+
 class DeadlinePassed(RefusedError, TimeoutError):
     """The request's deadline passed before it could be answered."""
 

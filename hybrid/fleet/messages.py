@@ -225,7 +225,9 @@ class Item(Message):
         age_s: how long before the call it was made, by a clock that only runs forward; -1 where a restart lost it.
         body: its content, at most 1 MiB; larger ones are blobs.
         blob_sha256: digest of a blob that the gateway holds already (see docs/fleet.md); empty for none.
-        digest: first 16 hex digits of the SHA-256 of the content: the same key with another digest is a stale epoch.
+        digest: SHA-256 of the content: the same key with another digest is a stale epoch.
+        origin: epoch and number under which it was kept first, where the box numbered it anew: the gateway that has it
+            under that key acknowledges it and does not store it again.
     """
 
     stream: str
@@ -236,6 +238,7 @@ class Item(Message):
     age_s: float = -1.0
     body: bytes = b""
     blob_sha256: str = ""
+    origin: tuple[str, int] | None = None
 
 
 class IngestCall(Message):
@@ -256,9 +259,15 @@ class Refused(Message):
 
 
 class IngestAnswer(Message):
-    """What is stored, on the disk, by stream: all up to that seq. `stale_epoch`: draw a new one and send again."""
+    """What is stored, on the disk, by stream: all up to that seq. `stale_epoch`: draw a new one and send again.
+
+    Attributes:
+        acked: every stream of the call; -1 where nothing of it is stored.
+        held: by stream that did not advance, the code of the reason: it is sent again later.
+    """
 
     acked: dict[str, int] = {}
+    held: dict[str, str] = {}
     refused: tuple[Refused, ...] = ()
     stale_epoch: bool = False
 

@@ -1,0 +1,1 @@
+"""What must reach the gateway: stored first, sent later, never twice, never lost."""

@@ -1,0 +1,22 @@
+"""The tables of the outbox."""
+
+from typing import Final
+
+SCRIPT: Final = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS streams (
+  stream TEXT PRIMARY KEY, next_seq INTEGER NOT NULL, acked INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS items (
+  id INTEGER PRIMARY KEY, priority INTEGER NOT NULL, kind TEXT NOT NULL, stream TEXT NOT NULL,
+  seq INTEGER NOT NULL, digest TEXT NOT NULL, about TEXT NOT NULL, made_s REAL NOT NULL, n_bytes INTEGER NOT NULL,
+  blob TEXT NOT NULL, ticket TEXT NOT NULL, origin_epoch TEXT, origin_seq INTEGER, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS items_to_send ON items (priority, id);
+CREATE INDEX IF NOT EXISTS items_with_files ON items (blob) WHERE blob <> '';
+CREATE TABLE IF NOT EXISTS tallies (
+  kind TEXT PRIMARY KEY, n_dropped INTEGER NOT NULL, n_replaced INTEGER NOT NULL, n_refused INTEGER NOT NULL,
+  n_lost INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tickets (
+  ticket TEXT PRIMARY KEY, epoch TEXT NOT NULL, stream TEXT NOT NULL, seq INTEGER NOT NULL, made_s REAL NOT NULL,
+  settled_s REAL, code TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '', n_bytes INTEGER NOT NULL DEFAULT 0,
+  blob TEXT NOT NULL DEFAULT '', body BLOB NOT NULL DEFAULT x'') WITHOUT ROWID
+"""

@@ -1,0 +1,1 @@
+"""Inputs and outputs kept for learning: bounded, encrypted."""
