@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import socket
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from contextvars import ContextVar
+from typing import cast
 
 from aiohttp import web
 
@@ -15,43 +13,39 @@ from cloud_gateway.blobs import BlobStore
 from cloud_gateway.chunk_routes import add_chunk_routes
 from cloud_gateway.chunk_service import ChunkService
 from cloud_gateway.config import GatewayConfig
-from cloud_gateway.engine_metrics import EngineMetrics
-from cloud_gateway.engine_settings import batch_settings, degraded, executor_settings
 from cloud_gateway.fleet.service import Fleet, add_no_fleet
-from cloud_gateway.metrics import GatewayCollector, exposition
 from cloud_gateway.registry import Registry
 from cloud_gateway.uploads import add_routes as add_upload_routes
 from hybrid.cli.output import event, note
-from hybrid.discovery.announce import Announcer
-from hybrid.hosting.auth import Tokens, ensure_admin_token
+from hybrid.hosting.auth import Tokens
 from hybrid.hosting.data_folder import DataFolder
-from hybrid.hosting.front_door import IDENTITY, FrontDoor, require
-from hybrid.hosting.identity import Identity
-from hybrid.hosting.listener import Listener, ListenerSettings
+from hybrid.hosting.foundation import certificate_of, listener_settings, open_tokens
+from hybrid.hosting.front_door import FrontDoor, require
+from hybrid.hosting.listener import Listener
 from hybrid.hosting.proof_route import add_proof_route
 from hybrid.hosting.renewal import LiveCertificate
 from hybrid.hosting.request_meter import RequestMeter
 from hybrid.hosting.stop_signal import StopSignal
-from hybrid.hosting.tls import ServerCertificate, ensure_certificate, load_certificate
+from hybrid.serving.admission import admit_channel, checked
+from hybrid.serving.announcement import Announcement
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.engines.batch_shelf import BatchShelf
+from hybrid.serving.departure import drain
+from hybrid.serving.engine_metrics import EngineMetrics
+from hybrid.serving.engine_settings import degraded, executor_settings
+from hybrid.serving.engines.batch_shelf import BatchMode, BatchSettings, BatchShelf
 from hybrid.serving.engines.executor import Executor
 from hybrid.serving.engines.loaded_models import LoadedModels
+from hybrid.serving.metrics import ServiceCollector, add_metrics_route
 from hybrid.serving.rest.body import BodyLimits
 from hybrid.serving.rest.routes import add_routes as add_inference_routes
 from hybrid.serving.rest.service import EXTENSIONS, InferenceService
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
-from hybrid.serving.split.channel import Infer, SplitChannel
 from hybrid.serving.split.channel import add_routes as add_channel_routes
 from hybrid.serving.split.prepare import add_prepare_route
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import TailShelf
-from hybrid.wire.message import InferRequest, InferResponse
 
 _log = logging.getLogger("hybrid.gateway")
-
-_DRAIN_POLL_S = 0.02
-_asking: ContextVar[Identity] = ContextVar("asking")
 
 
 class Gateway:
@@ -65,7 +59,6 @@ class Gateway:
         self._config = config
         self._loaded = False
         self._stopping = False
-        self._announcer: Announcer | None = None
         self._fleet: Fleet | None = None
         self.url = ""
 
@@ -81,9 +74,9 @@ class Gateway:
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         config = self._config
-        folder = stack.enter_context(await asyncio.to_thread(_held, config))
+        folder = stack.enter_context(await asyncio.to_thread(DataFolder, config.data))
         stop = stack.enter_context(StopSignal())
-        tokens = None if config.no_auth else await asyncio.to_thread(_tokens, config)
+        tokens = None if config.no_auth else await asyncio.to_thread(open_tokens, config)
         if tokens is not None:
             stack.callback(tokens.close)
         blobs = await asyncio.to_thread(BlobStore, folder.path)
@@ -101,36 +94,38 @@ class Gateway:
         if regions is not None:
             stack.callback(regions.close)
         shelf = TailShelf(executor, config.data / "prepared")
-        batches = BatchShelf(executor, shelf.prepared_of, config.data / "prepared", batch_settings(config))
+        batches = BatchShelf(executor, shelf.prepared_of, config.data / "prepared", _batch_settings(config))
         service = self._service(models, executor, batches, regions)
         add_inference_routes(app, service)
         split = SplitService(executor, models, shelf, service.statistics, service.bodies)
         add_prepare_route(app, service, split)
-        channels = add_channel_routes(app, _checked(split, tokens), _admit_channel, bodies=service.bodies)
+        channels = add_channel_routes(app, checked(split.infer, tokens), admit_channel, bodies=service.bodies)
         self._add_models(app, registry, blobs, models, executor)
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
-        certificate = LiveCertificate(await asyncio.to_thread(_certificate, config)) if config.speaks_tls else None
+        certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
         self._add_trust(app, tokens, executor, certificate)
-        listener = Listener(
+        listener = Listener(app, listener_settings(config))
+        add_metrics_route(
             app,
-            ListenerSettings(
-                header_timeout_s=config.header_timeout_s,
-                keepalive_s=config.keepalive_s,
-                max_connections=config.max_connections,
+            ServiceCollector(
+                meter=door.meter,
+                service=service,
+                engine=EngineMetrics(executor, batches, service.bodies),
+                n_connections=lambda: listener.n_connections,
             ),
         )
-        self._add_metrics(app, door, service, EngineMetrics(executor, batches, service.bodies), listener)
         await listener.start(config.host, config.port, certificate.context if certificate else None)
         stack.push_async_callback(listener.finish)
-        self.url = _url(config, listener.port)
-        stack.push_async_callback(self._withdraw)
+        self.url = config.url(listener.port)
         if certificate is not None:
-            executor.spawn(self._show(certificate, listener.port), name="certificate")
+            announcement = Announcement(config, {"version": _version()})
+            stack.push_async_callback(announcement.withdraw)
+            executor.spawn(announcement.follow(certificate, listener.port), name="certificate")
         executor.spawn(self._load(models), name="load-models")
         self._say_ready()
         await stop.first.wait()
-        listener.close()
-        await self._drain(lambda: door.n_active + channels.n_streams + listener.n_answering, channels, door, stop)
+        self._stopping = True
+        await drain(door, listener, channels, stop, config.drain_s)
 
     def _say_ready(self) -> None:
         config = self._config
@@ -138,24 +133,6 @@ class Gateway:
         if not config.no_auth:
             note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
-
-    async def _drain(
-        self, n_active: Callable[[], int], channels: SplitChannel, door: FrontDoor, stop: StopSignal
-    ) -> None:
-        """Refuse new work, let running work end, for `drain_s` at most; a second signal ends the wait."""
-        self._stopping = True
-        door.is_draining = True
-        _log.info("gateway.draining n_active=%d", n_active())
-        async with asyncio.TaskGroup() as group:
-            leaving = group.create_task(channels.drain(self._config.drain_s))
-            try:
-                async with asyncio.timeout(self._config.drain_s):
-                    while n_active() and not stop.second.is_set():  # noqa: ASYNC110 (counters, seen for seconds)
-                        await asyncio.sleep(_DRAIN_POLL_S)
-            except TimeoutError:
-                _log.warning("gateway.drain_cut n_active=%d", n_active())
-            leaving.cancel()
-        _log.info("gateway.stopped n_active=%d", n_active())
 
     def _add_trust(
         self, app: web.Application, tokens: Tokens | None, executor: Executor, certificate: LiveCertificate | None
@@ -212,104 +189,10 @@ class Gateway:
         )
         add_chunk_routes(app, ChunkService(registry.find_blob, self._config.data / "chunks"), require)
 
-    def _add_metrics(
-        self,
-        app: web.Application,
-        door: FrontDoor,
-        service: InferenceService,
-        engine: EngineMetrics,
-        listener: Listener,
-    ) -> None:
-        collector = GatewayCollector(
-            meter=door.meter,
-            board=service.statistics,
-            engine=engine,
-            models=service.models,
-            is_ready=service.is_ready,
-            n_connections=lambda: listener.n_connections,
-        )
 
-        async def metrics(request: web.Request) -> web.Response:
-            require(request, "read")
-            return web.Response(body=exposition(collector), headers={"Content-Type": "text/plain; version=0.0.4"})
-
-        app.router.add_get("/metrics", metrics)
-
-    async def _announce(self, port: int, certificate: ServerCertificate) -> None:
-        config = self._config
-        if config.no_announce or config.is_loopback:
-            return  # nobody else can reach it
-        self._announcer = Announcer(
-            name=config.name or socket.gethostname(),
-            port=port,
-            tls=True,
-            properties={
-                "version": _version(),
-                "fp": certificate.certificate_sha256,
-                "id": certificate.spki_sha256.hex()[:16],
-            },
-            host=config.host,
-        )
-        await self._announcer.start()
-
-    async def _withdraw(self) -> None:
-        if self._announcer is not None:
-            announcer, self._announcer = self._announcer, None
-            await announcer.close()
-
-    async def _show(self, certificate: LiveCertificate, port: int) -> None:
-        """Announce the certificate that there is, and each one that takes its place."""
-
-        async def renewed() -> None:
-            await self._withdraw()
-            await self._announce(port, certificate.current)
-
-        try:
-            await renewed()
-            await certificate.follow(renewed)
-        except Exception:  # noqa: BLE001 (who cannot be found is still served)
-            _log.exception("gateway.not_announced")
-
-
-def _admit_channel(request: web.Request) -> None:
-    """Admit a channel or a posted message; tasks that serve it inherit who asked."""
-    require(request, "infer")
-    _asking.set(request[IDENTITY])
-
-
-def _checked(split: SplitService, tokens: Tokens | None) -> Infer:
-    """The split service behind a look at the asker's token: a revoked one ends on open channels too."""
-    if tokens is None:
-        return split.infer
-
-    async def infer(request: InferRequest, receive_s: float) -> InferResponse:
-        tokens.check(_asking.get())
-        return await split.infer(request, receive_s)
-
-    return infer
-
-
-def _held(config: GatewayConfig) -> DataFolder:
-    return DataFolder(config.data)
-
-
-def _tokens(config: GatewayConfig) -> Tokens:
-    tokens = Tokens(config.data)
-    ensure_admin_token(config.data, tokens)
-    tokens.watch()
-    return tokens
-
-
-def _certificate(config: GatewayConfig) -> ServerCertificate:
-    if config.tls_cert is not None and config.tls_key is not None:
-        return load_certificate(config.tls_cert, config.tls_key)
-    return ensure_certificate(config.data)
-
-
-def _url(config: GatewayConfig, port: int) -> str:
-    scheme = "https" if config.speaks_tls else "http"
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"{scheme}://{host}:{port}"
+def _batch_settings(config: GatewayConfig) -> BatchSettings:
+    """Whether and how requests share runs."""
+    return BatchSettings(mode=cast("BatchMode", config.batching), max_hold_s=config.batch_delay_s)
 
 
 def _version() -> str:

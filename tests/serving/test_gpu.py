@@ -12,11 +12,11 @@ import onnxruntime as ort
 import pytest
 
 from cloud_gateway.config import GatewayConfig
-from cloud_gateway.engine_settings import degraded, executor_settings
 from devices.engine_provider import CUDA, choose_provider
 from devices.gpu_memory import gpu_memory
 from devices.torch_engine import torch_reason
 from hybrid.errors import ModelOverBudget
+from hybrid.serving.engine_settings import degraded, executor_settings
 from hybrid.serving.engines.batch_shelf import BatchSettings, BatchShelf
 from hybrid.serving.engines.executor import Executor, ExecutorSettings
 from hybrid.serving.engines.model_facts import facts_of

@@ -1,40 +1,39 @@
-"""Metrics of the gateway for Prometheus, gathered from counters that exist anyway.
+"""Metrics of a service for Prometheus, gathered from counters that exist anyway.
 
 Design: a request touches plain integers only; prometheus-client's own counters, with their locks and label look-ups,
 would cost more than a tiny model's run. Everything is turned into metric families when somebody asks for `/metrics`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cloud_gateway.engine_metrics import EngineMetrics
+from hybrid.hosting.front_door import require
 from hybrid.hosting.request_meter import BUCKETS_S, RequestMeter
-from hybrid.serving.engines.loaded_models import LoadedModels
-from hybrid.serving.engines.statistics import StatisticsBoard
+from hybrid.serving.engine_metrics import EngineMetrics
+from hybrid.serving.rest.service import InferenceService
 
 
-class GatewayCollector(Collector):
-    """Turns the gateway's counters into metric families."""
+class ServiceCollector(Collector):
+    """Turns a service's counters into metric families; `more` gives those that only that service has."""
 
     def __init__(
         self,
         *,
         meter: RequestMeter,
-        board: StatisticsBoard,
+        service: InferenceService,
         engine: EngineMetrics,
-        models: LoadedModels,
-        is_ready: Callable[[], bool],
         n_connections: Callable[[], int],
+        more: Callable[[], Iterable[Metric]] = tuple,
     ) -> None:
         self._meter = meter
-        self._board = board
+        self._service = service
         self._engine = engine
-        self._models = models
-        self._is_ready = is_ready
         self._n_connections = n_connections
+        self._more = more
 
     def collect(self) -> Iterator[Metric]:
         """All families, as they stand now."""
@@ -42,6 +41,7 @@ class GatewayCollector(Collector):
         yield from self._inferences()
         yield from self._gauges()
         yield from self._engine.families()
+        yield from self._more()
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("hybrid_http_requests", "HTTP requests answered.", labels=["status"])
@@ -66,7 +66,7 @@ class GatewayCollector(Collector):
         phases = CounterMetricFamily(
             "hybrid_inference_seconds", "Time of answered inferences by phase.", labels=[*labels, "phase"]
         )
-        for (name, version), entry in sorted(self._board.entries.items()):
+        for (name, version), entry in sorted(self._service.statistics.entries.items()):
             count.add_metric([name, version, "success"], entry.n_succeeded)
             count.add_metric([name, version, "fail"], entry.n_failed)
             for phase, seconds in (
@@ -81,15 +81,20 @@ class GatewayCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         for name, text, value in (
-            ("hybrid_ready", "1 while the gateway takes requests.", float(self._is_ready())),
+            ("hybrid_ready", "1 while the service takes requests.", float(self._service.is_ready())),
             ("hybrid_connections", "Open connections.", self._n_connections()),
-            ("hybrid_models_loading", "Model versions that are being opened.", self._models.n_loading),
+            ("hybrid_models_loading", "Model versions that are being opened.", self._service.models.n_loading),
         ):
             yield GaugeMetricFamily(name, text, value=value)
 
 
-def exposition(collector: GatewayCollector) -> bytes:
-    """The text of `/metrics`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-    return generate_latest(registry)
+def add_metrics_route(app: web.Application, collector: Collector) -> None:
+    """Serve `GET /metrics` to whoever may read."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        require(request, "read")
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(collector)
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    app.router.add_get("/metrics", metrics)

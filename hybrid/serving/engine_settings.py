@@ -1,13 +1,12 @@
-"""From the gateway's configuration to the settings of its executor: threads, memory, and where models run."""
+"""From a service's settings to those of its executor: threads, memory, and where models run."""
 
 import logging
 import os
 from typing import Final, cast
 
-from cloud_gateway.config import GatewayConfig
 from devices.engine_provider import EngineProvider, Wanted, choose_provider
 from devices.gpu_memory import gpu_memory
-from hybrid.serving.engines.batch_shelf import BatchMode, BatchSettings
+from hybrid.hosting.service_settings import ServiceSettings
 from hybrid.serving.engines.executor import ExecutorSettings
 from hybrid.serving.engines.opening import EngineSettings
 
@@ -16,7 +15,7 @@ _log = logging.getLogger("hybrid.gateway")
 _GPU_SHARE: Final = 0.8
 
 
-def executor_settings(config: GatewayConfig) -> ExecutorSettings:
+def executor_settings(config: ServiceSettings) -> ExecutorSettings:
     """The executor's settings; a provider that is not here is replaced by the CPU, with a warning."""
     wanted = cast("Wanted", config.provider)
     gpu_budget_bytes = 0
@@ -38,11 +37,6 @@ def executor_settings(config: GatewayConfig) -> ExecutorSettings:
         session_budget_bytes=config.session_memory_bytes,
         gpu_budget_bytes=gpu_budget_bytes if provider.name != "cpu" else 0,
     )
-
-
-def batch_settings(config: GatewayConfig) -> BatchSettings:
-    """Whether and how requests share runs."""
-    return BatchSettings(mode=cast("BatchMode", config.batching), max_hold_s=config.batch_delay_s)
 
 
 def degraded(provider: EngineProvider, session_providers: set[str]) -> str:
