@@ -1,0 +1,239 @@
+"""The rollout engine: what boxes tell goes in, the next step comes out; pure, without clock, disk or network.
+
+Design: `note_*` write down what is known of a box, `step` looks at all boxes of a rollout and says go on, halt, or wait
+and why. Everything that a person could ask later ("why did it halt?") is in the words of the step.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cloud_gateway.fleet.rollouts import NEVER, Course, Member, Plan, Tally
+from cloud_gateway.fleet.rollouts_comparison import compare, level_of
+from hybrid.fleet.messages import Installed
+
+Verdict = Literal["wait", "advance", "complete", "halt"]
+_FEW_BOXES: Final = 5
+"""With fewer boxes than this one that failed is enough to halt; with more it takes two."""
+_SILENT_SIGMAS: Final = 2.5
+"""Silent boxes count as failed beyond what boxes without the version show, and so many standard deviations."""
+_ENDING: Final = frozenset({"failed", "rolled_back"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What to do now. `text` says why; `looked` whether a comparison was made, which spends a part of the 1 %."""
+
+    verdict: Verdict
+    text: str
+    looked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """The boxes that should have the version by now.
+
+    Attributes:
+        n: all of them.
+        offline: not heard of since they should have it.
+        deferred: put it off.
+        done: told `committed`.
+        failed: told that it failed.
+        late: heard of, but told neither in time.
+        silent: took it and were not heard of since.
+        silent_beyond: of these, how many more than among boxes without the version.
+    """
+
+    n: int
+    offline: int
+    deferred: int
+    done: int
+    failed: int
+    late: int
+    silent: int
+    silent_beyond: float
+
+    @property
+    def reached(self) -> int:
+        """Boxes that could have told something."""
+        return self.n - self.offline - self.deferred
+
+    @property
+    def bad(self) -> float:
+        """Boxes that count as failed."""
+        return self.failed + self.late + self.silent_beyond
+
+
+def note_seen(course: Course, member: Member) -> None:
+    """A box was heard of: from now on it counts as having taken what it should have."""
+    member.seen_s = course.clock_s
+    if course.state == "running" and not member.is_gone and member.stage <= course.stage and member.taken_s < 0:
+        member.taken_s = course.clock_s
+
+
+def note_told(plan: Plan, course: Course, member: Member, told: Installed) -> bool:
+    """A box told of the rollout's model; returns whether that changed its standing, not only its counts."""
+    standing = (member.committed_s >= 0, member.failed, member.is_deferred)
+    _note_counts(member, told)
+    has_it = told.artifact_digest == plan.artifact_digest
+    concerns = plan.artifact_digest in (told.wanted_digest, told.artifact_digest)
+    if concerns and member.taken_s < 0 and member.stage <= course.stage:
+        member.taken_s = course.clock_s
+    if member.taken_s >= 0:
+        member.is_deferred = told.phase == "deferred" and not has_it
+        if has_it and told.phase == "committed":
+            member.failed = ""
+            member.committed_s = course.clock_s if member.committed_s < 0 else member.committed_s
+        elif told.wanted_digest == plan.artifact_digest and told.phase in _ENDING:
+            member.failed = told.code or told.phase
+            member.committed_s = NEVER
+    return standing != (member.committed_s >= 0, member.failed, member.is_deferred)
+
+
+def _note_counts(member: Member, told: Installed) -> None:
+    now = Tally(digest=told.artifact_digest, n_good=told.n_good, n_errors=told.n_errors, n_crashes=told.n_crashes)
+    if now.digest != member.now.digest:
+        member.p50_log_sum, member.n_p50 = 0.0, 0
+    if told.p50_s > 0 and now != member.now:
+        member.p50_log_sum += math.log(told.p50_s)
+        member.n_p50 += 1
+    member.now = now
+
+
+def note_past(member: Member, told: Installed | None) -> None:
+    """What a box told before the rollout: its own former self, with which it is compared."""
+    if told is None:
+        return
+    tally = Tally(digest=told.artifact_digest, n_good=told.n_good, n_errors=told.n_errors, n_crashes=told.n_crashes)
+    member.mark = member.now = member.before = tally
+    member.before_p50_s = told.p50_s
+
+
+def begin_stage(plan: Plan, course: Course, members: Iterable[Member], stage: int) -> None:
+    """Begin a stage: every box's runs are counted from here, so that both sides are compared over the same time."""
+    course.stage = stage
+    course.stage_s = course.clock_s
+    course.n_looks = 0
+    course.next_look_s = course.clock_s + plan.soak_s / 2.0
+    for member in members:
+        member.mark = member.now
+        member.p50_log_sum, member.n_p50 = 0.0, 0
+
+
+def count(plan: Plan, course: Course, members: Iterable[Member]) -> Count:
+    """How the boxes that should have the version stand."""
+    clock_s, wait_s = course.clock_s, plan.terms.report_within_s
+    n = offline = deferred = done = failed = late = silent = 0
+    others = others_silent = 0
+    for m in members:
+        if m.is_gone:
+            continue
+        is_silent = m.seen_s < clock_s - wait_s / 2.0
+        if m.stage > course.stage:
+            others += m.seen_s >= 0
+            others_silent += m.seen_s >= 0 and is_silent
+            continue
+        n += 1
+        if m.failed:
+            failed += 1
+        elif m.is_done:
+            done += 1
+        elif m.taken_s < 0:
+            offline += 1
+        elif m.is_deferred:
+            deferred += 1
+        elif clock_s - m.taken_s > wait_s:
+            silent += is_silent
+            late += not is_silent
+    usual = (n - offline) * others_silent / others if others else 0.0
+    beyond = max(0.0, silent - usual - _SILENT_SIGMAS * math.sqrt(usual))
+    return Count(
+        n=n,
+        offline=offline,
+        deferred=deferred,
+        done=done,
+        failed=failed,
+        late=late,
+        silent=silent,
+        silent_beyond=beyond,
+    )
+
+
+def step(plan: Plan, course: Course, members: Sequence[Member]) -> Step:
+    """What a running rollout should do now."""
+    now = count(plan, course, members)
+    if _too_many(plan, now):
+        return Step(verdict="halt", text=_failures(plan, now))
+    waiting = _unfinished(plan, course, now)
+    is_due = course.clock_s >= course.next_look_s
+    if course.stage < plan.last_stage and (is_due or not waiting):
+        worse, n_found = _look(plan, course, members)
+        if worse:
+            return Step(verdict="halt", text=worse, looked=True)
+        if not waiting and not n_found and course.clock_s - course.stage_s < _patience_s(plan):
+            return Step(verdict="wait", text=f"fewer than {plan.min_runs} runs to compare so far", looked=is_due)
+    if waiting:
+        return Step(verdict="wait", text=waiting, looked=is_due)
+    if course.stage >= plan.last_stage:
+        return Step(verdict="complete", text=f"all stages are through: {_figures(now)}")
+    return Step(verdict="advance", text=f"stage {course.stage + 1} is through: {_figures(now)}", looked=True)
+
+
+def _patience_s(plan: Plan) -> float:
+    """How long a stage waits for runs to compare; boxes that nobody asks anything must not stop a rollout for ever."""
+    return max(2.0 * plan.soak_s, plan.terms.report_within_s)
+
+
+def _too_many(plan: Plan, now: Count) -> bool:
+    least = 1.0 if now.reached < _FEW_BOXES else 2.0
+    return now.bad >= least and now.bad > plan.max_failed_ratio * now.reached
+
+
+def _unfinished(plan: Plan, course: Course, now: Count) -> str:
+    """Why the stage cannot end yet; empty when it can."""
+    if now.n == 0:
+        return ""  # nobody is in it: a small fleet has empty stages
+    for_s = course.clock_s - course.stage_s
+    if now.offline + now.deferred > plan.offline_ratio * now.n:
+        return f"{now.offline} of {now.n} boxes are out of reach and {now.deferred} put it off"
+    open_boxes = now.reached - now.done - now.failed
+    if open_boxes and for_s < plan.terms.report_within_s:
+        return f"{open_boxes} of {now.n} boxes are at it"
+    if now.done < plan.enough_ratio * now.reached or not now.done:
+        return f"{now.done} of {now.reached} boxes have it for good; {plan.enough_ratio:.0%} are wanted"
+    if for_s < plan.soak_s:
+        return f"it is watched for {plan.soak_s - for_s:.0f} s more"
+    return ""
+
+
+def _look(plan: Plan, course: Course, members: Sequence[Member]) -> tuple[str, int]:
+    """What is worse (empty: nothing), and how many comparisons could be made."""
+    new = [m for m in members if not m.is_gone and m.stage <= course.stage and m.taken_s >= 0 and _has(plan, m)]
+    old = [m for m in members if not m.is_gone and m.stage > course.stage and m.seen_s >= 0 and not _has(plan, m)]
+    findings = compare(plan, new, old, level_of(plan, course.n_looks))
+    return "; ".join(finding.text for finding in findings if finding.is_worse), len(findings)
+
+
+def _has(plan: Plan, member: Member) -> bool:
+    """Whether a box runs the version, or did until it failed."""
+    return member.now.digest == plan.artifact_digest or bool(member.failed)
+
+
+def _failures(plan: Plan, now: Count) -> str:
+    parts = [f"{now.failed} failed", f"{now.late} told nothing in time", f"{now.silent} fell silent"]
+    return (
+        f"of {now.reached} boxes {', '.join(part for part in parts if not part.startswith('0 '))}; "
+        f"{plan.max_failed_ratio:.1%} may"
+    )
+
+
+def _figures(now: Count) -> str:
+    return f"{now.done} of {now.n} boxes have it for good, {now.failed} failed, {now.offline} are out of reach"
+
+
+def looked(course: Course, plan: Plan) -> None:
+    """A look was made: the next one has half its share, and comes after twice the time."""
+    course.n_looks += 1
+    for_s = course.clock_s - course.stage_s
+    course.next_look_s = course.stage_s + max(plan.soak_s, 2.0 * for_s)
