@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -13,7 +13,7 @@ import numpy as np
 from devices.process_memory import allocated_bytes
 from hybrid.artifact.digest import files_of_model
 from hybrid.serving.engines.background import Background
-from hybrid.serving.engines.job import EngineJob, too_late
+from hybrid.serving.engines.job import PRIORITY, EngineJob, too_late
 from hybrid.serving.engines.model_facts import facts_of
 from hybrid.serving.engines.opening import EngineSettings, open_engine
 from hybrid.serving.engines.pool import EnginePool
@@ -33,6 +33,7 @@ class ExecutorSettings:
         n_threads: runs at the same time; further ones wait.
         max_waiting: waiting runs; further ones are refused with `Overloaded`.
         session_budget_bytes: memory that opened sessions may hold together.
+        priority_of: 0 to 9 for the model with that digest: those of higher ones leave memory later.
         gpu_budget_bytes: the same on the GPU; 0 for no bound.
     """
 
@@ -41,6 +42,23 @@ class ExecutorSettings:
     max_waiting: int = 256
     session_budget_bytes: int = 2 << 30
     gpu_budget_bytes: int = 0
+    priority_of: Callable[[str], int] = lambda _: PRIORITY
+
+
+class Place(NamedTuple):
+    """Where an answer was computed.
+
+    Attributes:
+        placement: `local`, `offload` or `split`.
+        gateway: URL of the gateway that had a part in it, empty for local.
+        cut: cut id of a split.
+        fallback: why this machine answered instead of the planned placement, `code: message`; empty where it did not.
+    """
+
+    placement: str = "local"
+    gateway: str = ""
+    cut: str = ""
+    fallback: str = ""
 
 
 class Computed(NamedTuple):
@@ -54,6 +72,9 @@ class Computed(NamedTuple):
 
     leads: bool = True
     """Whether this request stands for the run in counts of runs."""
+
+    place: Place | None = None
+    """Where it was computed, where that is a question."""
 
 
 class Executor:
@@ -69,6 +90,7 @@ class Executor:
         self.sessions = SessionCache(
             budget_bytes=settings.session_budget_bytes,
             gpu_budget_bytes=settings.gpu_budget_bytes,
+            priority_of=settings.priority_of,
             tasks=self,
             builders=self._builders,
         )
@@ -113,7 +135,7 @@ class Executor:
 
     def _look_whole(self, model: ServedModel) -> Opening:
         files_of_model(model.path)  # an engine may follow external data out of the model's folder: refused here
-        facts = facts_of(model.path)
+        facts = facts_of(model.path, wants_bounds=self.settings.engine.learns_bounds)
         return Opening(facts.n_bytes, lambda: open_engine(model.path, self.settings.engine, facts))
 
     def measure_shared(self) -> int:
@@ -135,6 +157,8 @@ class Executor:
         deadline_s: float | None = None,
         *,
         n_checked_bytes: int = -1,
+        priority: int = PRIORITY,
+        options: Any = None,
     ) -> Computed:
         """Run a session on feeds, with those of other requests where that was measured to pay.
 
@@ -143,6 +167,8 @@ class Executor:
             outputs: names wanted, all when None.
             deadline_s: instant on the clock of `time.perf_counter`.
             n_checked_bytes: bytes of the feeds, where they are known to be what the session takes; else -1.
+            priority: 0 to 9; of those that wait, higher ones go first.
+            options: the caller's `onnxruntime.RunOptions`, which end the run when their `terminate` is set.
 
         Raises:
             TensorMismatch: the feeds are not what the session takes.
@@ -162,7 +188,7 @@ class Executor:
             compute_s = perf_counter() - started_s
             session.observe_inline(compute_s)
             return Computed(found, 0.0, compute_s)
-        job = EngineJob(session, feeds, outputs, deadline_s)
+        job = EngineJob(session, feeds, outputs, deadline_s, priority=priority, options=options)
         if session.batch is not None and (found_lane := session.batch.lane_of(feeds, outputs)) is not None:
             job.lane, job.n_rows = found_lane
         found = await self.pool.run(job)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ class Leavable(Protocol):
         ...
 
 
+PRIORITY = 5
+"""Of a request that names none, for a model that has none."""
+
 PATIENCE_S = 1.0
 """A job without a deadline is as urgent as one that must be done so long after it came: none waits for ever."""
 
@@ -32,7 +35,9 @@ class EngineJob:
         lane: jobs of one lane may run together (`RowBatch`); None where it runs alone.
         n_rows: its rows in a batch.
         deadline_s: on the clock of `perf_counter`, or None.
-        due_s: what jobs are ordered by, the earliest first.
+        due_s: what jobs of one priority are ordered by, the earliest first.
+        priority: 0 to 9, higher first.
+        options: `onnxruntime.RunOptions` of the caller, which may end the run by them; None where it does not.
         is_waiting: neither started nor withdrawn.
         queue_s: seconds between being submitted and being started, the wait for company included.
         compute_s: seconds inside the engine, the whole batch's.
@@ -43,7 +48,7 @@ class EngineJob:
 
     __slots__ = (
         "compute_s", "deadline_s", "due_s", "feeds", "future", "is_waiting", "lane", "leads", "loop", "n_rows",
-        "n_together", "outputs", "queue_s", "run", "session", "submitted_s",
+        "n_together", "options", "outputs", "priority", "queue_s", "run", "session", "submitted_s",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +57,12 @@ class EngineJob:
         feeds: Mapping[str, np.ndarray],
         outputs: Sequence[str] | None,
         deadline_s: float | None,
+        *,
+        priority: int = PRIORITY,
+        options: Any = None,
     ) -> None:
+        self.priority = priority
+        self.options = options
         self.session = session
         self.feeds: Mapping[str, np.ndarray] | None = feeds
         self.outputs = outputs

@@ -153,6 +153,17 @@ class LoadedModels:
         except HybridError as exc:
             _log.warning("model.failed name=%s error=%s", name, exc)
 
+    async def forget(self, name: str, version: str) -> None:
+        """One version answers no more, for it is gone from the source; running requests end first."""
+        async with self._lock(name):
+            gone = self._opened.pop((name, version), None)
+            newest = self._opened.get((name, ""))
+            if gone is not None and newest is not None and newest.model == gone.model:
+                del self._opened[name, ""]
+        still = {loaded.model.model_digest for loaded in self._opened.values()}
+        if gone is not None and gone.model.model_digest not in still:
+            self._executor.sessions.drop(gone.model.model_digest)
+
     async def index(self) -> list[IndexEntry]:
         """Every version held, with its state."""
         held = await self._held()
@@ -213,7 +224,8 @@ class LoadedModels:
         older = [model for model in reversed(await self._held()) if model.name == name and model != newest]
         for model in (newest, *older):
             try:
-                loaded = self._opened.get((name, model.version)) or await self._open_unless_failed(model)
+                known = self._opened.get((name, model.version))
+                loaded = known if known is not None and known.model == model else await self._open_unless_failed(model)
             except NotFound:
                 raise
             except HybridError as exc:

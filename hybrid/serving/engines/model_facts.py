@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hybrid.artifact.digest import files_of_model
 from hybrid.errors import ModelInvalid
 
 if TYPE_CHECKING:
@@ -35,8 +36,13 @@ class ModelFacts:
     is_bounded: bool
 
 
-def facts_of(path: Path) -> ModelFacts:
+def facts_of(path: Path, *, wants_bounds: bool = True) -> ModelFacts:
     """Read the facts of a model file; milliseconds, so call it where opening would be called.
+
+    Args:
+        path: the model file.
+        wants_bounds: whether its run time matters; where it does not, the sizes of files say enough, and the library
+            that parses models is not loaded.
 
     Raises:
         ModelInvalid: the file cannot be read.
@@ -48,6 +54,8 @@ def facts_of(path: Path) -> ModelFacts:
         raise ModelInvalid(f"{path} cannot be read: {exc.strerror}", path=str(path)) from exc
     if is_alone and n_bytes > _READ_BYTES:
         return ModelFacts(n_bytes=n_bytes, is_bounded=False)
+    if not wants_bounds:
+        return ModelFacts(n_bytes=sum(file.path.stat().st_size for file in files_of_model(path)), is_bounded=False)
     import onnx
     from google.protobuf.message import DecodeError
 

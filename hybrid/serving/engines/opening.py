@@ -45,6 +45,8 @@ class EngineSettings:
         device_id: the CUDA device, where it is CUDA.
         inline_s: models whose runs are shorter do so on the event loop; 0 for none. The hop to an engine thread
             costs about 0.05 ms of CPU.
+        learns_bounds: whether models are parsed for whether their run times are bounded, which lets late requests be
+            refused before they run; costs 9 MB and some time at the first model.
     """
 
     n_intra_threads: int = 0
@@ -52,6 +54,7 @@ class EngineSettings:
     provider: EngineProvider = field(default=EngineProvider())
     device_id: int = 0
     inline_s: float = 0.0003
+    learns_bounds: bool = True
 
 
 def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> EngineSession:

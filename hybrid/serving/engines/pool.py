@@ -252,6 +252,8 @@ class Running:
         self._n_shallow = work.n_shallow
         self._n_left = len(work.jobs)
         self._options = ort.RunOptions()
+        if len(work.jobs) == 1 and work.jobs[0].options is not None:
+            self._options = work.jobs[0].options
         self._feeds = [job.feeds or {} for job in work.jobs]
         self.feeds_of_first: Mapping[str, np.ndarray] = self._feeds[0] if self._feeds else {}
         for job in work.jobs:

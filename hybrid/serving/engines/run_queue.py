@@ -1,11 +1,13 @@
-"""What waits for an engine thread: the most urgent first, joined by those that may run with it.
+"""What waits for an engine thread: the most important first, then the most urgent, with those that may run with it.
 
 Design: plain data without locks, threads or a clock, so that every rule can be tested; `EnginePool` owns the lock. A
 batch is put together when a thread is free, never before: whoever came meanwhile is in it, whoever left is not.
+Priorities are strict, but nobody starves: a job that has waited for `AGING_S` goes before all others.
 """
 
 import heapq
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -15,6 +17,11 @@ from hybrid.serving.engines.row_batch import Join, RowBatch, RowSession
 from hybrid.serving.engines.session import EngineSession
 
 _log = logging.getLogger("hybrid.serving")
+
+AGING_S: Final = 5.0
+"""The longest that a job waits behind more important ones, beside the runs that are being made."""
+
+N_PRIORITIES: Final = 10
 
 CROWD_SEEN: Final = 8
 """A session whose requests waited for one another so often is worth measuring in batches."""
@@ -54,7 +61,8 @@ class RunQueue:
 
     def __init__(self) -> None:
         self.n_waiting = 0
-        self._order: list[tuple[float, int, EngineJob]] = []
+        self._orders: list[list[tuple[float, int, EngineJob]]] = [[] for _ in range(N_PRIORITIES)]
+        self._arrivals: list[deque[EngineJob]] = [deque() for _ in range(N_PRIORITIES)]
         self._numbers = count()
         self._waiting: dict[RowSession, dict[EngineJob, None]] = {}
         self._families: dict[object, dict[EngineSession, None]] = {}
@@ -75,7 +83,8 @@ class RunQueue:
     def release(self, job: EngineJob) -> None:
         """A held job may start alone from now on."""
         if job.is_waiting:
-            heapq.heappush(self._order, (job.due_s, next(self._numbers), job))
+            heapq.heappush(self._orders[job.priority], (job.due_s, next(self._numbers), job))
+            self._arrivals[job.priority].append(job)
 
     def rows_waiting(self, job: EngineJob) -> int:
         """Rows that could run with this job, its own not among them."""
@@ -98,12 +107,9 @@ class RunQueue:
                     del self._families[session.family]
 
     def pop(self, now_s: float) -> Work:
-        """The most urgent job that can still be answered in time, with its company; no jobs where none waits."""
+        """The first job that can still be answered in time, with its company; no jobs where none waits."""
         work = Work()
-        while self._order:
-            _, _, job = heapq.heappop(self._order)
-            if not job.is_waiting:
-                continue
+        while (job := self._first(now_s)) is not None:
             self.take(job)
             if not job.can_make_it(now_s, job.session.floor_s(job.feeds)):
                 work.late.append(job)
@@ -117,6 +123,23 @@ class RunQueue:
                 self._part(work)
             break
         return work
+
+    def _first(self, now_s: float) -> EngineJob | None:
+        """Whose turn it is: who has waited too long, else the most urgent of the most important ones."""
+        aged: EngineJob | None = None
+        top: EngineJob | None = None
+        for order, arrivals in zip(reversed(self._orders), reversed(self._arrivals), strict=True):
+            if not order and not arrivals:
+                continue
+            while arrivals and not arrivals[0].is_waiting:
+                arrivals.popleft()
+            while order and not order[0][2].is_waiting:
+                heapq.heappop(order)
+            if top is None:
+                top = order[0][2] if order else None
+            elif arrivals and now_s - arrivals[0].submitted_s >= AGING_S:
+                aged = arrivals[0] if aged is None or arrivals[0].submitted_s < aged.submitted_s else aged
+        return aged or top
 
     def _part(self, work: Work) -> None:
         mates, work.jobs, work.join = work.jobs[1:], work.jobs[:1], None

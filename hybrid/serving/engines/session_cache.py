@@ -9,7 +9,7 @@ leaves. Source: Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
@@ -27,6 +27,9 @@ SessionKey = tuple[str, ...]
 FAILURE_KEPT_S: Final = 60.0
 ROOM_PATIENCE_S: Final = 5.0
 """How long an opening waits for running sessions to end when only their leaving would make room."""
+
+KEPT_FROM_LOWER_S: Final = 60.0
+"""An idle session stays for so long after its last use when one of lower priority wants its memory."""
 
 _POLL_S: Final = 0.02
 _MAX_REMEMBERED: Final = 1024
@@ -61,6 +64,7 @@ class _Kept:
     n_uses: int = 0
     n_runs: int = 0
     clock: float = 0.0
+    used_s: float = field(default_factory=monotonic)
 
     def worth(self, clock: float) -> float:
         """Runs for other sessions count as uses; they are looked at here, so that the run itself pays nothing."""
@@ -77,6 +81,8 @@ class SessionCache:
     Args:
         budget_bytes: what kept sessions hold together; one that needs more by itself is refused.
         gpu_budget_bytes: the same on the GPU; 0 for no bound.
+        priority_of: of the model with a digest: sessions of lower priority leave first, and for one of lower priority
+            nothing leaves that was used within `KEPT_FROM_LOWER_S`.
         tasks: owns the builds.
         builders: threads in which sessions are opened.
 
@@ -85,9 +91,18 @@ class SessionCache:
         shared_bytes: what all sessions share, the arena of activations; the executor measures it.
         n_evicted: sessions that had to leave.
         n_reopened: sessions that were opened again after they had left; `reopen_s` is the time that took.
+        on_forget: told of every session that leaves.
     """
 
-    def __init__(self, *, budget_bytes: int, tasks: TaskOwner, builders: Background, gpu_budget_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        budget_bytes: int,
+        tasks: TaskOwner,
+        builders: Background,
+        gpu_budget_bytes: int = 0,
+        priority_of: Callable[[str], int] = lambda _: 0,
+    ) -> None:
         self.budget_bytes = budget_bytes
         self.gpu_budget_bytes = gpu_budget_bytes
         self.n_bytes = 0
@@ -96,6 +111,8 @@ class SessionCache:
         self.n_evicted = 0
         self.n_reopened = 0
         self.reopen_s = 0.0
+        self.on_forget: Callable[[SessionKey], None] = lambda _: None
+        self._priority_of = priority_of
         self._tasks = tasks
         self._builders = builders
         self._kept: dict[SessionKey, _Kept] = {}
@@ -112,6 +129,7 @@ class SessionCache:
             return None
         kept.n_uses += 1
         kept.clock = self._clock
+        kept.used_s = monotonic()
         return kept.session
 
     def peek(self, key: SessionKey) -> EngineSession | None:
@@ -231,10 +249,10 @@ class SessionCache:
     def _evict_down(self, wanted_bytes: int, *, spare: SessionKey) -> bool:
         """Let idle sessions leave until so many bytes are free, the least worth first; False where too many run."""
         while self._exceeds(wanted_bytes):
-            idle = [key for key, kept in self._kept.items() if key != spare and not kept.session.n_users]
+            idle = [key for key in self._kept if key != spare and self._may_leave(key, spare)]
             if not idle:
                 return False
-            key = min(idle, key=lambda known: self._kept[known].worth(self._clock))
+            key = min(idle, key=lambda known: (self._priority_of(known[0]), self._kept[known].worth(self._clock)))
             kept = self._kept[key]
             self._clock = max(self._clock, kept.worth(self._clock))
             self._left[key] = kept.n_uses // 2
@@ -244,6 +262,14 @@ class SessionCache:
             self._forget(key)
             _log.info("session.evicted key=%s n_bytes=%d", "/".join(key), kept.session.n_bytes)
         return True
+
+    def _may_leave(self, key: SessionKey, newcomer: SessionKey) -> bool:
+        kept = self._kept[key]
+        if kept.session.n_users:
+            return False
+        if self._priority_of(key[0]) <= self._priority_of(newcomer[0]):
+            return True
+        return monotonic() - kept.used_s > KEPT_FROM_LOWER_S
 
     def _exceeds(self, wanted_bytes: int) -> bool:
         wanted_bytes += self._reserved_bytes
@@ -255,6 +281,7 @@ class SessionCache:
 
     def _forget(self, key: SessionKey) -> None:
         session = self._kept.pop(key).session
+        self.on_forget(key)
         self.n_bytes -= session.n_bytes
         self.n_gpu_bytes -= session.n_gpu_bytes
         for kept in self._kept.values():
