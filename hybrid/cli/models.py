@@ -124,19 +124,24 @@ def pull(
     """Download a version, verified, with its calibrations; run again, an interrupted pull goes on."""
     from hybrid.artifact.folder import Artifact
     from hybrid.transport.attachments_along import fetch
+    from hybrid.transport.chunk_download import Traffic
+    from hybrid.transport.model_pull import Reuse, cached_bases, pull_to
     from hybrid.transport.model_pull import pull as pull_model
-    from hybrid.transport.model_pull import pull_to
 
     name, _, version = model.partition(":")
     _check(name, version or None)
+    traffic = Traffic()
     with _showing(f"pulling {model}") as begin:
 
         async def whole(client: "RegistryClient") -> Artifact:
             if out is None:
-                return await pull_model(client, name, version or None, cache_dir(), begin=begin)
+                return await pull_model(client, name, version or None, cache_dir(), begin=begin, traffic=traffic)
             info = await client.version(name, version or None)
             destination, parts = out / info.name / info.version, out / ".parts"
-            artifact = await pull_to(client, info, destination, parts, begin=begin)
+            bases = await asyncio.to_thread(cached_bases, name, cache_dir())
+            artifact = await pull_to(
+                client, info, destination, parts, begin=begin, reuse=Reuse(bases=bases, traffic=traffic)
+            )
             await asyncio.to_thread(shutil.rmtree, parts, ignore_errors=True)
             return artifact
 
@@ -153,9 +158,19 @@ def pull(
         "model_digest": manifest.model_digest,
         "artifact_digest": artifact.digest,
         "attachments": attached,
+        "fetched_bytes": traffic.fetched_bytes,
+        "reused_bytes": traffic.reused_bytes,
     }
+    if traffic.reused_bytes and not json:
+        note(
+            f"{_megabytes(traffic.reused_bytes)} were here in another version, {_megabytes(traffic.fetched_bytes)} came"
+        )
     result(data, str(artifact.model_path), json=json)
     _next(f"hybrid.InferenceSession({os.fspath(artifact.model_path)!r})", json=json)
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 50_000 else f"{n_bytes / 1e3:.1f} kB"
 
 
 def _run(gateway: str, token: str | None, work: "Callable[[RegistryClient], Awaitable[_T]]") -> _T:

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -10,19 +13,30 @@ from hybrid.artifact.cache import fresh_sha256
 from hybrid.artifact.durable import storing, try_lock
 from hybrid.artifact.manifest import FileEntry
 from hybrid.errors import BadMessage, Conflict, CorruptContent, DiskFull, LinkError, Overloaded
+from hybrid.transport.chunk_download import ChunkedFiles
 from hybrid.transport.patience import Meter, Patience
 from hybrid.transport.registry_client import RegistryClient
 
-_BLOCK_BYTES: Final = 1 << 20
 _RESERVE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Who is told of each step forward, and how long none may come."""
+
+    advance: Callable[[int], None]
+    patience_s: float
 
 
 class Download:
     """One blob on its way into a part file that only one process at a time writes."""
 
-    def __init__(self, client: RegistryClient, entry: FileEntry, parts: Path, patience_s: float, meter: Meter) -> None:
-        self._client, self._entry, self._meter = client, entry, meter
-        self._patience = Patience(patience_s)
+    def __init__(
+        self, client: RegistryClient, files: ChunkedFiles, entry: FileEntry, parts: Path, progress: Progress
+    ) -> None:
+        self._client, self._files, self._entry = client, files, entry
+        self._meter = Meter(progress.advance)
+        self._patience = Patience(progress.patience_s)
         self.path = parts / f"{entry.sha256}.part"
 
     async def run(self) -> None:
@@ -34,8 +48,10 @@ class Download:
                 try:
                     await self._fill(handle)
                     if await asyncio.to_thread(fresh_sha256, self.path) == self._entry.sha256:
+                        await asyncio.to_thread(self._files.done, self._entry.sha256)
                         return
                     os.ftruncate(handle, 0)
+                    self._files.distrust(self._entry.sha256)
                 finally:
                     os.close(handle)
                 if was_corrupt:
@@ -63,13 +79,14 @@ class Download:
         self._meter.reach(offset)
         if offset == self._entry.size:
             return
-        async for block in self._client.read_blob(self._entry.sha256, offset, _BLOCK_BYTES):
-            offset += len(block)
-            if offset > self._entry.size:
-                raise BadMessage(f"{self._client.url}: blob {self._entry.sha256} is longer than its manifest says")
-            await asyncio.to_thread(self._write, handle, block)
-            self._meter.reach(offset)
-            self._patience.moved()
+        async with aclosing(self._files.blob(self._entry.sha256, offset)) as blocks:
+            async for block in blocks:
+                offset += len(block)
+                if offset > self._entry.size:
+                    raise BadMessage(f"{self._client.url}: blob {self._entry.sha256} is longer than its manifest says")
+                await asyncio.to_thread(self._write, handle, block)
+                self._meter.reach(offset)
+                self._patience.moved()
 
     def _write(self, handle: int, block: bytes) -> None:
         with storing(self.path, self._entry.size):

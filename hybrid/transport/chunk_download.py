@@ -85,6 +85,10 @@ class Notes(Protocol):
         """Keep it; a note that cannot be kept costs fetching it again."""
         ...
 
+    def forget(self, sha256: str) -> None:
+        """The file is complete, or the note was of no use."""
+        ...
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -94,6 +98,11 @@ class Traffic:
     range_bytes: int = 0
     whole_bytes: int = 0
     reused_bytes: int = 0
+
+    @property
+    def fetched_bytes(self) -> int:
+        """All that came."""
+        return self.index_bytes + self.range_bytes + self.whole_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,7 @@ class ChunkedFiles:
         bases: artifacts on this machine, the most similar first.
         notes: keeps indexes over a restart; None keeps them in memory.
         read: how files of the bases are read.
+        traffic: counts what comes and what was here; by default one of its own.
     """
 
     def __init__(
@@ -124,6 +134,7 @@ class ChunkedFiles:
         *,
         notes: Notes | None = None,
         read: ReadAt = read_at,
+        traffic: Traffic | None = None,
     ) -> None:
         self._calls, self._notes, self._read = calls, notes, read
         self._sizes = {entry.sha256: entry.size for entry in wanted.values()}
@@ -131,11 +142,17 @@ class ChunkedFiles:
         self._here = list(_locals(bases))
         self._encoded: dict[tuple[str, str, int], bytes] = {}
         self._plain: set[str] = set()
-        self.traffic = Traffic()
+        self.traffic = traffic or Traffic()
 
     def distrust(self, sha256: str) -> None:
         """What was put together is not the file: from now on it is downloaded whole."""
         self._plain.add(sha256)
+        self.done(sha256)
+
+    def done(self, sha256: str) -> None:
+        """The file is complete and right: what was kept for going on with it is not needed any more."""
+        if self._notes is not None:
+            self._notes.forget(sha256)
 
     async def blob(self, sha256: str, offset: int) -> AsyncGenerator[bytes]:
         """The bytes of a file from `offset` on, in blocks.

@@ -4,8 +4,9 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -13,19 +14,30 @@ from hybrid.artifact.durable import storing, try_lock
 from hybrid.artifact.folder import Artifact, open_folder, place_folder, write_papers
 from hybrid.artifact.manifest import Manifest, artifact_digest, parse
 from hybrid.errors import Conflict, CorruptContent, LinkError, ModelUnavailable, RefusedError
-from hybrid.transport.blob_download import Download
-from hybrid.transport.patience import CONTACT_S, Meter, patiently
-from hybrid.transport.pulled_names import artifact_folder, cached_model, open_whole, remember
+from hybrid.transport.blob_download import Download, Progress
+from hybrid.transport.chunk_download import Base, ChunkedFiles, Traffic
+from hybrid.transport.chunk_notes import FolderNotes
+from hybrid.transport.patience import CONTACT_S, patiently
+from hybrid.transport.pulled_names import artifact_folder, cached_model, cached_versions, open_whole, remember
 from hybrid.transport.registry_client import RegistryClient, Timeouts, VersionInfo
 from hybrid.transport.trust import Trust
 
 PATIENCE_S: Final = 30.0
+_MAX_BASES: Final = 4
 _LOCK_PAUSE_S: Final = 0.1
 _OPENING_PATIENCE_S: Final = 10.0
 _EAGER: Final = Timeouts(connect_s=2.0, answer_s=5.0)
 """Where the cache can answer: a gateway out of reach must not hold up the start of a program."""
 
 Begin = Callable[[int], Callable[[int], None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """Versions on this machine whose bytes need not come again, and what counts those that came."""
+
+    bases: Sequence[Base] = ()
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 def _silent(total_bytes: int) -> Callable[[int], None]:  # noqa: ARG001 (a Begin that shows nothing)
@@ -44,6 +56,7 @@ async def pull(
     *,
     patience_s: float = PATIENCE_S,
     begin: Begin = _silent,
+    traffic: Traffic | None = None,
 ) -> Artifact:
     """The artifact of a version, downloaded into the cache unless it is there.
 
@@ -54,6 +67,7 @@ async def pull(
         cache: folder for artifacts, parts and the names under which this gateway knew them.
         patience_s: how long the link may be gone before the pull gives up; the parts stay for the next one.
         begin: told how many bytes the artifact has, gives what is told of each step forward.
+        traffic: counts what came over the link, and what older versions in the cache had already.
 
     Raises:
         NotFound: the gateway has no such version.
@@ -66,8 +80,16 @@ async def pull(
     artifact = await asyncio.to_thread(open_whole, destination)
     if artifact is None:
         parts = cache / "parts"
+        bases = await asyncio.to_thread(cached_bases, name, cache)
         artifact = await pull_to(
-            client, info, destination, parts, patience_s=patience_s, begin=begin, replace_damaged=True
+            client,
+            info,
+            destination,
+            parts,
+            patience_s=patience_s,
+            begin=begin,
+            replace_damaged=True,
+            reuse=Reuse(bases=bases, traffic=traffic or Traffic()),
         )
     await asyncio.to_thread(remember, cache, client.url, info, is_newest=version is None)
     return artifact
@@ -82,11 +104,12 @@ async def pull_to(
     patience_s: float = PATIENCE_S,
     begin: Begin = _silent,
     replace_damaged: bool = False,
+    reuse: Reuse | None = None,
 ) -> Artifact:
     """Download one version into a folder that appears whole or not at all; raises as `pull`.
 
     Another process that downloads the same version into the same parts is waited for. `replace_damaged` is for a
-    folder of the library's own, where nothing else can lie.
+    folder of the library's own, where nothing else can lie. What `reuse` names is not downloaded again.
 
     Raises:
         Conflict: the folder is there with other content.
@@ -99,17 +122,22 @@ async def pull_to(
         await asyncio.to_thread(_make_way, destination, replace_damaged=replace_damaged)
         data, signature = await patiently(lambda: client.manifest(info.name, info.version), patience_s)
         manifest = _checked(client.url, info, data)
-        advance = begin(manifest.size_bytes)
-        downloads = {
-            entry.sha256: Download(client, entry, parts, patience_s, Meter(advance))
-            for entry in manifest.files.values()
-        }
+        progress = Progress(advance=begin(manifest.size_bytes), patience_s=patience_s)
+        reuse = reuse or Reuse()
+        files = ChunkedFiles(client, manifest.files, reuse.bases, notes=FolderNotes(parts), traffic=reuse.traffic)
+        downloads = {entry.sha256: Download(client, files, entry, parts, progress) for entry in manifest.files.values()}
         for download in downloads.values():
             await download.run()
         artifact = Artifact(folder=destination, manifest=manifest, manifest_bytes=data, signature=signature)
         return await asyncio.to_thread(_assemble, artifact, {key: item.path for key, item in downloads.items()})
     finally:
         os.close(locked)
+
+
+def cached_bases(name: str, cache: Path) -> tuple[Base, ...]:
+    """What the cache holds of a model: the newest versions."""
+    versions = cached_versions(name, cache)[:_MAX_BASES]
+    return tuple(Base(folder=artifact.folder, files=artifact.manifest.files) for artifact in versions)
 
 
 def pull_model(

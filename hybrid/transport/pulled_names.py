@@ -42,6 +42,16 @@ def cached_model(name: str, version: str | None, cache: Path, *, url: str | None
     return None
 
 
+def cached_versions(name: str, cache: Path) -> tuple[Artifact, ...]:
+    """Every version of a name that lies in the cache whole, from any gateway, the highest sequence first."""
+    digests: set[str] = set()
+    for path in cache.glob(f"names/*/{check_word(name)}.json"):
+        digests.update(_read_note(path).versions.values())
+    found = [open_whole(artifact_folder(cache, digest)) for digest in sorted(digests)]
+    whole = [artifact for artifact in found if artifact is not None]
+    return tuple(sorted(whole, key=lambda artifact: artifact.manifest.sequence, reverse=True))
+
+
 def open_whole(folder: Path) -> Artifact | None:
     """The artifact that lies there whole, or None."""
     if not folder.is_dir():
