@@ -94,14 +94,14 @@ class _Calls:
         """The next bytes of a blob; the last ones finish it."""
         self.admit(request, "publish")
         sha256 = check_digest(request.match_info["sha256"])
-        offset, total_bytes = _number(request, "Upload-Offset"), _number(request, "Upload-Length")
+        offset, total_bytes = upload_number(request, "Upload-Offset"), upload_number(request, "Upload-Length")
         check_body(request, MAX_PIECE_BYTES)
         found = await asyncio.to_thread(self.registry.find_blob, sha256)
         if found is not None:
             return _here(201, total_bytes)
         upload = await self._begin(sha256, offset, total_bytes)
         try:
-            await _take_body(request, upload)
+            await take_body(request, upload)
             is_complete = upload.is_complete
             if is_complete:
                 await asyncio.to_thread(upload.finish)
@@ -214,8 +214,8 @@ def answering(handler: _Handler) -> _Handler:
     return answer
 
 
-async def _take_body(request: web.Request, upload: Upload) -> None:
-    """Write the body as it comes, off the event loop, in blocks of a megabyte."""
+async def take_body(request: web.Request, upload: Upload) -> None:
+    """Write a request's body to an upload as it comes, off the event loop, in blocks of a megabyte."""
     left = request.content_length or 0
     while left:
         block = await _block(request, min(left, _WRITE_BYTES))
@@ -273,7 +273,8 @@ def check_body(request: web.Request, most_bytes: int) -> None:
         raise TooLarge(f"a body of {request.content_length} bytes is refused: at most {most_bytes} here")
 
 
-def _number(request: web.Request, header: str) -> int:
+def upload_number(request: web.Request, header: str) -> int:
+    """A count of bytes from a request's header. Raises `BadMessage`."""
     text = request.headers.get(header, "")
     if not text.isascii() or not text.isdigit() or len(text) > 16:
         raise BadMessage(f"header {header} is {text[:40]!r}: a whole number of bytes is wanted")

@@ -37,6 +37,10 @@ class FleetCalls(Protocol):
         """Bring the bytes that an item refers to; resumed by the implementation."""
         ...
 
+    def own_blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        """Bytes that the gateway keeps for this box alone, such as a large outcome, from an offset on."""
+        ...
+
     async def manifest(self, name: str, version: str) -> tuple[bytes, str | None]:
         """Exact bytes of a manifest, and its signature as text."""
         ...

@@ -273,7 +273,10 @@ class IngestAnswer(Message):
 
 
 class Outcome(Message):
-    """What became of a deferred inference: an encoded reply of the wire's message, or an error's code and message."""
+    """What became of a deferred inference: a reply as `hybrid.fleet.packed` writes it, or an error's code and message.
+
+    A reply of more than 4 MiB is a blob of the box's own space (`blob_sha256`).
+    """
 
     stream: str
     seq: int
