@@ -46,6 +46,7 @@ class InferRequest:
         output_codec: codec for the response's tensors.
         deadline_s: seconds left when this was sent; None without a deadline.
         traceparent: W3C trace context.
+        hops: how many services passed it on; one that was passed on once is computed where it arrives.
     """
 
     model_name: str = ""
@@ -59,11 +60,16 @@ class InferRequest:
     output_codec: str = RAW
     deadline_s: float | None = None
     traceparent: str = ""
+    hops: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferResponse:
-    """The answer, with the gateway's own measurements in seconds."""
+    """The answer, with the gateway's own measurements in seconds.
+
+    Attributes:
+        via: URL of the gateway that had a part in it, where a box passed the request on.
+    """
 
     model_name: str = ""
     model_version: str = ""
@@ -72,6 +78,7 @@ class InferResponse:
     receive_s: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    via: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +173,8 @@ def encode_request(request: InferRequest) -> EncodedMessage:
         parameters["hybrid_output_codec"] = request.output_codec
     if request.deadline_s is not None:
         parameters["hybrid_deadline_s"] = request.deadline_s
+    if request.hops:
+        parameters["hybrid_hops"] = request.hops
     parameters["binary_data_output"] = True
     header = _RequestHeader(
         inputs=_tensor_headers(request.inputs),
@@ -190,6 +199,7 @@ def encode_response(response: InferResponse) -> EncodedMessage:
             "hybrid_receive_s": response.receive_s,
             "hybrid_queue_s": response.queue_s,
             "hybrid_compute_s": response.compute_s,
+            **({"hybrid_via": response.via} if response.via else {}),
         },
         outputs=_tensor_headers(response.outputs),
     )
@@ -208,11 +218,12 @@ def decode_request(header: Buffer, limits: Limits) -> BodyPlan[InferRequest]:
     texts = {name: _text(parameters, f"hybrid_{name}") for name in _REQUEST_TEXTS}
     codec = _text(parameters, "hybrid_output_codec") or RAW
     deadline_s = _seconds(parameters, "hybrid_deadline_s") if "hybrid_deadline_s" in parameters else None
+    hops = _count(parameters, "hybrid_hops")
     outputs = tuple(_output_request(output, parameters) for output in found.outputs)
 
     def make(tensors: tuple[Tensor, ...]) -> InferRequest:
         return InferRequest(
-            id=found.id, inputs=tensors, outputs=outputs, output_codec=codec, deadline_s=deadline_s, **texts
+            id=found.id, inputs=tensors, outputs=outputs, output_codec=codec, deadline_s=deadline_s, hops=hops, **texts
         )
 
     return BodyPlan(make, planned, n_body_bytes)
@@ -223,6 +234,7 @@ def decode_response(header: Buffer, limits: Limits) -> BodyPlan[InferResponse]:
     found = _decoded(_RESPONSE, header)
     planned, n_body_bytes = _planned(found.outputs, limits)
     receive_s, queue_s, compute_s = (_seconds(found.parameters, name) for name in _RESPONSE_SECONDS)
+    via = _text(found.parameters, "hybrid_via")
 
     def make(tensors: tuple[Tensor, ...]) -> InferResponse:
         return InferResponse(
@@ -233,6 +245,7 @@ def decode_response(header: Buffer, limits: Limits) -> BodyPlan[InferResponse]:
             receive_s=receive_s,
             queue_s=queue_s,
             compute_s=compute_s,
+            via=via,
         )
 
     return BodyPlan(make, planned, n_body_bytes)
@@ -333,6 +346,13 @@ def _text(parameters: dict[str, Parameter], name: str) -> str:
     value = parameters.get(name, "")
     if not isinstance(value, str):
         raise BadMessage(f"parameter {name} is {type(value).__name__}; it must be text")
+    return value
+
+
+def _count(parameters: dict[str, Parameter], name: str) -> int:
+    value = parameters.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1000:
+        raise BadMessage(f"parameter {name} is {value!r}; it must be a small count")
     return value
 
 

@@ -48,7 +48,11 @@ class EncodedReply(NamedTuple):
 
 
 def encode_reply(
-    model: tuple[str, str], request_id: str, outputs: Sequence[ReplyOutput], regions: RegionWriter | None
+    model: tuple[str, str],
+    request_id: str,
+    outputs: Sequence[ReplyOutput],
+    regions: RegionWriter | None,
+    parameters: tuple[tuple[str, str], ...] = (),
 ) -> EncodedReply:
     """The reply of one inference.
 
@@ -57,11 +61,12 @@ def encode_reply(
         request_id: echoed, "" leaves it out.
         outputs: in the order of the reply.
         regions: shared memory, None while that is not allowed.
+        parameters: of the reply: where it was computed.
 
     Raises:
         TensorMismatch: an output that has no JSON form was asked for in JSON, or does not fit its region.
     """
-    quick = None if request_id else _quick_reply(model, outputs)
+    quick = None if request_id else _quick_reply(model, outputs, parameters)
     if quick is not None:
         return quick
     tensors: list[OutputTensor] = []
@@ -84,17 +89,19 @@ def encode_reply(
         else:
             tensor.data = list_of_array(output.name, datatype, array)
         tensors.append(tensor)
-    header = _encoder.encode(InferReply(model[0], model[1], tensors, request_id))
+    header = _encoder.encode(InferReply(model[0], model[1], tensors, request_id, dict(parameters) or None))
     return EncodedReply([header, *buffers], len(header) if binary else None)
 
 
-def _quick_reply(model: tuple[str, str], outputs: Sequence[ReplyOutput]) -> EncodedReply | None:
+def _quick_reply(
+    model: tuple[str, str], outputs: Sequence[ReplyOutput], parameters: tuple[tuple[str, str], ...]
+) -> EncodedReply | None:
     """A reply of numbers in binary alone: its JSON is that of the last one of these shapes. None for other replies."""
-    key: list[object] = [model]
+    key: list[object] = [model, parameters]
     buffers: list[bytes | memoryview] = []
     for output in outputs:
-        parameters, array = output.parameters, output.array
-        if not output.binary or parameters.classification or parameters.shared_memory_region is not None:
+        form, array = output.parameters, output.array
+        if not output.binary or form.classification or form.shared_memory_region is not None:
             return None
         datatype = datatype_of(array)
         if datatype == BYTES:
@@ -106,7 +113,7 @@ def _quick_reply(model: tuple[str, str], outputs: Sequence[ReplyOutput]) -> Enco
         tensors = [OutputTensor(output.name, datatype_of(output.array), list(output.array.shape)) for output in outputs]
         for tensor, data in zip(tensors, buffers, strict=True):
             tensor.parameters = {"binary_data_size": len(data)}
-        header = _encoder.encode(InferReply(model[0], model[1], tensors, ""))
+        header = _encoder.encode(InferReply(model[0], model[1], tensors, "", dict(parameters) or None))
         if len(_headers) >= _MAX_HEADERS:
             _headers.clear()
         _headers[tuple(key)] = header

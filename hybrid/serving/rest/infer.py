@@ -11,9 +11,11 @@ from time import perf_counter
 from aiohttp import web
 
 from hybrid.errors import HybridError, TensorMismatch
-from hybrid.serving.engines.executor import Computed
+from hybrid.serving.computing import ComputeHere
+from hybrid.serving.engines.executor import Computed, Place
 from hybrid.serving.engines.loaded_models import LoadedModel
 from hybrid.serving.engines.session import EngineSession
+from hybrid.serving.rest.asking import asked_of
 from hybrid.serving.rest.body import HEADER_LENGTH, ON_LOOP_BYTES, Body
 from hybrid.serving.rest.decode import Decoded, decode_call, decode_known
 from hybrid.serving.rest.encode import EncodedReply, ReplyOutput, encode_reply, is_slow
@@ -26,10 +28,11 @@ _COMPRESS_FROM_BYTES = 1024
 class InferHandler:
     """Handles `POST /v2/models/{name}[/versions/{version}]/infer`."""
 
-    __slots__ = ("_service",)
+    __slots__ = ("_compute", "_service")
 
     def __init__(self, service: InferenceService) -> None:
         self._service = service
+        self._compute = service.compute or ComputeHere(service.executor)
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one call. Raises `HybridError`, which the middleware turns into JSON."""
@@ -47,12 +50,15 @@ class InferHandler:
             decoded = decode_known(body, session.inputs) or await decode_call(body, session.inputs, service.regions)
             decoded_s = perf_counter()
             names = wanted_outputs(decoded.call, session)
-            computed = await service.executor.compute(
-                session, decoded.feeds, names, n_checked_bytes=decoded.n_checked_bytes
+            asked = asked_of(request.headers, decoded.call.parameters, started_s)
+            computed = await self._compute(
+                model, session, decoded.feeds, names, asked, n_checked_bytes=decoded.n_checked_bytes
             )
             computed_s = perf_counter()
             reply = await _encode(service, loaded, decoded, names, computed)
             response = await _response(request, reply)
+            if computed.place is not None:
+                _say_where(response, computed.place, model.model_digest)
         except (HybridError, web.HTTPException):
             statistics.failed(perf_counter() - started_s)
             raise
@@ -66,6 +72,9 @@ class InferHandler:
             infer_s=computed.compute_s,
             output_s=done_s - computed_s,
         )
+        if service.served is not None:
+            outputs = dict(zip(names, computed.outputs, strict=True))
+            service.served(model, decoded.feeds, outputs, done_s - started_s)
         if computed.n_together:
             statistics.shared(computed.n_together, computed.compute_s, leads=computed.leads)
         return response
@@ -97,9 +106,35 @@ async def _encode(
         for name, array, form in zip(names, computed.outputs, parameters, strict=True)
     ]
     model = (loaded.model.name, loaded.model.version)
+    place: tuple[tuple[str, str], ...] = ()
+    if computed.place is not None:
+        place = _place_parameters(computed.place, loaded.model.model_digest)
     if is_slow(outputs):
-        return await asyncio.to_thread(encode_reply, model, call.id, outputs, service.regions)
-    return encode_reply(model, call.id, outputs, service.regions)
+        return await asyncio.to_thread(encode_reply, model, call.id, outputs, service.regions, place)
+    return encode_reply(model, call.id, outputs, service.regions, place)
+
+
+def _place_parameters(place: Place, model_digest: str) -> tuple[tuple[str, str], ...]:
+    """Where it was computed, as parameters of the reply; few different ones, so that replies are remembered."""
+    code = place.fallback.partition(":")[0]
+    parameters = {
+        "placement": place.placement,
+        "model_digest": model_digest,
+        "gateway": place.gateway,
+        "cut": place.cut,
+    }
+    return tuple((f"hybrid_{name}", text) for name, text in {**parameters, "fallback": code}.items() if text)
+
+
+def _say_where(response: web.Response, place: Place, model_digest: str) -> None:
+    headers = response.headers
+    headers["Hybrid-Placement"] = place.placement
+    headers["Hybrid-Model-Digest"] = model_digest
+    if place.gateway:
+        headers["Hybrid-Gateway"] = place.gateway
+    if place.fallback:
+        text = place.fallback.encode("ascii", "replace").decode()
+        headers["Hybrid-Fallback"] = "".join(letter if letter.isprintable() else " " for letter in text)[:300]
 
 
 async def _response(request: web.Request, reply: EncodedReply) -> web.Response:

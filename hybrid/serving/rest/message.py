@@ -27,14 +27,25 @@ class OutputParameters(msgspec.Struct, frozen=True):
 
 
 class RequestParameters(msgspec.Struct, frozen=True):
-    """Parameters of the whole request that mean something here."""
+    """Parameters of the whole request that mean something here.
+
+    Attributes:
+        priority: Triton's: 1 is the highest, 0 leaves it to the model.
+        timeout: Triton's: microseconds that the answer may take; 0 for no limit.
+        hybrid_priority: 0 to 9, higher first; -1 leaves it to the model.
+        hybrid_deadline_s: seconds that the answer may take; 0 for no limit.
+    """
 
     binary_data_output: bool = False
+    priority: int = 0
+    timeout: int = 0
+    hybrid_priority: int = -1
+    hybrid_deadline_s: float = 0.0
 
 
 _NO_INPUT_PARAMETERS = InputParameters()
 NO_OUTPUT_PARAMETERS = OutputParameters()
-_NO_REQUEST_PARAMETERS = RequestParameters()
+NO_REQUEST_PARAMETERS = RequestParameters()
 NO_DATA = msgspec.Raw(b"")
 """Stands where an input carries no JSON data."""
 
@@ -62,7 +73,7 @@ class InferCall(msgspec.Struct, frozen=True):
     inputs: list[InputTensor]
     id: str = ""
     outputs: list[WantedOutput] = []
-    parameters: RequestParameters = _NO_REQUEST_PARAMETERS
+    parameters: RequestParameters = NO_REQUEST_PARAMETERS
 
 
 class OutputTensor(msgspec.Struct, omit_defaults=True):
@@ -82,3 +93,4 @@ class InferReply(msgspec.Struct, omit_defaults=True):
     model_version: str
     outputs: list[OutputTensor]
     id: str = ""
+    parameters: dict[str, str] | None = None

@@ -1,19 +1,26 @@
 """What the handlers of the inference protocol share: models, executor, counters, limits and who may do what."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from aiohttp import web
 
 from hybrid.hosting.identity import Right
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.engines.batch_shelf import Verdict
+from hybrid.serving.computing import Compute
 from hybrid.serving.engines.executor import Executor
 from hybrid.serving.engines.loaded_models import LoadedModels
+from hybrid.serving.engines.served_model import ServedModel
 from hybrid.serving.engines.statistics import StatisticsBoard
 from hybrid.serving.rest.body import BodyLimits
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
+
+if TYPE_CHECKING:  # it parses models, which a service without batches need not load
+    from hybrid.serving.engines.batch_shelf import Verdict
+
+Served = Callable[[ServedModel, Mapping[str, np.ndarray], Mapping[str, np.ndarray], float], None]
 
 EXTENSIONS: Final = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics", "trace", "logging",
@@ -39,6 +46,8 @@ class InferenceService:
         extensions: what the metadata names.
         degraded: why models do not run where the operator wanted them to; empty where they do.
         batching: what trials found about batches of the model with that digest.
+        compute: computes the requests; None: this machine's engine does.
+        served: told of every answer, after it was encoded: the model, its inputs and outputs by name, and seconds.
     """
 
     name: str
@@ -53,4 +62,6 @@ class InferenceService:
     regions: SharedMemoryRegions | None = None
     extensions: tuple[str, ...] = EXTENSIONS
     degraded: Callable[[], str] = lambda: ""
-    batching: Callable[[str], Sequence[Verdict]] = lambda _: ()
+    batching: "Callable[[str], Sequence[Verdict]]" = lambda _: ()
+    compute: Compute | None = None
+    served: Served | None = None

@@ -11,6 +11,7 @@ from compression.tensor import datatype_of
 from hybrid.errors import BadMessage, DeadlinePassed, DigestMismatch, HybridError, NotFound, TensorMismatch, TooLarge
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.body_budget import BodyBudget
+from hybrid.serving.computing import Asked, Compute, ComputeHere
 from hybrid.serving.engines.executor import Computed, Executor
 from hybrid.serving.engines.loaded_models import LoadedModels
 from hybrid.serving.engines.served_model import ServedModel
@@ -36,6 +37,7 @@ class SplitService:
         shelf: tails.
         statistics: counters by model version.
         bodies: memory of all requests, what they decode to included.
+        compute: computes them; None: the executor does.
 
     Attributes:
         n_active: requests between their message and their answer.
@@ -48,7 +50,10 @@ class SplitService:
         shelf: TailShelf,
         statistics: StatisticsBoard,
         bodies: BodyBudget | None = None,
+        *,
+        compute: Compute | None = None,
     ) -> None:
+        self._compute = compute or ComputeHere(executor)
         self._executor = executor
         self._bodies = bodies or BodyBudget()
         self._models = models
@@ -109,6 +114,7 @@ class SplitService:
             receive_s=receive_s,
             queue_s=computed.queue_s,
             compute_s=computed.compute_s,
+            via="" if computed.place is None else computed.place.gateway,
         )
 
     async def prepare(self, model_digest: str, shape_key: str) -> PreparedReply:
@@ -168,7 +174,8 @@ class SplitService:
         unknown = [name for name in names if name not in session.output_names]
         if unknown:
             raise TensorMismatch(f"outputs {unknown[:5]} wanted; there are {session.output_names[:50]}")
-        computed = await self._executor.compute(session, feeds, names, deadline_s)
+        asked = Asked(deadline_s=deadline_s, hops=request.hops)
+        computed = await self._compute(model, session, feeds, names, asked)
         found = dict(zip(names, computed.outputs, strict=True))
         n_bytes = sum(array.nbytes for array in computed.outputs)
         packs = request.output_codec != RAW or any(array.dtype.kind == "O" for array in computed.outputs)
