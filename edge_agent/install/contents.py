@@ -101,15 +101,21 @@ def empty_but(disk: Disk, folder: Path, manifest: Manifest) -> None:
 
 
 def fill(
-    disk: Disk, folder: Path, papers: Papers, manifest: Manifest, sources: Callable[[str], Iterable[Path]]
+    disk: Disk,
+    folder: Path,
+    papers: Papers,
+    manifest: Manifest,
+    sources: Callable[[str], Iterable[Path]],
+    *,
+    may_move: Callable[[Path], bool],
 ) -> None:
     """Make a slot of files that are here: those that lie in it already stay, others are moved or copied in.
 
     Everything is on the disk when this returns; the caller then reads it all again.
 
     Args:
-        sources: paths of files that were verified to have a digest, given the digest: the first is moved where it is
-            among `downloads`, and copied else (a file of the other slot has one name and keeps it).
+        sources: paths of files that were verified to have a digest, given the digest; the first is taken.
+        may_move: whether a path may be moved; else it is copied (a file of the other slot has one name and keeps it).
 
     Raises:
         CorruptContent: a file that nobody has.
@@ -129,7 +135,7 @@ def fill(
             raise CorruptContent(f"{name} of {manifest.name}:{manifest.version} is not here although it was fetched")
         target = path_of(folder, name)
         _make_way(disk, folder, target)
-        if source.name == entry.sha256 and last_use[entry.sha256] == name:
+        if may_move(source) and last_use[entry.sha256] == name:
             disk.replace(source, target)
         else:
             disk.copy(source, target)

@@ -1,0 +1,369 @@
+"""One model of the box: its record, what answers, and the next step of its installation, carried out."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from edge_agent.install.contents import check_content, read_papers, set_aside
+from edge_agent.install.golden import compare, golden_arrays, tolerance_of
+from edge_agent.install.means import Means
+from edge_agent.install.preparing import Preparing
+from edge_agent.install.records import MOST_DETAIL, Slot, Slots, Wanted
+from edge_agent.install.rehearsal import chosen_variant
+from edge_agent.install.shelf import on_disk
+from edge_agent.install.transitions import (
+    RETRY_AFTER_S,
+    Assign,
+    Crash,
+    Damage,
+    Defer,
+    Event,
+    Fill,
+    Filled,
+    Prove,
+    Rehearsed,
+    Retry,
+    Spoil,
+    Task,
+    Warmed,
+    Withdraw,
+    step,
+    task_of,
+)
+from edge_agent.models.version import ModelVersion
+from hybrid.artifact.digest import digest_of_files
+from hybrid.artifact.manifest import Manifest, parse, variant_files
+from hybrid.errors import CorruptContent, EngineFailed, HybridError, Overloaded
+from hybrid.fleet.messages import Assigned, Installed
+
+_log = logging.getLogger("hybrid.agent.install")
+
+_CLOCK_SLACK_S: Final = 3600.0
+
+
+class Model:
+    """The slots of one model and what is done with them; its methods are called by one task at a time (`lock`)."""
+
+    def __init__(self, means: Means, name: str) -> None:
+        self.name = name
+        self.slots = Slots(name=name)
+        self.assigned: Assigned | None = None
+        self.lock = asyncio.Lock()
+        self.not_before_s = 0.0
+        self.n_failures = 0
+        self.trouble: HybridError | None = None
+        self.preparing: Preparing | None = None
+        self._means, self._shelf = means, means.shelf
+        self._checked: set[tuple[Slot, str]] = set()
+        self._told: ModelVersion | None = None
+        self._trial_from_s = 0.0
+
+    # -- the record
+
+    async def begin(self, crash: Callable[[], Crash | None], wanted_digest: str) -> None:
+        """Read the record, count a crash, and let the version that should answer do so, if its bytes are right."""
+        self.slots = await on_disk(self._shelf.load, self.name, self._means.trust(), wanted_digest)
+        happened = crash()
+        if happened is not None:
+            await self.happen(happened)
+        while self.slots.answers and not await self._is_sound(self.slots.answers):
+            pass  # the record now says what answers instead
+        await self.settle()
+
+    async def happen(self, event: Event) -> None:
+        """Note an event on the disk; only then does it count."""
+        before = self.slots
+        after = step(before, event)
+        if after == before:
+            return
+        if after.phase == "trial" != before.phase:
+            self._trial_from_s = asyncio.get_running_loop().time()
+        await on_disk(self._shelf.save, after)
+        self.slots = after
+        if (after.phase, after.answers, after.wanted) != (before.phase, before.answers, before.wanted):
+            await self._report()
+
+    async def _report(self) -> None:
+        told = self.installed()
+        _log.info("install.phase model=%s version=%s phase=%s code=%s", self.name, told.version, told.phase, told.code)
+        try:
+            await self._means.report(told)
+        except HybridError as exc:
+            _log.info("install.report model=%s code=%s", self.name, exc.code)  # the state call tells it too
+
+    async def assign(self, assigned: Assigned | None) -> None:
+        """What the box should have of this model; None for nothing."""
+        if self.assigned is None or assigned is None or self.assigned != assigned:
+            self.preparing, self.not_before_s, self.n_failures = None, 0.0, 0
+        self.assigned = assigned
+        if assigned is None:
+            await self.happen(Withdraw())
+        else:
+            wanted = Wanted(
+                artifact_digest=assigned.artifact_digest,
+                version=assigned.version,
+                rollout=assigned.rollout,
+                trial=assigned.trial,
+            )
+            await self.happen(Assign(wanted))
+        await self.settle()
+
+    @property
+    def task(self) -> Task:
+        """What is to do now."""
+        return task_of(self.slots)
+
+    # -- the steps
+
+    async def advance(self) -> None:
+        """Carry out what is to do until there is nothing more, or something must be waited for."""
+        while True:
+            task = self.task
+            if task == "fetch":
+                await self._fetch()
+            elif task == "rehearse":
+                await self._rehearse()
+            elif task == "warm":
+                await self._warm()
+            elif task == "wait":
+                if not self._may_retry():
+                    return
+                await self.happen(Retry())
+            elif task == "clear":
+                await self.settle()
+                await on_disk(self._shelf.clear, self.name)
+                return
+            else:
+                await self.settle()
+                return
+
+    async def fail(self, error: HybridError) -> None:
+        """The wanted version is refused; what answered before does."""
+        self.preparing = None
+        await self.happen(Spoil(error.code, str(error), self._means.now_s()))
+        await self.settle()
+
+    async def defer(self, error: HybridError) -> None:
+        """Not now."""
+        self.preparing = None
+        await self.happen(Defer(error.code, str(error), self._means.now_s()))
+        pause_s = self._means.settings.deferred_s
+        self.not_before_s = asyncio.get_running_loop().time() + pause_s * (0.5 + self._means.rng.random())
+
+    def postpone(self, error: HybridError) -> None:
+        """Try again after a random pause (full jitter); what is here stays."""
+        settings = self._means.settings
+        bound_s = min(settings.retry_first_s * 2.0 ** min(self.n_failures, 16), settings.retry_most_s)
+        asked_s = float(error.fields.get("retry_after_s", 0.0) or 0.0)
+        self.n_failures += 1
+        self.trouble = error
+        pause_s = min(asked_s, 3600.0) + self._means.rng.random() * bound_s
+        self.not_before_s = asyncio.get_running_loop().time() + pause_s
+
+    async def _fetch(self) -> None:
+        assert self.assigned is not None
+        if self.preparing is None:
+            self.preparing = Preparing(self._means, self.assigned)
+        papers, permitted = await self.preparing.papers(self.slots)
+        held = await self.preparing.complete(self.slots, papers, permitted, self._fill)
+        self._checked.add((self.slots.free, held.artifact_digest))
+        self.preparing, self.n_failures, self.trouble = None, 0, None
+        await self.happen(Filled(held))
+
+    def _fill(self) -> None:
+        """The free slot is about to be written; runs in the thread that writes it."""
+        after = step(self.slots, Fill())
+        if after != self.slots:
+            self._shelf.save(after)
+            self.slots = after
+        self._checked = {(slot, digest) for slot, digest in self._checked if slot == self.slots.answers}
+
+    async def _rehearse(self) -> None:
+        slot = self.slots.free
+        if not await self._is_sound(slot):
+            return
+        assert self.assigned is not None
+        papers = await on_disk(read_papers, self._means.disk, self._shelf.slot(self.name, slot))
+        permitted = await on_disk(
+            Preparing(self._means, self.assigned).permit, papers, self.slots
+        )  # keys may have gone
+        variant = chosen_variant(permitted.manifest, self._means.has_engine)
+        await self._means.rehearse(self._shelf.slot(self.name, slot), permitted.manifest, variant)
+        await self.happen(Rehearsed())
+
+    async def _warm(self) -> None:
+        slot = self.slots.free
+        if not await self._is_sound(slot):
+            return
+        version, manifest = await on_disk(self._version, slot)
+        try:
+            await self._means.host.open(version)
+            await self._compare_golden(version, manifest)
+        except HybridError:
+            await self._drop(version.artifact_digest)
+            raise
+        await self.happen(Warmed())
+        await self.settle()
+
+    async def watch(self) -> None:
+        """Look at the trial."""
+        slots = self.slots
+        if slots.phase != "trial" or slots.wanted is None or not slots.answers:
+            return
+        await self.settle()
+        trial = slots.wanted.trial
+        runs = self._means.host.runs(self.name)
+        lost = slots.answering
+        assert lost is not None
+        if runs.n_errors:
+            n_runs = runs.n_good + runs.n_errors
+            await self.happen(
+                Spoil("engine_failed", f"{runs.n_errors} of {n_runs} runs failed on trial", self._means.now_s())
+            )
+        elif (
+            slots.n_good + runs.n_good >= trial.n_good
+            or asyncio.get_running_loop().time() - self._trial_from_s >= trial.most_s
+        ):
+            try:
+                version, manifest = await on_disk(self._version, slots.answers)
+                await self._compare_golden(version, manifest)
+                await on_disk(self._keep_base, slots.answers)
+            except (CorruptContent, EngineFailed, ValueError) as exc:
+                if isinstance(exc, Overloaded) or not isinstance(exc, HybridError):
+                    raise
+                await self.happen(Spoil(exc.code, str(exc), self._means.now_s()))
+            else:
+                await self.happen(Prove())
+        if self.slots.phase != "trial":
+            await self.settle()
+            kept = self.slots.answering
+            for held in (lost, slots.held(slots.free)):
+                if held is not None and (kept is None or held.artifact_digest != kept.artifact_digest):
+                    await self._drop(held.artifact_digest)
+
+    async def settle(self) -> None:
+        """What the host answers with is what the record says."""
+        held = self.slots.answering
+        if held is None or not self.slots.answers:
+            if self._told is not None:
+                self._told = None
+                await self._drop("")
+            return
+        version, _ = await on_disk(self._version, self.slots.answers)
+        if version != self._told:
+            await self._means.host.answer(version)
+            self._told = version
+
+    # -- what is in the slots
+
+    async def _is_sound(self, slot: Slot) -> bool:
+        """Whether a slot holds the bytes that were installed; else it is set aside and the record says so."""
+        held = self.slots.held(slot)
+        if held is None:
+            await self.happen(Damage(slot))
+            return False
+        if (slot, held.artifact_digest) in self._checked:
+            return True
+        folder = self._shelf.slot(self.name, slot)
+        try:
+            await on_disk(self._check, slot, held.artifact_digest)
+        except CorruptContent as exc:
+            self.trouble = exc
+            if self._means.disk.is_folder(folder):
+                await on_disk(set_aside, self._means.disk, folder, self._means.now_s())
+            await self.happen(Damage(slot))
+            return False
+        self._checked.add((slot, held.artifact_digest))
+        return True
+
+    def _check(self, slot: Slot, digest: str) -> None:
+        folder = self._shelf.slot(self.name, slot)
+        try:
+            manifest = parse(read_papers(self._means.disk, folder).manifest)
+        except ValueError as exc:
+            raise CorruptContent(f"{folder}: its manifest is damaged ({exc})", path=str(folder)) from exc
+        check_content(self._means.disk, folder, digest, manifest)
+
+    def _version(self, slot: Slot) -> tuple[ModelVersion, Manifest]:
+        held = self.slots.held(slot)
+        assert held is not None
+        folder = self._shelf.slot(self.name, slot)
+        manifest = parse(read_papers(self._means.disk, folder).manifest)
+        variant = chosen_variant(manifest, self._means.has_engine)
+        terms = {} if self.assigned is None else {"priority": self.assigned.priority, "samples": self.assigned.samples}
+        version = ModelVersion(
+            name=self.name,
+            version=manifest.version,
+            model_digest=digest_of_files(variant_files(manifest, variant)),
+            path=folder / variant.files[0],
+            artifact_digest=held.artifact_digest,
+            folder=folder,
+            classes=manifest.classes or (),
+            variant=variant.id,
+            **terms,  # type: ignore[arg-type]
+        )
+        return version, manifest
+
+    async def _compare_golden(self, version: ModelVersion, manifest: Manifest) -> None:
+        golden = manifest.golden
+        if golden is None or version.folder is None:
+            return
+        read, folder = self._means.disk.read, version.folder
+        feeds = await on_disk(golden_arrays, read, folder, golden.inputs)
+        wanted = await on_disk(golden_arrays, read, folder, golden.outputs)
+        found = await self._means.host.run(version, feeds, list(wanted))
+        engine = next(variant.engine for variant in manifest.variants if variant.id == version.variant)
+        compare(found, wanted, tolerance_of(manifest, engine), f"{self.name}:{manifest.version}")
+
+    def _keep_base(self, slot: Slot) -> None:
+        """A publisher's version that is about to be committed is what `rounds` versions are compared with."""
+        trust, held = self._means.trust(), self.slots.held(slot)
+        if trust is not None and held is not None and held.signed_by in trust.keys("publisher"):
+            self._shelf.keep_base(self.name, read_papers(self._means.disk, self._shelf.slot(self.name, slot)))
+
+    async def _drop(self, artifact_digest: str) -> None:
+        try:
+            await self._means.host.drop(self.name, artifact_digest)
+        except HybridError as exc:
+            self.trouble = exc
+
+    def _may_retry(self) -> bool:
+        now_s, failure = self._means.now_s(), self.slots.failure
+        if self.slots.phase == "deferred":
+            return asyncio.get_running_loop().time() >= self.not_before_s
+        if failure is None:
+            return True
+        return now_s - failure.at_s >= RETRY_AFTER_S or now_s < failure.at_s - _CLOCK_SLACK_S
+
+    # -- what is told
+
+    def installed(self) -> Installed:
+        """How this model is, for the gateway."""
+        slots, runs = self.slots, self._means.host.runs(self.name)
+        held, wanted, failure = slots.answering, slots.wanted, slots.failure
+        is_told = self._told is not None and held is not None and self._told.artifact_digest == held.artifact_digest
+        return Installed(
+            name=self.name,
+            version=held.version if held is not None else wanted.version if wanted is not None else "",
+            artifact_digest=held.artifact_digest if held is not None else "",
+            wanted_digest=wanted.artifact_digest if wanted is not None and slots.phase != "committed" else "",
+            rollout=wanted.rollout if wanted is not None else "",
+            phase=slots.phase,
+            code=failure.code if failure is not None else self.trouble.code if self.trouble is not None else "",
+            detail=failure.detail if failure is not None else str(self.trouble or "")[:MOST_DETAIL],
+            n_good=slots.n_good + (runs.n_good if is_told else 0),
+            n_errors=slots.n_errors + (runs.n_errors if is_told else 0),
+            n_crashes=slots.n_crashes,
+            p50_s=runs.quantile_s(0.5) if is_told else 0.0,
+            p95_s=runs.quantile_s(0.95) if is_told else 0.0,
+        )
+
+    async def keep_counts(self) -> None:
+        """Before an orderly stop: what was counted is not counted from nothing after it."""
+        from msgspec.structs import replace
+
+        told = self.installed()
+        if self.slots.answers and (told.n_good, told.n_errors) != (self.slots.n_good, self.slots.n_errors):
+            self.slots = replace(self.slots, n_good=told.n_good, n_errors=told.n_errors)
+            await on_disk(self._shelf.save, self.slots)
