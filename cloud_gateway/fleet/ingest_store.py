@@ -118,6 +118,9 @@ class IngestStore:
         wall_s: Callable[[], float],
         connect: Callable[[Path], sqlite3.Connection] | None = None,
     ) -> None:
+        if connect is None:  # it holds what people's devices saw: nobody else on this machine may read it
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / FILE_NAME).touch(mode=0o600)
         self.database = Database(folder / FILE_NAME, MIGRATIONS, connect=connect)
         self.blobs = blobs
         self.limits = limits

@@ -117,8 +117,12 @@ class Outbox:
 
     async def flush(self) -> None:
         """Bring gathered telemetry onto the disk now."""
-        await self._ready.wait()
+        await self.opened()
         await self._commit()
+
+    async def opened(self) -> None:
+        """Return once the files are open."""
+        await self._ready.wait()
 
     def now_s(self) -> float:
         """The outbox's clock: forward only, over restarts."""

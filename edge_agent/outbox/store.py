@@ -9,6 +9,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from random import Random
 from typing import Final, TypeVar
@@ -16,13 +17,14 @@ from typing import Final, TypeVar
 from edge_agent.outbox.blob_files import BlobFiles
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.departure import next_batch
-from edge_agent.outbox.ledger import ROW, Ledger
+from edge_agent.outbox.ledger import ROW, Ledger, Row
 from edge_agent.outbox.place import Place
 from edge_agent.outbox.policy import DROPPED_FIRST, INLINE_BYTES, PRIORITY, OutboxLimits
 from edge_agent.outbox.records import Batch, Kept, NewItem, StoredItem
 from edge_agent.outbox.salvage import salvaged
 from edge_agent.outbox.schema import SCRIPT
 from hybrid.errors import CorruptContent, DiskFull, HybridError
+from hybrid.fleet.messages import Kind
 
 _T = TypeVar("_T")
 
@@ -174,7 +176,7 @@ class OutboxStore:
                     return [exc] * len(group)
             else:
                 self.is_full = any(isinstance(one, HybridError) for one in kept)
-                self._remove_unnamed(fresh)
+                self.remove_unnamed(fresh)
                 self._lay_ballast()
                 return kept
         return [DiskFull(f"{self._folder}: no room; make some", path=str(self._folder))] * len(group)
@@ -226,10 +228,11 @@ class OutboxStore:
             except BaseException:
                 self.ledger = before
                 raise
-            self._remove_unnamed(self.ledger.written())
+            self.remove_unnamed(self.ledger.written())
             return found
 
-    def _remove_unnamed(self, names: Iterable[str]) -> None:
+    def remove_unnamed(self, names: Iterable[str]) -> None:
+        """Remove those of these files that no row names."""
         with self.database.reading() as connection:
             unnamed = [
                 name
@@ -251,7 +254,7 @@ class OutboxStore:
             for kind in DROPPED_FIRST:
                 n_items = self.ledger.counts[kind].n_items
                 if n_items:
-                    self.write(lambda connection, kind=kind, goal=n_items // 2: self._halve(connection, kind, goal))  # type: ignore[misc]
+                    self.write(partial(self._halve, kind=kind, goal=n_items // 2))
                     self.database.give_back(0)
                     _log.warning("outbox.shed kind=%s n_items=%d reason=disk_full", kind, n_items - n_items // 2)
                     return True
@@ -259,11 +262,10 @@ class OutboxStore:
             return False
         return had_ballast
 
-    def _halve(self, connection: sqlite3.Connection, kind: str, goal: int) -> None:
-        for known in DROPPED_FIRST:
-            while known == kind and self.ledger.counts[known].n_items > goal:
-                if not self.ledger.drop_oldest(connection, known, 1 << 40):
-                    return
+    def _halve(self, connection: sqlite3.Connection, kind: Kind, goal: int) -> None:
+        while self.ledger.counts[kind].n_items > goal:
+            if not self.ledger.drop_oldest(connection, kind, 1 << 40):
+                return
 
     def _lay_ballast(self) -> None:
         if self._disk.size(self._ballast) >= _BALLAST_BYTES:
@@ -347,13 +349,12 @@ class OutboxStore:
         self.sound(lambda: self.write(lambda db: db.execute("INSERT OR REPLACE INTO facts VALUES ('probe', '')")))
 
     def _leave(self, item: StoredItem) -> None:
-        if item.id in self.ledger.settled or not self._is_held(item.id):
+        if item.id in self.ledger.settled:
             return
-        self.ledger.settle((item.id, item.kind, item.stream, item.seq, item.blob, item.n_bytes, ""))
-
-    def _is_held(self, row_id: int) -> bool:
         with self.database.reading() as connection:
-            return connection.execute("SELECT 1 FROM items WHERE id = ?", (row_id,)).fetchone() is not None
+            row: Row | None = connection.execute(f"SELECT {ROW} FROM items WHERE id = ?", (item.id,)).fetchone()  # noqa: S608
+        if row is not None:
+            self.ledger.settle(row)
 
     def _leave_now(self, *, always: bool = False) -> None:
         n_bytes = sum(row[5] for row in self.ledger.settled.values())
