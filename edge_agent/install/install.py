@@ -90,11 +90,23 @@ class Install:
             if not is_same and model.task == "fetch":
                 task.cancel()
 
-    def hurry(self) -> None:
-        """The link is back, or there is room again: what waits is tried now."""
+    def hurry(self, code: str = "") -> None:
+        """The link is back, or there is room again: what waits is tried now, and what failed with that code."""
         for model in self._models.values():
             model.not_before_s = 0.0
+            failure = model.slots.failure
+            model.may_retry = bool(code) and failure is not None and failure.code == code
         self._wake.set()
+
+    def kept(self) -> list[Assigned]:
+        """What is on this box, as if it were assigned: for a box that nobody ever told anything."""
+        return [
+            model.assigned
+            or Assigned(name=name, version=wanted.version, artifact_digest=wanted.artifact_digest, trial=wanted.trial)
+            for name, model in sorted(self._models.items())
+            for wanted in (model.slots.wanted,)
+            if wanted is not None
+        ]
 
     def installed(self) -> tuple[Installed, ...]:
         """How every model is."""

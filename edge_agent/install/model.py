@@ -52,6 +52,7 @@ class Model:
         self.lock = asyncio.Lock()
         self.not_before_s = 0.0
         self.n_failures = 0
+        self.may_retry = False
         self.trouble: HybridError | None = None
         self.preparing: Preparing | None = None
         self._means, self._shelf = means, means.shelf
@@ -319,7 +320,7 @@ class Model:
     def _keep_base(self, slot: Slot) -> None:
         """A publisher's version that is about to be committed is what `rounds` versions are compared with."""
         trust, held = self._means.trust(), self.slots.held(slot)
-        if trust is not None and held is not None and held.signed_by in trust.keys("publisher"):
+        if trust is not None and held is not None and held.signed_by in trust.trusted("publisher"):
             self._shelf.keep_base(self.name, read_papers(self._means.disk, self._shelf.slot(self.name, slot)))
 
     async def _drop(self, artifact_digest: str) -> None:
@@ -332,7 +333,8 @@ class Model:
         now_s, failure = self._means.now_s(), self.slots.failure
         if self.slots.phase == "deferred":
             return asyncio.get_running_loop().time() >= self.not_before_s
-        if failure is None:
+        if failure is None or self.may_retry:
+            self.may_retry = False
             return True
         return now_s - failure.at_s >= RETRY_AFTER_S or now_s < failure.at_s - _CLOCK_SLACK_S
 

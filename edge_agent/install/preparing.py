@@ -79,7 +79,7 @@ class Preparing:
         trust = self._means.trust()
         rollback = None
         if trust is not None and self.assigned.rollback is not None:
-            rollback = read_rollback(self.assigned.rollback, trust.keys("publisher"))
+            rollback = read_rollback(self.assigned.rollback, trust.trusted("publisher"))
         own = {held.artifact_digest for held in (slots.a, slots.b) if held is not None and held.is_good}
         past = Past(
             sequence=slots.sequence,

@@ -22,7 +22,7 @@ _OWN_FIELDS: Final = ("version", "sequence", "base", "lineage", "model_digest", 
 class TrustKeys(Protocol):
     """Whose signatures count, by the newest trust bundle."""
 
-    def keys(self, role: Literal["publisher", "rounds"], /) -> Mapping[str, bytes]:
+    def trusted(self, role: Literal["publisher", "rounds"], /) -> Mapping[str, bytes]:
         """Key id -> raw public key."""
         ...
 
@@ -81,7 +81,7 @@ def permit(
     signed_by = ""
     is_rounds = False
     if trust is not None:
-        publishers, rounds = trust.keys("publisher"), trust.keys("rounds")
+        publishers, rounds = trust.trusted("publisher"), trust.trusted("rounds")
         is_rounds = papers.signature is not None and papers.signature.key_id not in publishers
         signed_by = verify(
             papers.manifest, papers.signature, rounds if is_rounds else publishers, what=f"version of {name}"
@@ -109,7 +109,7 @@ def check_learned(papers: Papers, bases: tuple[Papers, ...], trust: TrustKeys) -
             f"{learned.name}:{learned.version} is signed by a rounds key, and its base {str(learned.base)[:16]} is not "
             f"on this box; assign the publisher's base first"
         )
-    verify(base.manifest, base.signature, trust.keys("publisher"), what=f"base of {learned.name}:{learned.version}")
+    verify(base.manifest, base.signature, trust.trusted("publisher"), what=f"base of {learned.name}:{learned.version}")
     differing = _differing(papers.manifest, base.manifest)
     if differing:
         raise Forbidden(

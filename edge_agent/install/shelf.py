@@ -126,7 +126,7 @@ class Shelf:
             papers = read_papers(self.disk, folder)
             signed_by = ""
             if trust is not None:
-                keys = {**trust.keys("rounds"), **trust.keys("publisher")}
+                keys = {**trust.trusted("rounds"), **trust.trusted("publisher")}
                 signed_by = verify(papers.manifest, papers.signature, keys)
             manifest = parse(papers.manifest)
             check_content(self.disk, folder, papers.digest, manifest)
