@@ -167,14 +167,24 @@ class SimulatedCalls:
         reply = await self._ask("manifest", msgspec.msgpack.encode((name, version)))
         return msgspec.msgpack.decode(reply, type=tuple[bytes, str | None])
 
-    async def blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+    def blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        return self._pieces("blob", sha256, offset)
+
+    def own_blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        return self._pieces("own_blob", sha256, offset)
+
+    async def _pieces(self, call: str, sha256: str, offset: int) -> AsyncIterator[bytes]:
         while True:
-            piece = await self._ask("blob", msgspec.msgpack.encode((sha256, offset, PIECE_BYTES)))
+            piece = await self._ask(call, msgspec.msgpack.encode((sha256, offset, PIECE_BYTES)))
             if piece:
                 yield piece
             offset += len(piece)
             if len(piece) < PIECE_BYTES:
                 return
+
+    async def chunk_index(self, call: Any) -> Any:
+        await self._ask("chunk_index", b"")
+        raise AssertionError("the simulated gateway has no chunks")
 
     async def _ask(self, call: str, request: bytes, timeout_s: float = 15.0) -> bytes:
         return await self.link.ask(self.who, call, request, timeout_s)

@@ -58,7 +58,7 @@ def connecting(disk: SimulatedDisk) -> Iterator[Connect]:
 class Cursor:
     """What a statement gave; complete when it is made."""
 
-    def __init__(self, rows: list[tuple], connection: apsw.Connection, columns: tuple | None) -> None:
+    def __init__(self, rows: list, connection: apsw.Connection, columns: tuple | None = None) -> None:
         self._rows = iter(rows)
         self.lastrowid = connection.last_insert_rowid()
         self.rowcount = connection.changes()
@@ -93,18 +93,19 @@ class Connection:
         with _mapped():
             cursor = self._made.cursor()
             done = cursor.execute(statement, parameters)
+            if self.row_factory is None:
+                return Cursor(list(done), self._made)
             columns = None
             with suppress(apsw.ExecutionCompleteError):
                 columns = tuple((name, *[None] * 6) for name, *_ in cursor.get_description())
             told = Cursor([], self._made, columns)
-            rows = [self.row_factory(told, row) for row in done] if self.row_factory else list(done)
-            return Cursor(rows, self._made, columns)
+            return Cursor([self.row_factory(told, row) for row in done], self._made, columns)
 
     def executemany(self, statement: str, rows: Any) -> Cursor:
         with _mapped():
             before = self._made.total_changes()
             self._made.cursor().executemany(statement, rows)
-            cursor = Cursor([], self._made, None)
+            cursor = Cursor([], self._made)
             cursor.rowcount = self._made.total_changes() - before
             return cursor
 
@@ -289,7 +290,7 @@ class _OpenFile:
         return 512
 
     def xDeviceCharacteristics(self) -> int:  # noqa: N802
-        return 0
+        return apsw.SQLITE_IOCAP_POWERSAFE_OVERWRITE  # as SQLite itself says of Unix files; the image keeps to it
 
     def xFileControl(self, _operation: int, _pointer: int) -> bool:  # noqa: N802
         return False

@@ -8,6 +8,9 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from tests.reliability.box import MODEL
+from tests.reliability.machine import DATA
+
 if TYPE_CHECKING:
     from tests.reliability.world import World
 
@@ -94,13 +97,60 @@ async def disk_full(world: "World", rng: Random) -> None:
 
 
 async def disk_failing(world: "World", rng: Random) -> None:
-    disk = rng.choice(world.boxes).disk
+    box = rng.choice(world.boxes)
+    disk = box.disk
     if disk is None:
         return
     disk.eio_ratio = rng.choice((0.02, 0.3))
+    box.is_tainted = True
     world.history.add("disk", "failing")
     await _for(world, rng, 1, 20)
     disk.eio_ratio = 0.0
+
+
+async def models_rot(world: "World", rng: Random) -> None:
+    """Bits of a slot change while the box is off."""
+    box = rng.choice(world.boxes)
+    box.end("power")
+    folder = DATA / "models" / MODEL / rng.choice("ab")
+    names = ("model.onnx", "manifest.json", "golden/y.npy")
+    box.image.flip_bits(folder / rng.choice(names), rng, rng.choice((1, 50)))
+    box.has_committed = False  # the other slot may be empty
+    world.history.add(box.name, "models rot")
+
+
+async def outbox_rots(world: "World", rng: Random) -> None:
+    """Bits of the outbox's database change while the box is off."""
+    box = rng.choice(world.boxes)
+    box.end("power")
+    box.image.flip_bits(DATA / "outbox" / rng.choice(("outbox.db", "outbox.db-wal")), rng, rng.choice((1, 200)))
+    box.is_rotten = True
+    world.history.add(box.name, "outbox rots")
+
+
+async def records_rot(world: "World", rng: Random) -> None:
+    """Bits of small files change while the box is off."""
+    box = rng.choice(world.boxes)
+    box.end("power")
+    for path in (DATA / "models" / MODEL / "slots.json", DATA / "desired.json", DATA / "running.json"):
+        if rng.random() < 0.5:
+            box.image.flip_bits(path, rng, rng.choice((1, 20)))
+    world.history.add(box.name, "records rot")
+
+
+async def set_back(world: "World", rng: Random) -> None:
+    """The box's disk is saved, and later put back as it was: an old image on an SD card."""
+    box = rng.choice(world.boxes)
+    if box.saved is None:
+        box.saved = (world.loop.now_s, box.image.copy())
+        return
+    saved_s, image = box.saved
+    box.saved = None
+    box.end("power")
+    box.image = image
+    box.rolled_back.append((saved_s, world.loop.now_s))
+    box.has_committed = False
+    world.history.add(box.name, "set back", to_s=saved_s)
 
 
 async def clock_jumps(world: "World", rng: Random) -> None:
@@ -123,6 +173,10 @@ FAULTS: dict[str, Fault] = {
     "box cut within": box_cut_within,
     "disk full": disk_full,
     "disk failing": disk_failing,
+    "models rot": models_rot,
+    "outbox rots": outbox_rots,
+    "records rot": records_rot,
+    "set back": set_back,
     "clock jumps": clock_jumps,
 }
 
