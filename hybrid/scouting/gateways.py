@@ -9,6 +9,7 @@ from typing import Protocol
 from hybrid.errors import GatewayUnreachable, GatewayUntrusted
 from hybrid.transport.client import GatewayClient, acquire, release
 from hybrid.transport.supervisor import State
+from hybrid.transport.token_source import Credential, TokenSource
 from hybrid.transport.trust import Trust
 
 log = logging.getLogger("hybrid.session")
@@ -37,7 +38,7 @@ class Gateways:
         token: the identity that is shown to them, None for none.
     """
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: Credential) -> None:
         self._token = token
         self._on_change: Callable[[], None] = _nobody_waits
         self._lock = Lock()
@@ -96,6 +97,8 @@ class Gateways:
     def _discover(self) -> None:
         from hybrid.discovery.find import find_gateways
 
+        if isinstance(self._token, TokenSource):
+            return  # whoever renews a token knows its gateway: it is named
         self._finder = find_gateways(
             self._token,
             on_found=lambda url, pin_sha256: self._join(url, Trust(pin_sha256=pin_sha256, is_explicit=False)),

@@ -18,6 +18,7 @@ from hybrid.schedule.standing import Standing
 from hybrid.transport import io_thread
 from hybrid.transport.pending import Pending, Reply
 from hybrid.transport.supervisor import State, Supervisor
+from hybrid.transport.token_source import Credential
 from hybrid.transport.trust import Trust
 from hybrid.wire.frames import Hello
 from hybrid.wire.limits import Limits
@@ -37,7 +38,7 @@ class GatewayClient:
         standing: how the gateway has done, whatever the model; shared by all who use this client.
     """
 
-    def __init__(self, url: str, token: str | None, *, trust: Trust, limits: Limits | None = None) -> None:
+    def __init__(self, url: str, token: Credential, *, trust: Trust, limits: Limits | None = None) -> None:
         self.url = url
         self.link = LinkEstimate()
         self.standing = Standing(self.link)
@@ -219,7 +220,7 @@ async def _answer(
             future.set_exception(GatewayUnreachable(f"the client was closed before {path} was answered"))
 
 
-_Key = tuple[str, str | None, Trust]
+_Key = tuple[str, Credential, Trust]
 
 _shared: dict[_Key, tuple[GatewayClient, int]] = {}
 _shared_lock = threading.Lock()
@@ -227,7 +228,7 @@ _clients: "weakref.WeakSet[GatewayClient]" = weakref.WeakSet()
 _inherited: list[Supervisor] = []
 
 
-def acquire(url: str, token: str | None, *, trust: Trust) -> GatewayClient:
+def acquire(url: str, token: Credential, *, trust: Trust) -> GatewayClient:
     """The process's client of this gateway with this identity: shared, counted, connecting in the background.
 
     Raises:

@@ -46,7 +46,7 @@ class _ProofAnswer(msgspec.Struct):
     mac: str
 
 
-class _Seen(aiohttp.Fingerprint):
+class SeenCertificate(aiohttp.Fingerprint):
     """Notes the certificate of each new TLS connection before a request goes out; refuses all but a pinned one."""
 
     def __init__(self, pin_sha256: str | None = None) -> None:
@@ -55,6 +55,7 @@ class _Seen(aiohttp.Fingerprint):
         self.certificate_der = b""
 
     def check(self, transport: asyncio.Transport) -> None:
+        """Note the certificate; called by aiohttp after each TLS handshake."""
         if self._pinned:
             super().check(transport)
         tls = transport.get_extra_info("ssl_object")
@@ -78,9 +79,9 @@ async def prove(url: str, token: str, *, timeout_s: float = 5.0, trust_env: bool
     """
     parts = Token.parse(token)
     client_nonce = secrets.token_bytes(NONCE_BYTES)
-    seen = _Seen()
+    seen = SeenCertificate()
     question = {"token_id": parts.id, "nonce": client_nonce.hex()}
-    status, body, rtt_s = await _get(url, question, seen, timeout_s=timeout_s, trust_env=trust_env)
+    status, body, rtt_s = await ask_seeing(url, PROOF_PATH, question, seen, timeout_s=timeout_s, trust_env=trust_env)
     server_nonce, mac = _parse(url, status, body)
     try:
         spki = spki_sha256(seen.certificate_der)
@@ -106,15 +107,26 @@ async def meet_pinned(url: str, pin_sha256: str, *, timeout_s: float = 5.0, trus
         GatewayUntrusted: it speaks no TLS, or carries another certificate.
         GatewayUnreachable: no connection, or no answer in time.
     """
-    seen = _Seen(pin_sha256)
-    _, _, rtt_s = await _get(url, {}, seen, timeout_s=timeout_s, trust_env=trust_env)
+    seen = SeenCertificate(pin_sha256)
+    _, _, rtt_s = await ask_seeing(url, PROOF_PATH, {}, seen, timeout_s=timeout_s, trust_env=trust_env)
     return Proof(url=url, certificate_sha256=_sha256(seen.certificate_der), rtt_s=rtt_s)
 
 
-async def _get(
-    url: str, query: dict[str, str], seen: _Seen, *, timeout_s: float, trust_env: bool
+async def ask_seeing(
+    url: str,
+    path: str,
+    query: dict[str, str],
+    seen: SeenCertificate,
+    *,
+    timeout_s: float,
+    trust_env: bool,
 ) -> tuple[int, bytes, float]:
-    """Status, body and RTT of one question over one fresh connection."""
+    """Status, body and RTT of one question over one fresh TLS connection, whose certificate is noted, not verified.
+
+    Raises:
+        GatewayUntrusted: no TLS, another certificate than the pinned one, or an endless answer.
+        GatewayUnreachable: no connection, or no answer in time.
+    """
     base = URL(url)
     if base.scheme != "https":
         raise GatewayUntrusted(f"{url} is not https: a gateway proves itself over TLS only", url=url)
@@ -135,7 +147,7 @@ async def _get(
                 auto_decompress=False,
                 trust_env=trust_env,
             ) as session,
-            session.get(base.joinpath(PROOF_PATH.lstrip("/")).with_query(query), allow_redirects=False) as response,
+            session.get(base.joinpath(path.lstrip("/")).with_query(query), allow_redirects=False) as response,
         ):
             rtt_s = time.perf_counter() - connected_s
             return response.status, await _read(url, response), rtt_s

@@ -26,7 +26,8 @@ from hybrid.transport.connection import ChannelConnection, ChannelSocket
 from hybrid.transport.http_carrier import HttpCarrier, ask_hello
 from hybrid.transport.http_reply import error_of_reply, plainly, whole_body
 from hybrid.transport.pending import Pending
-from hybrid.transport.trust import Tls, Trust, Verifier
+from hybrid.transport.token_source import Credential
+from hybrid.transport.trust import Tls, Trust, Verifier, showing
 from hybrid.wire.channel import Channel
 from hybrid.wire.frames import HIGHEST_VERSION, LOWEST_VERSION, Hello
 from hybrid.wire.limits import Limits
@@ -95,7 +96,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, url: URL, token: str | None, trust: Trust, *, limits: Limits, link: LinkEstimate,
+        self, url: URL, token: Credential, trust: Trust, *, limits: Limits, link: LinkEstimate,
         on_change: Callable[[State], None],
     ) -> None:  # fmt: skip
         self.state: State = "connecting"
@@ -118,12 +119,14 @@ class Supervisor:
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
         headers = {"Accept-Encoding": "identity", "User-Agent": SOFTWARE}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(
-                headers=headers, timeout=timeout, trust_env=True, ws_response_class=ChannelSocket
+                headers=headers,
+                timeout=timeout,
+                trust_env=True,
+                ws_response_class=ChannelSocket,
+                middlewares=(showing(self._token),),
             ) as session,
             asyncio.TaskGroup() as group,
         ):

@@ -20,3 +20,10 @@ Credential = str | TokenSource | None
 def text_of(credential: Credential) -> str | None:
     """The token of the moment, None for nobody; empty while a source has none."""
     return credential.text if isinstance(credential, TokenSource) else credential
+
+
+class RenewedToken:
+    """A source whose owner sets the token."""
+
+    def __init__(self) -> None:
+        self.text = ""

@@ -9,6 +9,7 @@ from yarl import URL
 
 from hybrid.errors import GatewayUntrusted, Unauthenticated
 from hybrid.transport.proof import prove
+from hybrid.transport.token_source import Credential, TokenSource, text_of
 
 PROOF_TIMEOUT_S: Final = 8.0
 
@@ -32,10 +33,22 @@ class Trust:
     is_explicit: bool = True
 
 
+def showing(credential: Credential) -> aiohttp.ClientMiddlewareType:
+    """Makes each request of a session show the token of the moment."""
+
+    async def show(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        token = text_of(credential)
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return await handler(request)
+
+    return show
+
+
 class Verifier:
     """Verifies one gateway, and remembers the certificate that proved itself."""
 
-    def __init__(self, url: URL, token: str | None, trust: Trust) -> None:
+    def __init__(self, url: URL, token: Credential, trust: Trust) -> None:
         self._url = url
         self._token = token
         self._trust = trust
@@ -57,8 +70,11 @@ class Verifier:
         if self._url.scheme != "https":
             return self._plain()
         pin_sha256 = self._trust.pin_sha256 or self._proven
-        if pin_sha256 is None and self._token is not None and not self._is_asked:
-            pin_sha256 = self._proven = await self._prove(self._token)
+        token = text_of(self._token)
+        if token == "":
+            raise Unauthenticated(f"there is no token for {self._url} at the moment; one is asked for")
+        if pin_sha256 is None and token is not None and not self._is_asked:
+            pin_sha256 = self._proven = await self._prove(token)
             self._is_asked = True
         if pin_sha256 is not None:
             return _fingerprint(pin_sha256)
@@ -84,8 +100,8 @@ class Verifier:
         try:
             proof = await prove(str(self._url), token, timeout_s=PROOF_TIMEOUT_S, trust_env=True)
         except (GatewayUntrusted, Unauthenticated) as exc:
-            if not self._trust.is_explicit:
-                raise
+            if not self._trust.is_explicit or isinstance(self._token, TokenSource):
+                raise  # a token that is renewed proves the gateway sooner or later
             # A named gateway behind a proxy that ends TLS cannot prove the proxy's key: the web's authorities decide.
             _log.info("gateway.no_proof url=%s reason=%s", self._url, exc)
             return None

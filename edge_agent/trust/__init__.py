@@ -1,0 +1,1 @@
+"""Whom a box believes and who it is: key, installation, enrolment, access, time."""

@@ -1,0 +1,272 @@
+"""The agent's access to its gateway: enrolled, met, admitted, and renewed before it runs out."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_agent.disk import Disk
+from edge_agent.part import Problem
+from edge_agent.trust.enrolling import enroll
+from edge_agent.trust.identity import TOKEN_FILE, BoxIdentity, Enrolment
+from edge_agent.trust.locating import Browse, Locator
+from edge_agent.trust.machine import Machine, this_machine
+from edge_agent.trust.trusted_time import TrustedTime
+from hybrid.errors import Forbidden, HybridError, LinkError, NotAdmitted, StorageError
+from hybrid.fleet.enrolment_token import EnrolmentToken
+from hybrid.fleet.trust_bundle import SCHEMA, TrustBundle
+from hybrid.transport.fleet_client import FleetClient
+from hybrid.transport.fleet_hello import Met
+from hybrid.transport.fleet_link import BoxCredentials, FleetLink
+from hybrid.transport.token_source import TokenSource
+
+LOOK_S: Final = 3.0
+BACKOFF_S: Final = 1.0
+BACKOFF_MAX_S: Final = 60.0
+REFUSED_PAUSE_S: Final = 60.0
+_log = logging.getLogger("hybrid.agent.trust")
+
+
+class AccessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the box stands with its gateway."""
+
+    enrolled: bool
+    box_id: str = ""
+    name: str = ""
+    tags: dict[str, str] = {}
+    gateway: str = ""
+    connected: bool = False
+    admission: str = ""
+    has_root: bool = False
+    trust_sequence: int = -1
+    epoch: str = ""
+    trusted_time_s: float = 0.0
+
+
+class Access:
+    """A `Part`: keeps an access token while there is a gateway, and everything that needs one going.
+
+    Attributes:
+        identity: who the box is.
+        time: the trusted time.
+        link: to the gateway.
+        calls: the fleet's calls; raise `NotAdmitted` while the box belongs nowhere.
+    """
+
+    name = "access"
+
+    def __init__(
+        self,
+        data: Path,
+        disk: Disk,
+        *,
+        rng: random.Random,
+        machine: Machine | None = None,
+        gateway: str = "",
+        software: str = "",
+        browse: Browse | None = None,
+        clock_s: Callable[[], float] | None = None,
+    ) -> None:
+        """Reads some small files; blocking.
+
+        Args:
+            data: the agent's folder.
+            disk: where it lies.
+            rng: of the pauses between attempts.
+            machine: where this is; looked at by default.
+            gateway: a URL in place of the one of the enrolment; empty or `auto` for that one.
+            software: version of the agent, told to the gateway.
+            browse: gives candidates for a gateway that is to be discovered.
+            clock_s: a clock that only runs forward; the event loop's by default.
+        """
+        self._disk = disk
+        self._rng = rng
+        self._gateway = "" if gateway == "auto" else gateway
+        self._software = software
+        self._browse = browse
+        self.identity = BoxIdentity(data, disk, machine or this_machine())
+        self.time = TrustedTime(self.identity.files, clock_s=clock_s)
+        self.link = FleetLink(self._locate, learn_time=self.time.learn, now_s=clock_s)
+        self.calls = FleetClient(self.link)
+        self._locator: Locator | None = None
+        self._found_url = ""
+        self._problem: Problem | None = None
+        self._is_connected = False
+        self._adopt()
+
+    @property
+    def epoch(self) -> str:
+        """Of this installation."""
+        return self.identity.epoch
+
+    @property
+    def run_id(self) -> str:
+        """Of this start of the agent."""
+        return self.identity.run
+
+    @property
+    def enrolment(self) -> Enrolment | None:
+        """Where the box belongs; None for nowhere."""
+        return self.identity.enrolment
+
+    @property
+    def token_source(self) -> TokenSource:
+        """The access token for sessions; its text is empty while there is none."""
+        return self.link.token
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway is, as far as this box knows; empty for nowhere."""
+        return self._locator.url if self._locator is not None else ""
+
+    def trust(self) -> TrustBundle | None:
+        """Whose signatures count: None in a fleet without a root; an empty bundle where none has come yet."""
+        enrolment = self.identity.enrolment
+        if enrolment is None or not enrolment.root_sha256:
+            return None
+        return self.identity.trust or TrustBundle(schema=SCHEMA, root_key="0" * 64, sequence=-1)
+
+    async def take_trust(self, envelope: bytes) -> TrustBundle:
+        """Keep a newer trust bundle.
+
+        Raises:
+            Forbidden, BadMessage, CorruptContent: it is not one for this box; the old one stays.
+        """
+        return await asyncio.to_thread(self.identity.take_trust, envelope)
+
+    async def renew_epoch(self) -> None:
+        """Draw a new epoch and tell it with the next access call."""
+        await asyncio.to_thread(self.identity.renew_epoch)
+        self.link.token.text = ""
+
+    async def run(self) -> None:
+        """See `Part`."""
+        n_failures = 0
+        try:
+            while True:
+                pause_s, n_failures = await self._once(n_failures)
+                await asyncio.sleep(pause_s)
+        finally:
+            self._is_connected = False
+            await self.link.close()
+
+    def problems(self) -> Sequence[Problem]:
+        """See `Part`."""
+        return [*self.identity.problems(), *([self._problem] if self._problem is not None else [])]
+
+    def status(self) -> object:
+        """See `Part`."""
+        enrolment, trust = self.identity.enrolment, self.trust()
+        return AccessStatus(
+            enrolled=enrolment is not None,
+            box_id=enrolment.box_id if enrolment is not None else "",
+            name=enrolment.name if enrolment is not None else "",
+            tags=enrolment.tags if enrolment is not None else {},
+            gateway=self.gateway_url,
+            connected=self._is_connected,
+            admission=self.link.admission,
+            has_root=trust is not None,
+            trust_sequence=trust.sequence if trust is not None else -1,
+            epoch=self.epoch,
+            trusted_time_s=self.time.now_s() if self._is_connected else 0.0,
+        )
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _once(self, n_failures: int) -> tuple[float, int]:
+        """One step: enrol, or renew what is half over; how long to wait then, and the failures in a row."""
+        try:
+            if not self.identity.is_sound and not await self._try_to_enroll():
+                return LOOK_S, 0
+            if not self.link.renew_in_s():
+                await self.link.renew()
+            self._problem, self._is_connected = None, True
+            await self._keep()
+            return min(self.link.renew_in_s() * self._rng.uniform(0.9, 1.0), REFUSED_PAUSE_S) or BACKOFF_S, 0
+        except NotAdmitted as exc:
+            self._failed("not_admitted", exc, "ask the gateway's administrator: hybrid fleet boxes show BOX")
+            return self._rng.uniform(REFUSED_PAUSE_S / 2, REFUSED_PAUSE_S), 0
+        except Forbidden as exc:
+            self._failed("forbidden", exc, "enrol the box with another token: hybrid agent enroll TOKEN")
+            return self._rng.uniform(REFUSED_PAUSE_S / 2, REFUSED_PAUSE_S), 0
+        except HybridError as exc:
+            do = "check the link and the gateway's address" if isinstance(exc, LinkError) else "see hybrid explain"
+            self._failed(exc.code, exc, do)
+            ceiling_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(n_failures, 10))
+            return self._rng.uniform(0, ceiling_s), n_failures + 1
+
+    def _failed(self, code: str, error: HybridError, do: str) -> None:
+        self._is_connected = False
+        if self._problem is None or self._problem.code != code:
+            _log.warning("access.failed code=%s reason=%s", code, error)
+        self._problem = Problem(code=code, what=str(error), do=do)
+
+    async def _try_to_enroll(self) -> bool:
+        """Look whether the box was enrolled meanwhile, or enrol it with a token that was laid down for it."""
+        if self.identity.files.has(TOKEN_FILE):
+            text = await asyncio.to_thread(self._disk.read, self.identity.files.folder / TOKEN_FILE)
+            token = EnrolmentToken.parse(text.decode("utf-8", "replace"))
+            await enroll(
+                self.identity,
+                token,
+                time=self.time,
+                software=self._software,
+                gateway=self._gateway,
+                browse=self._browse,
+            )
+            await asyncio.to_thread(self.identity.files.remove, TOKEN_FILE)
+        elif not self.identity.files.damaged:
+            await asyncio.to_thread(self.identity.reload)
+        self._adopt()
+        if not self.identity.is_sound and self.identity.enrolment is None:
+            self._problem = Problem(
+                code="not_enrolled",
+                what="this box belongs to no fleet: no models come, nothing is sent",
+                do="enrol it: hybrid agent enroll TOKEN (made with `hybrid fleet token create` on the gateway)",
+            )
+        return self.identity.is_sound
+
+    def _adopt(self) -> None:
+        """Show the identity that there is."""
+        enrolment, key = self.identity.enrolment, self.identity.key
+        if enrolment is None or key is None or not self.identity.is_sound:
+            self.link.credentials = None
+            return
+        self._locator = Locator(
+            bytes.fromhex(enrolment.authority_sha256),
+            self._gateway or enrolment.url,
+            may_look=enrolment.is_discovered and not self._gateway,
+            browse=self._browse,
+            moved=self._note_url,
+        )
+        self.link.credentials = BoxCredentials(
+            box_id=key.box_id,
+            authority_sha256=bytes.fromhex(enrolment.authority_sha256),
+            epoch=lambda: self.identity.epoch,
+            run=self.identity.run,
+            sign=key.sign,
+            software=self._software,
+        )
+
+    def _note_url(self, url: str) -> None:
+        self._found_url = url
+
+    async def _locate(self) -> Met:
+        if self._locator is None:
+            raise NotAdmitted("this box is not enrolled", admission="none")
+        return await self._locator()
+
+    async def _keep(self) -> None:
+        """Write down what was learned: the time, and where the gateway is now."""
+        await asyncio.to_thread(self.time.keep)
+        url, enrolment = self._found_url, self.identity.enrolment
+        if url and enrolment is not None and url != enrolment.url:
+            try:
+                await asyncio.to_thread(self.identity.enrolled, msgspec.structs.replace(enrolment, url=url), None)
+            except StorageError as exc:
+                _log.warning("access.address_not_kept reason=%s", exc)
+        self._found_url = ""
