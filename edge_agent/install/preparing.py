@@ -157,9 +157,10 @@ class Preparing:
             raise
 
     def _papers_here(self, slots: Slots) -> Papers | None:
-        """The wanted papers, where they came without a network or lie in a slot."""
+        """The wanted papers, where they came without a network or lie in a slot that is complete."""
         wanted = self.assigned.artifact_digest
-        folders = [self._means.imported(wanted), *(self._shelf.slot(slots.name, slot) for slot in ("a", "b"))]
+        slot = slots.slot_of(wanted)
+        folders = [self._means.imported(wanted), *([self._shelf.slot(slots.name, slot)] if slot else [])]
         for folder in folders:
             try:
                 papers = read_papers(self._disk, folder)
