@@ -68,7 +68,7 @@ class Runs:
 class ModelHost(Protocol):
     """What the installation of models asks of the part that runs them; every method is called on the event loop.
 
-    Raises `HybridError`s only: `ModelError` where the file is at fault, `Overloaded` where there was no memory just now.
+    Raises `HybridError`s only: `ModelError` where the file is at fault, `Overloaded` where there was no memory now.
     """
 
     async def open(self, version: ModelVersion) -> None:

@@ -38,7 +38,7 @@ def require(request: web.Request, right: Right) -> None:
 
 
 class FrontDoor:
-    """The gateway's one middleware.
+    """The one middleware of a service.
 
     Attributes:
         meter: counts every request.
@@ -102,9 +102,9 @@ def _check_no_page_asks(request: web.Request) -> None:
             at loopback).
     """
     if "Origin" in request.headers:
-        raise Forbidden("a web page's request (header Origin) is refused by a gateway with --no-auth; give it tokens")
+        raise Forbidden("a web page's request (header Origin) is refused where no tokens are asked for")
     if not all(map(_is_local, request.headers.getall("Host", ()))):
-        raise Forbidden("a gateway with --no-auth is asked as 127.0.0.1, [::1] or localhost only; use one of these")
+        raise Forbidden("without tokens this service is asked as 127.0.0.1, [::1] or localhost only; use one of these")
 
 
 def _is_local(host: str) -> bool:
@@ -116,7 +116,7 @@ def _is_local(host: str) -> bool:
 
 
 def _draining() -> Overloaded:
-    return Overloaded("this gateway is shutting down; ask another one or try again", retry_after_s=5)
+    return Overloaded("this service is shutting down; ask another one or try again", retry_after_s=5)
 
 
 def _refusal(request: web.Request, error: Exception) -> web.Response:
@@ -128,4 +128,4 @@ def _refusal(request: web.Request, error: Exception) -> web.Response:
     if isinstance(error, web.HTTPException | ConnectionError):
         raise error
     _log.error("http.fault method=%s path=%s", request.method, request.path, exc_info=error)
-    return json_reply({"error": "the gateway failed on this request; its log says more", "code": "error"}, status=500)
+    return json_reply({"error": "the service failed on this request; its log says more", "code": "error"}, status=500)

@@ -102,6 +102,7 @@ def outgoing(
     shape_key: str,
     deadline_s: float | None,
     traceparent: str,
+    hops: int = 0,
 ) -> Outgoing:
     """Encodes what crosses and builds the message.
 
@@ -113,6 +114,7 @@ def outgoing(
         shape_key: text of the request's shape key.
         deadline_s: seconds that the gateway has, None for no limit.
         traceparent: W3C trace context of the caller, or an empty string.
+        hops: how many services pass it on, the one that sends it included.
     """
     started_s = perf_counter()
     prospect, kept = way.prospect, here.kept
@@ -127,6 +129,7 @@ def outgoing(
         cut=prospect.cut,
         output_codec="lossless" if compress_reply else "none",
         deadline_s=deadline_s,
+        hops=hops,
         traceparent=traceparent,
     )
     return Outgoing(

@@ -1,18 +1,21 @@
 """Metrics of the engine: its memory, its queue, its batches and where it computes."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from hybrid.serving.body_budget import BodyBudget
-from hybrid.serving.engines.batch_shelf import BatchShelf
 from hybrid.serving.engines.executor import Executor
+
+if TYPE_CHECKING:  # it parses models, which a service without batches need not load
+    from hybrid.serving.engines.batch_shelf import BatchShelf
 
 
 class EngineMetrics:
-    """Turns the counters of one executor and its batches into metric families."""
+    """Turns the counters of one executor and its batches, where it makes any, into metric families."""
 
-    def __init__(self, executor: Executor, batches: BatchShelf, bodies: BodyBudget) -> None:
+    def __init__(self, executor: Executor, batches: "BatchShelf | None", bodies: BodyBudget) -> None:
         self._executor = executor
         self._batches = batches
         self._bodies = bodies
@@ -21,7 +24,8 @@ class EngineMetrics:
         """All families, as they stand now."""
         yield from self._memory()
         yield from self._queue()
-        yield from self._batching()
+        if self._batches is not None:
+            yield from self._batching(self._batches)
         yield from self._providers()
 
     def _memory(self) -> Iterator[Metric]:
@@ -62,7 +66,7 @@ class EngineMetrics:
             "hybrid_engine_late", "Requests dropped because their deadline could not be kept.", value=pool.n_late
         )
 
-    def _batching(self) -> Iterator[Metric]:
+    def _batching(self, batches: "BatchShelf") -> Iterator[Metric]:
         pool = self._executor.pool
         runs = CounterMetricFamily("hybrid_engine_runs", "Engine runs by the rows they had.", labels=["rows"])
         for n_rows, count in sorted(pool.rows.items()):
@@ -76,7 +80,7 @@ class EngineMetrics:
             "Rows that may share a run; 1: a trial found no gain.",
             labels=["model", "cut", "state"],
         )
-        for key, verdict in sorted(self._batches.verdicts.items()):
+        for key, verdict in sorted(batches.verdicts.items()):
             rows.add_metric([key[0][:16], key[2] if len(key) > 2 else "", verdict.state], verdict.max_rows)
         yield rows
 

@@ -93,8 +93,13 @@ def add_metrics_route(app: web.Application, collector: Collector) -> None:
 
     async def metrics(request: web.Request) -> web.Response:
         require(request, "read")
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(collector)
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+        return exposition(collector)
 
     app.router.add_get("/metrics", metrics)
+
+
+def exposition(collector: Collector) -> web.Response:
+    """The answer to `GET /metrics`."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -2,9 +2,10 @@
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
+from typing import NamedTuple
 from weakref import WeakSet
 
 from hybrid.artifact.cache import cache_dir
@@ -26,9 +27,24 @@ from hybrid.session.device import Device
 from hybrid.session.pushing import Pusher
 from hybrid.session.remote import Remote
 from hybrid.session.source import Source
+from hybrid.transport.token_source import Credential, text_of
 
 END_WAIT_S = 1.0
 """How long the interpreter's end waits for an encoding in progress."""
+
+
+class Neighbourhood(NamedTuple):
+    """Which gateways a session may ask, and as whom.
+
+    Attributes:
+        urls: named gateways, each with `#sha256=HEX` behind it where its certificate is pinned; empty to discover.
+        token: the identity to show.
+        hops: how many services pass each request on, this one included; 0 in a program.
+    """
+
+    urls: Sequence[str]
+    token: Credential
+    hops: int = 0
 
 
 class Connection:
@@ -92,8 +108,8 @@ def connect(
     options: Options,
     *,
     settings: Settings,
-    urls: Sequence[str],
-    token: str | None,
+    neighbourhood: Neighbourhood,
+    pieces: Callable[..., Engine] | None = None,
 ) -> Connection:
     """The remote half of a session.
 
@@ -104,18 +120,18 @@ def connect(
         declared: its inputs and outputs.
         options: the session's options.
         settings: the caller's onnxruntime parameters, for heads.
-        urls: named gateways; empty to discover them.
-        token: the identity to show.
+        neighbourhood: who may be asked.
+        pieces: opens heads and rests; None: as onnxruntime does, with the caller's parameters.
 
     Raises:
         UnknownCodec: `options.codec` names none.
         GatewayUnreachable: a URL that is none.
     """
     _require_known(options.codec)
-    gateways = Gateways(token)
+    gateways = Gateways(neighbourhood.token)
     allowance = Allowance(options)
     given_back_bytes = give_back_unused()
-    background = BackgroundEngine(engine.run, partial(open_piece, settings=settings))
+    background = BackgroundEngine(engine.run, pieces or partial(open_piece, settings=settings))
     preparation = Preparation(
         model_path=source.file,
         digest=source.digest,
@@ -138,10 +154,10 @@ def connect(
             session=engine.session,
         ),
         wants_cuts=options.kind in ("auto", "split"),
-        on_unknown=Pusher(source, token).push if options.push_model else _leave_alone,
+        on_unknown=Pusher(source, text_of(neighbourhood.token)).push if options.push_model else _leave_alone,
     )
-    gateways.begin(urls, on_change=preparation.wake)
-    remote = Remote(options, declared, device, preparation, allowance=allowance)
+    gateways.begin(neighbourhood.urls, on_change=preparation.wake)
+    remote = Remote(options, declared, device, preparation, allowance=allowance, hops=neighbourhood.hops)
     return Connection(gateways, preparation, background, allowance, remote)
 
 

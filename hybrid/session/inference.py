@@ -85,7 +85,7 @@ class InferenceSession:
         may_discover = token is not None or bool(os.environ.get("HYBRID_PIN"))
         if urls is None or (urls == () and not may_discover) or self._options.placement == "local":
             return
-        from hybrid.session.connected import connect
+        from hybrid.session.connected import Neighbourhood, connect
 
         declared = Declared.of(self._engine.session)
         self._alone = declared.obstacle or self._alone
@@ -97,8 +97,7 @@ class InferenceSession:
                 declared,
                 self._options,
                 settings=settings,
-                urls=urls,
-                token=token,
+                neighbourhood=Neighbourhood(urls, token),
             )
 
     # -- running
@@ -147,7 +146,7 @@ class InferenceSession:
         feeds: Mapping[str, Any],
         run_options: onnxruntime.RunOptions | None,
     ) -> Answer:
-        trip = Trip()
+        trip = Trip(deadline_s=self._options.deadline_s)
         call = self._call(connection, output_names, feeds, run_options, trip)
         if connection is not None and call is not None:
             answer = connection.remote.run(call)
@@ -179,7 +178,7 @@ class InferenceSession:
     ) -> Answer:
         import asyncio
 
-        trip = Trip()
+        trip = Trip(deadline_s=self._options.deadline_s)
         call = self._call(connection, output_names, feeds, run_options, trip)
         if connection is not None and call is not None:
             answer = await connection.remote.run_awaitable(call)
@@ -223,8 +222,7 @@ class InferenceSession:
         trip: Trip,
     ) -> Answer:
         """The device's own answer, within what is left of the deadline."""
-        deadline_s, before_s = self._options.deadline_s, perf_counter()
-        left_s = None if deadline_s is None else deadline_s - (before_s - trip.started_s)
+        before_s, left_s = perf_counter(), trip.left_s
         connection = self._connection
         if connection is not None and call is not None:
             outputs = connection.remote.compute(call, run_options, left_s)

@@ -65,7 +65,7 @@ class Planner:
             return None
         self._preparation.ensure_running()
         if self._must_wait(route):
-            self.wait(route, self._options.deadline_s or FORCED_WAIT_S)
+            self.wait(route, trip.deadline_s or FORCED_WAIT_S)
         before_s = perf_counter()
         plan = self._forced(route, trip) if self._options.is_forced else self._chosen(route, trip)
         trip.plan_s += perf_counter() - before_s
@@ -86,11 +86,10 @@ class Planner:
         return self._options.is_forced and not self._options.fallback and not route.has_way()
 
     def _chosen(self, route: Route, trip: Trip) -> Plan | None:
-        deadline_s = self._options.deadline_s
         way, decision = route.decide(
             self._allowance.constraints(),
             monotonic(),
-            left_s=deadline_s - (perf_counter() - trip.started_s) if deadline_s is not None else None,
+            left_s=trip.left_s,
             n_device_runs=self._device.n_runs,
             n_in_flight=self._device.n_requests - 1,
         )
@@ -102,7 +101,7 @@ class Planner:
         if trip.attempts and not way.holding.client.standing.retries.take():
             return None
         hedge_s = decision.hedge_s
-        if deadline_s is not None:
+        if trip.deadline_s is not None:
             # The device must begin in time, whatever the planner thought: from departure on, and heads take time too.
             encode_s, can_race = way.prospect.encode_s, self._n_cores > 1
             left_s = self.time_left_s(route, trip) - (way.prospect.head_s or 0.0) * route.device_speed_ratio
@@ -116,7 +115,7 @@ class Planner:
         way, decision, why = route.forced(self._options, self._allowance.constraints(), monotonic())
         left_s = self.time_left_s(route, trip)
         if way is not None and left_s <= 0:
-            way, why = None, f"deadline_s={self._options.deadline_s} leaves no time for it"
+            way, why = None, f"deadline_s={trip.deadline_s} leaves no time for it"
         if way is None:
             trip.fallback = trip.fallback or f"not_available: {why}"
             if not self._options.fallback:
@@ -136,20 +135,22 @@ class Planner:
 
     def time_left_s(self, route: Route, trip: Trip) -> float:
         """Seconds that a remote attempt may take so that the device can still answer before the deadline."""
-        if self._options.deadline_s is None:
+        left_s = trip.left_s
+        if left_s is None:
             return float("inf")
         reserve_s = 0.0
         if self._options.fallback or not self._options.is_forced:  # else the device never answers
             local_s = (route.local_s or 0.0) * route.device_speed_ratio
             reserve_s = LEAST_RESERVE_S + 1.5 * local_s * (1 + 2 * route.scheduler.device_spread_ratio)
-        return self._options.deadline_s - (perf_counter() - trip.started_s) - reserve_s
+        return left_s - reserve_s
 
     def timeout_s(self, route: Route, plan: Plan, trip: Trip) -> float:
         """Seconds from now after which the reply to an attempt is given up."""
         patience_s = FORCED_TIMEOUT_S
         if not self._options.is_forced:
             patience_s = max(plan.decision.patience_s, LEAST_STALL_S)
-        if plan.hedge_s is None or self._options.deadline_s is None:
+        left_s = trip.left_s
+        if plan.hedge_s is None or left_s is None:
             return min(patience_s, self.time_left_s(route, trip))
         # The device computes beside it: the reply has until the deadline itself.
-        return min(patience_s, self._options.deadline_s - (perf_counter() - trip.started_s))
+        return min(patience_s, left_s)

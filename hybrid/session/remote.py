@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -63,15 +63,24 @@ class Remote:
         device: this device's own runs.
         preparation: the background thread that makes ways.
         allowance: what may leave this machine.
+        hops: how many services pass each request on, this one included.
 
     Attributes:
         decisions: of the last requests.
     """
 
     def __init__(
-        self, options: Options, declared: Declared, device: Device, preparation: Preparation, *, allowance: Allowance
+        self,
+        options: Options,
+        declared: Declared,
+        device: Device,
+        preparation: Preparation,
+        *,
+        allowance: Allowance,
+        hops: int = 0,
     ) -> None:
         self._options = options
+        self._hops = hops
         self._declared = declared
         self._device = device
         self._preparation = preparation
@@ -237,8 +246,9 @@ class Remote:
             self._names(call),
             model_digest=self._preparation.model_digest,
             shape_key=call.route.shape_text,
-            deadline_s=self._planner.time_left_s(call.route, call.trip) if self._options.deadline_s else None,
+            deadline_s=self._planner.time_left_s(call.route, call.trip) if call.trip.deadline_s else None,
             traceparent=traceparent,
+            hops=self._hops,
         )
 
     def _send(self, call: Call, plan: Plan, sent: Outgoing) -> Reply:
@@ -253,8 +263,7 @@ class Remote:
         """The device's own run beside a gateway's, from the activation where it can; it may use the whole deadline."""
 
         def compute(options: Any) -> list[np.ndarray]:
-            deadline_s = self._options.deadline_s
-            left_s = None if deadline_s is None else deadline_s - (perf_counter() - call.trip.started_s)
+            left_s = call.trip.left_s
             if here.rest is None:
                 return self.compute(call, options, left_s)
             call.trip.variant = None

@@ -30,6 +30,7 @@ class Trip:
 
     Attributes:
         started_s: `perf_counter` at the call.
+        deadline_s: seconds from the call in which it must be answered; None for no limit.
         plan_s: seconds of deciding.
         decision: the scheduler's first one for this run, None while there was none.
         table: the prospects that it refers to.
@@ -44,6 +45,7 @@ class Trip:
     """
 
     started_s: float = field(default_factory=perf_counter)
+    deadline_s: float | None = None
     plan_s: float = 0.0
     decision: "Decision | None" = None
     table: "Table | None" = None
@@ -55,6 +57,11 @@ class Trip:
     fallback: str | None = None
     variant: "LocalVariant | None" = None
     cut: str = ""
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left until the deadline; None without one."""
+        return None if self.deadline_s is None else self.deadline_s - (perf_counter() - self.started_s)
 
     def report_here(self, computed_s: float, model_digest: str) -> RunReport:
         """The device answered, after computing so long."""

@@ -117,6 +117,11 @@ class EngineSession:
             raise EngineFailed(f"the engine could not run the model on these inputs: {_first_line(exc)}") from exc
         return found
 
+    @property
+    def engine(self) -> Any:
+        """The engine's own session, for what it declares; runs go through this object."""
+        return self._session
+
     def check(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Refuse feeds that are not the signature's inputs.
 

@@ -1,0 +1,206 @@
+"""The agent service: builds its parts, serves, keeps them running, and takes them down in order."""
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Final, cast
+
+from aiohttp import web
+
+from edge_agent.config import AgentConfig
+from edge_agent.fleet_side import FleetSide
+from edge_agent.models.local import LocalModels
+from edge_agent.models.room import ModelRoom, open_room
+from edge_agent.status import Standing, add_status_route
+from edge_agent.tending import Tending
+from edge_agent.whereabouts import Address, forget_address, note_address
+from hybrid.cli.output import event, note
+from hybrid.hosting.data_folder import DataFolder
+from hybrid.hosting.foundation import certificate_of, listener_settings, open_tokens
+from hybrid.hosting.front_door import FrontDoor, require
+from hybrid.hosting.listener import Listener
+from hybrid.hosting.proof_route import add_proof_route
+from hybrid.hosting.renewal import LiveCertificate
+from hybrid.hosting.request_meter import RequestMeter
+from hybrid.hosting.stop_signal import StopSignal
+from hybrid.schedule.options import Objective, Options
+from hybrid.serving.admission import admit_channel, checked
+from hybrid.serving.announcement import Announcement
+from hybrid.serving.body_budget import BodyBudget
+from hybrid.serving.departure import drain
+from hybrid.serving.rest.body import BodyLimits
+from hybrid.serving.rest.routes import add_routes as add_inference_routes
+from hybrid.serving.rest.service import EXTENSIONS, InferenceService
+from hybrid.serving.rest.shared_memory import SharedMemoryRegions
+from hybrid.serving.split.channel import add_routes as add_channel_routes
+from hybrid.serving.split.prepare import add_prepare_route
+from hybrid.serving.split.service import SplitService
+from hybrid.serving.split.tail_shelf import TailShelf
+
+if TYPE_CHECKING:
+    from edge_agent.metrics import BoxMetrics
+
+_log = logging.getLogger("hybrid.agent")
+
+BEGIN_S: Final = 60.0
+"""The longest that the ready line waits for installed models to be checked and opened."""
+
+
+class Agent:
+    """One agent; `serve` runs it from start to end.
+
+    Attributes:
+        url: where it serves, known once it does.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self.url = ""
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            Conflict: the port or the data folder is taken.
+            StorageError: the data folder, tokens or certificate cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            await self._serve(stack)
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        stack.enter_context(await asyncio.to_thread(DataFolder, config.data, "agent"))
+        stop = stack.enter_context(StopSignal())
+        tokens = None if config.is_open else await asyncio.to_thread(open_tokens, config)
+        if tokens is not None:
+            stack.callback(tokens.close)
+        room = await open_room(stack, config, _options(config))
+        fleet = await asyncio.to_thread(FleetSide, config, room.host, f"hybrid-agent {_version()}")
+        room.compute.neighbourhood = fleet.neighbourhood
+        local = LocalModels(config.local_models, room.host)
+        tending = Tending(fleet.parts, Random())  # noqa: S311 (pauses)
+        standing = Standing(config.data, room, tending, lambda: (*local.problems(), *room.problems()))
+        standing.gateway = lambda: fleet.gateway_url
+        door = FrontDoor(tokens, RequestMeter())
+        app = web.Application(middlewares=[door.handle], client_max_size=config.max_body_bytes)
+        service = self._service(stack, room, standing)
+        split = self._add_inference(app, service, room)
+        channels = add_channel_routes(app, checked(split.infer, tokens), admit_channel, bodies=service.bodies)
+        add_status_route(app, standing)
+        certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
+        if certificate is not None and tokens is not None:
+            add_proof_route(app, tokens, lambda: certificate.current.spki_sha256)
+        listener = Listener(app, listener_settings(config))
+        _add_metrics(app, door, service, standing, listener)
+        await listener.start(config.host, config.port, certificate.context if certificate else None)
+        stack.push_async_callback(listener.finish)
+        self.url = standing.url = config.url(listener.port)
+        if certificate is not None:
+            announcement = Announcement(config, {"version": _version(), "tier": "box"})
+            stack.push_async_callback(announcement.withdraw)
+            room.executor.spawn(announcement.follow(certificate, listener.port), name="certificate")
+        async with asyncio.TaskGroup() as group:
+            parts = group.create_task(tending.run(), name="parts")
+            await _begin(local, fleet, stop)
+            standing.is_serving = True
+            await self._say_ready(stack, certificate)
+            await stop.first.wait()
+            standing.is_serving = False
+            await drain(door, listener, channels, stop, config.drain_s)
+            await fleet.stop()
+            parts.cancel()
+
+    def _add_inference(self, app: web.Application, service: InferenceService, room: ModelRoom) -> SplitService:
+        """The protocol for any client, and what devices ask for."""
+        add_inference_routes(app, service)
+        shelf = TailShelf(room.executor, self._config.data / "prepared")
+        split = SplitService(
+            room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
+        )
+        add_prepare_route(app, service, split)
+        return split
+
+    def _service(self, stack: AsyncExitStack, room: ModelRoom, standing: Standing) -> InferenceService:
+        config = self._config
+        regions = SharedMemoryRegions() if config.allow_shared_memory else None
+        if regions is not None:
+            stack.callback(regions.close)
+        return InferenceService(
+            name="hybrid",
+            version=_version(),
+            models=room.models,
+            executor=room.executor,
+            require=require,
+            is_ready=standing.is_ready,
+            limits=BodyLimits(
+                max_body_bytes=config.max_body_bytes,
+                max_header_bytes=config.max_json_bytes,
+                idle_s=config.body_timeout_s,
+            ),
+            bodies=BodyBudget(config.body_memory_bytes),
+            degraded=room.degraded,
+            regions=regions,
+            extensions=EXTENSIONS if regions is None else (*EXTENSIONS, "system_shared_memory"),
+            compute=room.compute,
+        )
+
+    async def _say_ready(self, stack: AsyncExitStack, certificate: LiveCertificate | None) -> None:
+        config = self._config
+        address = Address(
+            url=self.url,
+            pid=os.getpid(),
+            certificate_sha256=certificate.current.certificate_sha256 if certificate is not None else "",
+            is_open=config.is_open,
+        )
+        await asyncio.to_thread(note_address, Path(config.data), address)
+        stack.callback(forget_address, Path(config.data))
+        event({"ready": self.url}, f"ready {self.url}", json=False)
+        if not config.is_open:
+            note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
+        _log.info("agent.ready url=%s data=%s open=%s", self.url, config.data, config.is_open)
+
+
+async def _begin(local: LocalModels, fleet: FleetSide, stop: StopSignal) -> None:
+    """Wait until all that can answer does, but not for ever, and not past a request to stop."""
+    async with asyncio.TaskGroup() as group:
+        begun = [group.create_task(local.begin()), group.create_task(fleet.install.begun.wait())]
+        stopped = group.create_task(stop.first.wait())
+        done = group.create_task(asyncio.wait(begun, timeout=BEGIN_S))
+        await asyncio.wait([done, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*begun, stopped, done):
+            task.cancel()
+
+
+def _add_metrics(
+    app: web.Application, door: FrontDoor, service: InferenceService, standing: Standing, listener: Listener
+) -> None:
+    """`GET /metrics`; what writes it is loaded when it is asked for the first time."""
+    made: list[BoxMetrics] = []
+
+    async def metrics(request: web.Request) -> web.Response:
+        from edge_agent.metrics import BoxMetrics
+
+        require(request, "read")
+        if not made:
+            made.append(BoxMetrics(door.meter, service, standing, lambda: listener.n_connections))
+        return made[0].response()
+
+    app.router.add_get("/metrics", metrics)
+
+
+def _options(config: AgentConfig) -> Options:
+    return Options(
+        objective=cast("Objective", config.objective),
+        placement=config.placement,
+        raw_input_may_leave=not config.keep_inputs_here,
+        max_uplink_bytes_per_s=config.max_uplink_bytes_per_s or None,
+    )
+
+
+def _version() -> str:
+    from hybrid import __version__
+
+    return __version__

@@ -1,0 +1,34 @@
+"""`hybrid agent`: serve, look at a running agent, and make its tokens."""
+
+from pathlib import Path
+
+import typer
+
+from edge_agent.config import AgentConfig
+from hybrid.cli.setting_flags import run_service, serve_command
+from hybrid.cli.token_commands import token_app
+
+app = typer.Typer(no_args_is_help=True, help="Run the agent of a box, and look at it.")
+app.add_typer(token_app("agent", Path("./hybrid-agent")), name="token")
+
+HELP = """Serve this box's models to programs on it (and to devices nearby), and keep them up to date.
+
+\b
+Examples:
+  hybrid agent serve
+  hybrid agent serve --gateway none --model detector=./detector.onnx
+  hybrid agent serve --host 0.0.0.0 --data /var/lib/hybrid-agent
+
+It needs no network, no gateway and no models to start. Each setting is a flag, a variable HYBRID_AGENT_NAME, or a line
+of the --config file, in this order.
+"""
+
+
+def run(config: AgentConfig) -> None:
+    """Run an agent in this process."""
+    from edge_agent.agent import Agent
+
+    run_service(Agent(config).serve, config.event_loop)
+
+
+app.command("serve", help=HELP)(serve_command(AgentConfig, run))
