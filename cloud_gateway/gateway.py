@@ -40,6 +40,7 @@ from hybrid.serving.rest.body import BodyLimits
 from hybrid.serving.rest.routes import add_routes as add_inference_routes
 from hybrid.serving.rest.service import EXTENSIONS, InferenceService
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
+from hybrid.serving.split.channel import SplitChannel
 from hybrid.serving.split.channel import add_routes as add_channel_routes
 from hybrid.serving.split.prepare import add_prepare_route
 from hybrid.serving.split.service import SplitService
@@ -83,7 +84,7 @@ class Gateway:
         registry = await asyncio.to_thread(Registry, folder.path, blobs)
         stack.callback(registry.close)
         if tokens is not None:
-            self._fleet = await asyncio.to_thread(Fleet, folder.path, tokens)
+            self._fleet = await asyncio.to_thread(Fleet, folder.path, tokens, registry)
             stack.callback(self._fleet.close)
         engine = await asyncio.to_thread(executor_settings, config)
         executor = await stack.enter_async_context(Executor(engine))
@@ -98,8 +99,7 @@ class Gateway:
         service = self._service(models, executor, batches, regions)
         add_inference_routes(app, service)
         split = SplitService(executor, models, shelf, service.statistics, service.bodies)
-        add_prepare_route(app, service, split)
-        channels = add_channel_routes(app, checked(split.infer, tokens), admit_channel, bodies=service.bodies)
+        channels = self._add_split(app, split, service, tokens)
         self._add_models(app, registry, blobs, models, executor)
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
         certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
@@ -124,8 +124,14 @@ class Gateway:
         executor.spawn(self._load(models), name="load-models")
         self._say_ready()
         await stop.first.wait()
-        self._stopping = True
+        self._leave(executor)
         await drain(door, listener, channels, stop, config.drain_s)
+
+    def _leave(self, executor: Executor) -> None:
+        """Say that this gateway is not ready any more, and let boxes' waiting calls go."""
+        self._stopping = True
+        if self._fleet is not None:
+            executor.spawn(self._fleet.release(self._config.drain_s / 2.0), name="release-boxes")
 
     def _say_ready(self) -> None:
         config = self._config
@@ -133,6 +139,15 @@ class Gateway:
         if not config.no_auth:
             note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
+
+    def _add_split(
+        self, app: web.Application, split: SplitService, service: InferenceService, tokens: Tokens | None
+    ) -> SplitChannel:
+        """What devices ask for whole models and tails, now (over channels) or when there is time (deferred)."""
+        add_prepare_route(app, service, split)
+        if self._fleet is not None:
+            self._fleet.add_ingest(app, split.infer, service.bodies)
+        return add_channel_routes(app, checked(split.infer, tokens), admit_channel, bodies=service.bodies)
 
     def _add_trust(
         self, app: web.Application, tokens: Tokens | None, executor: Executor, certificate: LiveCertificate | None

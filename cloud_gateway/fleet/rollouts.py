@@ -56,10 +56,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     artifact_digest: str
     selector: dict[str, str] = {}
     stages: tuple[float, ...] = (0.05, 0.25, 1.0)
-    soak_s: float = 1800.0
+    soak_s: float = 3600.0
     enough_ratio: float = 0.9
     offline_ratio: float = 0.5
-    max_failed_ratio: float = 0.02
+    max_failed_ratio: float = 0.015
     tolerance: Tolerance = Tolerance()
     min_runs: int = 100
     terms: Terms = Terms()
@@ -87,6 +87,7 @@ class Course(msgspec.Struct, kw_only=True):
         clock_s: the rollout's clock.
         n_looks: comparisons made in this stage; each costs a share of the 1 %.
         next_look_s: when the next is due.
+        usual_silent_ratio, usual_crashed_ratio: of boxes without the version; kept when there are none any more.
         waiting: why it does not go on now, for people.
         reason: why it ended.
     """
@@ -97,6 +98,8 @@ class Course(msgspec.Struct, kw_only=True):
     clock_s: float = 0.0
     n_looks: int = 0
     next_look_s: float = 0.0
+    usual_silent_ratio: float = 0.0
+    usual_crashed_ratio: float = 0.0
     waiting: str = ""
     reason: str = ""
 

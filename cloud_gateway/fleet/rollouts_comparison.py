@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cloud_gateway.fleet.rollouts import Member, Plan, Tally
+from cloud_gateway.fleet.rollouts import Course, Member, Plan, Tally
 from cloud_gateway.fleet.rollouts_statistics import boxes_p, events_p, least_ranks_p, ranks_p
 
 Metric = Literal["errors", "crashes", "latency"]
@@ -47,9 +47,17 @@ class Finding:
         return f"{self.metric} {new} against {old} without it: {verdict} (p={self.chance:.2g}, of {self.level:.2g})"
 
 
-def level_of(plan: Plan, n_looks: int) -> float:
-    """What look number `n_looks` (from 0) of a stage may spend of the 1 %: halves, so that all looks stay below it."""
-    return LEVEL / len(METRICS) / max(1, plan.last_stage) / 2.0 ** (n_looks + 1)
+def level_of(plan: Plan, course: Course) -> float:
+    """What the next look of a stage may spend of the 1 %, so that all looks together stay below it.
+
+    A tenth goes to the early look, six tenths to the first after the whole time (which decides as a rule), the rest to
+    those of a stage that lasts longer, each half of the one before.
+    """
+    if course.n_looks >= 2:
+        share = 0.3 / 2.0 ** (course.n_looks - 1)
+    else:
+        share = 0.1 if course.clock_s - course.stage_s < plan.soak_s else 0.6
+    return LEVEL / len(METRICS) / max(1, plan.last_stage) * share
 
 
 def compare(plan: Plan, new: Sequence[Member], old: Sequence[Member], level: float) -> list[Finding]:
@@ -91,11 +99,15 @@ def _own_errors(pairs: Sequence[tuple[Tally, Member]]) -> list[float]:
 
 
 def _crashes(plan: Plan, new: Sequence[Member], old: Sequence[Member], level: float) -> Finding | None:
-    """Boxes on which the service crashed at all (exact, Fisher): crashes of one box are not independent."""
+    """Boxes on which the service crashed at all since they have it, or since the rollout began (exact, Fisher).
+
+    Crashes of one box are not independent, so boxes are counted. Those without the version were watched for longer,
+    which favours the new one a little, and lets crashes of earlier stages count on.
+    """
     if not new or not old:
         return None
-    c_new = sum(m.now.since(m.mark).n_crashes > 0 or m.failed != "" for m in new)
-    c_old = sum(m.now.since(m.mark).n_crashes > 0 for m in old)
+    c_new = sum(m.failed != "" or m.now.n_crashes > 0 for m in new)
+    c_old = sum(m.now.since(m.before).n_crashes > 0 for m in old)
     chance = boxes_p(c_new, len(new), c_old, len(old))
     share_new, share_old = c_new / len(new), c_old / len(old)
     worse = chance <= level and share_new > share_old + plan.tolerance.crashes_ratio

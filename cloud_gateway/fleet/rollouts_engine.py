@@ -5,6 +5,7 @@ and why. Everything that a person could ask later ("why did it halt?") is in the
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,8 +17,9 @@ from hybrid.fleet.messages import Installed
 Verdict = Literal["wait", "advance", "complete", "halt"]
 _FEW_BOXES: Final = 5
 """With fewer boxes than this one that failed is enough to halt; with more it takes two."""
-_SILENT_SIGMAS: Final = 2.5
-"""Silent boxes count as failed beyond what boxes without the version show, and so many standard deviations."""
+_SIGMAS: Final = 2.5
+"""Boxes that fell silent or crashed count as failed beyond what boxes without the version show, and so many standard
+deviations of that."""
 _ENDING: Final = frozenset({"failed", "rolled_back"})
 
 
@@ -42,7 +44,8 @@ class Count:
         failed: told that it failed.
         late: heard of, but told neither in time.
         silent: took it and were not heard of since.
-        silent_beyond: of these, how many more than among boxes without the version.
+        crashed: the service crashed under it, and it is not among the failed.
+        silent_beyond, crashed_beyond: how many more than among boxes without the version.
     """
 
     n: int
@@ -52,7 +55,9 @@ class Count:
     failed: int
     late: int
     silent: int
+    crashed: int
     silent_beyond: float
+    crashed_beyond: float
 
     @property
     def reached(self) -> int:
@@ -60,9 +65,14 @@ class Count:
         return self.n - self.offline - self.deferred
 
     @property
+    def busy(self) -> int:
+        """Boxes that took it and still have time to tell."""
+        return self.reached - self.done - self.failed - self.late - self.silent
+
+    @property
     def bad(self) -> float:
         """Boxes that count as failed."""
-        return self.failed + self.late + self.silent_beyond
+        return self.failed + self.late + self.silent_beyond + self.crashed_beyond
 
 
 def note_seen(course: Course, member: Member) -> None:
@@ -123,45 +133,63 @@ def begin_stage(plan: Plan, course: Course, members: Iterable[Member], stage: in
 
 def count(plan: Plan, course: Course, members: Iterable[Member]) -> Count:
     """How the boxes that should have the version stand."""
-    clock_s, wait_s = course.clock_s, plan.terms.report_within_s
-    n = offline = deferred = done = failed = late = silent = 0
-    others = others_silent = 0
-    for m in members:
-        if m.is_gone:
-            continue
-        is_silent = m.seen_s < clock_s - wait_s / 2.0
-        if m.stage > course.stage:
-            others += m.seen_s >= 0
-            others_silent += m.seen_s >= 0 and is_silent
-            continue
-        n += 1
-        if m.failed:
-            failed += 1
-        elif m.is_done:
-            done += 1
-        elif m.taken_s < 0:
-            offline += 1
-        elif m.is_deferred:
-            deferred += 1
-        elif clock_s - m.taken_s > wait_s:
-            silent += is_silent
-            late += not is_silent
-    usual = (n - offline) * others_silent / others if others else 0.0
-    beyond = max(0.0, silent - usual - _SILENT_SIGMAS * math.sqrt(usual))
+    found: Counter[str] = Counter()
+    for member in members:
+        if not member.is_gone and member.stage <= course.stage:
+            found[standing(plan, course, member)] += 1
+            has_crashed = not member.failed and member.now.digest == plan.artifact_digest and member.now.n_crashes > 0
+            found["crashed"] += has_crashed
+    n = sum(found[kind] for kind in ("failed", "done", "offline", "deferred", "late", "silent", "busy"))
+    reached = n - found["offline"] - found["deferred"]
     return Count(
         n=n,
-        offline=offline,
-        deferred=deferred,
-        done=done,
-        failed=failed,
-        late=late,
-        silent=silent,
-        silent_beyond=beyond,
+        offline=found["offline"],
+        deferred=found["deferred"],
+        done=found["done"],
+        failed=found["failed"],
+        late=found["late"],
+        silent=found["silent"],
+        crashed=found["crashed"],
+        silent_beyond=_beyond(found["silent"], reached * course.usual_silent_ratio),
+        crashed_beyond=_beyond(found["crashed"], reached * course.usual_crashed_ratio),
     )
 
 
+def standing(plan: Plan, course: Course, member: Member) -> str:
+    """Which of the numbers in `Count` a box is in; `busy` for one that still has time."""
+    if member.failed:
+        return "failed"
+    if member.is_done:
+        return "done"
+    if member.taken_s < 0:
+        return "offline"
+    if member.is_deferred:
+        return "deferred"
+    if course.clock_s - member.taken_s <= plan.terms.report_within_s:
+        return "busy"
+    return "silent" if _is_silent(plan, course, member) else "late"
+
+
+def _is_silent(plan: Plan, course: Course, member: Member) -> bool:
+    return member.seen_s < course.clock_s - plan.terms.report_within_s / 2.0
+
+
+def _beyond(n: int, usual: float) -> float:
+    """How many boxes are more than usual, and more than chance adds to that."""
+    return max(0.0, n - usual - _SIGMAS * math.sqrt(usual))
+
+
+def note_usual(plan: Plan, course: Course, members: Iterable[Member]) -> None:
+    """What happens to boxes without the version too; when all have it, what was seen last stays."""
+    others = [m for m in members if not m.is_gone and m.stage > course.stage and m.seen_s >= 0]
+    if others:
+        course.usual_silent_ratio = sum(_is_silent(plan, course, m) for m in others) / len(others)
+        course.usual_crashed_ratio = sum(m.now.since(m.before).n_crashes > 0 for m in others) / len(others)
+
+
 def step(plan: Plan, course: Course, members: Sequence[Member]) -> Step:
-    """What a running rollout should do now."""
+    """What a running rollout should do now; also notes in its course what is usual."""
+    note_usual(plan, course, members)
     now = count(plan, course, members)
     if _too_many(plan, now):
         return Step(verdict="halt", text=_failures(plan, now))
@@ -197,9 +225,9 @@ def _unfinished(plan: Plan, course: Course, now: Count) -> str:
     for_s = course.clock_s - course.stage_s
     if now.offline + now.deferred > plan.offline_ratio * now.n:
         return f"{now.offline} of {now.n} boxes are out of reach and {now.deferred} put it off"
-    open_boxes = now.reached - now.done - now.failed
-    if open_boxes and for_s < plan.terms.report_within_s:
-        return f"{open_boxes} of {now.n} boxes are at it"
+    may = 0.0 if for_s < plan.terms.report_within_s else plan.max_failed_ratio * now.reached
+    if now.busy > may:
+        return f"{now.busy} of {now.n} boxes are at it"
     if now.done < plan.enough_ratio * now.reached or not now.done:
         return f"{now.done} of {now.reached} boxes have it for good; {plan.enough_ratio:.0%} are wanted"
     if for_s < plan.soak_s:
@@ -211,7 +239,7 @@ def _look(plan: Plan, course: Course, members: Sequence[Member]) -> tuple[str, i
     """What is worse (empty: nothing), and how many comparisons could be made."""
     new = [m for m in members if not m.is_gone and m.stage <= course.stage and m.taken_s >= 0 and _has(plan, m)]
     old = [m for m in members if not m.is_gone and m.stage > course.stage and m.seen_s >= 0 and not _has(plan, m)]
-    findings = compare(plan, new, old, level_of(plan, course.n_looks))
+    findings = compare(plan, new, old, level_of(plan, course))
     return "; ".join(finding.text for finding in findings if finding.is_worse), len(findings)
 
 
@@ -221,11 +249,9 @@ def _has(plan: Plan, member: Member) -> bool:
 
 
 def _failures(plan: Plan, now: Count) -> str:
-    parts = [f"{now.failed} failed", f"{now.late} told nothing in time", f"{now.silent} fell silent"]
-    return (
-        f"of {now.reached} boxes {', '.join(part for part in parts if not part.startswith('0 '))}; "
-        f"{plan.max_failed_ratio:.1%} may"
-    )
+    counts = ((now.failed, "failed"), (now.late, "told nothing in time"), (now.silent, "fell silent"))
+    parts = [f"{n} {what}" for n, what in (*counts, (now.crashed, "crashed")) if n]
+    return f"of {now.reached} boxes {', '.join(parts)}; {plan.max_failed_ratio:.1%} may"
 
 
 def _figures(now: Count) -> str:
@@ -233,7 +259,7 @@ def _figures(now: Count) -> str:
 
 
 def looked(course: Course, plan: Plan) -> None:
-    """A look was made: the next one has half its share, and comes after twice the time."""
-    course.n_looks += 1
+    """A look was made: the next one comes after twice the time."""
     for_s = course.clock_s - course.stage_s
+    course.n_looks = course.n_looks + 1 if for_s < plan.soak_s else max(2, course.n_looks + 1)
     course.next_look_s = course.stage_s + max(plan.soak_s, 2.0 * for_s)

@@ -13,11 +13,18 @@ from aiohttp import web
 from cloud_gateway.fleet.admin_routes import add_admin_routes
 from cloud_gateway.fleet.authority import authority_key
 from cloud_gateway.fleet.desk import FleetDesk
+from cloud_gateway.fleet.fleet_blobs import FleetBlobs
 from cloud_gateway.fleet.fleet_store import open_store
+from cloud_gateway.fleet.ingest import Ingest
+from cloud_gateway.fleet.ingest_routes import add_ingest_routes
+from cloud_gateway.fleet.outcomes import Deferrals, Infer
 from cloud_gateway.fleet.routes import add_fleet_routes
+from cloud_gateway.fleet.steering import Neighbours, Steering, Versions
+from cloud_gateway.fleet.steering_routes import add_steering_routes
 from hybrid.errors import Forbidden
 from hybrid.hosting.auth import Tokens
 from hybrid.hosting.front_door import IDENTITY
+from hybrid.serving.body_budget import BodyBudget
 from hybrid.transport.fleet_paths import FLEET
 
 FOLDER: Final = "fleet"
@@ -29,12 +36,15 @@ class Fleet:
 
     Attributes:
         desk: who the boxes are.
+        steering: what they should be, and how they are.
+        ingest: what they bring.
     """
 
     def __init__(
         self,
         data: Path,
         tokens: Tokens,
+        versions: Versions,
         *,
         wall_s: Callable[[], float] = time.time,
         connect: Callable[[Path], sqlite3.Connection] | None = None,
@@ -44,6 +54,7 @@ class Fleet:
         Args:
             data: the gateway's folder.
             tokens: the gateway's, which know boxes' access tokens from now on.
+            versions: the registry of models.
             wall_s: seconds since 1970.
             connect: makes connections to the databases, in place of SQLite on this machine's disk.
 
@@ -55,10 +66,37 @@ class Fleet:
         self._database = open_store(folder, connect)
         try:
             self.desk = FleetDesk(self._database, authority_key(folder), wall_s=wall_s)
+            self.steering = self._steering(folder, versions, wall_s, connect)
+            self._blobs = FleetBlobs(folder)
+            self.ingest = Ingest(folder, blobs=self._blobs, wall_s=wall_s, connect=connect)
         except BaseException:
             self._database.close()
             raise
         tokens.lender = self.desk.access_tokens
+        self._deferrals: Deferrals | None = None
+        self.ingest.on_report = self.steering.take_report
+        self.ingest.on_quota = self._tell_of_quota
+        self._running.append(self.ingest.run)
+
+    def _steering(
+        self,
+        folder: Path,
+        versions: Versions,
+        wall_s: Callable[[], float],
+        connect: Callable[[Path], sqlite3.Connection] | None,
+    ) -> Steering:
+        """Assignments and rollouts, told of every box that was heard of or changed."""
+        around = Neighbours(
+            boxes=self.desk.boxes,
+            versions=versions,
+            raise_alarm=self.desk.alarms.raise_alarm,
+            trust=self.desk.trust.newest,
+        )
+        steering = Steering(folder / "rollouts.db", around, now_s=wall_s, connect=connect)
+        self.desk.seen = steering.seen
+        self.desk.boxes.on_change(steering.box_changed)
+        self._running.append(steering.run)
+        return steering
 
     def add_routes(self, app: web.Application, spki_sha256: Callable[[], bytes]) -> None:
         """Serve the fleet's calls.
@@ -69,6 +107,28 @@ class Fleet:
         """
         add_fleet_routes(app, self.desk, spki_sha256)
         add_admin_routes(app, self.desk)
+
+        def note(who: str, what: str, box_id: str, detail: str) -> None:
+            self.desk.audit.note(who, what, box_id=box_id, detail=detail)
+
+        add_steering_routes(app, self.steering, check_epoch=self.desk.check_epoch, boxes=self.desk.boxes, note=note)
+
+    def add_ingest(self, app: web.Application, infer: Infer, bodies: BodyBudget) -> None:
+        """Serve what boxes bring and fetch.
+
+        Args:
+            app: the gateway's application.
+            infer: computes deferred requests.
+            bodies: memory of all requests.
+        """
+        self._deferrals = Deferrals(self.ingest, infer)
+        add_ingest_routes(app, self.ingest, self._deferrals, self._blobs, box_of=self.box_of, bodies=bodies)
+        self._running.append(self._deferrals.run)
+
+    def _tell_of_quota(self, box_id: str, kind: str) -> None:
+        text = f"it brings more {kind} than this gateway keeps for one box; look at them, remove what is done with"
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, self.desk.alarms.raise_alarm, "ingest_quota", box_id, text)
 
     def box_of(self, request: web.Request) -> str:
         """The id of the admitted box that sent a request.
@@ -89,10 +149,17 @@ class Fleet:
 
     async def release(self, within_s: float) -> None:
         """The gateway stops: let waiting calls go, spread over some time."""
+        if self._deferrals is not None:
+            self._deferrals.release()
+        await self.steering.release(within_s)
 
     def close(self) -> None:
         """Close the files."""
-        self._database.close()
+        try:
+            self.ingest.close()
+            self.steering.close()
+        finally:
+            self._database.close()
 
 
 def add_no_fleet(app: web.Application) -> None:

@@ -77,6 +77,7 @@ class Steering:
     """One gateway's fleet, as boxes see it. All methods belong to the event loop, but for `box_changed` and `seen`.
 
     Attributes:
+        boxes: the registry of boxes.
         ledger: assignments, rollouts and last words.
         lost: what a damaged disk took, in words; empty for nothing.
     """
@@ -105,7 +106,7 @@ class Steering:
             DiskFull, StorageError: the disk refused.
         """
         self._around = around
-        self._boxes = around.boxes
+        self.boxes = around.boxes
         self._now_s = now_s
         self._rng = rng or random.Random()  # noqa: S311 (nothing secret is drawn)
         self._limits = limits or HerdLimits()
@@ -119,6 +120,11 @@ class Steering:
         self._soon = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_s = 0.0
+
+    @property
+    def poll_after_s(self) -> float:
+        """Upper end of the random pause that a box makes between two calls, at the present size of the fleet."""
+        return self._limits.poll_after_s(len(self.boxes.all()))
 
     # What boxes ask.
 
@@ -141,7 +147,7 @@ class Steering:
         if answer.generation == known and answer.trust is None:
             trust_sequence = call.trust_sequence
             del call, answer  # a waiting call should weigh little
-            await self.polls.wait(box_id, known, wait_s, len(self._boxes.all()))
+            await self.polls.wait(box_id, known, wait_s, len(self.boxes.all()))
             box = self._known(box_id)
             answer = self._answer(box, trust_sequence)
             self.ledger.note_seen(box_id)
@@ -273,7 +279,7 @@ class Steering:
         self._last_s = self._loop.time()
         if self.lost:
             await asyncio.to_thread(self._alarm, "rollouts_lost", self.lost)
-        for box in self._boxes.all():
+        for box in self.boxes.all():
             self.ledger.note_box(box.id)
         while True:
             try:
@@ -304,17 +310,17 @@ class Steering:
         """Let waiting calls go, spread over the time; before the gateway stops."""
         await self.polls.release(within_s, self._rng)
 
-    async def close(self) -> None:
-        """Write what is not written, and close the disk."""
+    def close(self) -> None:
+        """Write what is not written, and close the disk; blocks, and belongs to the end."""
         try:
-            await self._write()
+            self._store.write(self.ledger.take_changes())
         finally:
-            await asyncio.to_thread(self._store.close)
+            self._store.close()
 
     # Inside.
 
     def _known(self, box_id: str) -> BoxView:
-        box = self._boxes.find(box_id)
+        box = self.boxes.find(box_id)
         if box is None:
             raise Forbidden("this gateway knows no such box; enrol it again")
         return box
@@ -338,13 +344,13 @@ class Steering:
             generation=generation_of(models, box.tags),
             models=models,
             trust=bundle[1] if bundle is not None and bundle[0] > trust_sequence else None,
-            poll_after_s=self._limits.poll_after_s(len(self._boxes.all())),
+            poll_after_s=self.poll_after_s,
             tags=box.tags,
             admission=box.admission,
         )
 
     def _generation(self, box_id: str) -> str | None:
-        box = self._boxes.find(box_id)
+        box = self.boxes.find(box_id)
         return generation_of(self.ledger.desired(box), box.tags) if box is not None else None
 
     def _place(self, box_id: str) -> None:
