@@ -82,8 +82,10 @@ class Slots(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def free(self) -> Slot:
-        """The slot that the next version goes into: never the one that answers."""
-        return "b" if self.answers == "a" else "a"
+        """The slot that the wanted version is in, or goes into: never the one that answers."""
+        if self.answers:
+            return "b" if self.answers == "a" else "a"
+        return (self.slot_of(self.wanted.artifact_digest) if self.wanted is not None else None) or "a"
 
     @property
     def answering(self) -> Held | None:

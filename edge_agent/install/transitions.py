@@ -220,10 +220,13 @@ def _damage(slots: Slots, event: Event) -> Slots:
     if is_answering:
         other = slots.held(slots.free)
         slots = _turn(slots, slots.free if other is not None and other.is_good else "")
-        if slots.phase in ("committed", "trial") and slots.wanted is not None:
+        if slots.phase in ("verified", "warming", "trial", "committed") and slots.wanted is not None:
             here = slots.slot_of(slots.wanted.artifact_digest)
             phase: Phase = "downloading" if here is None else "committed" if here == slots.answers else "verified"
-            slots = replace(slots, phase=phase)
+            if phase != "verified" or slots.phase != "warming":
+                slots = replace(slots, phase=phase)
+        elif slots.phase in ("failed", "rolled_back") and not slots.answers:
+            slots = replace(slots, phase="downloading", failure=None)  # nothing is left that could be lost
     elif slots.phase in ("verified", "warming"):
         slots = replace(slots, phase="downloading")
     return slots
