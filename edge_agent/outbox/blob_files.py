@@ -17,6 +17,10 @@ class Sealer(Protocol):
         """Names the key, without giving it away."""
         ...
 
+    def knows(self, key_id: str) -> bool:
+        """Whether what that key sealed can be opened."""
+        ...
+
     def seal(self, content: bytes, about: bytes) -> bytes:
         """The sealed content, bound to what it is about."""
         ...
@@ -30,6 +34,10 @@ class Open:
     """Seals nothing: for stores whose owner asked for no encryption."""
 
     key_id = ""
+
+    def knows(self, key_id: str) -> bool:
+        """See `Sealer`."""
+        return not key_id
 
     def seal(self, content: bytes, about: bytes) -> bytes:  # noqa: ARG002 (a Sealer)
         """See `Sealer`."""

@@ -121,17 +121,22 @@ class OutboxStore:
     def _load(self, *, tidies: bool = True) -> None:
         with self.database.writing() as connection:
             facts = dict(connection.execute("SELECT name, value FROM facts").fetchall())
-            key_id = facts.get("vault", self._vault.key_id)
-            if key_id == self._vault.key_id:
+            key_ids = set(facts.get("vault", self._vault.key_id).split(","))
+            unknown = [key_id for key_id in key_ids if not self._vault.knows(key_id)]
+            if not unknown:
                 self.ledger = Ledger(self._limits)
                 self._old_id, clock_s = self.ledger.read(connection, self._installation, self._rng)
                 self.clock_s = max(self.clock_s, clock_s)
-                for fact in {"vault": key_id, "installation": self._installation}.items():
+                (n_tickets,) = connection.execute("SELECT count(*) FROM tickets").fetchone()
+                key_ids = {self._vault.key_id, *(key_ids if self._old_id or n_tickets else ())}
+                for fact in {"vault": ",".join(sorted(key_ids)), "installation": self._installation}.items():
                     if facts.get(fact[0]) != fact[1]:
                         connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", fact)
-        if key_id != self._vault.key_id:
+        if unknown:
             # What was sealed with another key can neither be sent nor judged: it waits beside for its key.
-            self.database.set_aside(f"sealed with key {key_id}, this one is {self._vault.key_id}", word="otherkey")
+            aside = self.database.set_aside(f"sealed with key {unknown[0]}, which is not here", word="otherkey")
+            if self._disk.names(self._folder / "blobs"):
+                self._disk.replace(self._folder / "blobs", aside.with_name(f"{aside.name}-blobs"))
             self.database.aside = None
             self.database.open()
             self._load(tidies=False)
