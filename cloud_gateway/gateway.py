@@ -26,6 +26,7 @@ from hybrid.hosting.proof_route import add_proof_route
 from hybrid.hosting.renewal import LiveCertificate
 from hybrid.hosting.request_meter import RequestMeter
 from hybrid.hosting.stop_signal import StopSignal
+from hybrid.hosting.systemd import Notifier
 from hybrid.serving.admission import admit_channel, checked
 from hybrid.serving.announcement import Announcement
 from hybrid.serving.body_budget import BodyBudget
@@ -58,6 +59,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        self._notifier = Notifier()
         self._loaded = False
         self._stopping = False
         self._fleet: Fleet | None = None
@@ -122,6 +124,7 @@ class Gateway:
             stack.push_async_callback(announcement.withdraw)
             executor.spawn(announcement.follow(certificate, listener.port), name="certificate")
         executor.spawn(self._load(models), name="load-models")
+        executor.spawn(self._notifier.keep_alive(), name="watchdog")
         self._say_ready()
         await stop.first.wait()
         self._leave(executor)
@@ -130,12 +133,14 @@ class Gateway:
     def _leave(self, executor: Executor) -> None:
         """Say that this gateway is not ready any more, and let boxes' waiting calls go."""
         self._stopping = True
+        self._notifier.stopping()
         if self._fleet is not None:
             executor.spawn(self._fleet.release(self._config.drain_s / 2.0), name="release-boxes")
 
     def _say_ready(self) -> None:
         config = self._config
         event({"ready": self.url}, f"ready {self.url}", json=False)
+        self._notifier.ready(f"serves on {self.url}")
         if not config.no_auth:
             note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
@@ -144,7 +149,7 @@ class Gateway:
         self, app: web.Application, split: SplitService, service: InferenceService, tokens: Tokens | None
     ) -> SplitChannel:
         """What devices ask for whole models and tails, now (over channels) or when there is time (deferred)."""
-        add_prepare_route(app, service, split)
+        add_prepare_route(app, service, split.prepare)
         if self._fleet is not None:
             self._fleet.add_ingest(app, split.infer, service.bodies)
         return add_channel_routes(app, checked(split.infer, tokens), admit_channel, bodies=service.bodies)

@@ -13,6 +13,7 @@ from aiohttp import web
 from edge_agent.config import AgentConfig
 from edge_agent.fleet_side import FleetSide
 from edge_agent.models.local import LocalModels
+from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
 from edge_agent.status import Standing, add_status_route
 from edge_agent.tending import Tending
@@ -87,8 +88,9 @@ class Agent:
         door = FrontDoor(tokens, RequestMeter())
         app = web.Application(middlewares=[door.handle], client_max_size=config.max_body_bytes)
         service = self._service(stack, room, standing)
-        split = self._add_inference(app, service, room)
-        channels = add_channel_routes(app, checked(split.infer, tokens), admit_channel, bodies=service.bodies)
+        onward = self._add_inference(app, service, room, fleet)
+        stack.push_async_callback(asyncio.to_thread, onward.close)
+        channels = add_channel_routes(app, checked(onward.infer, tokens), admit_channel, bodies=service.bodies)
         add_status_route(app, standing)
         certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
@@ -113,15 +115,18 @@ class Agent:
             await fleet.stop()
             parts.cancel()
 
-    def _add_inference(self, app: web.Application, service: InferenceService, room: ModelRoom) -> SplitService:
+    def _add_inference(
+        self, app: web.Application, service: InferenceService, room: ModelRoom, fleet: FleetSide
+    ) -> Onward:
         """The protocol for any client, and what devices ask for."""
         add_inference_routes(app, service)
         shelf = TailShelf(room.executor, self._config.data / "prepared")
         split = SplitService(
             room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
         )
-        add_prepare_route(app, service, split)
-        return split
+        onward = Onward(split, shelf, room, fleet.neighbourhood)
+        add_prepare_route(app, service, onward.prepare)
+        return onward
 
     def _service(self, stack: AsyncExitStack, room: ModelRoom, standing: Standing) -> InferenceService:
         config = self._config

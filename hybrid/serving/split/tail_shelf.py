@@ -121,6 +121,11 @@ class TailShelf:
         cut = prepared.table.get(cut_id)
         if cut.kind == "output":
             raise PlanError("the output cut leaves nothing to compute; choose another cut", cut=cut_id)
+        if cut.kind == "input" and prepared.table.keeps_state:
+            raise PlanError(
+                "the model remembers something between runs, which must be the device's; run it there, or cut it deeper",
+                cut=cut_id,
+            )
         key = (model.model_digest, shape_key.id, cut_id)
         session = self._executor.sessions.get(key)
         if session is None:
@@ -144,6 +149,11 @@ class TailShelf:
         cuts = [CutTime(id=cut.id, tail_s=shelf.tails_s.get(cut.id)) for cut in table.cuts if cut.kind != "output"]
         state: Literal["ready", "preparing"] = "ready" if shelf.is_timed else "preparing"
         return PreparedReply(state=state, cuts=cuts, whole_s=shelf.whole_s, note=table.note)
+
+    def known_s(self, model_digest: str, shape_id: str, cut_id: str) -> float | None:
+        """Measured seconds of a tail that is ready here; None where it is not, or was not timed."""
+        shelf = self._shelves.get((model_digest, shape_id))
+        return None if shelf is None else shelf.tails_s.get(cut_id)
 
     def prepared_of(self, family: tuple[str, ...]) -> Prepared | None:
         """The prepared graph of a (model digest, shape id), None where it is not kept."""
