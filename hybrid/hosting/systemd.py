@@ -1,5 +1,6 @@
 """What a service tells the system that started it: ready, alive, reloading, stopping (sd_notify without a library)."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -52,6 +53,12 @@ class Notifier:
     def alive(self) -> None:
         """A sign of life for the watchdog."""
         self._send("WATCHDOG=1")
+
+    async def keep_alive(self) -> None:
+        """Signs of life from this event loop until cancelled; ends at once where no watchdog waits for them."""
+        while self.watchdog_s:
+            self.alive()
+            await asyncio.sleep(self.watchdog_s / 3)
 
     def extend(self, by_s: float) -> None:
         """Starting, or stopping, takes so much longer."""
