@@ -5,6 +5,8 @@ from pathlib import Path
 import typer
 
 from edge_agent.config import AgentConfig
+from edge_agent.enroll_commands import HELP as ENROLL_HELP
+from edge_agent.enroll_commands import enroll
 from hybrid.cli.setting_flags import run_service, serve_command
 from hybrid.cli.token_commands import token_app
 
@@ -32,3 +34,4 @@ def run(config: AgentConfig) -> None:
 
 
 app.command("serve", help=HELP)(serve_command(AgentConfig, run))
+app.command("enroll", help=ENROLL_HELP)(enroll)

@@ -126,7 +126,8 @@ class Access:
     def trust(self) -> TrustBundle | None:
         """Whose signatures count: None in a fleet without a root; an empty bundle where none has come yet."""
         enrolment = self.identity.enrolment
-        if enrolment is None or not enrolment.root_sha256:
+        has_root = self.identity.had_root if enrolment is None else bool(enrolment.root_sha256)
+        if not has_root:
             return None
         return self.identity.trust or TrustBundle(schema=SCHEMA, root_key="0" * 64, sequence=-1)
 

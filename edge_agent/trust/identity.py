@@ -126,6 +126,7 @@ class BoxIdentity:
         key: the box's; None before its first enrolment, or when it was lost.
         enrolment: None while the box belongs nowhere.
         trust: the newest trust bundle; None where there is none (yet).
+        had_root: a trust bundle lies here, readable or not: a box that lost its enrolment still believes no one.
         moved: this start found itself on another machine and drew a new epoch.
     """
 
@@ -152,6 +153,7 @@ class BoxIdentity:
         self.key: BoxKey | None = None
         self.enrolment: Enrolment | None = None
         self.trust: TrustBundle | None = None
+        self.had_root = False
         self.epoch = ""
         self.reload()
         self._settle()
@@ -162,6 +164,7 @@ class BoxIdentity:
         self.enrolment = self.files.load(ENROLMENT_FILE, json_of(Enrolment))
         enrolment = self.enrolment
         self.trust = None
+        self.had_root = self.files.has(TRUST_FILE)
         if enrolment is not None and enrolment.root_sha256:
             root = bytes.fromhex(enrolment.root_sha256)
             self.trust = self.files.load(TRUST_FILE, lambda content: _bundle(content, root))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hybrid.cli.output import note, result
+from hybrid.cli.root_keys import DELEGATE, delegate, root_app
 from hybrid.cli.table import table
 
 app = typer.Typer(
@@ -18,8 +19,12 @@ app = typer.Typer(
       hybrid keys show
       hybrid keys trust 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29 --name team
       hybrid keys ls
+      hybrid keys root create
+      hybrid keys delegate --publisher KEY --out trust.json
     """,
 )
+app.add_typer(root_app, name="root")
+app.command("delegate", help=DELEGATE)(delegate)
 
 NEW = """Make a private key that only you can read; one that is there is never overwritten.
 

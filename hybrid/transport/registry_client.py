@@ -221,6 +221,10 @@ class RegistryClient:
         async for block in self.read_blob(sha256, offset, _BLOCK_BYTES):
             yield block
 
+    async def get(self, path: str) -> bytes:
+        """The answer to a call that asks for JSON."""
+        return await self._json("GET", path.lstrip("/"))
+
     async def post(self, path: str, body: bytes) -> bytes:
         """The answer to a call that takes and gives JSON."""
         async with self._call("POST", path.lstrip("/"), data=body) as response:

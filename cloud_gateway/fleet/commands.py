@@ -1,0 +1,30 @@
+"""`hybrid fleet`: who belongs to a gateway's fleet, and what its boxes should be."""
+
+import typer
+
+from cloud_gateway.fleet.alarm_commands import app as alarms_app
+from cloud_gateway.fleet.assignments_commands import add_assignment_commands
+from cloud_gateway.fleet.boxes_commands import app as boxes_app
+from cloud_gateway.fleet.fleet_status_commands import status
+from cloud_gateway.fleet.rollouts_commands import app as rollout_app
+from cloud_gateway.fleet.token_commands import app as token_app
+from cloud_gateway.fleet.trust_commands import app as trust_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""The boxes of a gateway: let them in and out, say what they should be, see how they are.
+
+    \b
+    Examples:
+      hybrid fleet token create --no-root --qr
+      hybrid fleet boxes ls
+      hybrid fleet alarms ls
+    """,
+)
+app.add_typer(token_app, name="token")
+app.add_typer(boxes_app, name="boxes")
+app.add_typer(alarms_app, name="alarms")
+app.add_typer(trust_app, name="trust")
+app.add_typer(rollout_app, name="rollout")
+add_assignment_commands(app)
+app.command("status")(status)
