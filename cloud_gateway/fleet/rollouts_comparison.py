@@ -18,6 +18,7 @@ METRICS: Final[tuple[Metric, ...]] = ("errors", "crashes", "latency")
 LEVEL: Final = 0.01
 """The chance of halting a sound version by any of its comparisons, all stages and looks together."""
 _LEAST_BOX_RUNS: Final = 10
+_ENOUGH_BOXES: Final = 5
 _PLAIN_LATENCY: Final = 2.0
 """Where there are too few boxes for a test of latency, it must be worse by so many times the tolerance."""
 
@@ -85,8 +86,17 @@ def _errors(plan: Plan, new: Sequence[Member], old: Sequence[Member], level: flo
         worst, _ = max(fresh, key=lambda pair: pair[0].n_errors)
         chance = max(chance, events_p(e_new - worst.n_errors, n_new - worst.n_runs, e_old, n_old))
     rate_new, rate_old = e_new / n_new, e_old / n_old
-    worse = chance <= level and rate_new > rate_old + plan.tolerance.errors_ratio
+    worse = chance <= level and _without_worst(fresh, rate_new) > rate_old + plan.tolerance.errors_ratio
     return Finding(metric="errors", new=rate_new, old=rate_old, chance=chance, level=level, is_worse=worse)
+
+
+def _without_worst(pairs: Sequence[tuple[Tally, Member]], rate: float) -> float:
+    """Errors a run without the box that errs most, where there are boxes enough: one camera is not a version."""
+    if len(pairs) < _ENOUGH_BOXES:
+        return rate
+    worst = max((tally for tally, _ in pairs), key=lambda tally: tally.n_errors)
+    n_runs = sum(tally.n_runs for tally, _ in pairs) - worst.n_runs
+    return (sum(tally.n_errors for tally, _ in pairs) - worst.n_errors) / n_runs if n_runs else rate
 
 
 def _own_errors(pairs: Sequence[tuple[Tally, Member]]) -> list[float]:

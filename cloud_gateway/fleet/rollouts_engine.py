@@ -20,6 +20,7 @@ _FEW_BOXES: Final = 5
 _SIGMAS: Final = 2.5
 """Boxes that fell silent or crashed count as failed beyond what boxes without the version show, and so many standard
 deviations of that."""
+_MANY_BOXES: Final = 20
 _ENDING: Final = frozenset({"failed", "rolled_back"})
 
 
@@ -184,7 +185,9 @@ def note_usual(plan: Plan, course: Course, members: Iterable[Member]) -> None:
     others = [m for m in members if not m.is_gone and m.stage > course.stage and m.seen_s >= 0]
     if others:
         course.usual_silent_ratio = sum(_is_silent(plan, course, m) for m in others) / len(others)
-        course.usual_crashed_ratio = sum(m.now.since(m.before).n_crashes > 0 for m in others) / len(others)
+        crashed = sum(m.now.since(m.before).n_crashes > 0 for m in others)
+        # Among many boxes one more crash could have been theirs; a few boxes' silence on it says nothing.
+        course.usual_crashed_ratio = (crashed + (len(others) >= _MANY_BOXES)) / (len(others) + 1)
 
 
 def step(plan: Plan, course: Course, members: Sequence[Member]) -> Step:

@@ -22,11 +22,8 @@ from hybrid.fleet.messages import StateCall
 from hybrid.hosting.front_door import IDENTITY, require
 from hybrid.hosting.http_replies import json_reply
 from hybrid.hosting.identity import Identity
-from hybrid.transport.fleet_paths import ADMIN_BOXES_PATH, FLEET, STATE_PATH
+from hybrid.transport.fleet_paths import ADMIN_BOXES_PATH, ASSIGNMENTS_PATH, ROLLOUTS_PATH, STATE_PATH, STATUS_PATH
 
-ASSIGNMENTS_PATH: Final = f"{FLEET}/assignments"
-ROLLOUTS_PATH: Final = f"{FLEET}/rollouts"
-STATUS_PATH: Final = f"{FLEET}/status"
 _MAX_STATE_BYTES: Final = 1 << 20
 _MAX_LISTED: Final = 10_000
 
