@@ -50,7 +50,10 @@ def cache(tmp_path) -> Path:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return any("hybrid.partition.worker" in word for word in process.cmdline())
+    try:
+        return any("hybrid.partition.worker" in word for word in process.cmdline())
+    except psutil.ZombieProcess:
+        return False
 
 
 def folders(cache: Path) -> list[str]:
