@@ -92,12 +92,12 @@ class FleetDesk:
         with self._database.writing() as db:
             token = self.tokens.known(db, call.token_id, call.secret)
             box = self.boxes.find(box_id)
-            if box is not None and box.token_id == token.id:
+            if box is not None and self.tokens.has_enrolled(db, token.id, box_id):
                 return self._told(box, has_root=token.has_root)
             self.tokens.check_free(token)
             if box is not None and box.admission in ("revoked", "quarantined"):
                 raise refusal()
-            said = {"software": _said(call.software), "machine": _said(call.machine)}
+            software, machine = _said(call.software), _said(call.machine)
             if box is None:
                 admission: Admission = "waiting" if token.approve else "admitted"
                 box = Box(
@@ -109,11 +109,14 @@ class FleetDesk:
                     token_id=token.id,
                     enrolled_s=self._wall_s(),
                     reason="waits for a person's approval" if token.approve else "",
-                    **said,
+                    software=software,
+                    machine=machine,
                 )
                 self.boxes.insert(db, box)
             else:  # a known key with a new token: its record was lost on the box, or it is to have other tags
-                box = self.boxes.within(db, box_id, token_id=token.id, tags=token.tags, **said)
+                new = {"token_id": token.id, "tags": token.tags, "software": software, "machine": machine}
+                box = self.boxes.within(db, box_id, **new)
+            self.tokens.note(db, token.id, box_id)
             self.audit.within(db, "box", "enrolled", box_id=box_id, detail=f"token {token.id}, {box.admission}")
         self.boxes.take(box)
         return self._told(box, has_root=token.has_root)

@@ -132,6 +132,16 @@ class EnrolmentTokens:
             raise refusal()
         return record
 
+    def has_enrolled(self, db: sqlite3.Connection, token_id: str, box_id: str) -> bool:
+        """Whether a key came with a token before."""
+        query = "SELECT 1 FROM enrolment WHERE token_id = ? AND box_id = ?"
+        return db.execute(query, (token_id, box_id)).fetchone() is not None
+
+    def note(self, db: sqlite3.Connection, token_id: str, box_id: str) -> None:
+        """A key came with a token."""
+        row = (token_id, box_id, self._wall_s())
+        db.execute("INSERT OR IGNORE INTO enrolment (token_id, box_id, at_s) VALUES (?, ?, ?)", row)
+
     def check_free(self, record: EnrolmentRecord) -> None:
         """Return if another key may be enrolled with a token.
 
@@ -151,7 +161,9 @@ _COLUMNS: Final = (
     "id", "key", "name", "n_allowed", "expires_s", "tags", "approve", "has_root", "created_s", "created_by",
     "revoked_s",
 )  # fmt: skip
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)}, (SELECT count(*) FROM box WHERE box.token_id = token.id) FROM token"  # noqa: S608
+_SELECT: Final = (
+    f"SELECT {', '.join(_COLUMNS)}, (SELECT count(*) FROM enrolment WHERE enrolment.token_id = token.id) FROM token"  # noqa: S608
+)
 
 
 def _record(row: Iterable[object]) -> EnrolmentRecord:

@@ -41,7 +41,12 @@ _MIGRATIONS: Final = (
         software   TEXT NOT NULL,
         machine    TEXT NOT NULL
     ) STRICT;
-    CREATE INDEX box_of_token ON box (token_id);
+    CREATE TABLE enrolment (
+        token_id TEXT NOT NULL,
+        box_id   TEXT NOT NULL,
+        at_s     REAL NOT NULL,
+        PRIMARY KEY (token_id, box_id)
+    ) STRICT;
     CREATE TABLE life (
         id     INTEGER PRIMARY KEY,
         box_id TEXT NOT NULL,

@@ -12,7 +12,7 @@ import msgspec
 from edge_agent.disk import Disk
 from edge_agent.part import Problem
 from edge_agent.trust.enrolling import enroll
-from edge_agent.trust.identity import TOKEN_FILE, BoxIdentity, Enrolment
+from edge_agent.trust.identity import ENROLMENT_FILE, TOKEN_FILE, BoxIdentity, Enrolment
 from edge_agent.trust.locating import Browse, Locator
 from edge_agent.trust.machine import Machine, this_machine
 from edge_agent.trust.trusted_time import TrustedTime
@@ -21,13 +21,14 @@ from hybrid.fleet.enrolment_token import EnrolmentToken
 from hybrid.fleet.trust_bundle import SCHEMA, TrustBundle
 from hybrid.transport.fleet_client import FleetClient
 from hybrid.transport.fleet_hello import Met
-from hybrid.transport.fleet_link import BoxCredentials, FleetLink
+from hybrid.transport.fleet_link import BoxCredentials, FleetLink, not_admitted
 from hybrid.transport.token_source import TokenSource
 
 LOOK_S: Final = 3.0
 BACKOFF_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 60.0
+TOKEN_REFUSED_PAUSE_S: Final = 600.0
 _log = logging.getLogger("hybrid.agent.trust")
 
 
@@ -95,7 +96,6 @@ class Access:
         self._locator: Locator | None = None
         self._found_url = ""
         self._problem: Problem | None = None
-        self._is_connected = False
         self._adopt()
 
     @property
@@ -117,6 +117,12 @@ class Access:
     def token_source(self) -> TokenSource:
         """The access token for sessions; its text is empty while there is none."""
         return self.link.token
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the gateway answered last, and let this box in."""
+        link = self.link
+        return link.met is not None and link.trouble is None and link.admission == "admitted"
 
     @property
     def gateway_url(self) -> str:
@@ -152,12 +158,20 @@ class Access:
                 pause_s, n_failures = await self._once(n_failures)
                 await asyncio.sleep(pause_s)
         finally:
-            self._is_connected = False
             await self.link.close()
 
     def problems(self) -> Sequence[Problem]:
         """See `Part`."""
-        return [*self.identity.problems(), *([self._problem] if self._problem is not None else [])]
+        found = list(self.identity.problems())
+        trouble = self.link.trouble
+        if self._problem is not None:
+            found.append(self._problem)
+        elif self.link.admission not in ("", "admitted"):
+            seen = not_admitted(self.link.admission)
+            found.append(Problem(code=seen.code, what=str(seen), do="see `hybrid fleet boxes show BOX` on the gateway"))
+        elif trouble is not None and self.link.credentials is not None:
+            found.append(Problem(code=trouble.code, what=str(trouble), do="check the link and the gateway's address"))
+        return found
 
     def status(self) -> object:
         """See `Part`."""
@@ -168,12 +182,12 @@ class Access:
             name=enrolment.name if enrolment is not None else "",
             tags=enrolment.tags if enrolment is not None else {},
             gateway=self.gateway_url,
-            connected=self._is_connected,
+            connected=self.is_connected,
             admission=self.link.admission,
             has_root=trust is not None,
             trust_sequence=trust.sequence if trust is not None else -1,
             epoch=self.epoch,
-            trusted_time_s=self.time.now_s() if self._is_connected else 0.0,
+            trusted_time_s=self.time.now_s(),
         )
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -185,7 +199,7 @@ class Access:
                 return LOOK_S, 0
             if not self.link.renew_in_s():
                 await self.link.renew()
-            self._problem, self._is_connected = None, True
+            self._problem = None
             await self._keep()
             return min(self.link.renew_in_s() * self._rng.uniform(0.9, 1.0), REFUSED_PAUSE_S) or BACKOFF_S, 0
         except NotAdmitted as exc:
@@ -193,7 +207,7 @@ class Access:
             return self._rng.uniform(REFUSED_PAUSE_S / 2, REFUSED_PAUSE_S), 0
         except Forbidden as exc:
             self._failed("forbidden", exc, "enrol the box with another token: hybrid agent enroll TOKEN")
-            return self._rng.uniform(REFUSED_PAUSE_S / 2, REFUSED_PAUSE_S), 0
+            return self._rng.uniform(TOKEN_REFUSED_PAUSE_S / 2, TOKEN_REFUSED_PAUSE_S), 0
         except HybridError as exc:
             do = "check the link and the gateway's address" if isinstance(exc, LinkError) else "see hybrid explain"
             self._failed(exc.code, exc, do)
@@ -201,7 +215,6 @@ class Access:
             return self._rng.uniform(0, ceiling_s), n_failures + 1
 
     def _failed(self, code: str, error: HybridError, do: str) -> None:
-        self._is_connected = False
         if self._problem is None or self._problem.code != code:
             _log.warning("access.failed code=%s reason=%s", code, error)
         self._problem = Problem(code=code, what=str(error), do=do)
@@ -220,7 +233,7 @@ class Access:
                 browse=self._browse,
             )
             await asyncio.to_thread(self.identity.files.remove, TOKEN_FILE)
-        elif not self.identity.files.damaged:
+        elif self.identity.enrolment is None and self.identity.files.has(ENROLMENT_FILE):
             await asyncio.to_thread(self.identity.reload)
         self._adopt()
         if not self.identity.is_sound and self.identity.enrolment is None:

@@ -97,9 +97,7 @@ async def browse_network(listen_s: float) -> Iterable[str]:
     """URLs announced on this network by multicast DNS; hearsay."""
     from hybrid.discovery.browse import Browser
 
-    heard = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    browser = Browser(lambda: loop.call_soon_threadsafe(heard.set))
+    browser = Browser()
     await asyncio.to_thread(browser.start)
     try:
         await asyncio.sleep(listen_s)

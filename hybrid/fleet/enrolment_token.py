@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from hybrid.errors import TokenMistyped
 
@@ -135,7 +135,8 @@ def qr_lines(text: str) -> str:
     # Upper-case letters take 5.5 bits each instead of 8; the underscore is not among them and is a part of its own.
     upper = text.upper()
     prefix = PREFIX.upper()
-    code = segno.make([(prefix, MODE_BYTE), (upper.removeprefix(prefix), MODE_ALPHANUMERIC)], micro=False, error="m")
+    parts: Any = [(prefix, MODE_BYTE), (upper.removeprefix(prefix), MODE_ALPHANUMERIC)]
+    code = segno.make(parts, micro=False, error="m")
     drawn = io.StringIO()
     code.terminal(drawn, compact=True)
     return drawn.getvalue().rstrip("\n")

@@ -29,7 +29,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """A message; immutable."""
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """Who the gateway is, in answer to a box's nonce.
 
     Attributes:
@@ -47,7 +47,7 @@ class Hello(Message):
     signature: bytes
 
 
-class EnrollCall(Message):
+class EnrollCall(Message, frozen=True):
     """A box asks to be admitted.
 
     Attributes:
@@ -74,7 +74,7 @@ class EnrollCall(Message):
     protocol: int = PROTOCOL
 
 
-class EnrollAnswer(Message):
+class EnrollAnswer(Message, frozen=True):
     """What became of it; asking again with the same key gives the same answer."""
 
     box_id: str
@@ -85,7 +85,7 @@ class EnrollAnswer(Message):
     """The signed trust bundle, None where the fleet has no root."""
 
 
-class AccessCall(Message):
+class AccessCall(Message, frozen=True):
     """An admitted box asks for a token of one hour.
 
     Attributes:
@@ -101,7 +101,7 @@ class AccessCall(Message):
     protocol: int = PROTOCOL
 
 
-class AccessAnswer(Message):
+class AccessAnswer(Message, frozen=True):
     """The token, or why there is none (`admission`)."""
 
     admission: Admission
@@ -109,7 +109,7 @@ class AccessAnswer(Message):
     expires_in_s: float = 0.0
 
 
-class Installed(Message):
+class Installed(Message, frozen=True):
     """One model on a box, as the box tells it.
 
     Attributes:
@@ -138,7 +138,7 @@ class Installed(Message):
     p95_s: float = 0.0
 
 
-class Health(Message):
+class Health(Message, frozen=True):
     """How a box is, as it sees itself. `problems` are codes of docs/errors.md or of `hybrid agent doctor`."""
 
     ready: bool
@@ -150,7 +150,7 @@ class Health(Message):
     uptime_s: float = 0.0
 
 
-class StateCall(Message):
+class StateCall(Message, frozen=True):
     """A box tells how it is, and asks for what it should be; answered when that differs from `known`, or after a wait.
 
     Attributes:
@@ -168,14 +168,14 @@ class StateCall(Message):
     protocol: int = PROTOCOL
 
 
-class Trial(Message):
+class Trial(Message, frozen=True):
     """What a version must show before it is committed: `n_good` runs or `most_s` seconds without an error."""
 
     n_good: int = 20
     most_s: float = 600.0
 
 
-class Assigned(Message):
+class Assigned(Message, frozen=True):
     """One model that a box should have.
 
     Attributes:
@@ -196,7 +196,7 @@ class Assigned(Message):
     report_within_s: float = 3600.0
 
 
-class StateAnswer(Message):
+class StateAnswer(Message, frozen=True):
     """What a box should be.
 
     Attributes:
@@ -215,7 +215,7 @@ class StateAnswer(Message):
     admission: Admission = "admitted"
 
 
-class Item(Message):
+class Item(Message, frozen=True):
     """One thing of a box's outbox. Its key is (box, epoch, stream, seq); the same key is stored once.
 
     Attributes:
@@ -241,7 +241,7 @@ class Item(Message):
     origin: tuple[str, int] | None = None
 
 
-class IngestCall(Message):
+class IngestCall(Message, frozen=True):
     """Items of one box, at most 4 MiB of bodies; MessagePack on the wire."""
 
     epoch: str
@@ -249,7 +249,7 @@ class IngestCall(Message):
     protocol: int = PROTOCOL
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """An item that the gateway will never take: the box drops it and counts it."""
 
     stream: str
@@ -258,7 +258,7 @@ class Refused(Message):
     detail: str = ""
 
 
-class IngestAnswer(Message):
+class IngestAnswer(Message, frozen=True):
     """What is stored, on the disk, by stream: all up to that seq. `stale_epoch`: draw a new one and send again.
 
     Attributes:
@@ -272,7 +272,7 @@ class IngestAnswer(Message):
     stale_epoch: bool = False
 
 
-class Outcome(Message):
+class Outcome(Message, frozen=True):
     """What became of a deferred inference: a reply as `hybrid.fleet.packed` writes it, or an error's code and message.
 
     A reply of more than 4 MiB is a blob of the box's own space (`blob_sha256`).
@@ -286,7 +286,7 @@ class Outcome(Message):
     detail: str = ""
 
 
-class OutcomesCall(Message):
+class OutcomesCall(Message, frozen=True):
     """A box asks for outcomes of its deferred inferences; those named in `received` may be forgotten."""
 
     epoch: str
@@ -294,7 +294,7 @@ class OutcomesCall(Message):
     wait_s: float = 0.0
 
 
-class OutcomesAnswer(Message):
+class OutcomesAnswer(Message, frozen=True):
     """The oldest that fit 4 MiB."""
 
     outcomes: tuple[Outcome, ...] = ()

@@ -84,6 +84,7 @@ class FleetLink:
         token: the source of the access token; also for sessions.
         admission: what the gateway said last; empty before the first answer.
         met: the gateway as it was met last.
+        trouble: why it could not be reached last; None after an answer.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class FleetLink:
         self.token = RenewedToken()
         self.admission = ""
         self.met: Met | None = None
+        self.trouble: HybridError | None = None
         self.credentials: BoxCredentials | None = None
         self._locate = locate
         self._learn_time = learn_time
@@ -131,7 +133,12 @@ class FleetLink:
         Raises:
             LinkError: it is nowhere, or what is there is not it.
         """
-        self.met = await self._locate()
+        try:
+            self.met = await self._locate()
+        except HybridError as exc:
+            self.trouble = exc
+            raise
+        self.trouble = None
         self._learn_time(self.met.hello.time_s)
         return self.met
 
@@ -215,9 +222,11 @@ class FleetLink:
     async def _begun(self, stack: AsyncExitStack, request: "Request", fine: tuple[int, ...]) -> aiohttp.ClientResponse:
         """The answer's beginning; the stack ends the exchange."""
         for is_last in (False, True):
+            shown = ""
             try:
                 if not self.token.text or self.met is None:
                     await self.renew()
+                shown = self.token.text
                 exchange = self._exchange(self._known(), request, authorized=True)
                 response = await exchange.__aenter__()
                 if response.status < 300 or response.status in fine:
@@ -232,7 +241,8 @@ class FleetLink:
                     raise exc.told() from exc
                 await self.meet()
             except Unauthenticated:
-                self.token.text = ""
+                if self.token.text == shown:  # else somebody renewed it meanwhile
+                    self.token.text = ""
                 if is_last:
                     raise
         raise AssertionError("unreachable")
@@ -302,18 +312,15 @@ class FleetLink:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=request.answer_s),
                 allow_redirects=False,
             ) as response:
+                self.trouble = None
                 yield response
         except HybridError:
             raise  # some of ours are OSErrors too
         except aiohttp.ServerFingerprintMismatch as exc:
             raise _CertificateChanged(met.url, exc.got.hex()) from exc
-        except aiohttp.ClientConnectorError as exc:
-            raise GatewayUnreachable(f"{met.url}: no connection ({plainly(exc)})", url=met.url) from exc
-        except TimeoutError as exc:
-            raise GatewayStalled(f"{met.url}: no byte within the time limit", url=met.url) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            reason = str(exc) or type(exc).__name__
-            raise ConnectionLost(f"{met.url}: the connection ended in a call ({reason})", url=met.url) from exc
+        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
+            self.trouble = _link_error(met.url, exc)
+            raise self.trouble from exc
 
 
 class _CertificateChanged(Exception):
@@ -359,6 +366,15 @@ def decoded(data: bytes, kind: type[_T], form: Form) -> _T:
         return msgspec.json.decode(data, type=kind) if form == "json" else msgspec.msgpack.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise BadMessage(f"the gateway's answer does not parse ({exc})") from exc
+
+
+def _link_error(url: str, exc: Exception) -> HybridError:
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return GatewayUnreachable(f"{url}: no connection ({plainly(exc)})", url=url)
+    if isinstance(exc, TimeoutError):
+        return GatewayStalled(f"{url}: no byte within the time limit", url=url)
+    reason = str(exc) or type(exc).__name__
+    return ConnectionLost(f"{url}: the connection ended in a call ({reason})", url=url)
 
 
 async def _error(response: aiohttp.ClientResponse) -> HybridError:
