@@ -7,13 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices.tflite_magic import is_tflite
 from hybrid.artifact.cache import file_sha256
 from hybrid.artifact.external_data import external_data
 from hybrid.artifact.names import check_relative
 from hybrid.errors import BadMessage, ModelInvalid
 
 BYTES_NAME = "model.onnx"
-"""Relative name of a model that was given as bytes."""
+TFLITE_BYTES_NAME = "model.tflite"
+
+
+def bytes_name(data: bytes) -> str:
+    """Relative name of a model that was given as bytes."""
+    return TFLITE_BYTES_NAME if is_tflite(data) else BYTES_NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +76,7 @@ def hashed_files(path: Path) -> tuple[HashedFile, ...]:
 
 
 def model_digest(path: Path) -> str:
-    """The model digest of an ONNX file and its external data.
+    """The model digest of an ONNX file and its external data, or of a TensorFlow Lite file.
 
     Raises:
         ModelInvalid: as `files_of_model`.
@@ -79,8 +85,8 @@ def model_digest(path: Path) -> str:
 
 
 def digest_of_bytes(data: bytes) -> str:
-    """The model digest of a model given as bytes: one file, named `model.onnx`."""
-    return digest_of_files([HashedFile(name=BYTES_NAME, size=len(data), sha256=hashlib.sha256(data).hexdigest())])
+    """The model digest of a model given as bytes: one file, named `model.onnx` or `model.tflite`."""
+    return digest_of_files([HashedFile(name=bytes_name(data), size=len(data), sha256=hashlib.sha256(data).hexdigest())])
 
 
 def digest_of_files(files: Iterable[HashedFile]) -> str:

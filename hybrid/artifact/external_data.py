@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, overload
 
+from devices.tflite_magic import is_tflite
 from hybrid.errors import ModelInvalid
 
 HOLDERS: Final[dict[str, dict[int, str]]] = {
@@ -75,6 +76,8 @@ def external_data(path: Path) -> tuple[ExternalData, ...]:
     Raises:
         ModelInvalid: the file is missing, empty, or no ONNX model; names the file.
     """
+    if is_tflite(path):
+        return ()  # one file holds it all
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return tuple(external_places(view))

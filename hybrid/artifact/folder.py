@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from devices.tflite_magic import is_tflite
 from hybrid.artifact.cache import fresh_sha256
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, sync_folder, write_atomically
@@ -69,6 +70,7 @@ def from_onnx(path: Path, name: str, version: str, *, sequence: int = 1) -> Arti
         BadMessage: a name or version that is not allowed.
     """
     files = hashed_files(path)
+    engine = "tflite" if is_tflite(path) else "onnxruntime"
     try:
         check_relative(path.name)
     except BadMessage as exc:
@@ -80,9 +82,7 @@ def from_onnx(path: Path, name: str, version: str, *, sequence: int = 1) -> Arti
         sequence=sequence,
         model_digest=digest_of_files(files),
         files={file.name: FileEntry(sha256=file.sha256, size=file.size) for file in files},
-        variants=(
-            Variant(id="original", engine="onnxruntime", precision="native", files=tuple(file.name for file in files)),
-        ),
+        variants=(Variant(id="original", engine=engine, precision="native", files=tuple(file.name for file in files)),),
     )
     return Artifact(folder=path.parent, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
 

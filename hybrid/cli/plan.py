@@ -31,7 +31,7 @@ HEADINGS = ("cut", "kind", "head work", "bytes", "of input", "pareto", "tensors"
 
 @app.command(help=HELP)
 def plan(
-    model: Annotated[Path, typer.Argument(help="An .onnx file.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="An .onnx or .tflite file.", metavar="MODEL")],
     shape: Annotated[
         list[str] | None,
         typer.Option("--shape", help="NAME=1x3x640x640; the name may be left out where there is one input."),
@@ -45,10 +45,9 @@ def plan(
     """Show where a model can be divided, for inputs of these shapes."""
     from hybrid.artifact.cache import cache_dir
     from hybrid.artifact.digest import model_digest
-    from hybrid.graph.model_file import declared_inputs, load_proto
     from hybrid.partition.prepared import prepare
 
-    shape_key = shape_key_of(declared_inputs(load_proto(model)), shape or [])
+    shape_key = shape_key_of(inputs_of(model), shape or [])
     digest = model_digest(model)
     prepared = prepare(model, digest, shape_key, cache or cache_dir() / "graphs")
     table = prepared.table
@@ -66,6 +65,19 @@ def plan(
     if not json and not all_cuts:
         words = ["hybrid", "plan", str(model), *(part for word in shape or () for part in ("--shape", word)), "--all"]
         note(f"next: {shlex.join(words)}")
+
+
+def inputs_of(model: Path) -> dict[str, tuple[int | None, ...] | None]:
+    """Shapes of what a model file wants to be fed, None where a size is open."""
+    from devices.tflite_magic import is_tflite
+
+    if is_tflite(model):
+        from hybrid.tflite.prepare import declared_inputs as declared_by_tflite
+
+        return declared_by_tflite(model)
+    from hybrid.graph.model_file import declared_inputs, load_proto
+
+    return declared_inputs(load_proto(model))
 
 
 def shape_key_of(declared: dict[str, tuple[int | None, ...] | None], given: list[str]) -> "ShapeKey":

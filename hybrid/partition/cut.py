@@ -52,12 +52,15 @@ class CutTable:
             fewer bytes than every cut before it.
         note: why no interior cut is worth anything, or None where one is.
         n_nodes: nodes of the graph that depend on the inputs.
+        keeps_state: the model remembers something between runs; the heads of all interior cuts hold it, and nobody else
+            may compute the whole.
     """
 
     cuts: tuple[Cut, ...]
     pareto: tuple[str, ...]
     note: str | None
     n_nodes: int
+    keeps_state: bool = False
 
     def get(self, cut_id: str) -> Cut:
         """The cut of this id.

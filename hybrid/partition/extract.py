@@ -1,4 +1,7 @@
-"""Writes the head and tail models of a cut: small graphs that refer to the one weights file beside them."""
+"""Writes the head and tail models of a cut: small ONNX graphs that refer to the one weights file beside them.
+
+A TensorFlow Lite file holds its weights itself: those of a head and a tail are copied into it, when it is first wanted.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +13,8 @@ from hybrid.errors import ModelUnsupported
 from hybrid.graph.model_file import load_proto, needs_of
 from hybrid.partition.cut import SIDES, Cut, CutTable, Side
 from hybrid.partition.store import piece_name, write_whole
+
+TFLITE_SUFFIX = ".tflite"
 
 
 def head_model(model: onnx.ModelProto, cut: Cut) -> onnx.ModelProto:
@@ -48,7 +53,21 @@ def write_piece(graph_path: Path, cut: Cut, side: Side, path: Path) -> None:
     Raises:
         DiskFull: no room; nothing is left behind.
     """
-    _write(load_proto(graph_path), cut, side, path)
+    if graph_path.suffix == TFLITE_SUFFIX:
+        write_whole(path, _tflite_piece(graph_path, cut, side))
+    else:
+        _write(load_proto(graph_path), cut, side, path)
+
+
+def _tflite_piece(graph_path: Path, cut: Cut, side: Side) -> bytes:
+    from hybrid.tflite.model_file import read
+    from hybrid.tflite.piece import head_file, tail_file
+
+    crossing = [spec.name for spec in cut.tensors]
+    model = read(graph_path)
+    return (
+        head_file(model, crossing, cut.head_outputs) if side == "head" else tail_file(model, crossing, cut.tail_outputs)
+    )
 
 
 def write_pieces(model: onnx.ModelProto, table: CutTable, folder: Path) -> None:

@@ -49,11 +49,12 @@ class Prepared:
     model_digest: str
     shape_key: ShapeKey
     table: CutTable
+    graph_file: str = store.GRAPH_FILE
 
     @property
     def graph_path(self) -> Path:
         """The whole normalised graph."""
-        return self.folder / store.GRAPH_FILE
+        return self.folder / self.graph_file
 
     def head_path(self, cut_id: str) -> Path:
         """The head's model; written on first use, in milliseconds.
@@ -80,6 +81,8 @@ class Prepared:
         cut = self.table.get(cut_id)
         if cut.kind != "interior" or not self.level_names(cut_id):
             raise PlanError(f"nothing that crosses the {cut.kind} cut {cut_id} is quantized in a head", cut=cut_id)
+        if self.graph_file != store.GRAPH_FILE:
+            raise PlanError(f"heads quantize in ONNX graphs alone; {self.graph_file} is none", cut=cut_id)
         path = self.folder / store.quantizing_name(cut_id, n_levels)
         if not _is_there(path):
             from hybrid.partition.quantizing import write_quantizing_head
@@ -112,7 +115,7 @@ class Prepared:
             return self.graph_path
         if cut.kind != "interior":
             raise PlanError(f"the {cut.kind} cut has no {side}; choose an interior cut", cut=cut.id)
-        path = self.folder / store.piece_name(side, cut.id)
+        path = self.folder / store.piece_name(side, cut.id, self.graph_file)
         if not _is_there(path):
             from hybrid.partition.extract import write_piece
 
@@ -130,7 +133,13 @@ def open_prepared(model_digest: str, shape_key: ShapeKey, cache: Path) -> Prepar
     record = store.read_record(folder, model_digest, shape_key)
     if record is None:
         return None
-    return Prepared(folder=folder, model_digest=model_digest, shape_key=shape_key, table=record.table)
+    return Prepared(
+        folder=folder,
+        model_digest=model_digest,
+        shape_key=shape_key,
+        table=record.table,
+        graph_file=record.graph,
+    )
 
 
 def prepare(

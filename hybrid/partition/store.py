@@ -2,6 +2,7 @@
 
     CACHE/<model digest, 16 digits>/<shape key id>-<format>/
         table.json  graph.onnx  weights.bin  head-<cut id>.onnx  head-<cut id>-q<levels>.onnx  tail-<cut id>.onnx
+        (of a TensorFlow Lite model: table.json  graph.tflite  head-<cut id>.tflite  tail-<cut id>.tflite)
 
 A folder appears whole, by a rename, or not at all. What it should hold is written in `table.json`: a folder that holds
 anything else is made again.
@@ -50,6 +51,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     shape_key: str
     files: dict[str, Stamp]
     table: CutTable
+    graph: str = GRAPH_FILE
 
 
 def folder_for(cache: Path, model_digest: str, shape_key: ShapeKey) -> Path:
@@ -104,9 +106,9 @@ def discard(folder: Path) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def piece_name(side: Side, cut_id: str) -> str:
-    """File name of a head or tail."""
-    return f"{side}-{cut_id}.onnx"
+def piece_name(side: Side, cut_id: str, graph: str = GRAPH_FILE) -> str:
+    """File name of a head or tail of a graph of this file name."""
+    return f"{side}-{cut_id}{Path(graph).suffix}"
 
 
 def quantizing_name(cut_id: str, n_levels: int) -> str:

@@ -3,10 +3,12 @@
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from devices.tflite_magic import is_tflite
 from hybrid.errors import EngineFailed, HybridError
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import Outcome
@@ -16,6 +18,9 @@ _POLITENESS = 5  # this work can wait; requests cannot
 
 def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folder: Path) -> None:
     """Normalise, scan, and leave graph, weights, table, and heads and tails of the Pareto cuts in `folder`."""
+    if is_tflite(model_path):
+        _prepare_tflite(model_path, model_digest, shape_key, folder)
+        return
     import onnxruntime
 
     from hybrid.graph.model_file import files_of
@@ -42,6 +47,28 @@ def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folde
         shape_key=shape_key.text,
         files=files,
         table=table,
+    )
+    store.write_whole(folder / store.TABLE_FILE, msgspec.json.encode(record))
+
+
+def _prepare_tflite(model_path: Path, model_digest: str, shape_key: ShapeKey, folder: Path) -> None:
+    """The same for a TensorFlow Lite file, whose heads and tails hold their own weights and are written when wanted."""
+    from devices.tflite_engine import engine_version
+    from hybrid.partition import store
+    from hybrid.partition.order import cut_orders
+    from hybrid.partition.scan import scan
+    from hybrid.tflite.prepare import GRAPH_FILE, prepare
+
+    store.require_room(folder, model_path.stat().st_size)
+    view, keeps_state = prepare(model_path, shape_key, folder)
+    record = store.Record(
+        format=store.FORMAT,
+        engine=engine_version(),
+        model_digest=model_digest,
+        shape_key=shape_key.text,
+        files={GRAPH_FILE: store.settle(folder / GRAPH_FILE)},
+        table=replace(scan(view, cut_orders(view)), keeps_state=keeps_state),
+        graph=GRAPH_FILE,
     )
     store.write_whole(folder / store.TABLE_FILE, msgspec.json.encode(record))
 

@@ -1,7 +1,8 @@
 """The device's engine: open models in the way that the caller asked for, run them, stop them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import onnxruntime
 
 from devices import onnx_engine, pace
 from devices.errors import DeviceError, OperatorUnsupported
+from devices.fallback import EngineTrouble, FallbackSession
+from devices.tflite_magic import is_tflite
 from hybrid.errors import ModelError, ModelInvalid, ModelUnsupported
 
 EngineRun = Callable[..., list[np.ndarray]]
 """`run(output_names, feeds, run_options=None)`, as onnxruntime's."""
 
+_CPU = ("CPUExecutionProvider", "CPU", "XNNPACK")
 _COPIED = (
     "intra_op_num_threads",
     "inter_op_num_threads",
@@ -45,11 +49,21 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """An open model: its session, its (possibly paced) run, the names of its inputs."""
+    """An open model: its session (onnxruntime's, or one with its face), its (possibly paced) run, its inputs' names."""
 
-    session: onnxruntime.InferenceSession
+    session: Any
     run: EngineRun
     inputs: tuple[str, ...]
+
+    @property
+    def trouble(self) -> EngineTrouble | None:
+        """Why the CPU computes in place of an accelerator that was asked for; None where nothing is amiss."""
+        return self.session.trouble if isinstance(self.session, FallbackSession) else None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the model remembers something between runs, so that every run must be this session's."""
+        return bool(getattr(self.session, "keeps_state", False))
 
 
 def open_whole(model: str | bytes, settings: Settings, shown: str) -> Engine:
@@ -82,13 +96,18 @@ def open_piece(path: Path, settings: Settings, *, has_arena: bool = True) -> Eng
 
 
 def _opened(model: str | bytes, settings: Settings, options: onnxruntime.SessionOptions | None, shown: str) -> Engine:
+    names = _accelerators(settings)
     try:
-        session = onnx_engine.open_session(
-            model,
-            sess_options=options,
-            providers=settings.providers,
-            provider_options=settings.provider_options,
-        )
+        if not names:
+            session = _on(model, settings, options, settings.providers)
+        else:
+            session = FallbackSession(
+                "+".join(names),
+                partial(_on, model, settings, options, settings.providers),
+                partial(_on, model, replace(settings, provider_options=None), options, ["CPUExecutionProvider"]),
+                is_taken=lambda found: names[0] in found.get_providers(),
+                is_checked=not names[0].endswith("ExecutionProvider"),
+            )
     except DeviceError as exc:
         raise _model_error(exc, shown) from exc
     return Engine(
@@ -96,6 +115,26 @@ def _opened(model: str | bytes, settings: Settings, options: onnxruntime.Session
         run=pace.wrap(session.run),
         inputs=tuple(node.name for node in session.get_inputs()),
     )
+
+
+def _on(
+    model: str | bytes, settings: Settings, options: onnxruntime.SessionOptions | None, providers: Sequence[Any] | None
+) -> Any:
+    """A session on these providers."""
+    if is_tflite(model):
+        from devices.tflite_engine import TfliteSession
+
+        n_threads = int(options.intra_op_num_threads) if options is not None else 0
+        return TfliteSession(model, n_threads, providers, settings.provider_options)
+    return onnx_engine.open_session(
+        model, sess_options=options, providers=providers, provider_options=settings.provider_options
+    )
+
+
+def _accelerators(settings: Settings) -> list[str]:
+    """Names of what the caller asked for beside the CPU."""
+    named = [given[0] if isinstance(given, tuple) else given for given in settings.providers or ()]
+    return [str(name) for name in named if str(name) not in _CPU]
 
 
 def _model_error(exc: DeviceError, shown: str) -> ModelError:

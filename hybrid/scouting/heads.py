@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from devices.tflite_magic import is_tflite
 from hybrid.artifact.external_data import external_data
 from hybrid.errors import EngineFailed
 from hybrid.partition.cut import Cut, Side
@@ -203,6 +204,9 @@ class OpenHeads:
             path = prepared.graph_path
             if cut_id:
                 path = prepared.head_path(cut_id) if side == "head" else prepared.tail_path(cut_id)
+            if is_tflite(path):
+                self._sizes[key] = path.stat().st_size
+                return self._sizes[key]
             places = {(place.location, place.end_bytes): place.n_bytes for place in external_data(path)}
             self._sizes[key] = sum(places.values())
         return self._sizes[key]

@@ -8,7 +8,7 @@ from shutil import rmtree
 from threading import Condition, Thread, current_thread
 from time import monotonic
 
-from hybrid.errors import HybridError, ModelError, ModelInvalid, TensorMismatch
+from hybrid.errors import HybridError, ModelError, ModelInvalid, ModelUnsupported, TensorMismatch
 from hybrid.partition.prepared import Prepared, prepare
 from hybrid.partition.store import keep_newest
 from hybrid.route.holding import Holding
@@ -234,6 +234,8 @@ class Preparation:
         try:
             self._require_same_file()
             graph = prepare(self._model_path(), self.model_digest, route.shape_key, self._cache)
+            if graph.table.keeps_state:
+                raise ModelUnsupported("it remembers something between runs, which all must be this device's")
             try:
                 self._require_same_file()
             except ModelInvalid:

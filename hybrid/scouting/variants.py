@@ -105,7 +105,7 @@ def _runnable(artifact: Artifact, providers: list[str]) -> list[Variant]:
     return [
         variant
         for variant in artifact.manifest.variants[1:]
-        if variant.engine == "onnxruntime"
+        if variant.engine in ("onnxruntime", "tflite")
         and all(name == "provider" and value in providers for name, value in variant.requires.items())
     ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.artifact.cache import cache_dir
-from hybrid.artifact.digest import digest_of_bytes, model_digest
+from hybrid.artifact.digest import bytes_name, digest_of_bytes, model_digest
 from hybrid.errors import ModelInvalid, ModelMissing
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,63})?")
@@ -44,10 +44,10 @@ class Source:
         if self.data is None:
             raise ModelInvalid("neither a path nor bytes were given for the model", path="")
         folder = cache_dir() / "bytes" / digest_of_bytes(self.data)
-        path = folder / "model.onnx"
+        path = folder / bytes_name(self.data)
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"model.onnx.{os.getpid()}.part"
+            part = folder / f"{path.name}.{os.getpid()}.part"
             part.write_bytes(self.data)
             part.replace(path)
         return path
@@ -77,7 +77,7 @@ def parse_model_string(path_or_bytes: str | bytes | os.PathLike[str]) -> Source:
     if _NAME.fullmatch(text) and os.sep not in text and "/" not in text and not has_suffix:
         return Source(name=text)
     raise ModelMissing(
-        f"no model file at {text}; give an existing .onnx file or NAME[:VERSION] of a model",
+        f"no model file at {text}; give an existing .onnx or .tflite file or NAME[:VERSION] of a model",
         advice="Check the path; a model that a gateway holds is named without folder, suffix or capital letters.",
         path=text,
     )

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import onnx
 
+from devices.tflite_magic import is_tflite
 from hybrid.errors import HybridError, ModelUnsupported
 from hybrid.graph.model_file import load_proto
 from hybrid.graph.open_rows import open_rows
@@ -211,6 +212,10 @@ class BatchShelf:
         """
         if self._executor.settings.engine.provider.name == "torch":
             raise ModelUnsupported("torch runs a conversion of the graph, and rows are proved apart in the graph alone")
+        if is_tflite(session.path):
+            raise ModelUnsupported(
+                "rows are proved apart in ONNX graphs alone; a TensorFlow Lite model runs one by one"
+            )
         prepared = await self._prepared(key, session, feeds)
         source = session.path if session.family is not None else prepared.graph_path
         target = source.with_name(f"{ROWS}-{source.name}")

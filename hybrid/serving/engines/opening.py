@@ -17,11 +17,13 @@ import numpy as np
 import onnxruntime as ort
 
 from compression.tensor import NUMPY_OF
-from devices.engine_provider import EngineProvider, provider_of
+from devices.engine_provider import CPU, CUDA, EngineProvider, provider_of
 from devices.errors import DeviceError, OperatorUnsupported
+from devices.fallback import FallbackSession
 from devices.gpu_memory import gpu_memory
 from devices.onnx_engine import open_session
 from devices.process_memory import allocated_bytes, give_back_freed
+from devices.tflite_magic import is_tflite
 from devices.torch_engine import TorchSession
 from hybrid.errors import ModelInvalid, ModelUnsupported
 from hybrid.serving.engines.model_facts import ModelFacts
@@ -76,7 +78,7 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
         except DeviceError as exc:
             raise ModelInvalid(str(exc), path=str(path)) from exc
         name = provider_of(opened)
-        if isinstance(opened, ort.InferenceSession) and name == "cuda":
+        if name == "cuda":
             _warm_up(opened)
         opened_s = time.perf_counter() - started_s
         after_bytes, after_gpu = allocated_bytes(), _free_gpu_bytes(settings)
@@ -95,15 +97,26 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
     return session
 
 
-def _opened(path: Path, options: ort.SessionOptions, settings: EngineSettings) -> ort.InferenceSession | TorchSession:
-    """The session; what torch cannot run, onnxruntime runs on the CPU."""
+def _opened(path: Path, options: ort.SessionOptions, settings: EngineSettings) -> Any:
+    """The session; what torch cannot run, onnxruntime runs on the CPU, and so it does where an accelerator fails."""
     provider = settings.provider
+    if is_tflite(path):
+        from devices.tflite_engine import TfliteSession
+
+        return TfliteSession(path, settings.n_intra_threads)
     if provider.name == "torch":
         try:
             return TorchSession(path, f"cuda:{settings.device_id}")
         except OperatorUnsupported as exc:
             _log.warning("engine.not_on_torch model=%s reason=%s", path.name, exc)
-    return open_session(path, options, provider.providers, [dict(given) for given in provider.options])
+    if provider.name != "cuda":
+        return open_session(path, options, provider.providers, [dict(given) for given in provider.options])
+    return FallbackSession(
+        provider.name,
+        lambda: open_session(path, options, provider.providers, [dict(given) for given in provider.options]),
+        lambda: open_session(path, options, [CPU]),
+        is_taken=lambda found: CUDA in found.get_providers(),
+    )
 
 
 def _options(settings: EngineSettings) -> ort.SessionOptions:
@@ -118,7 +131,7 @@ def _options(settings: EngineSettings) -> ort.SessionOptions:
     return options
 
 
-def _warm_up(opened: ort.InferenceSession) -> None:
+def _warm_up(opened: Any) -> None:
     """Run once where the shapes are known: CUDA loads its kernels and takes its arena at the first run, for seconds."""
     feeds: dict[str, np.ndarray] = {}
     for node in opened.get_inputs():

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec
 from devices.onnx_engine import open_session
+from devices.tflite_magic import is_tflite
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.engines.pool import EnginePool
 from hybrid.serving.engines.session import EngineSession
@@ -88,10 +89,17 @@ def head_tensors(head_path: Path, names: list[str], feeds: Mapping[str, np.ndarr
     Raises:
         DeviceError: the head cannot be opened.
     """
+    if is_tflite(head_path):
+        from devices.tflite_engine import TfliteSession
+
+        return _crossing(TfliteSession(head_path, 1), names, feeds)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it runs once: open it fast
     options.log_severity_level = 4
-    session = open_session(head_path, options, ["CPUExecutionProvider"])
+    return _crossing(open_session(head_path, options, ["CPUExecutionProvider"]), names, feeds)
+
+
+def _crossing(session: Any, names: list[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     wanted = {node.name for node in session.get_inputs()}
     computed = [name for name in names if name not in feeds]
     found = session.run(computed, {name: array for name, array in feeds.items() if name in wanted}) if computed else []
