@@ -1,5 +1,6 @@
 """`hybrid gateway`: serve, and the tokens of a gateway."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -23,7 +24,7 @@ Each setting is a flag, a variable HYBRID_GATEWAY_NAME, or a line of the --confi
 """
 
 
-def run(config: GatewayConfig) -> None:
+def run(config: GatewayConfig, _: Callable[[], GatewayConfig]) -> None:
     """Run a gateway in this process."""
     from cloud_gateway.gateway import Gateway
     from hybrid.hosting.allocator import keep_freed_memory

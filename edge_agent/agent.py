@@ -3,18 +3,24 @@
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+import numpy as np
 from aiohttp import web
 
 from edge_agent.config import AgentConfig
 from edge_agent.fleet_side import FleetSide
+from edge_agent.living.living import Living
 from edge_agent.models.local import LocalModels
 from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
+from edge_agent.outbox.routes import Parts as OutboxCalls
+from edge_agent.outbox.routes import add_outbox_routes, deferring
+from edge_agent.reloading import Reloading
 from edge_agent.status import Standing, add_status_route
 from edge_agent.tending import Tending
 from edge_agent.whereabouts import Address, forget_address, note_address
@@ -27,11 +33,13 @@ from hybrid.hosting.proof_route import add_proof_route
 from hybrid.hosting.renewal import LiveCertificate
 from hybrid.hosting.request_meter import RequestMeter
 from hybrid.hosting.stop_signal import StopSignal
+from hybrid.hosting.systemd import Notifier
 from hybrid.schedule.options import Objective, Options
 from hybrid.serving.admission import admit_channel, checked
 from hybrid.serving.announcement import Announcement
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.departure import drain
+from hybrid.serving.engines.served_model import ServedModel
 from hybrid.serving.rest.body import BodyLimits
 from hybrid.serving.rest.routes import add_routes as add_inference_routes
 from hybrid.serving.rest.service import EXTENSIONS, InferenceService
@@ -50,6 +58,16 @@ BEGIN_S: Final = 60.0
 """The longest that the ready line waits for installed models to be checked and opened."""
 
 
+class _Inside(NamedTuple):
+    """All that knows nothing of the network."""
+
+    room: ModelRoom
+    fleet: FleetSide
+    local: LocalModels
+    tending: Tending
+    standing: Standing
+
+
 class Agent:
     """One agent; `serve` runs it from start to end.
 
@@ -57,8 +75,22 @@ class Agent:
         url: where it serves, known once it does.
     """
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        read_again: Callable[[], AgentConfig] | None = None,
+        set_log_level: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Make an agent.
+
+        Args:
+            config: its settings.
+            read_again: reads them again, for SIGHUP; raises `ValueError`.
+            set_log_level: changes how much is logged.
+        """
         self._config = config
+        self._read_again = read_again or (lambda: config)
+        self._set_log_level = set_log_level
         self.url = ""
 
     async def serve(self) -> None:
@@ -78,58 +110,107 @@ class Agent:
         tokens = None if config.is_open else await asyncio.to_thread(open_tokens, config)
         if tokens is not None:
             stack.callback(tokens.close)
-        room = await open_room(stack, config, _options(config))
-        fleet = await asyncio.to_thread(FleetSide, config, room.host, f"hybrid-agent {_version()}")
-        room.compute.neighbourhood = fleet.neighbourhood
-        local = LocalModels(config.local_models, room.host)
-        tending = Tending(fleet.parts, Random())  # noqa: S311 (pauses)
-        standing = Standing(config.data, room, tending, lambda: (*local.problems(), *room.problems()))
-        standing.gateway = lambda: fleet.gateway_url
+        inside = await self._inside(stack)
+        service = self._service(stack, inside)
+        calls = OutboxCalls(
+            outbox=inside.fleet.outbox, deferred=inside.fleet.deferred, admit=require, bodies=service.bodies
+        )
         door = FrontDoor(tokens, RequestMeter())
-        app = web.Application(middlewares=[door.handle], client_max_size=config.max_body_bytes)
-        service = self._service(stack, room, standing)
-        onward = self._add_inference(app, service, room, fleet)
+        defer = deferring(calls, lambda name, _: inside.room.answering.named(name) is not None)
+        app = web.Application(middlewares=[door.handle, defer], client_max_size=config.max_body_bytes)
+        onward = self._add_inference(app, service, inside)
         stack.push_async_callback(asyncio.to_thread, onward.close)
         channels = add_channel_routes(app, checked(onward.infer, tokens), admit_channel, bodies=service.bodies)
-        add_status_route(app, standing)
+        add_outbox_routes(app, calls)
+        add_status_route(app, inside.standing)
         certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
             add_proof_route(app, tokens, lambda: certificate.current.spki_sha256)
         listener = Listener(app, listener_settings(config))
-        _add_metrics(app, door, service, standing, listener)
+        _add_metrics(app, door, service, inside.standing, listener)
         await listener.start(config.host, config.port, certificate.context if certificate else None)
         stack.push_async_callback(listener.finish)
-        self.url = standing.url = config.url(listener.port)
-        if certificate is not None:
-            announcement = Announcement(config, {"version": _version(), "tier": "box"})
-            stack.push_async_callback(announcement.withdraw)
-            room.executor.spawn(announcement.follow(certificate, listener.port), name="certificate")
+        self.url = inside.standing.url = config.url(listener.port)
+        self._announce(stack, inside, certificate, listener.port)
+        living = self._add_living(inside, certificate)
         async with asyncio.TaskGroup() as group:
-            parts = group.create_task(tending.run(), name="parts")
-            await _begin(local, fleet, stop)
-            standing.is_serving = True
+            parts = group.create_task(inside.tending.run(), name="parts")
+            await _begin(inside, stop)
+            inside.standing.is_serving = True
             await self._say_ready(stack, certificate)
+            living.ready(inside.standing.summary())
             await stop.first.wait()
-            standing.is_serving = False
+            inside.standing.is_serving = False
+            await living.stopping()
             await drain(door, listener, channels, stop, config.drain_s)
-            await fleet.stop()
+            await inside.fleet.stop()
             parts.cancel()
 
-    def _add_inference(
-        self, app: web.Application, service: InferenceService, room: ModelRoom, fleet: FleetSide
-    ) -> Onward:
+    async def _inside(self, stack: AsyncExitStack) -> _Inside:
+        """All that knows nothing of the network."""
+        config = self._config
+        room = await open_room(stack, config, _options(config))
+        fleet = await asyncio.to_thread(FleetSide, config, room, f"hybrid-agent {_version()}")
+        room.compute.neighbourhood = fleet.neighbourhood
+        local = LocalModels(config.local_models, room.host)
+        tending = Tending(fleet.parts, Random())  # noqa: S311 (pauses)
+        standing = Standing(config.data, room, tending, lambda: (*local.problems(), *room.problems()))
+        standing.gateway, fleet.health = lambda: fleet.gateway_url, standing.health
+        return _Inside(room, fleet, local, tending, standing)
+
+    def _announce(self, stack: AsyncExitStack, inside: _Inside, certificate: LiveCertificate | None, port: int) -> None:
+        """Let devices nearby find this box."""
+        if certificate is None:
+            return
+        certificate.hears_hangup = False  # the agent hears it, and asks
+        announcement = Announcement(self._config, {"version": _version(), "tier": "box"})
+        stack.push_async_callback(announcement.withdraw)
+        inside.room.executor.spawn(announcement.follow(certificate, port), name="certificate")
+
+    def _add_living(self, inside: _Inside, certificate: LiveCertificate | None) -> Living:
+        """What the machine is told of this service, and what it may ask: signs of life, SIGHUP."""
+        fleet, tending, standing = inside.fleet, inside.tending, inside.standing
+
+        async def resumed() -> None:
+            for part in fleet.all_parts:
+                tending.add(part)
+
+        async def change(config: AgentConfig) -> None:
+            self._config = config
+            self._set_log_level(config.log_level)
+            fleet.reload(config)
+            inside.room.compute.change(_options(config))
+            await inside.local.change(config.local_models)
+            if certificate is not None:
+                certificate.ask()
+
+        living = Living(Notifier(), fleet.guard, hangs=standing.hangs, summary=standing.summary, resumed=resumed)
+        tending.add(living)
+        tending.add(Reloading(self._config, self._read_again, change, (living.reloading, living.reloaded)))
+        return living
+
+    def _add_inference(self, app: web.Application, service: InferenceService, inside: _Inside) -> Onward:
         """The protocol for any client, and what devices ask for."""
+        room = inside.room
         add_inference_routes(app, service)
         shelf = TailShelf(room.executor, self._config.data / "prepared")
         split = SplitService(
             room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
         )
-        onward = Onward(split, shelf, room, fleet.neighbourhood)
+        onward = Onward(split, shelf, room, inside.fleet.neighbourhood)
         add_prepare_route(app, service, onward.prepare)
         return onward
 
-    def _service(self, stack: AsyncExitStack, room: ModelRoom, standing: Standing) -> InferenceService:
-        config = self._config
+    def _service(self, stack: AsyncExitStack, inside: _Inside) -> InferenceService:
+        config, room, fleet = self._config, inside.room, inside.fleet
+
+        def served(
+            model: ServedModel, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], _: float
+        ) -> None:
+            version = room.answering.named(model.name)
+            if version is not None and version.samples != "off":
+                fleet.samples.offer(model.name, model.model_digest, version.variant, inputs=inputs, outputs=outputs)
+
         regions = SharedMemoryRegions() if config.allow_shared_memory else None
         if regions is not None:
             stack.callback(regions.close)
@@ -139,7 +220,7 @@ class Agent:
             models=room.models,
             executor=room.executor,
             require=require,
-            is_ready=standing.is_ready,
+            is_ready=inside.standing.is_ready,
             limits=BodyLimits(
                 max_body_bytes=config.max_body_bytes,
                 max_header_bytes=config.max_json_bytes,
@@ -150,6 +231,7 @@ class Agent:
             regions=regions,
             extensions=EXTENSIONS if regions is None else (*EXTENSIONS, "system_shared_memory"),
             compute=room.compute,
+            served=served,
         )
 
     async def _say_ready(self, stack: AsyncExitStack, certificate: LiveCertificate | None) -> None:
@@ -168,15 +250,21 @@ class Agent:
         _log.info("agent.ready url=%s data=%s open=%s", self.url, config.data, config.is_open)
 
 
-async def _begin(local: LocalModels, fleet: FleetSide, stop: StopSignal) -> None:
+async def _begin(inside: _Inside, stop: StopSignal) -> None:
     """Wait until all that can answer does, but not for ever, and not past a request to stop."""
     async with asyncio.TaskGroup() as group:
-        begun = [group.create_task(local.begin()), group.create_task(fleet.install.begun.wait())]
+        begun = [group.create_task(inside.local.begin())]
+        if inside.fleet.install in inside.fleet.parts:
+            begun.append(group.create_task(_whole(inside.fleet.install.begun)))
         stopped = group.create_task(stop.first.wait())
         done = group.create_task(asyncio.wait(begun, timeout=BEGIN_S))
         await asyncio.wait([done, stopped], return_when=asyncio.FIRST_COMPLETED)
         for task in (*begun, stopped, done):
             task.cancel()
+
+
+async def _whole(begun: asyncio.Event) -> None:
+    await begun.wait()
 
 
 def _add_metrics(

@@ -1,5 +1,6 @@
 """`hybrid agent`: serve, look at a running agent, and make its tokens."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -26,11 +27,14 @@ of the --config file, in this order.
 """
 
 
-def run(config: AgentConfig) -> None:
+def run(config: AgentConfig, read_again: Callable[[], AgentConfig]) -> None:
     """Run an agent in this process."""
     from edge_agent.agent import Agent
+    from hybrid.hosting.service_log import ServiceLog
 
-    run_service(Agent(config).serve, config.event_loop)
+    log = ServiceLog(config.log_level, config.log_file, max_bytes=config.log_max_bytes, n_files=config.log_n_files)
+    with log:
+        run_service(Agent(config, read_again, log.set_level).serve, config.event_loop)
 
 
 app.command("serve", help=HELP)(serve_command(AgentConfig, run))

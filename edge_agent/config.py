@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
+from edge_agent.living.link_policy import LinkRules, Metered, OnBattery
 from hybrid.hosting.service_settings import ServiceSettings
 from hybrid.hosting.settings import refuse_below, refuse_unknown, setting
 
@@ -33,7 +34,9 @@ class AgentConfig(ServiceSettings):
     objective: str = setting(
         "latency", "What is saved when requests are planned: latency, throughput, energy or bytes."
     )
-    placement: str = setting("auto", "auto, or local: requests never leave this box.")
+    placement: str = setting(
+        "auto", "auto; local: requests never leave this box; offload or split: wherever it can be had."
+    )
     max_uplink_bytes_per_s: int = setting(0, "What requests may send upwards in the long run; 0 for no limit.")
     keep_inputs_here: bool = setting(False, "Inputs never leave this box; what a head made of them may.")
     session_memory_bytes: int = setting(
@@ -48,10 +51,27 @@ class AgentConfig(ServiceSettings):
     )
     inline_s: float = setting(0.0, "Models that run faster than this do so on the event loop; 0 for none.")
 
+    metered: str = setting("auto", "Whether the link costs by the byte: auto (NetworkManager says), yes or no.")
+    on_battery: str = setting("hold", "hold: models, samples and telemetry wait for mains power; go: they do not.")
+    transfer_hours: str = setting("", "Hours in which models and samples travel, such as 22:00-06:00; empty: always.")
+    log_level: str = setting("info", "How much is logged: debug, info, warning or error.")
+    log_file: Path | None = setting(None, "Log into this file too, and turn it over.")
+    log_max_bytes: int = setting(10 << 20, "Size at which the log file is turned over.")
+    log_n_files: int = setting(5, "Old log files that are kept.")
+
     @property
     def is_open(self) -> bool:
         """Whether any program on this machine may ask: on loopback, unless tokens are required."""
         return self.is_loopback and not self.require_tokens
+
+    @property
+    def link_rules(self) -> LinkRules:
+        """What may travel when."""
+        return LinkRules(
+            metered=cast("Metered", self.metered),
+            on_battery=cast("OnBattery", self.on_battery),
+            transfer_hours=self.transfer_hours,
+        )
 
     @property
     def local_models(self) -> dict[str, Path]:
@@ -72,6 +92,9 @@ class AgentConfig(ServiceSettings):
         """
         ServiceSettings.check(self)
         refuse_unknown(self, "objective", ("latency", "throughput", "energy", "bytes"))
-        refuse_unknown(self, "placement", ("auto", "local"))
-        refuse_below(self, 0, ("max_uplink_bytes_per_s",))
+        refuse_unknown(self, "placement", ("auto", "local", "offload", "split"))
+        refuse_unknown(self, "log_level", ("debug", "info", "warning", "error"))
+        refuse_below(self, 0, ("max_uplink_bytes_per_s", "log_n_files"))
+        refuse_below(self, 4096, ("log_max_bytes",))
+        self.link_rules.check()
         self.local_models  # noqa: B018 (raises what is wrong with it)

@@ -1,7 +1,7 @@
-"""The parts of the agent that belong to its fleet: access, outbox, what was deferred, installation."""
+"""The parts of the agent that belong to its fleet: access, outbox, samples, installation, following."""
 
-import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from random import Random, SystemRandom
 from time import time
@@ -11,17 +11,22 @@ import msgspec
 
 from edge_agent.config import AgentConfig
 from edge_agent.disk import RealDisk
+from edge_agent.follow.follow import Follow, Leader
 from edge_agent.install.fetching import GatewayFiles
 from edge_agent.install.install import Install
 from edge_agent.install.means import Means
-from edge_agent.install.rules import TrustKeys
-from edge_agent.models.host import Host
+from edge_agent.living.crash_guard import CrashGuard
+from edge_agent.living.link_policy import LinkPolicy
+from edge_agent.models.room import ModelRoom
 from edge_agent.outbox.deferred import Deferred
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.place import Place
 from edge_agent.part import Part
+from edge_agent.samples.store import Samples
+from edge_agent.samples.vault import open_vault
 from edge_agent.trust.access import Access
-from hybrid.fleet.messages import Installed
+from hybrid.fleet.calls import FleetCalls
+from hybrid.fleet.messages import Health, Installed, SampleRule
 
 if TYPE_CHECKING:
     from hybrid.session.connected import Neighbourhood
@@ -32,39 +37,73 @@ class FleetSide:
     """Builds and holds them; each works without a gateway, without enrolment and without models.
 
     Attributes:
+        config: the settings of now; `reload` changes them.
+        guard: of crash loops; says how much this start may do.
+        link: when what may travel.
         access: who the box is, and its token.
         outbox: what must reach the gateway.
         deferred: requests that wait for it.
+        samples: inputs and outputs that are kept.
         install: brings versions into slots.
-        parts: all that is to be run.
+        follow: asks what should be installed.
+        health: how the box is; set by the agent.
     """
 
-    def __init__(self, config: AgentConfig, host: Host, software: str) -> None:
+    def __init__(self, config: AgentConfig, room: ModelRoom, software: str) -> None:
         """Reads some small files; blocking."""
-        self._config = config
+        self.config = config
+        self.health: Callable[[], Health | None] = lambda: None
         disk, rng = RealDisk(), Random()  # noqa: S311 (pauses)
         data = Path(config.data)
+        self._room = room
+        self.guard = CrashGuard(data, disk)
+        self.guard.begin()
+        self.link = LinkPolicy(config.link_rules)
         self.access = Access(data, disk, rng=rng, gateway=_named(config.gateway), software=software)
-        place = Place(folder=data / "outbox", disk=disk)
-        self.outbox = Outbox(place, calls=self.access.calls, rng=rng, installation=self.access.epoch)
-        self.deferred = Deferred(self.outbox, self.access.calls, vault=place.vault, rng=SystemRandom())
+        vault = open_vault(data / "samples", disk, environment=os.environ)
+        self.outbox = Outbox(
+            Place(folder=data / "outbox", disk=disk, vault=vault),
+            calls=self.access.calls,
+            rng=rng,
+            installation=self.access.epoch,
+            least_important=self.link.least_important,
+        )
+        self.deferred = Deferred(self.outbox, self.access.calls, vault=vault, rng=SystemRandom())
+        self.samples = Samples(
+            Place(folder=data / "samples", disk=disk, vault=vault),
+            self.outbox,
+            rules=self._sample_rule,
+            problems=vault.problems,
+        )
         self.install = Install(
             Means(
                 data=data,
                 disk=disk,
-                host=host,
-                files=GatewayFiles(lambda: self.access.calls if self.access.enrolment else None, disk),
-                trust=self._keys,
+                host=room.host,
+                files=GatewayFiles(self._calls, disk),
+                trust=self.access.trust,
                 rng=rng,
                 now_s=time,
                 report=self._report,
             )
         )
-        self.parts: tuple[Part, ...] = (self.access, self.outbox, self.deferred, self.install)
+        self.follow = Follow(data, disk, leader=self._leader(), install=self.install, rng=rng, now_s=time)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What is to be run from the start on: after crashes in a row, less of it."""
+        always = (self.access, self.link, self.outbox, self.deferred, self.samples)
+        more = {"normal": (self.install, self.follow), "safe": (self.install,), "bare": ()}
+        return (*always, *more[self.guard.mode])
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """What is run once the agent is known to stay up."""
+        return (self.access, self.link, self.outbox, self.deferred, self.samples, self.install, self.follow)
 
     def neighbourhood(self) -> "Neighbourhood | None":
         """Who may be asked to compute now; None for nobody."""
-        config, access = self._config, self.access
+        config, access = self.config, self.access
         if config.gateway == "none" or config.placement == "local":
             return None
         if access.enrolment is not None:
@@ -79,18 +118,45 @@ class FleetSide:
     @property
     def gateway_url(self) -> str:
         """Where its gateway is; empty for none that is known."""
-        return self.access.gateway_url or _named(self._config.gateway)
+        return self.access.gateway_url or _named(self.config.gateway)
+
+    def reload(self, config: AgentConfig) -> None:
+        """Take over what may change while the agent runs."""
+        self.config = config
+        self.link.set_rules(config.link_rules)
 
     async def stop(self) -> None:
         """The agent stops in good order."""
         await self.install.stop()
 
-    def _keys(self) -> TrustKeys | None:
-        return self.access.trust()
+    def _calls(self) -> FleetCalls | None:
+        return self.access.calls if self.access.enrolment is not None else None
+
+    def _leader(self) -> Leader:
+        access = self.access
+
+        def trust_sequence() -> int:
+            trust = access.trust()
+            return -1 if trust is None else trust.sequence
+
+        return Leader(
+            calls=self._calls,
+            epoch=lambda: access.epoch,
+            run=access.run_id,
+            trust_sequence=trust_sequence,
+            take_trust=access.take_trust,
+            health=self._told_health,
+        )
+
+    def _told_health(self) -> Health | None:
+        return self.health()
+
+    def _sample_rule(self, model: str) -> SampleRule:
+        version = self._room.answering.named(model)
+        return "off" if version is None else version.samples
 
     async def _report(self, installed: Installed) -> None:
-        body = await asyncio.to_thread(msgspec.msgpack.encode, installed)
-        await self.outbox.put("report", body, stream="report", about=installed.name)
+        await self.outbox.put("report", msgspec.msgpack.encode(installed), stream="report", about=installed.name)
 
 
 def _named(gateway: str) -> str:

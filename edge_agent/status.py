@@ -1,10 +1,10 @@
 """What the agent says of itself: `GET /v2/hybrid/agent/status`, and the health that it tells its gateway."""
 
-import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -12,9 +12,11 @@ from aiohttp import web
 from edge_agent.models.room import ModelRoom
 from edge_agent.part import Problem
 from edge_agent.tending import Tending
+from hybrid.fleet.messages import Health
 from hybrid.hosting.front_door import require
 from hybrid.hosting.http_replies import json_reply
 
+HANGS_S: Final = 60.0
 STATUS_PATH: Final = "/v2/hybrid/agent/status"
 
 
@@ -70,6 +72,7 @@ class Standing:
         more_problems: of what is no part.
 
     Attributes:
+        room: see above.
         url: where the agent serves.
         is_serving: between the first moment at which all answers that can, and the request to stop.
         gateway: gives the URL of its gateway, empty for none.
@@ -79,7 +82,7 @@ class Standing:
         self, data: Path, room: ModelRoom, tending: Tending, more_problems: Callable[[], tuple[Problem, ...]]
     ) -> None:
         self._data = data
-        self._room = room
+        self.room = room
         self._tending = tending
         self._more_problems = more_problems
         self._began_s = monotonic()
@@ -101,11 +104,26 @@ class Standing:
         """Seconds since the start."""
         return monotonic() - self._began_s
 
+    def hangs(self) -> str:
+        """What hangs, in words: a run of the engine that takes far longer than any before; empty while nothing does."""
+        longest_s = self.room.executor.pool.longest_s
+        runs = (self.room.host.runs(version.name) for version in self.room.answering.versions())
+        slowest_s = max((found.quantile_s(0.95) for found in runs), default=0.0) if longest_s > HANGS_S else 0.0
+        if longest_s <= HANGS_S + 10 * slowest_s:
+            return ""
+        return f"a run of the engine has taken {longest_s:.0f} s; the slowest runs before took {slowest_s:.1f} s"
+
+    def summary(self) -> str:
+        """One line for people."""
+        problems = [problem.code for problem in self.problems()]
+        models = f"{len(self.room.answering.versions())} models"
+        return f"{models}; {'problems: ' + ', '.join(dict.fromkeys(problems)) if problems else 'all is well'}"
+
     def status(self) -> AgentStatus:
         """All of it."""
         from hybrid import __version__
 
-        engine = self._room.executor
+        engine = self.room.executor
         sessions = engine.sessions
         return AgentStatus(
             version=__version__,
@@ -114,7 +132,7 @@ class Standing:
             ready=self.is_ready(),
             uptime_s=round(self.uptime_s, 1),
             gateway=self.gateway(),
-            models=[self._model(version.name) for version in self._room.answering.versions()],
+            models=[self._model(version.name) for version in self.room.answering.versions()],
             engine=EngineStatus(
                 provider=engine.settings.engine.provider.name,
                 n_waiting=engine.pool.n_waiting,
@@ -126,8 +144,26 @@ class Standing:
             parts=self._tending.status(),
         )
 
+    def health(self) -> Health:
+        """What the gateway is told."""
+        outbox = cast("dict[str, Any]", self._tending.status().get("outbox", {}))
+        kinds = outbox.get("kinds", {}).values()
+        try:
+            free_bytes = shutil.disk_usage(self._data).free
+        except OSError:
+            free_bytes = 0
+        return Health(
+            ready=self.is_ready(),
+            problems=tuple(dict.fromkeys(problem.code for problem in self.problems())),
+            disk_free_bytes=free_bytes,
+            outbox_items=outbox.get("n_items", 0),
+            outbox_bytes=outbox.get("n_bytes", 0),
+            outbox_dropped=sum(kind.get("n_dropped", 0) for kind in kinds),
+            uptime_s=round(self.uptime_s, 1),
+        )
+
     def _model(self, name: str) -> ModelStatus:
-        version, runs = self._room.answering.named(name), self._room.host.runs(name)
+        version, runs = self.room.answering.named(name), self.room.host.runs(name)
         assert version is not None
         return ModelStatus(
             name=name,
@@ -136,7 +172,7 @@ class Standing:
             artifact_digest=version.artifact_digest,
             priority=version.priority,
             samples=version.samples,
-            is_open=self._room.executor.sessions.peek((version.model_digest,)) is not None,
+            is_open=self.room.executor.sessions.peek((version.model_digest,)) is not None,
             n_good=runs.n_good,
             n_errors=runs.n_errors,
             by_place=dict(runs.by_place),
@@ -150,6 +186,6 @@ def add_status_route(app: web.Application, standing: Standing) -> None:
 
     async def status(request: web.Request) -> web.Response:
         require(request, "read")
-        return json_reply(await asyncio.to_thread(standing.status))
+        return json_reply(standing.status())
 
     app.router.add_get(STATUS_PATH, status)

@@ -29,12 +29,21 @@ class Tending:
         self.parts = tuple(parts)
         self._rng = rng
         self._broken: dict[str, Problem] = {}
+        self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
         """Run all parts until cancelled."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             for part in self.parts:
                 group.create_task(self._tend(part), name=part.name)
+
+    def add(self, part: Part) -> None:
+        """Run one more."""
+        if part not in self.parts:
+            self.parts = (*self.parts, part)
+            if self._group is not None:
+                self._group.create_task(self._tend(part), name=part.name)
 
     def problems(self) -> tuple[Problem, ...]:
         """Of all parts, those that block first."""

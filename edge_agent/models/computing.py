@@ -101,6 +101,13 @@ class BoxCompute:
             del runs.latest_s[0]
         return computed
 
+    def change(self, options: Options) -> None:
+        """Other options for sessions from now on."""
+        if options != self._options:
+            self._options = options
+            for digest in list(self.sessions):
+                self._let_go(digest)
+
     def runs(self, model_digest: str) -> Runs:
         """Counts of a model's runs."""
         found = self._runs.get(model_digest)

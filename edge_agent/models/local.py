@@ -24,17 +24,31 @@ class LocalModels:
     name = "local"
 
     def __init__(self, paths: Mapping[str, Path], host: Host) -> None:
-        self._paths = paths
+        self._paths = dict(paths)
         self._host = host
         self._failed: dict[str, HybridError] = {}
 
     async def begin(self) -> None:
         """Open all of them."""
         for name, path in self._paths.items():
-            try:
-                await self._host.answer(await asyncio.to_thread(_version, name, path))
-            except HybridError as exc:
-                self._failed[name] = exc
+            await self._open(name, path)
+
+    async def change(self, paths: Mapping[str, Path]) -> None:
+        """Other files are named now."""
+        before, self._paths = self._paths, dict(paths)
+        for name in before.keys() - paths.keys():
+            self._failed.pop(name, None)
+            await self._host.drop(name)
+        for name, path in paths.items():
+            if before.get(name) != path or name in self._failed:
+                await self._open(name, path)
+
+    async def _open(self, name: str, path: Path) -> None:
+        self._failed.pop(name, None)
+        try:
+            await self._host.answer(await asyncio.to_thread(_version, name, path))
+        except HybridError as exc:
+            self._failed[name] = exc
 
     def problems(self) -> Sequence[Problem]:
         """Files that could not be opened."""

@@ -15,17 +15,26 @@ from hybrid.hosting.settings import Settings, kind_of, load, settings_of
 S = TypeVar("S", bound=Settings)
 
 
-def serve_command(kind: type[S], run: Callable[[S], None]) -> Callable[..., None]:
-    """A function for typer with a flag for each setting, and `--config`; it calls `run` with what was chosen."""
+def serve_command(kind: type[S], run: Callable[[S, Callable[[], S]], None]) -> Callable[..., None]:
+    """A function for typer with a flag for each setting, and `--config`.
+
+    Args:
+        kind: the settings.
+        run: called with what was chosen, and with what reads file and environment again (raises `ValueError`).
+    """
 
     def serve(config: Path | None = None, **flags: Any) -> None:
         """Run the service until it is told to stop."""
+        given = {name: value for name, value in flags.items() if value is not False}
+
+        def chosen() -> S:
+            return load(kind, given, os.environ, config)
+
         try:
-            given = {name: value for name, value in flags.items() if value is not False}
-            chosen = load(kind, given, os.environ, config)
+            first = chosen()
         except ValueError as exc:
             raise typer.BadParameter(str(exc)) from exc
-        run(chosen)
+        run(first, chosen)
 
     parameters = _parameters(kind)
     serve.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

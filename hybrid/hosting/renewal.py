@@ -28,6 +28,7 @@ class LiveCertificate:
     Attributes:
         current: what is served with now.
         context: the listener's.
+        hears_hangup: whether SIGHUP makes it look; a service that has more to do then calls `ask`.
     """
 
     def __init__(self, certificate: ServerCertificate) -> None:
@@ -35,11 +36,17 @@ class LiveCertificate:
         self.context: ssl.SSLContext = certificate.context()
         self._seen = self._marks()
         self._asked = asyncio.Event()
+        self.hears_hangup = True
+
+    def ask(self) -> None:
+        """Look at the files now."""
+        self._asked.set()
 
     async def follow(self, renewed: Callable[[], Awaitable[None]]) -> None:
         """Look at the files until cancelled; `renewed` is awaited after each change."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._asked.set)
+        if self.hears_hangup:
+            loop.add_signal_handler(signal.SIGHUP, self.ask)
         try:
             while True:
                 with suppress(TimeoutError):
@@ -48,7 +55,8 @@ class LiveCertificate:
                 if await self._look():
                     await renewed()
         finally:
-            loop.remove_signal_handler(signal.SIGHUP)
+            if self.hears_hangup:
+                loop.remove_signal_handler(signal.SIGHUP)
 
     async def _look(self) -> bool:
         marks = await asyncio.to_thread(self._marks)

@@ -51,6 +51,7 @@ class EnginePool:
         self.rows: dict[int, int] = {}
         self.on_crowd: Crowded | None = None
         self._mean_run_s = 0.01
+        self._began_s: dict[int, float] = {}
         self._lock = Lock()
         self._queue = RunQueue()
         self._n_busy = 0
@@ -68,6 +69,12 @@ class EnginePool:
     def expected_wait_s(self) -> float:
         """Seconds that a job submitted now is expected to wait for a thread."""
         return self.n_waiting * self._mean_run_s / self.n_threads
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds that the oldest of the present runs has taken so far; 0 where nothing runs."""
+        began_s = list(self._began_s.values())
+        return perf_counter() - min(began_s) if began_s else 0.0
 
     @property
     def idle(self) -> bool:
@@ -195,8 +202,10 @@ class EnginePool:
         started_s = perf_counter()
         for job in work.jobs:
             job.queue_s = started_s - job.submitted_s
+        self._began_s[id(work)] = started_s
         found = running.outputs()
         compute_s = perf_counter() - started_s
+        del self._began_s[id(work)]
         n_rows = work.n_rows
         with self._lock:
             self.n_running -= len(work.jobs)
