@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edge_agent.models.room import ModelRoom
 from hybrid.errors import DeadlinePassed, HybridError, NotFound, Overloaded
@@ -148,7 +148,7 @@ class Onward:
             return PreparedReply(state="preparing") if known.state in ("preparing", "failed") else reply
         # Seconds beyond: what the way there costs stands in the queue of each reply.
         cuts = [CutTime(id=cut, tail_s=tail_s) for cut, tail_s in holding.tails.items()]
-        state = "ready" if known.state == "ready" else "preparing"
+        state: Literal["ready", "preparing"] = "ready" if known.state == "ready" else "preparing"
         return PreparedReply(state=state, cuts=cuts, whole_s=holding.whole_s, codecs=tuple(holding.codecs))
 
     def close(self) -> None:
