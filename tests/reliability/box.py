@@ -1,6 +1,7 @@
 """A simulated box: the real outbox, installation and following, a program that uses them, and what it was promised."""
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,9 @@ class Box(Machine):
                 for error in leaves(exc):
                     self.history.add(self.name, "part failed", part=name, error=f"{error!r:.200}")
                     if not isinstance(error, HybridError):
-                        self.history.breach("code", f"{name} failed with {error!r:.200}")
+                        at = traceback.extract_tb(error.__traceback__)[-1]
+                        where = f"{at.filename.rpartition('/')[2]}:{at.lineno} {at.name}"
+                        self.history.breach("code", f"{name} failed with {error!r:.200} at {where}")
             await asyncio.sleep(1.0)
 
     async def _rehearse(self, folder: Path, manifest: Manifest, variant: Variant) -> None:
@@ -206,7 +209,7 @@ class Box(Machine):
             about = f"model{rng.randrange(3)}" if kind == "report" else ""
             put = Put(f"{self.name}/{self.life}/{number}", kind, self.loop.now_s, self.life, about)
             self.puts.append(put)
-            n_bytes = LARGE_BYTES if rng.random() < 0.02 else rng.randrange(400)
+            n_bytes = LARGE_BYTES if rng.random() < 0.05 else rng.randrange(400)
             stream = {"result": f"result/{rng.randrange(2)}", "report": "report/x"}.get(kind, "")
             try:
                 kept = await outbox.put(kind, put.word.encode() + b"\0" + bytes(n_bytes), stream=stream, about=about)

@@ -135,6 +135,7 @@ async def records_rot(world: "World", rng: Random) -> None:
     for path in (DATA / "models" / MODEL / "slots.json", DATA / "desired.json", DATA / "running.json"):
         if rng.random() < 0.5:
             box.image.flip_bits(path, rng, rng.choice((1, 20)))
+    box.has_committed = False  # which version was, nobody knows any more
     world.history.add(box.name, "records rot")
 
 
