@@ -26,6 +26,8 @@ class LiveGateway:
         place: where in a lab it runs; None for loopback.
     """
 
+    service = "gateway"
+
     def __init__(self, data: Path, *flags: str, place: "Place | None" = None) -> None:
         self.data = data
         self._flags = flags if place is None else ("--host", place.address, *flags)
@@ -61,13 +63,13 @@ class LiveGateway:
     def start(self) -> None:
         """Starts it, on the same port as before, and waits for its ready line."""
         port = self.port if self.url else 0
-        command = [str(HYBRID), "gateway", "serve", "--port", str(port), "--data", str(self.data), *self._flags]
+        command = [str(HYBRID), self.service, "serve", "--port", str(port), "--data", str(self.data), *self._flags]
         self._process = subprocess.Popen(self._placed(command), stdout=subprocess.PIPE, stderr=self._log, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.startswith("ready http"):
             self.stop()
-            pytest.fail(f"the gateway did not start: {line!r}\n{self.log}")
+            pytest.fail(f"the {self.service} did not start: {line!r}\n{self.log}")
         self.url = line.split()[1]
 
     def push(self, model: Path, name: str) -> None:

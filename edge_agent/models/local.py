@@ -10,7 +10,7 @@ from edge_agent.part import Problem
 from hybrid.artifact.digest import model_digest
 from hybrid.errors import HybridError, ModelMissing
 
-VERSION = "local"
+VERSION = "1"
 
 
 class LocalModels:

@@ -1,4 +1,4 @@
-"""One gateway for all foreign clients, with small models, shared memory and no tokens, as those clients expect."""
+"""One gateway and one agent for all foreign clients: small models, shared memory, no tokens, as they expect."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import small_models
+from tests.live_agent import LiveAgent
 from tests.live_gateway import LiveGateway
 from tests.serving_push import push
 
@@ -22,10 +23,16 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="session")
-def open_gateway(tmp_path_factory: pytest.TempPathFactory, model_files: dict[str, Path]) -> Iterator[LiveGateway]:
-    """A gateway on loopback without authentication and with shared memory."""
-    data = tmp_path_factory.mktemp("gateway") / "data"
+@pytest.fixture(scope="session", params=["gateway", "agent"])
+def open_gateway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_files: dict[str, Path]
+) -> Iterator[LiveGateway]:
+    """A service on loopback that asks for no tokens and allows shared memory: a gateway, then an agent."""
+    data = tmp_path_factory.mktemp(request.param) / "data"
+    if request.param == "agent":
+        with LiveAgent(data, model_files, "--allow-shared-memory") as agent:
+            yield agent
+        return
     with LiveGateway(data, "--no-auth", "--allow-shared-memory") as gateway:
         for name, path in model_files.items():
             push(gateway.url, path, name)
