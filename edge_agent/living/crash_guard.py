@@ -74,6 +74,10 @@ class CrashGuard:
         self._write(_Starts(boot.id, (*early, boot.age_s)[-_MOST_KEPT:]))
         return self.mode
 
+    def early(self) -> int:
+        """How many starts in a row ended early, without noting one. Blocking."""
+        return len(self._early(self._boot()))
+
     @property
     def settled_after_s(self) -> float:
         """How long the agent must be up until it is not in a loop any more."""
