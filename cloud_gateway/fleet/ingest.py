@@ -158,7 +158,7 @@ class Ingest:
                 f" {self.limits.n_call_bytes} bytes are allowed in one call"
             )
         for item in call.items:
-            _check_item(item, self.limits.n_body_bytes)
+            _check_item(item, call.epoch, self.limits.n_body_bytes)
         return n_bytes
 
     # Handing on.
@@ -209,15 +209,17 @@ class Ingest:
         self.store.database.close()
 
 
-def _check_item(item: Item, n_body_bytes: int) -> None:
+def _check_item(item: Item, epoch: str, n_body_bytes: int) -> None:
     if item.seq < 0 or not 0 <= item.skipped <= item.seq or item.seq >= 1 << 62:
         raise BadMessage(f"stream {item.stream[:80]!r}: seq {item.seq} with {item.skipped} skipped cannot be")
     if not 1 <= len(item.stream) <= 200 or item.stream.partition("/")[0] != item.kind or not item.stream.isprintable():
         raise BadMessage(f"stream {item.stream[:80]!r} of kind {item.kind}: KIND or KIND/SUFFIX is wanted")
     if len(item.body) > n_body_bytes:
         raise TooLarge(f"an item of {len(item.body)} bytes: larger ones than {n_body_bytes} bytes are blobs")
-    if item.origin is not None and not 1 <= len(item.origin[0]) <= 64:
-        raise BadMessage(f"origin {item.origin[0][:80]!r} is no epoch")
+    if item.origin is not None:
+        former, seq = item.origin
+        if former == epoch or not 1 <= len(former) <= 64 or not 0 <= seq < 1 << 62:
+            raise BadMessage(f"origin {former[:80]!r} with {seq} cannot be")
     check_digest(item.digest)
     if item.blob_sha256:
         check_digest(item.blob_sha256)

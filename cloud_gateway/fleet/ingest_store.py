@@ -94,6 +94,12 @@ class _Stream:
     seq: int
     n_skipped: int
     digests: dict[int, bytes] = field(default_factory=dict)
+    verified: int | None = None
+    """Up to which number this caller's things are those that are here, where that is less than `seq`."""
+
+    @property
+    def acked(self) -> int:
+        return self.seq if self.verified is None else min(self.seq, self.verified)
 
 
 @dataclass(slots=True)
@@ -168,7 +174,7 @@ class _Taking:
         for name, stream in self._streams.items():
             self._write_down(name, stream)
         self._stored.answer = IngestAnswer(
-            acked={name: stream.seq for name, stream in self._streams.items()},
+            acked={name: stream.acked for name, stream in self._streams.items()},
             refused=tuple(self._refused),
             stale_epoch=self._is_stale,
             held=self._blocked,
@@ -181,7 +187,10 @@ class _Taking:
             self._recognise(item, stream)
         elif item.seq - item.skipped - 1 > stream.seq:
             self._blocked[item.stream] = "gap"
-        elif self._has_origin(item):
+        elif self._is_here(item, self._call.epoch, item.seq):
+            self._advance(item, stream)
+        elif item.origin is not None and self._is_here(item, *item.origin):
+            self._rename(item, *item.origin)
             self._advance(item, stream)
         else:
             self._store_new(item, stream)
@@ -199,24 +208,37 @@ class _Taking:
         elif digest is not None and digest != _short(item.digest):
             self._is_stale = True
             self._blocked[item.stream] = "stale_epoch"
+            stream.verified = item.seq - 1
 
-    def _has_origin(self, item: Item) -> bool:
-        """Whether this thing is here under the number that it had before."""
-        if item.origin is None:
-            return False
-        epoch, seq = item.origin
+    def _is_here(self, item: Item, epoch: str, seq: int) -> bool:
+        """Whether this thing is here under a number that it had, or that a clone gave it."""
         row = self._db.execute(
             "SELECT seen.digest FROM stream JOIN seen ON seen.stream_id = stream.id"
             " WHERE box = ? AND epoch = ? AND stream = ? AND seen.seq = ?",
             (self._box, epoch, item.stream, seq),
         ).fetchone()
-        if row is None or bytes(row[0]) != _short(item.digest):
-            return False
+        return row is not None and bytes(row[0]) == _short(item.digest)
+
+    def _rename(self, item: Item, epoch: str, seq: int) -> None:
+        """Its box knows a deferred request by its newest number."""
         self._db.execute(
             "UPDATE OR IGNORE deferral SET epoch = ?, seq = ? WHERE box = ? AND epoch = ? AND stream = ? AND seq = ?",
             (self._call.epoch, item.seq, self._box, epoch, item.stream, seq),
         )
-        return True
+
+    def _note_origin(self, item: Item, epoch: str, seq: int) -> None:
+        """A clone may bring the same thing under that number."""
+        key = (self._box, epoch, item.stream)
+        if self._n_streams() >= self._store.limits.n_streams:
+            return  # a box that asks for more than its share is not protected from itself
+        self._db.execute(
+            "INSERT OR IGNORE INTO stream (box, epoch, stream, seq, n_skipped, since_s) VALUES (?, ?, ?, -1, 0, ?)",
+            (*key, self._now_s),
+        )
+        self._db.execute(
+            "INSERT OR IGNORE INTO seen SELECT id, ?, ? FROM stream WHERE box = ? AND epoch = ? AND stream = ?",
+            (seq, _short(item.digest), *key),
+        )
 
     def _store_new(self, item: Item, stream: _Stream) -> None:
         allowance = self._store.limits.by_kind.get(item.kind)
@@ -247,6 +269,8 @@ class _Taking:
                 "INSERT INTO deferral VALUES (?, ?, ?, ?, ?, 0, 0, '', '', 0, '', x'')",
                 (cursor.lastrowid, self._box, self._call.epoch, item.stream, item.seq),
             )
+        if item.origin is not None:
+            self._note_origin(item, *item.origin)
         count(self._db, self._box, item.kind, 1, n_bytes)
         self._stored.kinds.add(item.kind)
         self._advance(item, stream)
@@ -285,12 +309,14 @@ class _Taking:
                 "SELECT id, seq, n_skipped FROM stream WHERE box = ? AND epoch = ? AND stream = ?", key
             ).fetchone()
             found = self._streams[name] = _Stream(0, -1, 0) if row is None else _Stream(*row)
-            if row is None:
-                (n_streams,) = self._db.execute("SELECT count(*) FROM stream WHERE box = ?", (self._box,)).fetchone()
-                if n_streams + len(self._streams) > self._store.limits.n_streams:
-                    self._blocked[name] = "quota"
-                    self._stored.quota.add("streams")
+            if row is None and self._n_streams() + len(self._streams) > self._store.limits.n_streams:
+                self._blocked[name] = "quota"
+                self._stored.quota.add("streams")
         return found
+
+    def _n_streams(self) -> int:
+        (n_streams,) = self._db.execute("SELECT count(*) FROM stream WHERE box = ?", (self._box,)).fetchone()
+        return int(n_streams)
 
     def _write_down(self, name: str, stream: _Stream) -> None:
         if not stream.digests:

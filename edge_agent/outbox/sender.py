@@ -123,8 +123,9 @@ class Sender:
     async def _take(self, batch: Batch, answer: IngestAnswer) -> bool:
         """Let go what the gateway has; whether anything moved."""
         refused = {(one.stream, one.seq): one for one in answer.refused}
-        done = [item for item in batch.items if item.seq <= answer.acked.get(item.stream, -1)]
-        declined = [item for item in batch.items if (item.stream, item.seq) in refused and item not in done]
+        declined = [item for item in batch.items if (item.stream, item.seq) in refused]
+        taken = [item for item in batch.items if (item.stream, item.seq) not in refused]
+        done = [item for item in taken if item.seq <= answer.acked.get(item.stream, -1)]
         for item in declined:
             why = refused[item.stream, item.seq]
             _log.warning(
