@@ -13,6 +13,7 @@ from hybrid.errors import BadMessage, CorruptContent, StorageError
 
 _PAPERS: Final = (MANIFEST_NAME, SIGNATURE_NAME)
 _MOST_ENTRIES: Final = 20_000
+_TRIES: Final = 3
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -85,10 +86,12 @@ def is_whole(disk: Disk, folder: Path, manifest: Manifest, name: str) -> bool:
     parents = [parent for parent in path.parents if parent.is_relative_to(folder)]
     if not all(map(disk.is_folder, parents)) or not disk.is_plain(path) or disk.size(path) != entry.size:
         return False
-    try:
-        return disk.sha256(path) == entry.sha256
-    except OSError:
-        return False
+    for _ in range(_TRIES):
+        try:
+            return disk.sha256(path) == entry.sha256
+        except OSError:
+            continue
+    return False
 
 
 def empty_but(disk: Disk, folder: Path, manifest: Manifest) -> None:
@@ -164,6 +167,21 @@ def quarantined(disk: Disk, folder: Path) -> Sequence[Path]:
     return [folder / name for name in disk.names(folder) if ".corrupt-" in name]
 
 
+def read_patiently(disk: Disk, path: Path) -> bytes:
+    """A file's content; a disk that fails once may do better the next time.
+
+    Raises:
+        StorageError: it failed several times.
+    """
+    for is_last in (False,) * (_TRIES - 1) + (True,):
+        try:
+            return disk.read(path)
+        except OSError as exc:
+            if is_last:
+                raise StorageError(f"{path}: cannot be read ({exc})", path=str(path)) from exc
+    raise AssertionError
+
+
 def _folders(folder: Path, manifest: Manifest) -> set[Path]:
     found = {folder}
     for name in manifest.files:
@@ -198,8 +216,6 @@ def _read_plain(disk: Disk, path: Path, most_bytes: int) -> bytes:
     if not disk.is_plain(path) or disk.size(path) > most_bytes:
         raise CorruptContent(f"{path}: missing, too large, or no plain file", path=str(path.parent))
     try:
-        return disk.read(path)
-    except StorageError:
-        raise
-    except OSError as exc:
-        raise CorruptContent(f"{path}: cannot be read ({exc.strerror or exc})", path=str(path.parent)) from exc
+        return read_patiently(disk, path)
+    except StorageError as exc:
+        raise CorruptContent(f"{path}: cannot be read ({exc})", path=str(path.parent)) from exc

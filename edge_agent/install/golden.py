@@ -81,9 +81,7 @@ def _array(data: bytes, path: str) -> np.ndarray:
     if len(data) > _MOST_BYTES:
         raise ModelInvalid(f"golden file {path}: more than {_MOST_BYTES} bytes", path=path)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as exc:
+        array: np.ndarray = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # .npy alone: no archive
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, MemoryError, OverflowError) as exc:
         raise ModelInvalid(f"golden file {path}: no array in .npy form without objects ({exc})", path=path) from exc
-    if not isinstance(array, np.ndarray):
-        raise ModelInvalid(f"golden file {path}: one array is wanted, an archive of arrays lies there", path=path)
     return array

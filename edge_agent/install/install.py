@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,7 +14,7 @@ from edge_agent.install.means import Means
 from edge_agent.install.model import Model
 from edge_agent.install.problems import problems_of
 from edge_agent.install.shelf import on_disk
-from edge_agent.install.transitions import Crash
+from edge_agent.install.transitions import Crash, task_of
 from edge_agent.part import Problem
 from hybrid.errors import (
     CorruptContent,
@@ -61,6 +61,8 @@ class Install:
     """A part of the agent: `assign` says what should be, `run` makes it so.
 
     Attributes:
+        mode: of a start after a loop of crashes: `safe`: what was committed answers, nothing is fetched or tried;
+            `bare`: nothing is opened. Set before `run`; `resume` ends it.
         begun: set when every model answers that can, at the start; before, the agent is not ready.
     """
 
@@ -70,8 +72,10 @@ class Install:
         self._means, self._boot = means, boot
         self._models: dict[str, Model] = {}
         self._assigned: dict[str, Assigned] | None = None
+        self.mode: Literal["normal", "safe", "bare"] = "normal"
         self._is_new = False
         self._has_counted = False
+        self._crash: Crash | None = None
         self._wake, self._trial = asyncio.Event(), asyncio.Event()
         self._fetching: tuple[Model, asyncio.Task[None]] | None = None
         self.begun = asyncio.Event()
@@ -156,16 +160,12 @@ class Install:
 
     async def _begin(self) -> None:
         """Whatever the power cut short: each model answers with a version that is whole, or with none."""
-        crash = await on_disk(self._last_end)
+        if not self._has_counted:
+            self._crash = await on_disk(self._last_end)
         for name in await on_disk(self._means.shelf.names):
             model = self._models.setdefault(name, Model(self._means, name))
-            wanted = (self._assigned or {}).get(name)
-            model.assigned = wanted
-            try:
-                await model.begin(lambda: crash, wanted.artifact_digest if wanted else "")
-            except HybridError as exc:
-                _log.warning("install.begin model=%s code=%s", name, exc.code)
-                model.postpone(exc)
+            model.is_silent = self.mode == "bare"
+            await self._begin_model(model)
         if not self._has_counted:
             running = msgspec.json.encode(_Running(self._boot()))
             with contextlib.suppress(StorageError):  # a full disk must not keep the models from answering
@@ -173,10 +173,28 @@ class Install:
             self._has_counted = True
         self._look_at_trials()
 
+    async def _begin_model(self, model: Model) -> None:
+        wanted = (self._assigned or {}).get(model.name)
+        model.assigned = wanted or model.assigned
+        try:
+            async with model.lock:
+                await model.begin(self._crash, wanted.artifact_digest if wanted else "", is_safe=self.mode != "normal")
+        except HybridError as exc:
+            _log.warning("install.begin model=%s code=%s", model.name, exc.code)
+            model.postpone(exc)
+
+    async def resume(self) -> None:
+        """The service held out: everything is done again."""
+        self.mode = "normal"
+        for model in self._models.values():
+            model.is_silent = False
+            await self._begin_model(model)
+        self.hurry()
+
     def _last_end(self) -> Crash | None:
         """How the service before this one ended; None for an orderly stop, and when it was counted."""
         path = self._means.data / RUNNING
-        if self._has_counted or self._means.disk.size(path) < 0:
+        if self._means.disk.size(path) < 0:
             return None
         try:
             boot = msgspec.json.decode(self._means.disk.read(path), type=_Running).boot
@@ -211,10 +229,16 @@ class Install:
         waiting = [
             model
             for model in self._models.values()
-            if model.task not in ("rest", "watch") and (model.assigned or model.task == "clear")
-            if model.not_before_s <= now_s
-        ]  # fmt: skip
+            if model.not_before_s <= now_s and (not model.is_begun or model.is_unsaved or self._has_work(model))
+        ]
         return sorted(waiting, key=lambda model: (-_priority(model), model.name))
+
+    def _has_work(self, model: Model) -> bool:
+        if model.task == "clear":
+            return True
+        if self.mode != "normal" or model.task in ("rest", "watch"):
+            return False
+        return model.assigned is not None or model.task in ("rehearse", "warm")
 
     def _pause_s(self) -> float:
         """Until the next model may go on."""
@@ -222,7 +246,7 @@ class Install:
         pauses = [
             max(model.not_before_s - now_s, 60.0 if model.task == "wait" else 0.05)
             for model in self._models.values()
-            if model.task not in ("rest", "watch", "clear")
+            if not model.is_begun or model.is_unsaved or (self._has_work(model) and model.task != "clear")
         ]
         return min(pauses, default=3600.0)
 
@@ -232,7 +256,10 @@ class Install:
         self._is_new = False
         assigned = self._assigned
         for name in sorted({*assigned, *self._models}):
-            model = self._models.setdefault(name, Model(self._means, name))
+            model = self._models.get(name)
+            if model is None:
+                model = self._models[name] = Model(self._means, name)
+                await self._begin_model(model)
             async with model.lock:
                 try:
                     await model.assign(assigned.get(name))
@@ -249,9 +276,16 @@ class Install:
                 await on_disk(self._means.downloads.clean, ())
 
     async def _advance(self, model: Model) -> None:
+        if not model.is_begun:
+            await self._begin_model(model)
+            if not model.is_begun:
+                return
+            self._is_new = self._assigned is not None
         async with model.lock:
             try:
-                await model.advance()
+                await model.keep()
+                if self._has_work(model):
+                    await model.advance()
                 await self._clean()
             except _PASSING as exc:
                 _log.info("install.waits model=%s code=%s", model.name, exc.code)
@@ -298,7 +332,7 @@ class Install:
                     except HybridError as exc:
                         _log.warning("install.trial model=%s code=%s", model.name, exc.code)
                         model.trouble = exc
-                if model.task != "watch":
+                if task_of(model.slots) != "watch":
                     self._wake.set()
             self._look_at_trials()
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from edge_agent.install.contents import check_content, read_papers, set_aside
-from edge_agent.install.golden import compare, golden_arrays, tolerance_of
 from edge_agent.install.means import Means
 from edge_agent.install.preparing import Preparing
-from edge_agent.install.records import MOST_DETAIL, Slot, Slots, Wanted
+from edge_agent.install.records import SLOTS, Held, Slot, Slots, Wanted
 from edge_agent.install.rehearsal import chosen_variant
 from edge_agent.install.shelf import on_disk
 from edge_agent.install.transitions import (
@@ -31,15 +31,16 @@ from edge_agent.install.transitions import (
     step,
     task_of,
 )
-from edge_agent.models.version import ModelVersion
-from hybrid.artifact.digest import digest_of_files
-from hybrid.artifact.manifest import Manifest, parse, variant_files
-from hybrid.errors import CorruptContent, EngineFailed, HybridError, Overloaded
+from edge_agent.install.versions import compare_golden, told_of, version_in
+from edge_agent.models.version import ModelVersion, Runs
+from hybrid.artifact.manifest import Manifest, parse
+from hybrid.errors import CorruptContent, EngineFailed, HybridError, ModelError, StorageError
 from hybrid.fleet.messages import Assigned, Installed
 
 _log = logging.getLogger("hybrid.agent.install")
 
 _CLOCK_SLACK_S: Final = 3600.0
+_ANY: Final = Held(artifact_digest="", version="", sequence=0)
 
 
 class Model:
@@ -53,6 +54,9 @@ class Model:
         self.not_before_s = 0.0
         self.n_failures = 0
         self.may_retry = False
+        self.is_begun = False
+        self.is_unsaved = False
+        self.is_silent = False
         self.trouble: HybridError | None = None
         self.preparing: Preparing | None = None
         self._means, self._shelf = means, means.shelf
@@ -62,28 +66,70 @@ class Model:
 
     # -- the record
 
-    async def begin(self, crash: Callable[[], Crash | None], wanted_digest: str) -> None:
-        """Read the record, count a crash, and let the version that should answer do so, if its bytes are right."""
-        self.slots = await on_disk(self._shelf.load, self.name, self._means.trust(), wanted_digest)
-        happened = crash()
-        if happened is not None:
-            await self.happen(happened)
+    async def begin(self, crash: Crash | None, wanted_digest: str, *, is_safe: bool) -> None:
+        """Read the record, count a crash, and let the version that should answer do so, if its bytes are right.
+
+        Args:
+            crash: how the service before this one ended, if not in good order.
+            wanted_digest: the assigned version, where one is known already.
+            is_safe: the service is in a loop of crashes: nothing is on trial.
+        """
+        if not self.is_begun:
+            self.slots = await on_disk(self._shelf.load, self.name, self._means.trust(), wanted_digest)
+            self.is_begun = True
+            if crash is not None:
+                await self.happen(crash)
+            if is_safe and self.slots.phase == "trial":
+                at_s = self._means.now_s()
+                await self.happen(Spoil("engine_crashed", "the service crashed again and again during its trial", at_s))
         while self.slots.answers and not await self._is_sound(self.slots.answers):
             pass  # the record now says what answers instead
         await self.settle()
 
     async def happen(self, event: Event) -> None:
-        """Note an event on the disk; only then does it count."""
+        """Note an event on the disk; what leads forward counts only then.
+
+        Raises:
+            StorageError: it could not be written, and nothing has changed. A step back is taken in any case.
+        """
         before = self.slots
         after = step(before, event)
         if after == before:
+            if self.is_unsaved:
+                await self._save(after)
             return
         if after.phase == "trial" != before.phase:
             self._trial_from_s = asyncio.get_running_loop().time()
-        await on_disk(self._shelf.save, after)
+        try:
+            await self._save(after)
+        except StorageError as exc:
+            if not isinstance(event, Crash | Damage | Defer | Spoil):
+                raise
+            self.trouble, self.is_unsaved = exc, True
         self.slots = after
+        if isinstance(event, Spoil | Crash):
+            await self._spoil(before, after)
         if (after.phase, after.answers, after.wanted) != (before.phase, before.answers, before.wanted):
             await self._report()
+
+    async def keep(self) -> None:
+        """Write what could not be written when it happened."""
+        if self.is_unsaved:
+            await self._save(self.slots)
+            await self._spoil(Slots(name=self.name, a=_ANY, b=_ANY), self.slots)
+
+    async def _save(self, slots: Slots) -> None:
+        await on_disk(self._shelf.save, slots)
+        self.is_unsaved = False
+
+    async def _spoil(self, before: Slots, after: Slots) -> None:
+        """What failed is no version any more, even if the record were lost."""
+        for slot in SLOTS:
+            if before.held(slot) is not None and after.held(slot) is None:
+                try:
+                    await on_disk(self._shelf.spoil, self.name, slot)
+                except StorageError as exc:
+                    self.trouble = exc
 
     async def _report(self) -> None:
         told = self.installed()
@@ -98,6 +144,8 @@ class Model:
         if self.assigned is None or assigned is None or self.assigned != assigned:
             self.preparing, self.not_before_s, self.n_failures = None, 0.0, 0
         self.assigned = assigned
+        if not self.is_begun:
+            return  # what is known of it could not be read yet
         if assigned is None:
             await self.happen(Withdraw())
         else:
@@ -184,11 +232,9 @@ class Model:
         slot = self.slots.free
         if not await self._is_sound(slot):
             return
-        assert self.assigned is not None
         papers = await on_disk(read_papers, self._means.disk, self._shelf.slot(self.name, slot))
-        permitted = await on_disk(
-            Preparing(self._means, self.assigned).permit, papers, self.slots
-        )  # keys may have gone
+        preparing = Preparing(self._means, self.assigned or self._as_assigned())
+        permitted = await on_disk(preparing.permit, papers, self.slots)  # a key may have been revoked meanwhile
         variant = chosen_variant(permitted.manifest, self._means.has_engine)
         await self._means.rehearse(self._shelf.slot(self.name, slot), permitted.manifest, variant)
         await self.happen(Rehearsed())
@@ -200,7 +246,7 @@ class Model:
         version, manifest = await on_disk(self._version, slot)
         try:
             await self._means.host.open(version)
-            await self._compare_golden(version, manifest)
+            await compare_golden(self._means, version, manifest)
         except HybridError:
             await self._drop(version.artifact_digest)
             raise
@@ -212,30 +258,23 @@ class Model:
         slots = self.slots
         if slots.phase != "trial" or slots.wanted is None or not slots.answers:
             return
-        await self.settle()
-        trial = slots.wanted.trial
-        runs = self._means.host.runs(self.name)
-        lost = slots.answering
+        trial, lost = slots.wanted.trial, slots.answering
         assert lost is not None
-        if runs.n_errors:
-            n_runs = runs.n_good + runs.n_errors
-            await self.happen(
-                Spoil("engine_failed", f"{runs.n_errors} of {n_runs} runs failed on trial", self._means.now_s())
-            )
-        elif (
-            slots.n_good + runs.n_good >= trial.n_good
-            or asyncio.get_running_loop().time() - self._trial_from_s >= trial.most_s
-        ):
-            try:
-                version, manifest = await on_disk(self._version, slots.answers)
-                await self._compare_golden(version, manifest)
-                await on_disk(self._keep_base, slots.answers)
-            except (CorruptContent, EngineFailed, ValueError) as exc:
-                if isinstance(exc, Overloaded) or not isinstance(exc, HybridError):
-                    raise
-                await self.happen(Spoil(exc.code, str(exc), self._means.now_s()))
-            else:
-                await self.happen(Prove())
+        try:
+            await self.settle()
+            runs = self._means.host.runs(self.name)
+            if runs.n_errors:
+                n_runs = runs.n_good + runs.n_errors
+                raise EngineFailed(f"{runs.n_errors} of {n_runs} runs failed on trial")
+            trial_s = asyncio.get_running_loop().time() - self._trial_from_s
+            if slots.n_good + runs.n_good < trial.n_good and trial_s < trial.most_s:
+                return
+            version, manifest = await on_disk(self._version, slots.answers)
+            await compare_golden(self._means, version, manifest)
+            await on_disk(self._keep_base, slots.answers)
+            await self.happen(Prove())
+        except (CorruptContent, EngineFailed, ModelError) as exc:
+            await self.happen(Spoil(exc.code, str(exc), self._means.now_s()))
         if self.slots.phase != "trial":
             await self.settle()
             kept = self.slots.answering
@@ -245,6 +284,8 @@ class Model:
 
     async def settle(self) -> None:
         """What the host answers with is what the record says."""
+        if self.is_silent:
+            return
         held = self.slots.answering
         if held is None or not self.slots.answers:
             if self._told is not None:
@@ -289,33 +330,7 @@ class Model:
     def _version(self, slot: Slot) -> tuple[ModelVersion, Manifest]:
         held = self.slots.held(slot)
         assert held is not None
-        folder = self._shelf.slot(self.name, slot)
-        manifest = parse(read_papers(self._means.disk, folder).manifest)
-        variant = chosen_variant(manifest, self._means.has_engine)
-        terms = {} if self.assigned is None else {"priority": self.assigned.priority, "samples": self.assigned.samples}
-        version = ModelVersion(
-            name=self.name,
-            version=manifest.version,
-            model_digest=digest_of_files(variant_files(manifest, variant)),
-            path=folder / variant.files[0],
-            artifact_digest=held.artifact_digest,
-            folder=folder,
-            classes=manifest.classes or (),
-            variant=variant.id,
-            **terms,  # type: ignore[arg-type]
-        )
-        return version, manifest
-
-    async def _compare_golden(self, version: ModelVersion, manifest: Manifest) -> None:
-        golden = manifest.golden
-        if golden is None or version.folder is None:
-            return
-        read, folder = self._means.disk.read, version.folder
-        feeds = await on_disk(golden_arrays, read, folder, golden.inputs)
-        wanted = await on_disk(golden_arrays, read, folder, golden.outputs)
-        found = await self._means.host.run(version, feeds, list(wanted))
-        engine = next(variant.engine for variant in manifest.variants if variant.id == version.variant)
-        compare(found, wanted, tolerance_of(manifest, engine), f"{self.name}:{manifest.version}")
+        return version_in(self._means, self._shelf.slot(self.name, slot), held, self.assigned)
 
     def _keep_base(self, slot: Slot) -> None:
         """A publisher's version that is about to be committed is what `rounds` versions are compared with."""
@@ -338,33 +353,21 @@ class Model:
             return True
         return now_s - failure.at_s >= RETRY_AFTER_S or now_s < failure.at_s - _CLOCK_SLACK_S
 
+    def _as_assigned(self) -> Assigned:
+        wanted = self.slots.wanted
+        assert wanted is not None
+        return Assigned(name=self.name, version=wanted.version, artifact_digest=wanted.artifact_digest)
+
     # -- what is told
 
     def installed(self) -> Installed:
         """How this model is, for the gateway."""
-        slots, runs = self.slots, self._means.host.runs(self.name)
-        held, wanted, failure = slots.answering, slots.wanted, slots.failure
+        held, runs = self.slots.answering, self._means.host.runs(self.name)
         is_told = self._told is not None and held is not None and self._told.artifact_digest == held.artifact_digest
-        return Installed(
-            name=self.name,
-            version=held.version if held is not None else wanted.version if wanted is not None else "",
-            artifact_digest=held.artifact_digest if held is not None else "",
-            wanted_digest=wanted.artifact_digest if wanted is not None and slots.phase != "committed" else "",
-            rollout=wanted.rollout if wanted is not None else "",
-            phase=slots.phase,
-            code=failure.code if failure is not None else self.trouble.code if self.trouble is not None else "",
-            detail=failure.detail if failure is not None else str(self.trouble or "")[:MOST_DETAIL],
-            n_good=slots.n_good + (runs.n_good if is_told else 0),
-            n_errors=slots.n_errors + (runs.n_errors if is_told else 0),
-            n_crashes=slots.n_crashes,
-            p50_s=runs.quantile_s(0.5) if is_told else 0.0,
-            p95_s=runs.quantile_s(0.95) if is_told else 0.0,
-        )
+        return told_of(self.slots, runs if is_told else Runs(), self.trouble)
 
     async def keep_counts(self) -> None:
         """Before an orderly stop: what was counted is not counted from nothing after it."""
-        from msgspec.structs import replace
-
         told = self.installed()
         if self.slots.answers and (told.n_good, told.n_errors) != (self.slots.n_good, self.slots.n_errors):
             self.slots = replace(self.slots, n_good=told.n_good, n_errors=told.n_errors)

@@ -8,13 +8,14 @@ from typing import Final, ParamSpec, TypeVar
 from msgspec.structs import replace
 
 from edge_agent.disk import Disk, write_durably
-from edge_agent.install.contents import check_content, read_papers, set_aside
+from edge_agent.install.contents import check_content, read_papers, read_patiently, set_aside
 from edge_agent.install.records import SLOTS, Held, Slot, Slots, Wanted, decode, encode
 from edge_agent.install.rules import Papers, TrustKeys
 from hybrid.artifact.manifest import parse
-from hybrid.artifact.names import check_word
+from hybrid.artifact.names import MANIFEST_NAME, check_word
 from hybrid.artifact.signature import Signature, verify
-from hybrid.errors import BadMessage, HybridError
+from hybrid.errors import BadMessage, HybridError, StorageError
+from hybrid.fleet.messages import Trial
 
 RECORD: Final = "slots.json"
 BASE: Final = "base.json"
@@ -25,8 +26,21 @@ _T = TypeVar("_T")
 
 
 async def on_disk(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Do disk work in a thread; cancelling waits for its end, so that nobody else meets it half done."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    """Do disk work in a thread; cancelling waits for its end, so that nobody else meets it half done.
+
+    Raises:
+        HybridError: as the work does; what the disk itself says is a `StorageError`.
+    """
+
+    def mapped() -> _T:
+        try:
+            return work(*args, **kwargs)
+        except HybridError:
+            raise
+        except OSError as exc:
+            raise StorageError(f"the disk refused: {exc}; check it with hybrid agent doctor") from exc
+
+    task = asyncio.ensure_future(asyncio.to_thread(mapped))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -56,8 +70,8 @@ class Shelf:
         path = self.folder / name / RECORD
         if self.disk.size(path) >= 0:
             try:
-                return decode(self.disk.read(path), name)
-            except (BadMessage, OSError):
+                return decode(read_patiently(self.disk, path), name)
+            except BadMessage:
                 set_aside(self.disk, path, self._now_s())
         slots = self.rebuilt(name, trust, wanted_digest)
         self.save(slots)
@@ -68,26 +82,30 @@ class Shelf:
         write_durably(self.disk, self.folder / slots.name / RECORD, encode(slots))
 
     def rebuilt(self, name: str, trust: TrustKeys | None, wanted_digest: str) -> Slots:
-        """A record from what lies in the slots: the newest whole version answers, on trial where there is another.
+        """A record from what lies in the slots.
 
-        Which of two was committed nobody knows any more; a trial with the older one to fall back on finds out.
+        Which version was committed nobody knows any more: the newest whole one goes through rehearsal and trial again,
+        while the other one answers, if there is one. What failed here is not whole: its manifest was removed.
         """
         found: dict[Slot, Held] = {}
         for slot in SLOTS:
             held = self._recognised(name, slot, trust)
             if held is not None:
                 found[slot] = held
+        slots = Slots(name=name, a=found.get("a"), b=found.get("b"), sequence=self._base_sequence(name, trust))
         if not found:
-            return Slots(name=name)
+            return slots
         newest = max(found, key=lambda slot: (found[slot].artifact_digest == wanted_digest, found[slot].sequence))
-        answers, others = found[newest], [slot for slot in found if slot != newest]
-        wanted = Wanted(artifact_digest=answers.artifact_digest, version=answers.version)
-        if not others:
-            return self._with(Slots(name=name, answers=newest, phase="committed", wanted=wanted), newest, answers)
-        other = others[0]
-        slots = Slots(name=name, answers=newest, phase="trial", wanted=wanted, sequence=found[other].sequence)
-        slots = self._with(slots, other, found[other])
-        return self._with(slots, newest, replace(answers, is_good=False))
+        held = found[newest]
+        others: list[Slot] = [slot for slot in found if slot != newest]
+        trial = Trial() if others else Trial(n_good=0, most_s=0.0)  # alone, it has nothing to be worse than
+        return replace(
+            slots,
+            answers=others[0] if others else "",
+            phase="verified",
+            wanted=Wanted(artifact_digest=held.artifact_digest, version=held.version, trial=trial),
+            sequence=max(slots.sequence, *(found[slot].sequence for slot in others), -1),
+        )
 
     def keep_base(self, name: str, papers: Papers) -> None:
         """Keep a publisher's papers for the `rounds` versions to come."""
@@ -104,14 +122,12 @@ class Shelf:
                 found.append(read_papers(self.disk, self.slot(name, slot)))
             except HybridError:
                 continue
-        path = self.folder / name / BASE
-        if self.disk.size(path) >= 0 and self.disk.size(path.with_suffix(".sig")) >= 0:
-            try:
-                signature = Signature.of_file_bytes(self.disk.read(path.with_suffix(".sig")))
-                found.append(Papers(manifest=self.disk.read(path), signature=signature))
-            except (HybridError, OSError):
-                pass  # damaged: then there is no base, and a publisher's version brings the next
-        return tuple(found)
+        base = self._base(name)
+        return (*found, base) if base is not None else tuple(found)
+
+    def spoil(self, name: str, slot: Slot) -> None:
+        """Nothing takes the content of a slot for a version any more; its files may serve the next one."""
+        self.disk.remove(self.slot(name, slot) / MANIFEST_NAME)
 
     def clear(self, name: str) -> None:
         """Remove the content of a model; its record stays, for the sequence."""
@@ -142,10 +158,26 @@ class Shelf:
             is_good=True,
         )
 
-    @staticmethod
-    def _with(slots: Slots, slot: Slot, held: Held) -> Slots:
-        sequence = max(slots.sequence, held.sequence) if held.is_good else slots.sequence
-        return replace(slots, a=held, sequence=sequence) if slot == "a" else replace(slots, b=held, sequence=sequence)
+    def _base_sequence(self, name: str, trust: TrustKeys | None) -> int:
+        """The highest sequence that is known to have been committed."""
+        if trust is None:
+            return -1
+        base = self._base(name)
+        try:
+            if base is not None:
+                verify(base.manifest, base.signature, trust.trusted("publisher"))
+                return parse(base.manifest).sequence
+        except HybridError:
+            pass  # damaged, or its signer was revoked: nothing is known then
+        return -1
+
+    def _base(self, name: str) -> Papers | None:
+        path = self.folder / name / BASE
+        try:
+            signature = Signature.of_file_bytes(self.disk.read(path.with_suffix(".sig")))
+            return Papers(manifest=self.disk.read(path), signature=signature)
+        except (HybridError, OSError):
+            return None  # none, or damaged: the next version of a publisher brings one
 
     def _has_something(self, name: str) -> bool:
         return bool(list(self.disk.names(self.folder / name)))

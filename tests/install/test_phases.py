@@ -1,0 +1,457 @@
+"""What becomes of an assignment: room, links, engines, trials, crashes, and the next one after each failure."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from hybrid.artifact.manifest import Golden
+from hybrid.errors import EngineCrashed, ModelInvalid, Overloaded
+from hybrid.fleet.messages import Trial
+from hybrid.fleet.rollback import Rollback, signed_rollback
+from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, failing, live, make, npy
+from tests.reliability.page_cache import Image
+from tests.reliability.simulated_disk import SimulatedDisk
+
+DOWNLOADS = Path("/data/downloads")
+
+
+def good(box: Box) -> None:
+    box.host.n_good_a_look = 1
+
+
+@pytest.fixture(scope="module")
+def with_one(fleet: Fleet, versions: list[Made]) -> Image:
+    image = Image()
+    live(image, Shelf(*versions), fleet.trust(), versions[0].assigned(trial=TRIAL), until=committed("1"), prepare=good)
+    return image
+
+
+def ended(*phases: str) -> Callable[[Box], bool]:
+    return lambda box: box.told().phase in phases
+
+
+def install(image: Image, shelf: Shelf, fleet: Fleet, made: Made, until: Callable[[Box], bool], **other: object) -> Box:
+    prepare = other.pop("prepare", good)
+    return live(image, shelf, fleet.trust(), made.assigned(trial=TRIAL), until=until, prepare=prepare, **other)  # type: ignore[arg-type]
+
+
+def test_a_first_version_goes_through_every_phase(fleet: Fleet, versions: list[Made]) -> None:
+    box = install(Image(), Shelf(*versions), fleet, versions[0], committed("1"))
+    assert box.phases == ["downloading", "verified", "warming", "trial", "committed"]
+    assert box.reports[-1].artifact_digest == versions[0].digest
+    assert box.reports[1].wanted_digest == versions[0].digest
+    assert list(box.disk.names(DOWNLOADS)) == []
+
+
+def test_only_what_is_not_here_travels(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    shelf = Shelf(*versions)
+    install(with_one.copy(), shelf, fleet, versions[1], committed("2"))
+    assert shelf.n_sent_bytes == len(versions[1].files["model.onnx"])
+
+
+def test_a_broken_download_goes_on_from_where_it_broke(fleet: Fleet, versions: list[Made]) -> None:
+    shelf = Shelf(*versions)
+    shelf.cut_every_bytes = 2000
+    box = install(Image(), shelf, fleet, versions[0], committed("1"))
+    assert shelf.n_sent_bytes == sum(map(len, versions[0].files.values()))
+    assert box.phases[-1] == "committed"
+
+
+def test_a_file_that_stands_under_two_names_is_two_files(fleet: Fleet) -> None:
+    blob = Random(1).randbytes(4000)
+    made = make({"model.onnx": blob, "copy/of.bin": blob}, key=fleet.publisher)
+    again = make({"name.onnx": blob, "b.bin": b"new"}, key=fleet.publisher, version="2", sequence=2)
+    image, shelf = Image(), Shelf(made, again)
+    install(image, shelf, fleet, made, committed("1"))
+    assert shelf.n_sent_bytes == 4000
+    install(image, shelf, fleet, again, committed("2"))
+    assert shelf.n_sent_bytes == 4003
+
+
+# -- room
+
+
+def test_without_room_nothing_is_fetched_and_it_is_tried_again(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    image.capacity_bytes = image.used_bytes + 3000
+    box = install(image, shelf, fleet, versions[2], ended("deferred"), within_s=60.0)
+    assert (box.told().phase, box.told().code) == ("deferred", "disk_full")
+    assert shelf.n_sent_bytes == 0
+    assert box.host.version() == "1"
+
+    def room(box: Box) -> None:
+        good(box)
+        image.capacity_bytes += 20_000
+
+    box = install(image, shelf, fleet, versions[2], committed("3"), prepare=room)
+    assert box.host.version() == "3"
+
+
+def test_room_that_comes_back_is_noticed_without_a_restart(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    image.capacity_bytes = image.used_bytes + 3000
+
+    def until(box: Box) -> bool:
+        if box.told().phase == "deferred":
+            image.capacity_bytes = 1 << 30
+        return committed("3")(box)
+
+    assert install(image, shelf, fleet, versions[2], until).host.version() == "3"
+
+
+def test_a_disk_that_fills_up_in_the_middle_gets_its_room_back(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+
+    def fill_up() -> None:
+        image.capacity_bytes = min(image.capacity_bytes, image.used_bytes + 500)
+
+    shelf.on_block = fill_up
+    box = install(image, shelf, fleet, versions[2], ended("deferred"), within_s=60.0)
+    assert box.told().code == "disk_full"
+    assert list(box.disk.names(DOWNLOADS)) == []
+    assert box.host.version() == "1"
+
+
+def test_a_small_disk_gives_up_the_version_before_the_last_good_one(fleet: Fleet) -> None:
+    """Room for two versions and a bit: the third takes the place of the first, the second answers all the time."""
+    made = [
+        make({"model.onnx": Random(n).randbytes(40_000)}, key=fleet.publisher, version=str(n), sequence=n)
+        for n in (1, 2, 3)
+    ]
+    image, shelf = Image(capacity_bytes=110_000), Shelf(*made)
+    for number in range(3):
+        box = install(image, shelf, fleet, made[number], committed(str(number + 1)), seed=number)
+        assert box.host.version() == str(number + 1)
+    assert box.host.history == ["2", "3"]
+
+
+def test_a_full_disk_at_the_start_keeps_no_model_from_answering(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(image, shelf, fleet, versions[0], committed("1"), stops=False)
+    image.capacity_bytes = image.used_bytes
+    box = live(image, shelf, fleet.trust(), until=lambda box: box.install.begun.is_set())
+    assert box.host.version() == "1"
+
+
+# -- engines and trials
+
+
+def test_a_version_that_crashes_its_rehearsal_fails_and_the_next_one_installs(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+
+    def crash(box: Box) -> None:
+        def rehearse(folder: Path) -> None:
+            raise EngineCrashed("ended by signal SIGSEGV")
+
+        good(box)
+        box.rehearsal = rehearse
+
+    box = install(image, shelf, fleet, versions[1], ended("failed"), prepare=crash, within_s=60.0)
+    assert (box.told().phase, box.told().code) == ("failed", "engine_crashed")
+    assert box.host.history == ["1"]
+    assert versions[1].digest not in box.host.opened
+    assert install(image, shelf, fleet, versions[2], committed("3")).host.version() == "3"
+
+
+@pytest.mark.parametrize("error", [ModelInvalid("no kernel"), failing()])
+def test_a_version_that_does_not_open_in_the_service_fails(
+    with_one: Image, fleet: Fleet, versions: list[Made], error: Exception
+) -> None:
+    def refuse(box: Box) -> None:
+        good(box)
+        box.host.fails_open[versions[1].digest] = error
+
+    image = with_one.copy()
+    box = install(image, Shelf(*versions), fleet, versions[1], ended("failed"), prepare=refuse, within_s=60.0)
+    assert (box.told().phase, box.host.history) == ("failed", ["1"])
+
+
+def test_memory_that_is_short_just_now_is_waited_for(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    def refuse(box: Box) -> None:
+        good(box)
+        box.host.fails_open[versions[1].digest] = Overloaded("no memory")
+
+    def until(box: Box) -> bool:
+        if box.told().phase == "deferred":
+            box.host.fails_open.clear()
+        return committed("2")(box)
+
+    box = install(with_one.copy(), Shelf(*versions), fleet, versions[1], until, prepare=refuse)
+    assert "deferred overloaded" in box.phases
+    assert box.host.version() == "2"
+
+
+GOLDEN = Golden(inputs={"x": "g/x.npy"}, outputs={"y": "g/y.npy"}, tolerance={"onnxruntime": 1e-3})
+
+
+def golden_version(fleet: Fleet, number: int) -> Made:
+    files = {
+        "model.onnx": Random(number).randbytes(500),
+        "g/x.npy": npy(np.zeros(3, np.float32)),
+        "g/y.npy": npy(np.full(3, number, np.float32)),
+    }
+    return make(files, key=fleet.publisher, version=str(number), sequence=number, golden=GOLDEN)
+
+
+def test_golden_outputs_that_differ_fail_the_version(fleet: Fleet) -> None:
+    one, two = golden_version(fleet, 1), golden_version(fleet, 2)
+    image, shelf = Image(), Shelf(one, two)
+    install(image, shelf, fleet, one, committed("1"))
+
+    def wrong(box: Box) -> None:
+        good(box)
+        box.host.wrong_outputs.add(two.digest)
+
+    box = install(image, shelf, fleet, two, ended("failed"), prepare=wrong, within_s=60.0)
+    assert (box.told().code, box.host.history) == ("golden_differs", ["1"])
+
+
+def test_golden_outputs_that_change_during_the_trial_lead_back(fleet: Fleet) -> None:
+    one, two = golden_version(fleet, 1), golden_version(fleet, 2)
+    image, shelf = Image(), Shelf(one, two)
+    install(image, shelf, fleet, one, committed("1"))
+
+    def until(box: Box) -> bool:
+        if box.told().phase == "trial":
+            box.host.wrong_outputs.add(two.digest)
+        return box.told().phase == "rolled_back"
+
+    box = install(image, shelf, fleet, two, until, within_s=100.0)
+    assert (box.told().phase, box.told().code) == ("rolled_back", "golden_differs")
+    assert box.host.history == ["1", "2", "1"]
+
+
+def test_an_engine_error_on_trial_leads_back_in_the_running_service(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+
+    def fail(box: Box) -> None:
+        box.host.fails_runs.add(versions[1].digest)
+
+    box = install(image, shelf, fleet, versions[1], ended("rolled_back"), prepare=fail, within_s=60.0)
+    assert (box.told().phase, box.told().code) == ("rolled_back", "engine_failed")
+    assert box.host.history == ["1", "2", "1"]
+    assert box.told().artifact_digest == versions[0].digest
+    assert box.told().wanted_digest == versions[1].digest
+    again = install(image, shelf, fleet, versions[1], lambda box: False, within_s=3000.0)
+    assert again.host.history == ["1"], "a version that failed here was tried again"
+    assert install(image, shelf, fleet, versions[2], committed("3")).host.version() == "3"
+
+
+def test_what_failed_is_tried_again_after_a_day(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(
+        image, shelf, fleet, versions[1], ended("rolled_back"),
+        prepare=lambda box: box.host.fails_runs.add(versions[1].digest), within_s=60.0,
+    )  # fmt: skip
+
+    def tomorrow(box: Box) -> None:
+        good(box)
+        box.clock_s += 86_500.0
+
+    assert install(image, shelf, fleet, versions[1], committed("2"), prepare=tomorrow).host.version() == "2"
+
+
+def test_a_trial_without_requests_ends_after_its_time(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    box = install(with_one.copy(), Shelf(*versions), fleet, versions[1], committed("2"), prepare=lambda box: None)
+    assert box.host.version() == "2"
+
+
+def test_a_crash_loop_on_trial_ends_with_the_version_before(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    """The service dies on trial, twice: the third start answers with the version before, without a network."""
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(image, shelf, fleet, versions[1], ended("trial"), prepare=lambda box: None, stops=False)
+    seen = []
+    for _ in range(3):
+        box = install(image, shelf, fleet, versions[1], lambda box: True, prepare=lambda box: None, stops=False)
+        seen.append(box.host.version())
+    assert seen == ["2", "1", "1"]
+    assert box.told().code == "engine_crashed"
+
+
+def test_power_cuts_during_a_trial_are_not_the_versions_fault(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(image, shelf, fleet, versions[1], ended("trial"), prepare=lambda box: None, stops=False)
+    for number in range(4):
+        image.cut_power(Random(number))
+
+        def booted(box: Box, number: int = number) -> None:
+            box.boot = f"boot {number}"
+
+        box = install(image, shelf, fleet, versions[1], lambda box: True, prepare=booted, stops=False)
+        assert box.host.version() == "2"
+
+
+def test_an_orderly_stop_is_no_crash_and_keeps_the_counts(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    long = versions[1].assigned(trial=Trial(n_good=1000, most_s=1e6))
+    for number in range(4):
+        box = live(image, shelf, fleet.trust(), long, until=lambda box: False, prepare=good, within_s=10.0, seed=number)
+        assert box.told().phase == "trial"
+        assert box.told().n_crashes == 0
+    assert box.told().n_good > 30
+
+
+# -- assignments
+
+
+def test_an_assignment_that_changes_in_mid_download_is_taken_up_at_once(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    shelf, changed = Shelf(*versions), []
+
+    def until(box: Box) -> bool:
+        if box.told().phase == "downloading" and not changed:
+            changed.append(True)
+            box.install.assign([versions[2].assigned(trial=TRIAL)])
+        return committed("3")(box)
+
+    shelf.cut_every_bytes = 1000
+    box = install(with_one.copy(), shelf, fleet, versions[1], until)
+    assert changed
+    assert box.host.history == ["1", "3"]
+    assert list(box.disk.names(DOWNLOADS)) == []
+
+
+def test_back_to_the_last_good_version_needs_no_signature_and_no_network(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(image, shelf, fleet, versions[1], committed("2"))
+    shelf.is_down = True
+    box = install(image, shelf, fleet, versions[0], committed("1"))
+    assert box.host.history == ["2", "1"]
+
+
+def test_an_older_version_comes_back_with_a_publishers_word_only(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    for number in (1, 2):
+        install(image, shelf, fleet, versions[number], committed(str(number + 1)), seed=number)
+    box = install(image, shelf, fleet, versions[0], ended("failed"), within_s=60.0)
+    assert (box.told().code, box.host.history) == ("version_replayed", ["3"])
+    word = signed_rollback(Rollback(name="net", artifact_digest=versions[0].digest, below=3), fleet.publisher)
+    assigned = versions[0].assigned(trial=TRIAL, rollback=word, rollout="back")
+    box = live(image, shelf, fleet.trust(), assigned, until=committed("1"), prepare=good)
+    assert box.host.history == ["3", "1"]
+
+
+def test_a_removed_model_leaves_its_sequence_and_nothing_else(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(image, shelf, fleet, versions[1], committed("2"))
+    other = make({"model.onnx": b"x"}, key=fleet.publisher, name="other")
+    shelf.made.append(other)
+    box = live(
+        image, shelf, fleet.trust(), other.assigned(trial=TRIAL),
+        until=lambda box: box.told("other").phase == "committed" and box.host.version("net") == "", prepare=good,
+    )  # fmt: skip
+    disk = SimulatedDisk(image, Random(0))
+    assert set(disk.names(Path("/data/models/net"))) == {"slots.json", "base.json", "base.sig"}
+    assert box.host.history[:1] == ["2"]
+    box = install(image, shelf, fleet, versions[0], ended("failed"), within_s=60.0)
+    assert box.told().code == "version_replayed"
+
+
+def test_keys_that_come_later_are_enough(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    old = fleet.trust(publishers=[fleet.other])
+
+    def until(box: Box) -> bool:
+        if box.told().code == "forbidden":
+            box.trust = fleet.trust()
+            box.install.hurry("forbidden")
+        return committed("2")(box)
+
+    box = live(image, shelf, old, versions[1].assigned(trial=TRIAL), until=until, prepare=good)
+    assert "failed forbidden" in box.phases
+    assert box.host.version() == "2"
+
+
+# -- what lasts
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 300, b"{", b'{"name":"net","schema":1,"answers":"a"}'])
+def test_a_damaged_record_is_set_aside_and_made_anew(
+    with_one: Image, fleet: Fleet, versions: list[Made], damage: bytes
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(image, shelf, fleet, versions[1], committed("2"))
+    disk = SimulatedDisk(image, Random(0))
+    path = Path("/data/models/net/slots.json")
+    disk.remove(path)
+    disk.append(path, damage)
+    shelf.is_down = True
+    offline = live(image, shelf, fleet.trust(), until=committed("2"), prepare=good)
+    assert offline.host.history == ["1", "2"]
+    assert any(name.startswith("slots.json.corrupt-") for name in offline.disk.names(path.parent))
+    with_sequence = install(image, shelf, fleet, versions[0], committed("1"))
+    assert with_sequence.host.version() == "1"
+
+
+def test_a_version_that_failed_does_not_come_back_with_a_damaged_record(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+    install(
+        image, shelf, fleet, versions[1], ended("rolled_back"),
+        prepare=lambda box: box.host.fails_runs.add(versions[1].digest), within_s=60.0,
+    )  # fmt: skip
+    disk = SimulatedDisk(image, Random(0))
+    disk.remove(Path("/data/models/net/slots.json"))
+    box = live(image, shelf, fleet.trust(), until=committed("1"), prepare=good, within_s=100.0)
+    assert box.host.history == ["1"]
+
+
+def test_a_start_without_gateway_and_without_assignments_answers(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    shelf = Shelf(*versions)
+    shelf.is_down = True
+    box = live(with_one.copy(), shelf, fleet.trust(), until=lambda box: box.install.begun.is_set())
+    assert box.host.version() == "1"
+    assert [assigned.artifact_digest for assigned in box.install.kept()] == [versions[0].digest]
+
+
+@pytest.mark.parametrize("mode", ["safe", "bare"])
+def test_after_a_crash_loop_less_is_done_until_it_holds_out(
+    with_one: Image, fleet: Fleet, versions: list[Made], mode: str
+) -> None:
+    image, shelf = with_one.copy(), Shelf(*versions)
+
+    def less(box: Box) -> None:
+        good(box)
+        box.install.mode = mode
+
+    box = install(image, shelf, fleet, versions[1], lambda box: False, prepare=less, within_s=30.0)
+    assert box.host.history == (["1"] if mode == "safe" else [])
+    assert shelf.n_manifests == 0
+
+
+def test_golden_arrays_are_never_unpickled() -> None:
+    from edge_agent.install.golden import golden_arrays
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for data in (buffer.getvalue(), b"", b"\x93NUMPY", b"PK\x03\x04", npy(np.zeros(10))[:-4]):
+        with pytest.raises(ModelInvalid):
+            golden_arrays(lambda path, data=data: data, Path("/x"), {"x": "x.npy"})
