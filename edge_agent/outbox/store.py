@@ -9,6 +9,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from random import Random
@@ -23,7 +24,7 @@ from edge_agent.outbox.policy import DROPPED_FIRST, INLINE_BYTES, PRIORITY, Outb
 from edge_agent.outbox.records import Batch, Kept, NewItem, StoredItem
 from edge_agent.outbox.salvage import salvaged
 from edge_agent.outbox.schema import SCRIPT
-from hybrid.errors import CorruptContent, DiskFull, HybridError
+from hybrid.errors import CorruptContent, DiskFull, HybridError, StorageError
 from hybrid.fleet.messages import Kind
 
 _T = TypeVar("_T")
@@ -31,6 +32,7 @@ _T = TypeVar("_T")
 _BALLAST_BYTES: Final = 512 << 10
 """Kept on the disk, to be given up when it is full: deleting rows needs some room as well."""
 
+_SPARE_BYTES: Final = 64 << 10
 _VACUUM_BYTES: Final = 1 << 20
 _SETTLED_ITEMS: Final = 256
 _SETTLED_BYTES: Final = 1 << 20
@@ -79,7 +81,14 @@ class OutboxStore:
     def open(self) -> None:
         """Open the files, and repair what can be repaired."""
         with self._lock:
-            self.database.open()
+            try:
+                self.database.open()
+            except StorageError:
+                # SQLite needs some room even to read; on a full disk it gets what was put by for that.
+                if self._disk.size(self._ballast) < 0:
+                    raise
+                self._disk.remove(self._ballast)
+                self.database.open()
             if self.database.aside is not None:
                 self._begin_anew()
             else:
@@ -248,24 +257,29 @@ class OutboxStore:
         self.blobs.remove(unnamed)
 
     def _shed(self) -> bool:
-        """The disk is full: give up the ballast, then the older half of what may be dropped; whether anything went."""
-        had_ballast = self._disk.size(self._ballast) >= 0
+        """The disk is full: what is settled leaves, else the older half of what may be dropped; whether anything did.
+
+        Deleting needs some room itself: that is what the ballast is for, and for nothing else.
+        """
+        for_now = [kind for kind in DROPPED_FIRST if self.ledger.counts[kind].n_items]
+        if not self.ledger.settled and not for_now:
+            return False
         self._disk.remove(self._ballast)
         try:
+            with suppress(DiskFull):
+                self.database.checkpoint()  # what the log holds twice
             if self.ledger.settled:
                 self.write(lambda _: None)
-                self.database.give_back(0)
-                return True
-            for kind in DROPPED_FIRST:
-                n_items = self.ledger.counts[kind].n_items
-                if n_items:
-                    self.write(partial(self._halve, kind=kind, goal=n_items // 2))
-                    self.database.give_back(0)
-                    _log.warning("outbox.shed kind=%s n_items=%d reason=disk_full", kind, n_items - n_items // 2)
-                    return True
+            else:
+                n_items = self.ledger.counts[for_now[0]].n_items
+                self.write(partial(self._halve, kind=for_now[0], goal=n_items // 2))
+                _log.warning("outbox.shed kind=%s n_items=%d reason=disk_full", for_now[0], n_items - n_items // 2)
+            self.database.give_back(0)
         except DiskFull:
             return False
-        return had_ballast
+        finally:
+            self._lay_ballast()
+        return True
 
     def _halve(self, connection: sqlite3.Connection, kind: Kind, goal: int) -> None:
         while self.ledger.counts[kind].n_items > goal:
@@ -275,7 +289,7 @@ class OutboxStore:
     def _lay_ballast(self) -> None:
         if self._disk.size(self._ballast) >= _BALLAST_BYTES:
             return
-        if self._disk.free_bytes(self._folder) < max(self._limits.reserve_bytes, 4 * _BALLAST_BYTES):
+        if self._disk.free_bytes(self._folder) < _BALLAST_BYTES + _SPARE_BYTES:
             return
         try:
             self._disk.remove(self._ballast)
@@ -345,13 +359,15 @@ class OutboxStore:
         def work() -> None:
             if always or self.ledger.settled or self.ledger.n_items:
                 self.write(expire)
-            self.database.give_back(_VACUUM_BYTES)
+            self.database.give_back(_VACUUM_BYTES if self.ledger.n_items else _VACUUM_BYTES // 8)
+            self._lay_ballast()
 
         self.sound(work)
 
     def probe(self) -> None:
         """Write a little, to see whether the disk takes it."""
         self.sound(lambda: self.write(lambda db: db.execute("INSERT OR REPLACE INTO facts VALUES ('probe', '')")))
+        self.is_full = False
 
     def _leave(self, item: StoredItem) -> None:
         if item.id in self.ledger.settled:
@@ -363,6 +379,11 @@ class OutboxStore:
 
     def _leave_now(self, *, always: bool = False) -> None:
         n_bytes = sum(row[5] for row in self.ledger.settled.values())
+        self.is_full = False
         if always or len(self.ledger.settled) >= _SETTLED_ITEMS or n_bytes >= _SETTLED_BYTES:
-            self.sound(lambda: self.write(lambda _: None))
-            self.database.give_back(_VACUUM_BYTES)
+            try:
+                self.sound(lambda: self.write(lambda _: None))
+                self.database.give_back(_VACUUM_BYTES)
+            except DiskFull:
+                if not self._shed():
+                    raise
