@@ -194,7 +194,7 @@ def seats(plan: Plan, box_ids: Iterable[str]) -> list[Member]:
     order = sorted(set(box_ids), key=lambda box_id: (place(plan.id, box_id), box_id))
     n, last = len(order), plan.last_stage
     n_first = min(n, max(1, math.ceil(plan.stages[0] * n - 1e-9))) if n else 0
-    n_control = min(n_first, n - 1) if last > 0 and n >= 2 else 0
+    n_control = min(n_first, n // 2) if last > 0 else 0
     ends = [min(n - n_control, max(1, math.ceil(share * n - 1e-9))) for share in plan.stages[:-1]]
     members = []
     for at, box_id in enumerate(order):

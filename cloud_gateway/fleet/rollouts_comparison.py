@@ -86,17 +86,16 @@ def _errors(plan: Plan, new: Sequence[Member], old: Sequence[Member], level: flo
         worst, _ = max(fresh, key=lambda pair: pair[0].n_errors)
         chance = max(chance, events_p(e_new - worst.n_errors, n_new - worst.n_runs, e_old, n_old))
     rate_new, rate_old = e_new / n_new, e_old / n_old
-    worse = chance <= level and _without_worst(fresh, rate_new) > rate_old + plan.tolerance.errors_ratio
+    worse = chance <= level and _usual_rate(fresh) > _usual_rate(held) + plan.tolerance.errors_ratio
     return Finding(metric="errors", new=rate_new, old=rate_old, chance=chance, level=level, is_worse=worse)
 
 
-def _without_worst(pairs: Sequence[tuple[Tally, Member]], rate: float) -> float:
-    """Errors a run without the box that errs most, where there are boxes enough: one camera is not a version."""
-    if len(pairs) < _ENOUGH_BOXES:
-        return rate
-    worst = max((tally for tally, _ in pairs), key=lambda tally: tally.n_errors)
-    n_runs = sum(tally.n_runs for tally, _ in pairs) - worst.n_runs
-    return (sum(tally.n_errors for tally, _ in pairs) - worst.n_errors) / n_runs if n_runs else rate
+def _usual_rate(pairs: Sequence[tuple[Tally, Member]]) -> float:
+    """Errors a run without the twentieth of the boxes that err most, at least one of five: cameras are no versions."""
+    tallies = sorted((tally for tally, _ in pairs if tally.n_runs), key=lambda tally: tally.n_errors / tally.n_runs)
+    kept = tallies[: len(tallies) - math.ceil(len(tallies) / 20)] if len(tallies) >= _ENOUGH_BOXES else tallies
+    n_runs = sum(tally.n_runs for tally in kept)
+    return sum(tally.n_errors for tally in kept) / n_runs if n_runs else 0.0
 
 
 def _own_errors(pairs: Sequence[tuple[Tally, Member]]) -> list[float]:

@@ -16,7 +16,7 @@ from hybrid.fleet.messages import Installed
 
 Verdict = Literal["wait", "advance", "complete", "halt"]
 _FEW_BOXES: Final = 5
-"""With fewer boxes than this one that failed is enough to halt; with more it takes two."""
+"""With fewer boxes than this one that failed is enough to halt; with more it takes more than one."""
 _SIGMAS: Final = 2.5
 """Boxes that fell silent or crashed count as failed beyond what boxes without the version show, and so many standard
 deviations of that."""
@@ -217,8 +217,9 @@ def _patience_s(plan: Plan) -> float:
 
 
 def _too_many(plan: Plan, now: Count) -> bool:
-    least = 1.0 if now.reached < _FEW_BOXES else 2.0
-    return now.bad >= least and now.bad > plan.max_failed_ratio * now.reached
+    if now.reached >= _FEW_BOXES and now.bad <= 1.0:
+        return False
+    return now.bad >= 1.0 and now.bad > plan.max_failed_ratio * now.reached
 
 
 def _unfinished(plan: Plan, course: Course, now: Count) -> str:
