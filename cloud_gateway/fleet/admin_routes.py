@@ -1,6 +1,7 @@
 """What an administrator asks of a fleet over HTTP: tokens, boxes, alarms, the trust bundle."""
 
 import asyncio
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -129,10 +130,11 @@ class _Calls:
         return json_reply(self._told_trust() | {"sequence": bundle.sequence})
 
     def _told_trust(self) -> dict[str, Any]:
-        bundle = self._desk.trust.bundle()
-        if bundle is None:
+        bundle, newest = self._desk.trust.bundle(), self._desk.trust.newest()
+        if bundle is None or newest is None:
             return {"sequence": None, "root_sha256": None, "keys": []}
-        return {"sequence": bundle.sequence, "root_sha256": bundle.root_sha256.hex(), "keys": bundle.keys}
+        told = {"sequence": bundle.sequence, "root_sha256": bundle.root_sha256.hex(), "keys": bundle.keys}
+        return told | {"envelope": base64.b64encode(newest[1]).decode()}
 
 
 def _admin(request: web.Request) -> str:

@@ -173,7 +173,8 @@ class Install:
             self._has_counted = True
         self._look_at_trials()
 
-    async def _begin_model(self, model: Model) -> None:
+    async def _begin_model(self, model: Model) -> bool:
+        """Take up what is known of a model; whether that could be read."""
         wanted = (self._assigned or {}).get(model.name)
         model.assigned = wanted or model.assigned
         try:
@@ -182,6 +183,7 @@ class Install:
         except HybridError as exc:
             _log.warning("install.begin model=%s code=%s", model.name, exc.code)
             model.postpone(exc)
+        return model.is_begun
 
     async def resume(self) -> None:
         """The service held out: everything is done again."""
@@ -277,8 +279,7 @@ class Install:
 
     async def _advance(self, model: Model) -> None:
         if not model.is_begun:
-            await self._begin_model(model)
-            if not model.is_begun:
+            if not await self._begin_model(model):
                 return
             self._is_new = self._assigned is not None
         async with model.lock:

@@ -10,6 +10,8 @@ from hybrid.errors import BadMessage
 MANIFEST_NAME: Final = "manifest.json"
 SIGNATURE_NAME: Final = "manifest.sig"
 ATTACHMENTS_NAME: Final = "attachments"
+BUNDLE_SUFFIX: Final = ".hybrid"
+"""Of an artifact's zip that also holds the trust bundle of its fleet."""
 
 _WORD: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.folder import Artifact, from_onnx, open_folder
-from hybrid.artifact.names import MANIFEST_NAME
+from hybrid.artifact.names import BUNDLE_SUFFIX, MANIFEST_NAME
 from hybrid.errors import ModelInvalid, ModelMissing
 
 
@@ -43,4 +43,4 @@ def open_any(path: Path, name: str, version: str) -> tuple[Artifact, bool]:
 
 
 def _is_zip(path: Path) -> bool:
-    return path.suffix.lower() == ".zip"
+    return path.suffix.lower() in (".zip", BUNDLE_SUFFIX)

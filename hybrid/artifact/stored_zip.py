@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, get_args
 
@@ -23,8 +23,13 @@ _MAX_PAPER_BYTES: Final = 16 << 20
 _ATTACHMENT: Final = re.compile(ATTACHMENTS_NAME + r"/[a-z]{1,32}/[a-z0-9][a-z0-9._-]{0,63}/[0-9a-f]{64}\.json(\.sig)?")
 
 
-def pack(artifact: Artifact, destination: Path) -> None:
+def pack(artifact: Artifact, destination: Path, *, extra: Mapping[str, bytes] | None = None) -> None:
     """Write an artifact as one stored zip that appears whole or not at all; the same artifact gives the same bytes.
+
+    Args:
+        artifact: what to pack.
+        destination: the file.
+        extra: further attachments, by name.
 
     Raises:
         DiskFull, StorageError: nothing is left behind.
@@ -34,7 +39,7 @@ def pack(artifact: Artifact, destination: Path) -> None:
         handle, name = tempfile.mkstemp(dir=destination.parent, prefix=".tmp-")
         try:
             with os.fdopen(handle, "wb") as file:
-                _write_entries(artifact, file)
+                _write_entries(artifact, file, extra or {})
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)
@@ -71,7 +76,7 @@ def unpack(path: Path, under: Path) -> Artifact:
     return open_folder(destination)
 
 
-def _write_entries(artifact: Artifact, file: IO[bytes]) -> None:
+def _write_entries(artifact: Artifact, file: IO[bytes], extra: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_info(MANIFEST_NAME), artifact.manifest_bytes)
         if artifact.signature is not None:
@@ -82,6 +87,8 @@ def _write_entries(artifact: Artifact, file: IO[bytes]) -> None:
             with artifact.path_of(name).open("rb") as source, archive.open(info, "w") as target:
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
         for content, name in _papers_beside(artifact):
+            archive.writestr(_info(name), content)
+        for name, content in sorted(extra.items()):
             archive.writestr(_info(name), content)
 
 

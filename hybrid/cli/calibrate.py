@@ -10,6 +10,7 @@ import typer
 from hybrid.cli.gateway_choice import connected
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
+from hybrid.cli.signing_key import key_path
 from hybrid.errors import HybridError
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def calibrate(
     from hybrid.calibration.record import parse_calibration
     from hybrid.cli.calibration_report import remarks, text, whereabouts
 
-    key_path = _key_path(sign) if sign is not None else None
-    private_key = _private_key(key_path) if key_path is not None else None
+    signer = key_path(sign) if sign is not None else None
+    private_key = _private_key(signer) if signer is not None else None
     given = open_model(model, gateway, token)
     wish = _wish(codecs, cuts, samples, seed, metric, output, tolerance, budget)
     wish = replace(wish, again=again)
@@ -129,7 +130,7 @@ def calibrate(
         "calibrations": calibrations,
     }
     tables = [text(calibration) for calibration in calibrations]
-    result(told, "\n\n".join([*tables, whereabouts(kept, attachments[0], key_path, pushed_to)]), json=json)
+    result(told, "\n\n".join([*tables, whereabouts(kept, attachments[0], signer, pushed_to)]), json=json)
     if not json:
         for line in [*_progress_made(measured), *remarks(calibrations[0], is_signed=private_key is not None)]:
             note(line)
@@ -145,16 +146,6 @@ class _Measured:
     n_cuts: int = 0
     n_whole: int = 0
     n_known: int = 0
-
-
-def _key_path(sign: str) -> Path:
-    from hybrid.artifact.publishers import create_key, own_key_path
-
-    path = own_key_path() if sign == "own" else Path(sign)
-    if sign == "own" and not path.exists():
-        create_key(path)
-        note(f"made your own key: {path} (keep it secret; sessions of yours trust what it signs)")
-    return path
 
 
 def _private_key(path: Path) -> bytes:

@@ -14,6 +14,7 @@ import typer
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.names import check_word
 from hybrid.cli.gateway_choice import choose
+from hybrid.cli.model_bundles import EXPORT_HELP, IMPORT_HELP, export_bundle, import_bundle
 from hybrid.cli.output import note, progress, result
 from hybrid.cli.table import table
 from hybrid.errors import BadMessage
@@ -33,6 +34,7 @@ app = typer.Typer(
       hybrid models push detector.onnx --name detector
       hybrid models ls --json
       hybrid models pull detector:3 --out ./models
+      hybrid models export detector:3 --out detector-3.hybrid
     """,
 )
 
@@ -49,26 +51,39 @@ TokenOption = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
+app.command("export", help=EXPORT_HELP)(export_bundle)
+app.command("import", help=IMPORT_HELP)(import_bundle)
+
+
 @app.command("push")
 def push(
     file: Annotated[Path, typer.Argument(help="An .onnx file, or an artifact: a folder or .zip.", metavar="FILE")],
     name: Annotated[str, typer.Option("--name", help="The model's name: a-z 0-9 . _ - and at most 64 of them.")],
     version: Annotated[str | None, typer.Option("--version", help="By default the next whole number.")] = None,
+    sign: Annotated[
+        str | None,
+        typer.Option("--sign", help="Your publisher's key: a file, or `own`, made at its first use.", metavar="KEY"),
+    ] = None,
     gateway: Gateway = "auto",
     token: TokenOption = None,
     json: Json = False,
 ) -> None:
     """Upload a model as a new version, its signed calibrations along; run again, an interrupted push goes on."""
+    from hybrid.artifact.publishers import read_key
     from hybrid.calibration.permits import own_folder
+    from hybrid.cli.signing_key import key_path
     from hybrid.transport.attachments_along import Brought, bring
     from hybrid.transport.model_push import Pushed, PushOptions
     from hybrid.transport.model_push import push as push_model
 
     _check(name, version)
+    private_key = read_key(key_path(sign)) if sign is not None else None
     with _showing(f"pushing {file.name}") as begin:
 
         async def work(client: "RegistryClient") -> tuple[Pushed, Brought]:
-            pushed = await push_model(client, file, name, PushOptions(version=version), begin=begin)
+            pushed = await push_model(
+                client, file, name, PushOptions(version=version, private_key=private_key), begin=begin
+            )
             digest = pushed.version.model_digest
             folders = [own_folder(digest), *([pushed.folder] if pushed.folder is not None else [])]
             return pushed, await bring(client, digest, folders)

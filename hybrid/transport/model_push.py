@@ -12,6 +12,7 @@ from hybrid.artifact.folder import Artifact
 from hybrid.artifact.manifest import FileEntry, canonical_bytes
 from hybrid.artifact.names import check_word
 from hybrid.artifact.opening import open_any
+from hybrid.artifact.signature import key_id, public_key_of, sign
 from hybrid.errors import BadMessage, Conflict, CorruptContent, LinkError, ModelInvalid, NotFound, Overloaded
 from hybrid.transport.patience import CONTACT_S, Meter, Patience, patiently
 from hybrid.transport.registry_client import RegistryClient, VersionInfo
@@ -48,9 +49,11 @@ class PushOptions:
         version: None takes one more than the highest whole number.
         patience_s: how long a link may be gone, or another pusher silent, before the push gives up.
         piece_bytes: bytes of one request.
+        private_key: signs the manifest, raw Ed25519; None leaves the signature that an artifact brings.
     """
 
     version: str | None = None
+    private_key: bytes | None = None
     patience_s: float = 30.0
     piece_bytes: int = PIECE_BYTES
 
@@ -92,7 +95,7 @@ async def push(
         versions = await sending.versions(name)
         if is_bare:
             there = _same_model(versions, artifact.manifest.model_digest, options.version)
-            if there is not None:
+            if there is not None and _is_signed_so(there, options.private_key):
                 return Pushed(version=there, is_new=False, sent_bytes=sending.sent_bytes)
             artifact = _as_version(artifact, versions, options.version)
         else:
@@ -100,6 +103,8 @@ async def push(
         if advance is None:
             advance = begin(artifact.manifest.size_bytes)
             await sending.files(artifact, advance)
+        if options.private_key is not None:
+            artifact = artifact.signed(sign(artifact.manifest_bytes, options.private_key))
         try:
             version, is_new = await sending.commit(artifact)
         except Conflict:
@@ -216,6 +221,11 @@ def _same_model(versions: Sequence[VersionInfo], model_digest: str, wanted: str 
             "leave --version away for the next free number",
         )
     return there
+
+
+def _is_signed_so(version: VersionInfo, private_key: bytes | None) -> bool:
+    """Whether a version that is there has the signature that is wanted."""
+    return private_key is None or version.signed_by == key_id(public_key_of(private_key))
 
 
 def _as_version(artifact: Artifact, versions: Sequence[VersionInfo], wanted: str | None) -> Artifact:
