@@ -18,7 +18,7 @@ from edge_agent.outbox.place import Place
 from edge_agent.outbox.policy import OutboxLimits
 from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.artifact.signature import key_id, public_key_of
-from hybrid.errors import EngineCrashed, HybridError, ModelInvalid
+from hybrid.errors import EngineCrashed, HybridError, ModelInvalid, StorageError
 from hybrid.fleet.messages import Installed, Kind
 from tests.reliability.history import History
 from tests.reliability.live_checks import check_answering, check_refusal
@@ -171,15 +171,19 @@ class Box(Machine):
                 for error in leaves(exc):
                     self.history.add(self.name, "part failed", part=name, error=f"{error!r:.200}")
                     if not isinstance(error, HybridError):
-                        at = traceback.extract_tb(error.__traceback__)[-1]
-                        where = f"{at.filename.rpartition('/')[2]}:{at.lineno} {at.name}"
+                        frames = traceback.extract_tb(error.__traceback__)
+                        ours = [at for at in frames if "/tests/" not in at.filename and "/asyncio/" not in at.filename]
+                        where = [f"{at.filename.rpartition('/')[2]}:{at.lineno} {at.name}" for at in ours[-2:]]
                         self.history.breach("code", f"{name} failed with {error!r:.200} at {where}")
             await asyncio.sleep(1.0)
 
     async def _rehearse(self, folder: Path, manifest: Manifest, variant: Variant) -> None:
         await asyncio.sleep(self.rng.uniform(0.05, 1.0))
         assert self.disk is not None
-        model = self.disk.read(folder / variant.files[0])
+        try:
+            model = self.disk.read(folder / variant.files[0])
+        except OSError as exc:
+            raise StorageError(f"{folder}: {exc}") from exc
         if model.startswith(b"crashes"):
             raise EngineCrashed("it ended the process that opened it")
         if model.startswith(b"does not open"):

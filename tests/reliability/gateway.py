@@ -146,6 +146,10 @@ class Gateway(Machine):
             group.create_task(steering.run())
             group.create_task(ingest.run())
 
+    def _bury(self, how: str) -> None:
+        self.server.end(is_told=how != "power")
+        super()._bury(how)
+
     async def assign(self, version: Published) -> bool:
         """Let every box run a version; whether that is on the disk."""
         self.catalogue.add(version)

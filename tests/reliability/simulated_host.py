@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 
 from edge_agent.models.version import ModelVersion, Runs
-from hybrid.errors import EngineFailed, ModelInvalid
+from hybrid.errors import EngineFailed, ModelInvalid, StorageError
 from tests.reliability.history import History
 from tests.reliability.publishing import Published, answer_of
 from tests.reliability.simulated_disk import SimulatedDisk
@@ -74,7 +74,10 @@ class SimulatedHost:
         if true is None:
             self._history.breach("P2", f"{self._who} opens an artifact that nobody published: {version}")
             raise ModelInvalid("unknown")
-        seen = self._disk.read(version.path)
+        try:
+            seen = self._disk.read(version.path)
+        except OSError as exc:
+            raise StorageError(f"{version.path}: {exc}") from exc
         if seen not in true.files.values():
             self._history.breach("P2", f"{self._who} opens {version.name} {version.version} with damaged bytes")
             raise ModelInvalid("damaged")

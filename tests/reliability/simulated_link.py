@@ -35,11 +35,24 @@ class Weather:
 
 
 class Server:
-    """What listens at the far end. Attributes: node, the life of its process; handlers, by call."""
+    """What listens at the far end.
+
+    Attributes:
+        node: the life of its process.
+        handlers: by call.
+        open: requests that wait for a reply, and the links on which they came.
+    """
 
     def __init__(self) -> None:
         self.node: Node | None = None
         self.handlers: dict[str, Handler] = {}
+        self.open: dict[Came, Link] = {}
+
+    def end(self, *, is_told: bool) -> None:
+        """Its process is gone: the kernel resets its connections, unless the machine went with it."""
+        for came, link in self.open.items() if is_told else ():
+            link._reply(came, ConnectionLost("connection reset"))
+        self.open = {}
 
     @property
     def is_up(self) -> bool:
@@ -101,6 +114,7 @@ class Link:
         self.arrivals_s.append(self.loop.now_s)
         node = self.server.node
         assert node is not None, "it is up"
+        self.server.open[came] = self
         self.loop.start(node, self._serve(self.server.handlers[call], who, request, came, node))
 
     async def _serve(self, handler: Handler, who: str, request: bytes, came: "Came", node: Node) -> None:
@@ -109,16 +123,12 @@ class Link:
         except HybridError as exc:
             answer = exc
         if not node.is_dead:
+            self.server.open.pop(came, None)
             self._reply(came, answer)
 
     def _reply(self, came: "Came", answer: bytes | HybridError) -> None:
         n_bytes = len(answer) if isinstance(answer, bytes) else 200
         self._carry(n_bytes, self.weather.is_cut_down, came.take, answer)
-
-    def lose_connections(self, asking: "list[Came]") -> None:
-        """Requests that wait learn that the connection broke."""
-        for came in asking:
-            came.take(ConnectionLost("connection reset"))
 
 
 class Came:
