@@ -171,10 +171,6 @@ class Agent:
         """What the machine is told of this service, and what it may ask: signs of life, SIGHUP."""
         fleet, tending, standing = inside.fleet, inside.tending, inside.standing
 
-        async def resumed() -> None:
-            for part in fleet.all_parts:
-                tending.add(part)
-
         async def change(config: AgentConfig) -> None:
             self._config = config
             self._set_log_level(config.log_level)
@@ -184,7 +180,9 @@ class Agent:
             if certificate is not None:
                 certificate.ask()
 
-        living = Living(Notifier(), fleet.guard, hangs=standing.hangs, summary=standing.summary, resumed=resumed)
+        living = Living(
+            Notifier(), fleet.guard, hangs=standing.hangs, summary=standing.summary, resumed=fleet.install.resume
+        )
         tending.add(living)
         tending.add(Reloading(self._config, self._read_again, change, (living.reloading, living.reloaded)))
         return living
@@ -253,9 +251,7 @@ class Agent:
 async def _begin(inside: _Inside, stop: StopSignal) -> None:
     """Wait until all that can answer does, but not for ever, and not past a request to stop."""
     async with asyncio.TaskGroup() as group:
-        begun = [group.create_task(inside.local.begin())]
-        if inside.fleet.install in inside.fleet.parts:
-            begun.append(group.create_task(_whole(inside.fleet.install.begun)))
+        begun = [group.create_task(inside.local.begin()), group.create_task(_whole(inside.fleet.install.begun))]
         stopped = group.create_task(stop.first.wait())
         done = group.create_task(asyncio.wait(begun, timeout=BEGIN_S))
         await asyncio.wait([done, stopped], return_when=asyncio.FIRST_COMPLETED)

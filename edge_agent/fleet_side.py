@@ -87,18 +87,12 @@ class FleetSide:
                 report=self._report,
             )
         )
+        self.install.mode = self.guard.mode
         self.follow = Follow(data, disk, leader=self._leader(), install=self.install, rng=rng, now_s=time)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What is to be run from the start on: after crashes in a row, less of it."""
-        always = (self.access, self.link, self.outbox, self.deferred, self.samples)
-        more = {"normal": (self.install, self.follow), "safe": (self.install,), "bare": ()}
-        return (*always, *more[self.guard.mode])
-
-    @property
-    def all_parts(self) -> tuple[Part, ...]:
-        """What is run once the agent is known to stay up."""
+        """What is to be run; after crashes in a row the installation does less by itself."""
         return (self.access, self.link, self.outbox, self.deferred, self.samples, self.install, self.follow)
 
     def neighbourhood(self) -> "Neighbourhood | None":
