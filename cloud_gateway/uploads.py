@@ -202,6 +202,8 @@ def answering(handler: _Handler) -> _Handler:
             facts = {
                 key: exc.fields[key] for key in ("missing", "upload_offset", "artifact_digest") if key in exc.fields
             }
+            if exc.advice is not None:
+                facts["advice"] = exc.advice
             response = web.json_response({"error": str(exc), "code": exc.code, **facts}, status=exc.http_status)
             if "retry_after_s" in exc.fields:
                 response.headers["Retry-After"] = "1"

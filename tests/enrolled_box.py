@@ -1,7 +1,7 @@
 """An enrolled box for tests: its folder, its link to a live gateway, everything real."""
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,3 @@ async def enrolled_box(
         yield access
     finally:
         await access.link.close()
-
-
-async def eventually(what: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> bool:
-    """Whether something becomes true in time."""
-    import asyncio
-
-    try:
-        async with asyncio.timeout(within_s):
-            while not await what():
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        return False
-    return True

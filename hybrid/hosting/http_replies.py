@@ -24,6 +24,8 @@ def error_reply(error: HybridError) -> web.Response:
     """
     body: dict[str, object] = {"error": str(error), "code": error.code}
     headers: dict[str, str] = {}
+    if error.advice is not None:
+        body["advice"] = error.advice
     retry_after_s = error.fields.get("retry_after_s")
     if isinstance(retry_after_s, int | float):
         body["retry_after_s"] = retry_after_s

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -38,6 +38,7 @@ class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str
     code: str = ""
     retry_after_s: float | None = None
+    advice: str | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(ErrorBody)
@@ -66,7 +67,9 @@ def error_of_reply(status: int, body: bytes, url: str) -> HybridError:
         found = _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         found = ErrorBody(error=f"{url} answered HTTP {status} without saying why")
-    fields = {} if found.retry_after_s is None else {"retry_after_s": found.retry_after_s}
+    fields: dict[str, Any] = {} if found.retry_after_s is None else {"retry_after_s": found.retry_after_s}
+    if found.advice:
+        fields["advice"] = found.advice
     if found.code:
         return from_code(found.code, found.error, **fields)
     return _BY_STATUS.get(status, RefusedError)(found.error, **fields)

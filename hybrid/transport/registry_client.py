@@ -75,6 +75,7 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: str = ""
     code: str = ""
     missing: tuple[str, ...] = ()
+    advice: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +299,7 @@ async def _refusal(url: str, response: aiohttp.ClientResponse) -> Exception:
     message = told.error or f"{url} answered {response.method} with HTTP {response.status}"
     if not code:
         return (ConnectionLost if response.status >= 500 else RefusedError)(message, url=url)
-    advice = _NO_GATEWAY if response.status == 404 and not told.code else None
+    advice = _NO_GATEWAY if response.status == 404 and not told.code else told.advice
     return from_code(code, message, advice=advice, url=url, missing=told.missing)
 
 
