@@ -31,6 +31,9 @@ _PRAGMAS: Final = (
     "cache_size=-512",
 )
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_VACUUM_PAGES: Final = 16 << 10
+"""Given back at once, lest others wait for it; the rest follows."""
+
 _CHECKED_BYTES: Final = 16 << 20
 """Up to this size a file is checked whole when it is opened; a larger one as it is read, for a start must be quick."""
 
@@ -127,10 +130,18 @@ class BoxDatabase:
         """Return free pages to the file system where there are at least so many bytes of them."""
         with self.reading() as connection:
             (n_free,) = connection.execute("PRAGMA freelist_count").fetchone()
-            if n_free * PAGE_BYTES < least_bytes:
-                return
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if n_free == 0 or n_free * PAGE_BYTES < least_bytes:
+            return
+        with self.writing() as connection:
+            goal = max(0, n_free - _VACUUM_PAGES)
+            while n_free > goal:
+                # A page a call: Python's module takes but one step of a statement that gives no rows.
+                connection.execute("PRAGMA incremental_vacuum")
+                (left,) = connection.execute("PRAGMA freelist_count").fetchone()
+                if left >= n_free:
+                    break
+                n_free = left
+        self.checkpoint()
 
     def checkpoint(self) -> None:
         """Bring the log into the file, so that its room is used again."""
