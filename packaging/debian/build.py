@@ -69,6 +69,8 @@ def _library(room: Path, chosen: argparse.Namespace) -> Path:
     else:
         _copy_packages(site)
     _doc(tree, "hybrid-split")
+    for script in ("postinst", "prerm"):
+        _write(tree / "DEBIAN" / script, (HERE / f"library.{script}").read_text(encoding="utf-8"), mode=0o755)
     version = python.name.removeprefix("python")
     architecture = "all" if chosen.site is not None else _architecture()
     depends = f"python{version}, libgomp1, ca-certificates"
