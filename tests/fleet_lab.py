@@ -14,7 +14,7 @@ from cloud_gateway.fleet.authority import authority_key
 from cloud_gateway.fleet.desk import FleetDesk
 from cloud_gateway.fleet.enrolment import EnrolmentWish
 from cloud_gateway.fleet.fleet_store import open_store
-from cloud_gateway.fleet.routes import add_fleet_routes
+from cloud_gateway.fleet.routes import Rates, add_fleet_routes
 from edge_agent.trust.identity import BoxKey
 from hybrid.fleet.enrolment_token import EnrolmentToken
 from hybrid.fleet.messages import AccessAnswer, AccessCall, EnrollAnswer, EnrollCall
@@ -122,6 +122,7 @@ async def fleet_server(
     proves_as: ServerCertificate | None = None,
     port: int = 0,
     wall_s: Callable[[], float] = time.time,
+    rates: Rates | None = None,
 ) -> AsyncIterator[FleetServer]:
     """A fleet's gateway with TLS on loopback.
 
@@ -131,6 +132,7 @@ async def fleet_server(
         proves_as: binds another certificate's key into its hellos, as a relay would have it.
         port: to serve on.
         wall_s: its clock.
+        rates: of the calls that need no token.
     """
     served = certificate or certificate_in(folder / "tls")
     (folder / "fleet").mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,7 @@ async def fleet_server(
             return web.json_response({"models": []})
 
         app = web.Application(middlewares=[noting, door.handle])
-        add_fleet_routes(app, desk, lambda: (proves_as or served).spki_sha256)
+        add_fleet_routes(app, desk, lambda: (proves_as or served).spki_sha256, rates or Rates())
         add_admin_routes(app, desk)
         app.router.add_get("/v2/hybrid/models", models)
         async with serving(app, served.context(), port=port) as bound:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import msgspec
@@ -23,12 +24,25 @@ _EVERYBODY: Final = ""
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How often each call without a token may be made by one address: a second, and at once; in all four times that.
+
+    Many boxes may share one address, and come back from one outage together.
+    """
+
+    hellos: tuple[float, float] = (100.0, 300.0)
+    accesses: tuple[float, float] = (100.0, 300.0)
+    enrolments: tuple[float, float] = (5.0, 50.0)
+
+
 class Gate:
     """How often a call that needs no token may be made: by one address, and in all."""
 
-    def __init__(self, *, per_source: RateLimit, in_all: RateLimit) -> None:
-        self._per_source = per_source
-        self._in_all = in_all
+    def __init__(self, rate: tuple[float, float]) -> None:
+        per_s, burst = rate
+        self._per_source = RateLimit(per_s=per_s, burst=burst)
+        self._in_all = RateLimit(per_s=4 * per_s, burst=4 * burst)
 
     def check(self, request: web.Request) -> None:
         """Count one call.
@@ -41,18 +55,18 @@ class Gate:
             raise Overloaded("too many calls of this kind at once; try again in a second", retry_after_s=1.0)
 
 
-def add_fleet_routes(app: web.Application, desk: FleetDesk, spki_sha256: Callable[[], bytes]) -> None:
+def add_fleet_routes(
+    app: web.Application, desk: FleetDesk, spki_sha256: Callable[[], bytes], rates: Rates = Rates()
+) -> None:
     """Serve the calls by which boxes come in; docs/fleet.md describes them.
 
     Args:
         app: the gateway's application.
         desk: answers them.
         spki_sha256: gives SHA-256 of the public key of the certificate that is served with now; empty on plain HTTP.
+        rates: how often they may be made.
     """
-    # Many boxes may share one address, and come back from one outage together.
-    hellos = Gate(per_source=RateLimit(per_s=100, burst=300), in_all=RateLimit(per_s=400, burst=800))
-    accesses = Gate(per_source=RateLimit(per_s=100, burst=300), in_all=RateLimit(per_s=200, burst=400))
-    enrolments = Gate(per_source=RateLimit(per_s=5, burst=50), in_all=RateLimit(per_s=20, burst=100))
+    hellos, accesses, enrolments = Gate(rates.hellos), Gate(rates.accesses), Gate(rates.enrolments)
 
     async def hello(request: web.Request) -> web.StreamResponse:
         hellos.check(request)
