@@ -8,6 +8,8 @@ import typer
 from edge_agent.config import AgentConfig
 from edge_agent.enroll_commands import HELP as ENROLL_HELP
 from edge_agent.enroll_commands import enroll
+from edge_agent.follow.import_commands import HELP as IMPORT_HELP
+from edge_agent.follow.import_commands import import_version
 from edge_agent.living.doctor_commands import HELP as DOCTOR_HELP
 from edge_agent.living.doctor_commands import doctor
 from edge_agent.status_commands import HELP as STATUS_HELP
@@ -44,4 +46,5 @@ def run(config: AgentConfig, read_again: Callable[[], AgentConfig]) -> None:
 app.command("serve", help=HELP)(serve_command(AgentConfig, run))
 app.command("enroll", help=ENROLL_HELP)(enroll)
 app.command("status", help=STATUS_HELP)(status)
+app.command("import", help=IMPORT_HELP)(import_version)
 app.command("doctor", help=DOCTOR_HELP)(doctor)

@@ -16,11 +16,11 @@ import msgspec
 
 from edge_agent.disk import Disk
 from edge_agent.follow.desired import Desired, DesiredFile
-from edge_agent.follow.imports import Imported, Imports, combined
+from edge_agent.follow.imports import TRUST, Imported, Imports, combined
 from edge_agent.install.install import Install
 from edge_agent.install.shelf import on_disk
 from edge_agent.part import Problem
-from hybrid.errors import HybridError, StorageError
+from hybrid.errors import HybridError, LinkError, NotAdmitted, StorageError, Unauthenticated
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import Assigned, Health, StateAnswer, StateCall
 
@@ -97,8 +97,8 @@ class Follow:
 
     def problems(self) -> Sequence[Problem]:
         """See `Part`."""
-        if self._trouble is None:
-            return ()
+        if self._trouble is None or isinstance(self._trouble, LinkError | NotAdmitted | Unauthenticated):
+            return ()  # how the box stands with its gateway, its access tells
         do = "Nothing: it is tried again by itself, and what is installed goes on."
         return (Problem(code=self._trouble.code, what=f"the desired state: {self._trouble}", do=do),)
 
@@ -215,6 +215,7 @@ class Follow:
     async def _apply(self) -> None:
         """Hand on what the gateway and the imports want together; nothing is taken away before anything was heard."""
         desired = self.desired
+        await self._take_imported_trust()
         imports = await on_disk(self.imports.all)
         if desired is None and not imports:
             return
@@ -237,5 +238,15 @@ class Follow:
         installed = {one.artifact_digest for one in self._install.installed()}
         try:
             await on_disk(self.imports.clean, counting, wanted, installed)
+        except StorageError as exc:
+            self._trouble = exc
+
+    async def _take_imported_trust(self) -> None:
+        path = self.imports.folder / TRUST
+        if self._disk.size(path) < 0:
+            return
+        try:
+            await self._take_trust(await on_disk(self._disk.read, path))
+            await on_disk(self._disk.remove, path)
         except StorageError as exc:
             self._trouble = exc

@@ -16,7 +16,9 @@ from hybrid.errors import BadMessage
 from hybrid.fleet.messages import Assigned
 
 SCHEMA: Final = 1
-RECORD: Final = "import.json"
+TRUST: Final = "trust.json"
+"""A newer trust bundle that came along; the agent takes it up and removes it."""
+
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 

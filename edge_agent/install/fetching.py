@@ -1,12 +1,12 @@
 """Files of a new version on their way here: parts that are resumed, whole files by digest, and room for them first."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, Protocol, cast
 
 from edge_agent.disk import Disk
+from edge_agent.install.shelf import on_disk
 from hybrid.artifact.manifest import FileEntry
 from hybrid.errors import ConnectionLost, CorruptContent, DiskFull
 from hybrid.fleet.calls import FleetCalls
@@ -110,11 +110,11 @@ class Downloads:
             DiskFull, StorageError: as the disk says.
         """
         whole, part = self.folder / entry.sha256, self.folder / f"{entry.sha256}.part"
-        if self._disk.is_plain(whole) and await asyncio.to_thread(self._disk.sha256, whole) == entry.sha256:
+        if self._disk.is_plain(whole) and await on_disk(self._disk.sha256, whole) == entry.sha256:
             return whole
         for is_last in (False, True):
             await self._append(entry, part, source, advance)
-            if await asyncio.to_thread(self._finish, entry, part, whole):
+            if await on_disk(self._finish, entry, part, whole):
                 return whole
             source.distrust(entry.sha256)
             if is_last:
@@ -125,7 +125,7 @@ class Downloads:
         )
 
     async def _append(self, entry: FileEntry, part: Path, source: FileSource, advance: Callable[[int], None]) -> None:
-        offset = await asyncio.to_thread(self._begin, entry, part)
+        offset = await on_disk(self._begin, entry, part)
         advance(offset)
         if offset == entry.size:
             return
@@ -141,7 +141,7 @@ class Downloads:
                     if len(block) >= _WRITE_BYTES:
                         unsynced_bytes += len(block)
                         is_due = unsynced_bytes >= SYNC_BYTES
-                        await asyncio.to_thread(self._write, part, bytes(block), is_due=is_due)
+                        await on_disk(self._write, part, bytes(block), is_due=is_due)
                         offset += len(block)
                         block.clear()
                         unsynced_bytes = 0 if is_due else unsynced_bytes

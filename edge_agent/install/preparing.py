@@ -18,7 +18,7 @@ from edge_agent.install.means import Means
 from edge_agent.install.records import Held, Slots
 from edge_agent.install.rehearsal import chosen_variant
 from edge_agent.install.rules import Papers, Past, Permit, permit
-from edge_agent.install.shelf import on_disk
+from edge_agent.install.shelf import Shelf, on_disk
 from hybrid.artifact.manifest import FileEntry, Manifest, parse
 from hybrid.artifact.signature import Signature
 from hybrid.errors import CorruptContent, DiskFull, HybridError
@@ -80,12 +80,7 @@ class Preparing:
         rollback = None
         if trust is not None and self.assigned.rollback is not None:
             rollback = read_rollback(self.assigned.rollback, trust.trusted("publisher"))
-        own = {held.artifact_digest for held in (slots.a, slots.b) if held is not None and held.is_good}
-        past = Past(
-            sequence=slots.sequence,
-            own=frozenset(own | {slots.last_good}),
-            bases=self._shelf.bases(self.assigned.name),
-        )
+        past = past_of(self._shelf, slots)
         return permit(
             papers, self.assigned.artifact_digest, self.assigned.name, past=past, trust=trust, rollback=rollback
         )
@@ -242,6 +237,12 @@ class Preparing:
                 continue
             bases.append(Base(folder=folder, files=manifest.files))
         return bases
+
+
+def past_of(shelf: Shelf, slots: Slots) -> Past:
+    """What was installed here before."""
+    own = {held.artifact_digest for held in (slots.a, slots.b) if held is not None and held.is_good}
+    return Past(sequence=slots.sequence, own=frozenset(own | {slots.last_good}), bases=shelf.bases(slots.name))
 
 
 def _copied_bytes(manifest: Manifest, here: _Here) -> int:
