@@ -304,6 +304,8 @@ class OutboxStore:
         """What travels next, most important first; empty where nothing may."""
 
         def read() -> Batch:
+            if len(self.ledger.settled) >= _SETTLED_ITEMS:
+                self.write(lambda _: None)  # else a restart would send again more than the gateway can recognise
             with self.database.reading() as connection:
                 return next_batch(
                     connection,

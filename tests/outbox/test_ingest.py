@@ -72,10 +72,12 @@ def test_numbers_are_known_for_ever_and_digests_for_a_thousand(tmp_path: Path) -
         with gateway.ingest.store.database.reading() as db:
             (n_seen,) = db.execute("SELECT count(*) FROM seen").fetchone()
         assert n_seen == N_SEEN
-        assert (await take(BOX, call(item(3)))).acked == {"result": 1499}
+        assert (await take(BOX, call(item(600)))).acked == {"result": 1499}
         gateway.ingest.close()
         again = Gateway(tmp_path)
-        assert (await again.ingest.ingest(BOX, call(item(3), item(1499)))).acked == {"result": 1499}
+        assert (await again.ingest.ingest(BOX, call(item(501), item(1499)))).acked == {"result": 1499}
+        answer = await again.ingest.ingest(BOX, call(item(3)))
+        assert (answer.stale_epoch, answer.acked) == (True, {"result": 2}), "so far back only an old image sends"
         assert len(again.bodies()) == 1500
 
     in_virtual_time(program())
