@@ -97,7 +97,7 @@ class TfliteSession:
         wanted = [(name, options) for name, options in pairs if not str(name).endswith("ExecutionProvider")]
         self._delegates = [_delegate(module, name, options) for name, options in wanted if str(name) not in _CPU_NAMES]
         self._is_plain = any(str(name) == "CPU" for name, _ in wanted) and not self._delegates
-        self._names = [str(name) for name, _ in wanted if str(name) not in _CPU_NAMES]
+        self._names = [str(getattr(name, "name", name)) for name, _ in wanted if str(name) not in _CPU_NAMES]
         self._module = module
         self._lock = Lock()
         self.keeps_state = False

@@ -134,7 +134,12 @@ def _on(
 def _accelerators(settings: Settings) -> list[str]:
     """Names of what the caller asked for beside the CPU."""
     named = [given[0] if isinstance(given, tuple) else given for given in settings.providers or ()]
-    return [str(name) for name in named if str(name) not in _CPU]
+    return [name for name in map(_name_of, named) if name not in _CPU]
+
+
+def _name_of(given: Any) -> str:
+    """A provider's name, or that of a delegate which is open already."""
+    return str(getattr(given, "name", given))
 
 
 def _model_error(exc: DeviceError, shown: str) -> ModelError:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +23,7 @@ from hybrid.session.trip import Answer, Trip
 logging.getLogger("hybrid").addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
+    from devices.fallback import EngineTrouble
     from hybrid.schedule.beliefs import Decision
     from hybrid.session.connected import Connection
     from hybrid.session.remote import Call
@@ -129,14 +131,18 @@ class InferenceSession:
         if connection is None and not self._must_explain:
             started_s = perf_counter()
             outputs = self._run_local(output_names, input_feed, run_options)
-            self._reports.put_local(perf_counter() - started_s, self._model_digest)
+            if self._engine.trouble is None:
+                self._reports.put_local(perf_counter() - started_s, self._model_digest)
+            else:
+                taken_s = perf_counter() - started_s
+                self._put(RunReport(head_s=taken_s, total_s=taken_s, model_digest=self._model_digest))
             return outputs
         self._device.begin()
         try:
             answer = self._answer(connection, output_names, input_feed, run_options)
         finally:
             self._device.end()
-        self._reports.put(answer.report)
+        self._put(answer.report)
         return answer.outputs
 
     def _answer(
@@ -166,7 +172,7 @@ class InferenceSession:
             answer = await self._answer_awaitable(self._connection, output_names, input_feed, run_options)
         finally:
             self._device.end()
-        self._reports.put(answer.report)
+        self._put(answer.report)
         return answer.outputs
 
     async def _answer_awaitable(
@@ -233,7 +239,19 @@ class InferenceSession:
             raise unavailable(self._options, trip.fallback or self._alone)
         return Answer(outputs, trip.report_here(computed_s, self.model_digest))
 
+    def _put(self, report: RunReport) -> None:
+        """Keeps the report of a run; it says so where the CPU stands in for an accelerator."""
+        trouble = self._engine.trouble
+        if trouble is not None:
+            report = replace(report, engine_fallback=f"{trouble.provider}: {trouble.reason}")
+        self._reports.put(report)
+
     # -- knowing
+
+    @property
+    def engine_trouble(self) -> "EngineTrouble | None":
+        """Why this device's CPU computes in place of an accelerator that was asked for; None while nothing is amiss."""
+        return self._engine.trouble
 
     @property
     def report(self) -> RunReport | None:

@@ -31,6 +31,8 @@ class RunReport:
         fallback: None, or why the device answered instead of the planned placement: `code: message`.
         model_digest: digest of the model that computed the answer, empty until it is known.
         variant: id of the artifact's local variant that computed it, empty for the model itself.
+        engine_fallback: None, or why this device's CPU computes in place of the accelerator that was asked for:
+            `provider: reason`. It is tried again later.
     """
 
     placement: str = "local"
@@ -54,6 +56,7 @@ class RunReport:
     fallback: str | None = None
     model_digest: str = ""
     variant: str = ""
+    engine_fallback: str | None = None
 
 
 class ReportSlot:
