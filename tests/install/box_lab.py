@@ -235,6 +235,7 @@ class Box:
     rng: Random = field(default_factory=lambda: Random(1))
     clock_s: float = 1.7e9
     boot: str = "boot"
+    look_s: float = 0.5
     settings: InstallSettings = field(default_factory=lambda: InstallSettings(reserve_bytes=0))
     rehearsal: Callable[[Path], None] = lambda folder: None
 
@@ -294,7 +295,7 @@ class Box:
                 task.result()
             if loop.time() > deadline_s:
                 return False
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(self.look_s)
         return True
 
 
