@@ -199,7 +199,7 @@ def answering(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except HybridError as exc:
-            facts = {
+            facts: dict[str, object] = {
                 key: exc.fields[key] for key in ("missing", "upload_offset", "artifact_digest") if key in exc.fields
             }
             if exc.advice is not None:

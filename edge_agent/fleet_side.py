@@ -128,16 +128,11 @@ class FleetSide:
 
     def _leader(self) -> Leader:
         access = self.access
-
-        def trust_sequence() -> int:
-            trust = access.trust()
-            return -1 if trust is None else trust.sequence
-
         return Leader(
             calls=self._calls,
             epoch=lambda: access.epoch,
             run=access.run_id,
-            trust_sequence=trust_sequence,
+            trust_sequence=lambda: access.trust_sequence,
             take_trust=access.take_trust,
             health=self._told_health,
         )

@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from cloud_gateway.fleet.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.assignments import parse_tags
 from cloud_gateway.fleet.enrolment import EnrolmentWish, tags_text
 from hybrid.cli.output import note, result
 from hybrid.cli.table import table
@@ -20,7 +21,7 @@ app = typer.Typer(
     \b
     Examples:
       hybrid fleet token create --no-root
-      hybrid fleet token create --count 200 --expires 7d --tag site=oslo --approve
+      hybrid fleet token create --count 200 --expires 7d --tags site=oslo,line=2 --approve
       hybrid fleet token create --qr
       hybrid fleet token ls
       hybrid fleet token revoke rxoyhfn3
@@ -66,7 +67,7 @@ class _List(msgspec.Struct):
 def create(
     count: Annotated[int, typer.Option("--count", help="How many boxes it lets in.")] = 1,
     expires: Annotated[str, typer.Option("--expires", help="For how long: 90s, 30m, 24h, 7d.")] = "24h",
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE of its boxes; may be repeated.")] = None,
+    tags: Annotated[str, typer.Option("--tags", help="Of its boxes: KEY=VALUE, several with commas between.")] = "",
     approve: Annotated[bool, typer.Option("--approve", help="Its boxes wait for a person's approval.")] = False,
     no_root: Annotated[
         bool, typer.Option("--no-root", help="Its boxes install what the gateway says, whoever signed it.")
@@ -91,7 +92,7 @@ def create(
     wish = EnrolmentWish(
         count=count,
         expires_in_s=_seconds(expires),
-        tags=parse_tags(tag or []),
+        tags=parse_tags(tags),
         approve=approve,
         needs_root=not no_root,
         name=name,
@@ -136,17 +137,6 @@ def revoke(
     path = f"{ADMIN_TOKENS_PATH}/{_word(token_id)}/revoke"
     told = Asker(gateway, token).post(path, {}, dict[str, object])
     result(told, f"revoked {token_id}; boxes that came with it stay", json=json)
-
-
-def parse_tags(words: list[str]) -> dict[str, str]:
-    """Tags of KEY=VALUE words."""
-    tags: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter(f"{word[:80]!r} is no tag; KEY=VALUE is wanted", param_hint="--tag")
-        tags[key] = value
-    return tags
 
 
 def when(at_s: float) -> str:

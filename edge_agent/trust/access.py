@@ -15,8 +15,10 @@ from edge_agent.trust.enrolling import enroll
 from edge_agent.trust.identity import ENROLMENT_FILE, TOKEN_FILE, BoxIdentity, Enrolment
 from edge_agent.trust.locating import Browse, Locator
 from edge_agent.trust.machine import Machine, this_machine
+from edge_agent.trust.one_knock import OneKnock
 from edge_agent.trust.trusted_time import TrustedTime
 from hybrid.errors import Forbidden, HybridError, LinkError, NotAdmitted, StorageError
+from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.enrolment_token import EnrolmentToken
 from hybrid.fleet.trust_bundle import SCHEMA, TrustBundle
 from hybrid.transport.fleet_client import FleetClient
@@ -29,6 +31,7 @@ BACKOFF_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 60.0
 TOKEN_REFUSED_PAUSE_S: Final = 600.0
+NONE_WANTED: Final = 1 << 53
 _log = logging.getLogger("hybrid.agent.trust")
 
 
@@ -92,7 +95,8 @@ class Access:
         self.identity = BoxIdentity(data, disk, machine or this_machine())
         self.time = TrustedTime(self.identity.files, clock_s=clock_s)
         self.link = FleetLink(self._locate, learn_time=self.time.learn, now_s=clock_s)
-        self.calls = FleetClient(self.link)
+        self.calls: FleetCalls = OneKnock(FleetClient(self.link), rng=rng)
+        self._wants_no_trust = False
         self._locator: Locator | None = None
         self._found_url = ""
         self._problem: Problem | None = None
@@ -143,7 +147,19 @@ class Access:
         Raises:
             Forbidden, BadMessage, CorruptContent: it is not one for this box; the old one stays.
         """
-        return await asyncio.to_thread(self.identity.take_trust, envelope)
+        try:
+            return await asyncio.to_thread(self.identity.take_trust, envelope)
+        except Forbidden:
+            self._wants_no_trust = True  # the same would come with every answer
+            raise
+
+    @property
+    def trust_sequence(self) -> int:
+        """What a state call tells: of the newest bundle here, -1 for none; beyond all where none would be taken."""
+        trust = self.trust()
+        if trust is None or self._wants_no_trust:
+            return NONE_WANTED
+        return trust.sequence
 
     async def renew_epoch(self) -> None:
         """Draw a new epoch and tell it with the next access call."""

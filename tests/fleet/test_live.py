@@ -171,9 +171,9 @@ def test_the_commands_of_an_operator(
     assert "is at 2" in run("fleet", "trust", "set", bundle, code=6)
     assert [key["role"] for key in data("fleet", "trust", "show")["keys"]] == ["publisher", "rounds"]
 
-    made = data("fleet", "token", "create", "--approve", "--tag", "site=oslo", "--expires", "2h", "--name", "line 2")
+    made = data("fleet", "token", "create", "--approve", "--tags", "site=oslo", "--expires", "2h", "--name", "line 2")
     assert "█" in run("fleet", "token", "create", "--no-root", "--discover", "--qr")
-    for words in (["--tag", "x"], ["--expires", "soon"], ["--count", "0"]):
+    for words in (["--tags", "x"], ["--expires", "soon"], ["--count", "0"]):
         assert hybrid_here("fleet", "token", "create", *words, **settings).returncode in (1, 2)
     folder = str(tmp_path / "camera")
     told = data("agent", "enroll", made["token"], "--data", folder, "--name", "camera")

@@ -1,0 +1,117 @@
+"""One knock a box: while the gateway cannot be reached one of the agent's parts tries it, and the others wait for it.
+
+Design: every part waits a random time after a failure, but a thousand boxes with three parts each come back as three
+thousand. Following (`state`) knocks; what else there is to ask waits until it got through, and then a random time more,
+no longer than the outage was.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable
+from typing import Final, TypeVar
+
+from hybrid.artifact.chunk_messages import IndexAnswer, IndexCall, RangesCall
+from hybrid.errors import LinkError
+from hybrid.fleet.calls import FleetCalls
+from hybrid.fleet.messages import IngestAnswer, IngestCall, OutcomesAnswer, OutcomesCall, StateAnswer, StateCall
+
+PATIENCE_S: Final = 90.0
+"""So long the others wait; then they try it themselves: nobody may be following at all."""
+
+SPREAD_S: Final = 20.0
+HELD_S: Final = 10.0
+"""A knock that has not failed by then is a long poll that the gateway holds: the way is open."""
+
+_T = TypeVar("_T")
+
+
+class OneKnock:
+    """`FleetCalls` over other ones."""
+
+    def __init__(self, calls: FleetCalls, *, rng: random.Random) -> None:
+        self._calls = calls
+        self._rng = rng
+        self._is_open = asyncio.Event()
+        self._is_open.set()
+        self._shut_s = 0.0
+
+    async def state(self, call: StateCall) -> StateAnswer:
+        """See `FleetCalls`; the one that knocks."""
+        held = asyncio.get_running_loop().call_later(HELD_S, self._is_open.set)
+        try:
+            return await self._watched(self._calls.state(call))
+        finally:
+            held.cancel()
+
+    async def ingest(self, call: IngestCall) -> IngestAnswer:
+        """See `FleetCalls`."""
+        await self._turn()
+        return await self._watched(self._calls.ingest(call))
+
+    async def outcomes(self, call: OutcomesCall) -> OutcomesAnswer:
+        """See `FleetCalls`."""
+        await self._turn()
+        return await self._watched(self._calls.outcomes(call))
+
+    async def put_blob(self, sha256: str, content: bytes) -> None:
+        """See `FleetCalls`."""
+        await self._turn()
+        await self._watched(self._calls.put_blob(sha256, content))
+
+    async def manifest(self, name: str, version: str) -> tuple[bytes, str | None]:
+        """See `FleetCalls`."""
+        await self._turn()
+        return await self._watched(self._calls.manifest(name, version))
+
+    async def chunk_index(self, call: IndexCall) -> IndexAnswer:
+        """See `FleetCalls`."""
+        await self._turn()
+        return await self._watched(self._calls.chunk_index(call))
+
+    async def chunk_ranges(self, call: RangesCall) -> AsyncIterator[bytes]:
+        """See `FleetCalls`."""
+        await self._turn()
+        async for block in self._flowing(self._calls.chunk_ranges(call)):
+            yield block
+
+    async def blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        """See `FleetCalls`."""
+        await self._turn()
+        async for block in self._flowing(self._calls.blob(sha256, offset)):
+            yield block
+
+    async def _turn(self) -> None:
+        """Return when it makes sense to try."""
+        if self._is_open.is_set():
+            return
+        loop = asyncio.get_running_loop()
+        shut_s = self._shut_s
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._is_open.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(self._rng.uniform(0.0, min(SPREAD_S, max(0.0, loop.time() - shut_s))))
+
+    async def _watched(self, work: Awaitable[_T]) -> _T:
+        try:
+            answer = await work
+        except LinkError:
+            self._shut()
+            raise
+        self._is_open.set()
+        return answer
+
+    async def _flowing(self, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for block in blocks:
+                self._is_open.set()
+                yield block
+        except LinkError:
+            self._shut()
+            raise
+
+    def _shut(self) -> None:
+        if self._is_open.is_set():
+            self._shut_s = asyncio.get_running_loop().time()
+            self._is_open.clear()
