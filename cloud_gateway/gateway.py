@@ -114,6 +114,7 @@ class Gateway:
                 service=service,
                 engine=EngineMetrics(executor, batches, service.bodies),
                 n_connections=lambda: listener.n_connections,
+                more=self._fleet.families if self._fleet is not None else tuple,
             ),
         )
         await listener.start(config.host, config.port, certificate.context if certificate else None)

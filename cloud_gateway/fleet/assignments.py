@@ -106,6 +106,11 @@ def parse_tags(text: str) -> dict[str, str]:
     return check_tags(tags)
 
 
+def n_boxes(n: int) -> str:
+    """So many boxes, in words."""
+    return f"{n} box" if n == 1 else f"{n} boxes"
+
+
 def shown(tags: Mapping[str, str]) -> str:
     """Tags as people write them; `all` for none."""
     return ",".join(f"{key}={value}" for key, value in sorted(tags.items())) or "all"

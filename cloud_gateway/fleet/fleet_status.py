@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 from cloud_gateway.fleet.assignments import deciding, matches
 from cloud_gateway.fleet.desired import BoxView, Rollout
-from cloud_gateway.fleet.reports import BoxState
 from cloud_gateway.fleet.rollouts_engine import standing
 from cloud_gateway.fleet.steering import Steering
 from cloud_gateway.fleet.steering_messages import (
@@ -69,7 +68,7 @@ def box_row(steering: Steering, box: BoxView, now_s: float) -> BoxRow:
         id=box.id,
         name=box.name,
         tags=box.tags,
-        state=_state(steering, box, state, now_s),
+        state=box_state(steering, box, now_s),
         seen_s=max(0.0, now_s - state.seen_s) if state is not None and state.seen_s else -1.0,
         problems=tuple(problems),
         models=installed,
@@ -78,7 +77,9 @@ def box_row(steering: Steering, box: BoxView, now_s: float) -> BoxRow:
     )
 
 
-def _state(steering: Steering, box: BoxView, state: BoxState | None, now_s: float) -> str:
+def box_state(steering: Steering, box: BoxView, now_s: float) -> str:
+    """In one word how a box is; docs/fleet.md has the words."""
+    state = steering.ledger.states.get(box.id)
     if box.admission != "admitted":
         return box.admission
     if state is None or not state.seen_s:

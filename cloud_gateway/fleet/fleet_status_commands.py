@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import typer
 
 from cloud_gateway.fleet.asking import AdminToken, Asker, Gateway, Json
-from cloud_gateway.fleet.assignments import shown
+from cloud_gateway.fleet.assignments import n_boxes, shown
 from cloud_gateway.fleet.assignments_commands import selector_of
 from cloud_gateway.fleet.steering_messages import BoxRow, FleetStatus
 from hybrid.cli.output import decorated, event, note, result
@@ -82,7 +82,7 @@ def lines(found: FleetStatus) -> list[str]:
     if not found.n_boxes:
         return ["no boxes"]
     states = ", ".join(f"{found.states[state]} {word}" for state, word in _WORDS.items() if found.states.get(state))
-    told = [f"{found.n_boxes} boxes: {states}"]
+    told = [f"{n_boxes(found.n_boxes)}: {states}"]
     if found.lost:
         told.append(f"LOST: {found.lost}")
     for view in found.rollouts:

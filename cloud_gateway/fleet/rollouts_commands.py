@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cloud_gateway.fleet.asking import AdminToken, Asker, Gateway, Json
-from cloud_gateway.fleet.assignments import shown
+from cloud_gateway.fleet.assignments import n_boxes, shown
 from cloud_gateway.fleet.assignments_commands import (
     Model,
     Priority,
@@ -87,9 +87,7 @@ def start(
         queue=queue,
     )
     view = asker.post(ROLLOUTS_PATH, wish, RolloutView)
-    told = (
-        view.course.waiting if view.course.state == "queued" else f"{view.stages[0].n_boxes} boxes in the first stage"
-    )
+    told = view.course.waiting or f"{n_boxes(view.stages[0].n_boxes)} in the first stage"
     result(view, f"rollout {view.plan.id} of {view.plan.label}: {told}", json=json)
     if not json:
         note(f"next: hybrid fleet rollout show {view.plan.id}")
@@ -181,7 +179,7 @@ def _told(view: RolloutView, *, with_boxes: bool) -> list[str]:
         for at, stage in enumerate(view.stages)
     ]
     lines += table([("", "stage", "up to", "boxes", "took it", "have it", "failed"), *rows])
-    lines.append(f"control group: {view.n_control} boxes, held back until the last stage")
+    lines.append(f"control group: {n_boxes(view.n_control)}, held back until the last stage")
     if with_boxes:
         members = [
             (m.name, m.box_id[:12], str(m.stage), "control" if m.is_control else "", m.standing, m.code or "-")

@@ -10,16 +10,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cloud_gateway.fleet.assignments import n_boxes
 from cloud_gateway.fleet.rollouts import NEVER, Course, Member, Plan, Tally
 from cloud_gateway.fleet.rollouts_comparison import compare, level_of
+from cloud_gateway.fleet.rollouts_statistics import usual_most
 from hybrid.fleet.messages import Installed
 
 Verdict = Literal["wait", "advance", "complete", "halt"]
 _FEW_BOXES: Final = 5
 """With fewer boxes than this one that failed is enough to halt; with more it takes more than one."""
-_SIGMAS: Final = 2.5
-"""Boxes that fell silent or crashed count as failed beyond what boxes without the version show, and so many standard
-deviations of that."""
+_RULE: Final = 0.05
+"""Boxes that fell silent or crashed count as failed beyond what, but for so small a chance, boxes without the version
+would show too."""
 _MANY_BOXES: Final = 20
 _ENDING: Final = frozenset({"failed", "rolled_back"})
 
@@ -172,12 +174,13 @@ def standing(plan: Plan, course: Course, member: Member) -> str:
 
 
 def _is_silent(plan: Plan, course: Course, member: Member) -> bool:
-    return member.seen_s < course.clock_s - plan.terms.report_within_s / 2.0
+    """Whether a box was not heard of for three quarters of the time that it has to tell something."""
+    return member.seen_s < course.clock_s - 0.75 * plan.terms.report_within_s
 
 
 def _beyond(n: int, usual: float) -> float:
-    """How many boxes are more than usual, and more than chance adds to that."""
-    return max(0.0, n - usual - _SIGMAS * math.sqrt(usual))
+    """How many boxes are more than as many as there would be as a rule without the version."""
+    return max(0, n - usual_most(usual, _RULE)) if usual > 0 else n
 
 
 def note_usual(plan: Plan, course: Course, members: Iterable[Member]) -> None:
@@ -186,8 +189,8 @@ def note_usual(plan: Plan, course: Course, members: Iterable[Member]) -> None:
     if others:
         course.usual_silent_ratio = sum(_is_silent(plan, course, m) for m in others) / len(others)
         crashed = sum(m.now.since(m.before).n_crashes > 0 for m in others)
-        # Among many boxes one more crash could have been theirs; a few boxes' silence on it says nothing.
-        course.usual_crashed_ratio = (crashed + (len(others) >= _MANY_BOXES)) / (len(others) + 1)
+        # That none of many crashed does not mean that none ever does; of a few boxes' silence on it nothing is made.
+        course.usual_crashed_ratio = (crashed + 0.5 * (len(others) >= _MANY_BOXES)) / (len(others) + 1)
 
 
 def step(plan: Plan, course: Course, members: Sequence[Member]) -> Step:
@@ -228,12 +231,12 @@ def _unfinished(plan: Plan, course: Course, now: Count) -> str:
         return ""  # nobody is in it: a small fleet has empty stages
     for_s = course.clock_s - course.stage_s
     if now.offline + now.deferred > plan.offline_ratio * now.n:
-        return f"{now.offline} of {now.n} boxes are out of reach and {now.deferred} put it off"
+        return f"{now.offline} of {n_boxes(now.n)} are out of reach and {now.deferred} put it off"
     may = 0.0 if for_s < plan.terms.report_within_s else plan.max_failed_ratio * now.reached
     if now.busy > may:
-        return f"{now.busy} of {now.n} boxes are at it"
+        return f"{now.busy} of {n_boxes(now.n)} are at it"
     if now.done < plan.enough_ratio * now.reached or not now.done:
-        return f"{now.done} of {now.reached} boxes have it for good; {plan.enough_ratio:.0%} are wanted"
+        return f"{now.done} of {n_boxes(now.reached)} have it for good; {plan.enough_ratio:.0%} are wanted"
     if for_s < plan.soak_s:
         return f"it is watched for {plan.soak_s - for_s:.0f} s more"
     return ""
@@ -255,11 +258,11 @@ def _has(plan: Plan, member: Member) -> bool:
 def _failures(plan: Plan, now: Count) -> str:
     counts = ((now.failed, "failed"), (now.late, "told nothing in time"), (now.silent, "fell silent"))
     parts = [f"{n} {what}" for n, what in (*counts, (now.crashed, "crashed")) if n]
-    return f"of {now.reached} boxes {', '.join(parts)}; {plan.max_failed_ratio:.1%} may"
+    return f"of {n_boxes(now.reached)} {', '.join(parts)}; {plan.max_failed_ratio:.1%} may"
 
 
 def _figures(now: Count) -> str:
-    return f"{now.done} of {now.n} boxes have it for good, {now.failed} failed, {now.offline} are out of reach"
+    return f"{now.done} of {n_boxes(now.n)} have it for good, {now.failed} failed, {now.offline} are out of reach"
 
 
 def looked(course: Course, plan: Plan) -> None:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from cloud_gateway.fleet.assignments import Assignment, may_meet, shown
+from cloud_gateway.fleet.assignments import Assignment, may_meet, n_boxes, shown
 from cloud_gateway.fleet.desired import BoxDirectory, BoxView, Rollout, concerns, desired
 from cloud_gateway.fleet.reports import BoxState
 from cloud_gateway.fleet.rollouts import ENDED, RUNNING, Course, Plan, State, late_seat, seats
@@ -41,13 +41,14 @@ class Ledger:
         self.rollouts: dict[str, Rollout] = {rollout.plan.id: rollout for rollout in kept.rollouts}
         self.states: dict[str, BoxState] = kept.boxes
         self._next_id = 1 + max((a.id for a in kept.assignments), default=0)
+        self._running = [rollout for rollout in kept.rollouts if rollout.course.state in RUNNING]
         self._unwritten = Unwritten()
 
     # What boxes should be.
 
     def running(self) -> list[Rollout]:
         """Rollouts that change what boxes should be."""
-        return [rollout for rollout in self.rollouts.values() if rollout.course.state in RUNNING]
+        return self._running
 
     def desired(self, box: BoxView) -> tuple[Assigned, ...]:
         """What a box should run; a box that is not admitted has nothing to expect."""
@@ -252,6 +253,7 @@ class Ledger:
     def _begin(self, rollout: Rollout, who: str) -> None:
         plan, course = rollout.plan, rollout.course
         course.state, course.waiting = "running", ""
+        self._running = [*self._running, rollout]
         for member in seats(plan, (box.id for box in self._concerned(plan))):
             rollout.members[member.box_id] = member
             state = self.states.get(member.box_id)
@@ -264,7 +266,7 @@ class Ledger:
         self._note(
             rollout,
             "started",
-            f"{plan.label} to {len(rollout.members)} boxes of {shown(plan.selector)}: {n_first} in the first stage, "
+            f"{plan.label} to {n_boxes(len(rollout.members))} of {shown(plan.selector)}: {n_first} in the first stage, "
             f"{n_control} held back as a control group",
             who=who,
         )
@@ -338,6 +340,7 @@ class Ledger:
 
     def _end(self, rollout: Rollout, state: State, text: str, who: str) -> None:
         rollout.course.state, rollout.course.reason, rollout.course.waiting = state, text, ""
+        self._running = [known for known in self._running if known is not rollout]
         self._note(rollout, state, text, who=who)
         ended = [key for key, known in self.rollouts.items() if known.course.state in ENDED]
         for key in ended[:-_ENDED_KEPT]:

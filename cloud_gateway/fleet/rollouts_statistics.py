@@ -47,6 +47,17 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
+def usual_most(mean: float, chance: float) -> int:
+    """The most events that a Poisson count of this mean has, but for so small a chance."""
+    term = math.exp(-mean)
+    total, k = term, 0
+    while 1.0 - total > chance and term > 0.0:
+        k += 1
+        term *= mean / k
+        total += term
+    return k
+
+
 def events_p(new: int, new_runs: int, old: int, old_runs: int) -> float:
     """Chance of at least so many events on the new side, did both sides have one rate.
 

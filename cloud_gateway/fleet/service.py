@@ -4,22 +4,25 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from prometheus_client.core import Metric
 
 from cloud_gateway.fleet.admin_routes import add_admin_routes
 from cloud_gateway.fleet.authority import authority_key
 from cloud_gateway.fleet.desk import FleetDesk
 from cloud_gateway.fleet.fleet_blobs import FleetBlobs
+from cloud_gateway.fleet.fleet_metrics import fleet_families
 from cloud_gateway.fleet.fleet_store import open_store
 from cloud_gateway.fleet.ingest import Ingest
 from cloud_gateway.fleet.ingest_routes import add_ingest_routes
+from cloud_gateway.fleet.neighbours import Neighbours, Versions
 from cloud_gateway.fleet.outcomes import Deferrals, Infer
 from cloud_gateway.fleet.routes import add_fleet_routes
-from cloud_gateway.fleet.steering import Neighbours, Steering, Versions
+from cloud_gateway.fleet.steering import Steering
 from cloud_gateway.fleet.steering_routes import add_steering_routes
 from hybrid.errors import Forbidden
 from hybrid.hosting.auth import Tokens
@@ -62,6 +65,7 @@ class Fleet:
             DiskFull, StorageError: they cannot be used.
         """
         folder = data / FOLDER
+        self._wall_s = wall_s
         self._running: list[Callable[[], Awaitable[None]]] = []
         self._database = open_store(folder, connect)
         try:
@@ -129,6 +133,10 @@ class Fleet:
         text = f"it brings more {kind} than this gateway keeps for one box; look at them, remove what is done with"
         loop = asyncio.get_running_loop()
         loop.run_in_executor(None, self.desk.alarms.raise_alarm, "ingest_quota", box_id, text)
+
+    def families(self) -> Iterator[Metric]:
+        """Its metrics, as they stand now."""
+        return fleet_families(self.steering, self.desk.alarms.n_open, self._wall_s())
 
     def box_of(self, request: web.Request) -> str:
         """The id of the admitted box that sent a request.

@@ -11,19 +11,19 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from cloud_gateway.fleet.assignments import Assignment, Terms
-from cloud_gateway.fleet.desired import BoxDirectory, BoxView, Rollout, generation_of
+from cloud_gateway.fleet.desired import BoxView, Rollout, generation_of
 from cloud_gateway.fleet.desired_polls import WaitingPolls
 from cloud_gateway.fleet.herd import HerdLimits
+from cloud_gateway.fleet.neighbours import Neighbours
 from cloud_gateway.fleet.reports import BoxState
 from cloud_gateway.fleet.rollouts import Plan
 from cloud_gateway.fleet.rollouts_ledger import Ledger
 from cloud_gateway.fleet.rollouts_store import HistoryEntry, RolloutStore
-from hybrid.errors import Conflict, Forbidden, HybridError, NotFound, Overloaded, StorageError
+from hybrid.errors import Conflict, Forbidden, HybridError, NotAdmitted, NotFound, Overloaded, StorageError
 from hybrid.fleet.messages import Installed, StateAnswer, StateCall
 
 _log = logging.getLogger("hybrid.gateway.fleet")
@@ -34,45 +34,6 @@ _LOST_TIME_S: Final = 30.0
 """A longer pause between two ticks was no time in which boxes could tell anything: the machine stood still."""
 
 
-class Versions(Protocol):
-    """The registry of models."""
-
-    def resolve(self, name: str, version: str | None = None) -> "VersionView":
-        """A version, the newest without one. Raises `NotFound`."""
-        ...
-
-
-class VersionView(Protocol):
-    """What is asked of a version."""
-
-    @property
-    def version(self) -> str:
-        """Its word."""
-        ...
-
-    @property
-    def artifact_digest(self) -> str:
-        """What names its bytes."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
-    """What steering leans on.
-
-    Attributes:
-        boxes: the registry of boxes.
-        versions: the registry of models.
-        raise_alarm: takes a kind, a box or "", and a text; blocks.
-        trust: sequence and signed bytes of the newest trust bundle, None where the fleet has no root.
-    """
-
-    boxes: BoxDirectory
-    versions: Versions
-    raise_alarm: Callable[[str, str, str], None]
-    trust: Callable[[], tuple[int, bytes] | None]
-
-
 class Steering:
     """One gateway's fleet, as boxes see it. All methods belong to the event loop, but for `box_changed` and `seen`.
 
@@ -80,6 +41,9 @@ class Steering:
         boxes: the registry of boxes.
         ledger: assignments, rollouts and last words.
         lost: what a damaged disk took, in words; empty for nothing.
+        polls: the calls that wait.
+        n_calls, n_refused: state calls, and those refused for their number.
+        n_halted: rollouts that halted since the start.
     """
 
     def __init__(
@@ -120,6 +84,7 @@ class Steering:
         self._soon = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_s = 0.0
+        self.n_calls = self.n_refused = self.n_halted = 0
 
     @property
     def poll_after_s(self) -> float:
@@ -133,9 +98,11 @@ class Steering:
 
         Raises:
             Forbidden: there is no such box.
+            NotAdmitted: it is not admitted (any more); what it runs goes on.
             Overloaded: too many calls wait, or what boxes should run is not known at present.
         """
         box = self._known(box_id)
+        self.n_calls += 1
         self._hear(box, call)
         known, wait_s = call.known, call.wait_s
         answer = self._answer(box, call.trust_sequence)
@@ -147,7 +114,11 @@ class Steering:
         if answer.generation == known and answer.trust is None:
             trust_sequence = call.trust_sequence
             del call, answer  # a waiting call should weigh little
-            await self.polls.wait(box_id, known, wait_s, len(self.boxes.all()))
+            try:
+                await self.polls.wait(box_id, known, wait_s, len(self.boxes.all()))
+            except Overloaded:
+                self.n_refused += 1
+                raise
             box = self._known(box_id)
             answer = self._answer(box, trust_sequence)
             self.ledger.note_seen(box_id)
@@ -297,6 +268,7 @@ class Steering:
         for box_id in self.polls.box_ids():
             self.ledger.note_seen(box_id)
         halted = self.ledger.advance(elapsed_s)
+        self.n_halted += len(halted)
         try:
             await self._write()
         except StorageError as exc:  # a full disk must not end the task; what could not be written is kept in memory
@@ -323,6 +295,8 @@ class Steering:
         box = self.boxes.find(box_id)
         if box is None:
             raise Forbidden("this gateway knows no such box; enrol it again")
+        if box.admission != "admitted":
+            raise NotAdmitted(f"box {box.name} is {box.admission}; what it runs goes on", admission=box.admission)
         return box
 
     def _state_of(self, box_id: str) -> BoxState:

@@ -18,6 +18,7 @@ from cloud_gateway.fleet.rollouts_store import Kept
 from hybrid.fleet.messages import Installed, StateCall
 
 STEP_S = 120.0
+BEFORE_S = 1800.0
 OLD, NEW = "1" * 64, "2" * 64
 
 
@@ -188,7 +189,7 @@ class Directory:
 
 
 def simulate(seed: int, worse: Regression, *, n_boxes: int = 500, most_hours: float = 36.0, **plan: object) -> Ended:
-    """One rollout in one fleet, from two hours before it until it ended."""
+    """One rollout in one fleet, from half an hour before it until it ended."""
     rng = random.Random(f"fleet {seed}")
     boxes = [SimulatedBox(f"{rng.getrandbits(128):032x}", random.Random(rng.getrandbits(64))) for _ in range(n_boxes)]
     clock = SimpleNamespace(s=0.0)
@@ -198,16 +199,16 @@ def simulate(seed: int, worse: Regression, *, n_boxes: int = 500, most_hours: fl
     rollout = None
     for at in count():
         clock.s = at * STEP_S
-        if clock.s >= 7200.0 and rollout is None:
+        if clock.s >= BEFORE_S and rollout is None:
             made = Plan(id=ledger.fresh_id(), model="detector", version="2", artifact_digest=NEW, **plan)
             rollout = ledger.start(made, queue=False)
         _step(ledger, boxes, clock.s, worse)
         ledger.advance(STEP_S)
         ledger.take_changes()
-        if rollout is not None and (rollout.course.state in ENDED or clock.s > 7200 + most_hours * 3600):
+        if rollout is not None and (rollout.course.state in ENDED or clock.s > BEFORE_S + most_hours * 3600):
             course = rollout.course
             exposed = sum(member.taken_s >= 0 for member in rollout.members.values())
-            hours = (clock.s - 7200.0) / 3600
+            hours = (clock.s - BEFORE_S) / 3600
             reason = course.reason or course.waiting
             return Ended(state=course.state, stage=course.stage + 1, hours=hours, n_exposed=exposed, reason=reason)
     raise AssertionError("unreachable")

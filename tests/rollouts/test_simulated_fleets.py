@@ -1,4 +1,4 @@
-"""Whole fleets in virtual time: a worse version halts early, a sound one goes through (benchmarks/rollouts.py has more)."""
+"""Whole fleets in virtual time: a worse version halts early, a sound one goes through; more: benchmarks/rollouts.py."""
 
 import pytest
 
