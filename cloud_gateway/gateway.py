@@ -143,7 +143,8 @@ class Gateway:
         event({"ready": self.url}, f"ready {self.url}", json=False)
         self._notifier.ready(f"serves on {self.url}")
         if not config.no_auth:
-            note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
+            url = config.named_url(int(self.url.rpartition(":")[2]))
+            note(f"next: export HYBRID_GATEWAY={url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
         _log.info("gateway.ready url=%s data=%s auth=%s", self.url, config.data, not config.no_auth)
 
     def _add_split(

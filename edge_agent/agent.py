@@ -196,6 +196,7 @@ class Agent:
             room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
         )
         onward = Onward(split, shelf, room, inside.fleet.neighbourhood)
+        inside.standing.onward = lambda: onward.counts
         add_prepare_route(app, service, onward.prepare)
         return onward
 
@@ -244,7 +245,8 @@ class Agent:
         stack.callback(forget_address, Path(config.data))
         event({"ready": self.url}, f"ready {self.url}", json=False)
         if not config.is_open:
-            note(f"next: export HYBRID_GATEWAY={self.url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
+            url = config.named_url(int(self.url.rpartition(":")[2]))
+            note(f"next: export HYBRID_GATEWAY={url} HYBRID_TOKEN=$(cat {config.data / 'admin.token'})")
         _log.info("agent.ready url=%s data=%s open=%s", self.url, config.data, config.is_open)
 
 

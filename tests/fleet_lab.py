@@ -99,7 +99,7 @@ class Caller:
 
 @dataclass
 class FleetServer:
-    """A running one; `asked` are paths and bodies that reached it."""
+    """A running one; `asked` are the paths that were called. `loses` is one whose next answer gets lost on the way."""
 
     url: str
     port: int
@@ -108,6 +108,7 @@ class FleetServer:
     certificate: ServerCertificate
     admin: str
     asked: list[str] = field(default_factory=list)
+    loses: str = ""
 
     def token(self, **wish: object) -> EnrolmentToken:
         """An enrolment token that names this server."""
@@ -146,7 +147,11 @@ async def fleet_server(
         @web.middleware
         async def noting(request: web.Request, handler):
             running.asked.append(request.path)
-            return await handler(request)
+            answer = await handler(request)
+            if request.path == running.loses:
+                running.loses = ""
+                request.transport.abort()
+            return answer
 
         async def models(request: web.Request) -> web.Response:
             require(request, "read")

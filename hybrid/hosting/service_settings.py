@@ -66,6 +66,16 @@ class ServiceSettings:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.speaks_tls else 'http'}://{host}:{port}"
 
+    def named_url(self, port: int) -> str:
+        """The same as others type it: where every address is listened on, one of this machine's stands for all."""
+        if self.host not in ("0.0.0.0", "::", ""):
+            return self.url(port)
+        from hybrid.hosting.tls import local_names
+
+        names = [name for name in local_names() if not name.startswith(("127.", "localhost", "::1", "fe80"))]
+        host = next((name for name in names if name.replace(".", "").isdigit()), names[0] if names else "127.0.0.1")
+        return f"{'https' if self.speaks_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
     def check(self) -> None:
         """Refuse combinations that would be unsafe or senseless.
 

@@ -73,6 +73,24 @@ async def test_the_same_box_asks_again_and_a_second_one_is_refused(server: Fleet
     await again.link.close()
 
 
+async def test_a_lost_answer_is_no_lost_box(server: FleetServer, tmp_path: Path) -> None:
+    """The gateway has let the box in and its answer never came: single-use token, same key, asked again."""
+    token, box = server.token(), access_of(tmp_path / "box")
+    server.loses = "/v2/hybrid/fleet/enroll"
+    with pytest.raises(LinkError):
+        await enroll(box.identity, token, time=box.time)
+    assert len(server.desk.boxes.all()) == 1
+    assert box.enrolment is None
+    again = await enrolled(tmp_path / "box", token)  # a start later
+    server.loses = "/v2/hybrid/fleet/access"
+    with pytest.raises(LinkError):
+        await again.link.renew()
+    await again.link.renew()
+    assert len(server.desk.boxes.all()) == 1
+    assert server.desk.alarms.n_open == 0
+    await again.link.close()
+
+
 async def test_a_rogue_and_a_relay_get_a_nonce_and_nothing_else(server: FleetServer, tmp_path: Path) -> None:
     token = server.token()
     async with (
