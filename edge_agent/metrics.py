@@ -49,6 +49,13 @@ class BoxMetrics:
         yield places
         yield errors
         yield latency
+        onward = CounterMetricFamily(
+            "hybrid_agent_device_requests", "Devices' messages by what became of them.", labels=["end"]
+        )
+        for end, count in (("here", status.onward.n_here), ("passed_on", status.onward.n_passed_on)):
+            onward.add_metric([end], count)
+        onward.add_metric(["came_back"], status.onward.n_came_back)
+        yield onward
         problems = GaugeMetricFamily(
             "hybrid_agent_problem", "1 for each thing that is wrong.", labels=["code", "blocks"]
         )

@@ -9,15 +9,23 @@ from typing import Any, Final, cast
 import msgspec
 from aiohttp import web
 
+from edge_agent.models.onward import OnwardCounts
 from edge_agent.models.room import ModelRoom
 from edge_agent.part import Problem
 from edge_agent.tending import Tending
+from hybrid.errors import ConnectionLost, GatewayStalled, GatewayUnreachable, GatewayUntrusted
 from hybrid.fleet.messages import Health
 from hybrid.hosting.front_door import require
 from hybrid.hosting.http_replies import json_reply
 
 HANGS_S: Final = 60.0
 STATUS_PATH: Final = "/v2/hybrid/agent/status"
+
+
+_OF_THE_LINK: Final = frozenset({
+    kind.code for kind in (GatewayUnreachable, ConnectionLost, GatewayStalled, GatewayUntrusted)
+})  # fmt: skip
+"""A gateway that hears a box need not be told that it could not be reached."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +67,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: list[ModelStatus]
     engine: EngineStatus
     problems: list[Problem]
+    onward: OnwardCounts
     parts: dict[str, object]
 
 
@@ -76,6 +85,7 @@ class Standing:
         url: where the agent serves.
         is_serving: between the first moment at which all answers that can, and the request to stop.
         gateway: gives the URL of its gateway, empty for none.
+        onward: gives counts of devices' requests.
     """
 
     def __init__(
@@ -89,11 +99,15 @@ class Standing:
         self.url = ""
         self.is_serving = False
         self.gateway: Callable[[], str] = str
+        self.onward: Callable[[], OnwardCounts] = OnwardCounts
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong, what blocks first."""
-        found = (*self._more_problems(), *self._tending.problems())
-        return tuple(sorted(found, key=lambda problem: not problem.blocks))
+        found: dict[tuple[str, str], Problem] = {}
+        for problem in (*self._more_problems(), *self._tending.problems()):
+            # Several parts notice that the gateway is away; that is one problem.
+            found.setdefault((problem.code, "" if problem.code in _OF_THE_LINK else problem.what), problem)
+        return tuple(sorted(found.values(), key=lambda problem: not problem.blocks))
 
     def is_ready(self) -> bool:
         """Whether the agent can keep its promises."""
@@ -141,6 +155,7 @@ class Standing:
                 budget_bytes=sessions.budget_bytes,
             ),
             problems=list(self.problems()),
+            onward=self.onward(),
             parts=self._tending.status(),
         )
 
@@ -148,13 +163,14 @@ class Standing:
         """What the gateway is told."""
         outbox = cast("dict[str, Any]", self._tending.status().get("outbox", {}))
         kinds = outbox.get("kinds", {}).values()
+        codes = [problem.code for problem in self.problems()]
         try:
             free_bytes = shutil.disk_usage(self._data).free
         except OSError:
             free_bytes = 0
         return Health(
             ready=self.is_ready(),
-            problems=tuple(dict.fromkeys(problem.code for problem in self.problems())),
+            problems=tuple(dict.fromkeys(code for code in codes if code not in _OF_THE_LINK)),
             disk_free_bytes=free_bytes,
             outbox_items=outbox.get("n_items", 0),
             outbox_bytes=outbox.get("n_bytes", 0),

@@ -45,6 +45,12 @@ def lines(answer: Mapping[str, Any]) -> list[str]:
         f"engine   {engine['provider']}, {engine['n_running']} running, {engine['n_waiting']} waiting, {memory}",
         "",
     ]
+    devices = answer.get("onward", {})
+    if any(devices.values()):
+        counts = (
+            f"{devices['n_here']} answered here, {devices['n_passed_on']} passed on, {devices['n_came_back']} in vain"
+        )
+        found.insert(-1, f"devices  {counts}")
     installing = {model["name"]: model for model in parts.get("install", {}).get("models", [])}
     rows = _models(answer["models"], installing)
     nobody = ["no models: none is assigned, and none is named with --model"]

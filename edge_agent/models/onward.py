@@ -13,7 +13,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edge_agent.models.room import ModelRoom
-from hybrid.errors import DeadlinePassed, HybridError, NotFound, Overloaded
+from hybrid.errors import DeadlinePassed, HybridError, NotFound, Overloaded, Warming
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import CutTime, PreparedReply, TailShelf
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # loaded when somebody can be asked
 
 _log = logging.getLogger("hybrid.agent.onward")
 
-ASK_AGAIN_S: Final = {"ready": 300.0, "preparing": 1.0, "unknown": 30.0, "failed": 5.0}
+ASK_AGAIN_S: Final = {"ready": 300.0, "preparing": 1.0, "unknown": 30.0, "failed": 1.0}
 GAIN_RATIO: Final = 0.9
 """The way on must take less than this share of the time here."""
 
@@ -112,25 +112,25 @@ class Onward:
         """Answer one message here or beyond; raises as `SplitService.infer` does."""
         started_s = perf_counter()
         link = self._current() if request.hops == 0 and request.model_digest else None
-        failure: HybridError | None = None
-        if link is not None:
-            known = self._known(link, request.model_digest, request.shape_key)
-            if known.holding is not None and self._is_better_there(request, known, receive_s):
-                try:
-                    response = await self._pass_on(request, known, receive_s)
-                except DeadlinePassed:
-                    raise
-                except HybridError as exc:
-                    _log.info("onward.failed code=%s", exc.code)
-                    failure = exc
-                    self.counts.n_came_back += 1
-                else:
-                    self.counts.n_passed_on += 1
-                    return response
+        known = self._known(link, request.model_digest, request.shape_key) if link is not None else None
+        tried: HybridError | None = None
+        if known is not None and known.holding is not None and self._is_better_there(request, known, receive_s):
+            try:
+                return await self._pass_on(request, known, receive_s)
+            except DeadlinePassed:
+                raise
+            except HybridError as exc:
+                _log.info("onward.failed code=%s", exc.code)
+                tried = exc
+                self.counts.n_came_back += 1
         try:
             response = await self._split.infer(request, receive_s + perf_counter() - started_s)
         except NotFound as exc:
-            raise failure or exc from exc
+            raise tried or exc from exc
+        except Warming:
+            if tried is not None or known is None or known.holding is None:
+                raise
+            return await self._pass_on(request, known, receive_s + perf_counter() - started_s)
         self.counts.n_here += 1
         return replace(response, receive_s=receive_s)
 
@@ -173,12 +173,19 @@ class Onward:
 
         gateways = Gateways(neighbourhood.token)
         try:
-            gateways.begin(neighbourhood.urls, on_change=lambda: None)
+            gateways.begin(neighbourhood.urls, on_change=self._look_again)
         except HybridError as exc:
             _log.warning("onward.no_gateway error=%s", exc)
             return None
         self._link = _Link(neighbourhood, gateways)
         return self._link
+
+    def _look_again(self) -> None:
+        """A gateway came or went (told on any thread): what failed is asked again at the next request."""
+        link = self._link
+        for known in list(link.known.values()) if link is not None else ():
+            if known.holding is None:
+                known.again_s = 0.0
 
     def _known(self, link: _Link, model_digest: str, shape_key: str) -> _Known:
         key = (model_digest, shape_key)
@@ -272,6 +279,7 @@ class Onward:
                 known.again_s = 0.0  # it may have lost the model or the cut: asked anew
             raise
         client.standing.succeeded(response.queue_s, monotonic())
+        self.counts.n_passed_on += 1
         known.reply_bytes = sum(len(tensor.payload) for tensor in response.outputs)
         elapsed_s = perf_counter() - started_s
         return replace(
