@@ -129,6 +129,7 @@ class Follow:
         """Take up what was wanted last, without asking anybody."""
         if self.desired is None:
             try:
+                await on_disk(self.imports.sweep)
                 self.desired = await on_disk(self._file.load)
             except StorageError as exc:
                 self._trouble = exc

@@ -61,6 +61,12 @@ class Imports:
             found.append(imported)
         return sorted(found, key=lambda one: (one.order, one.assigned.artifact_digest))
 
+    def sweep(self) -> None:
+        """Remove what an import that was killed left behind; at a start, when none can be running for long."""
+        for name in self._disk.names(self.folder):
+            if name.startswith(".tmp-"):
+                self._disk.remove(self.folder / name)
+
     def add(self, assigned: Assigned, after: str) -> None:
         """Note that a version shall be installed; its folder lies there already."""
         order = max((one.order for one in self.all()), default=0) + 1

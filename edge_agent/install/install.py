@@ -22,6 +22,7 @@ from hybrid.errors import (
     DiskFull,
     HybridError,
     LinkError,
+    LinkHeld,
     NotAdmitted,
     NotFound,
     Overloaded,
@@ -120,7 +121,8 @@ class Install:
 
     def problems(self) -> Sequence[Problem]:
         """See `Part`."""
-        return tuple(problem for _, model in sorted(self._models.items()) for problem in problems_of(model))
+        trust = self._means.trust()
+        return tuple(problem for _, model in sorted(self._models.items()) for problem in problems_of(model, trust))
 
     def status(self) -> object:
         """See `Part`."""
@@ -290,7 +292,7 @@ class Install:
                 await self._clean()
             except _PASSING as exc:
                 _log.info("install.waits model=%s code=%s", model.name, exc.code)
-                if model.task == "warm":
+                if model.task == "warm" or isinstance(exc, LinkHeld):
                     await model.defer(exc)
                 else:
                     model.postpone(exc)

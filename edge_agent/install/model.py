@@ -11,6 +11,7 @@ from edge_agent.install.means import Means
 from edge_agent.install.preparing import Preparing
 from edge_agent.install.records import SLOTS, Held, Slot, Slots, Wanted
 from edge_agent.install.rehearsal import chosen_variant
+from edge_agent.install.rules import is_believed
 from edge_agent.install.shelf import on_disk
 from edge_agent.install.transitions import (
     RETRY_AFTER_S,
@@ -34,7 +35,7 @@ from edge_agent.install.transitions import (
 from edge_agent.install.versions import compare_golden, told_of, version_in
 from edge_agent.models.version import ModelVersion, Runs
 from hybrid.artifact.manifest import Manifest, parse
-from hybrid.errors import CorruptContent, EngineFailed, HybridError, ModelError, StorageError
+from hybrid.errors import CorruptContent, EngineFailed, Forbidden, HybridError, ModelError, StorageError
 from hybrid.fleet.messages import Assigned, Installed
 
 _log = logging.getLogger("hybrid.agent.install")
@@ -261,6 +262,8 @@ class Model:
         trial, lost = slots.wanted.trial, slots.answering
         assert lost is not None
         try:
+            if not is_believed(lost.signed_by, self._means.trust()):
+                raise Forbidden("the key that signed it was revoked during its trial")
             await self.settle()
             runs = self._means.host.runs(self.name)
             if runs.n_errors:
@@ -273,7 +276,7 @@ class Model:
             await compare_golden(self._means, version, manifest)
             await on_disk(self._keep_base, slots.answers)
             await self.happen(Prove())
-        except (CorruptContent, EngineFailed, ModelError) as exc:
+        except (CorruptContent, EngineFailed, Forbidden, ModelError) as exc:
             await self.happen(Spoil(exc.code, str(exc), self._means.now_s()))
         if self.slots.phase != "trial":
             await self.settle()

@@ -96,6 +96,11 @@ def permit(
     return Permit(manifest=manifest, signed_by=signed_by)
 
 
+def is_believed(signed_by: str, trust: TrustKeys | None) -> bool:
+    """Whether the key that vouched for an installed version still counts."""
+    return trust is None or signed_by in trust.trusted("publisher") or signed_by in trust.trusted("rounds")
+
+
 def check_learned(papers: Papers, bases: tuple[Papers, ...], trust: TrustKeys) -> None:
     """Refuse a version of a `rounds` key that differs from its base in more than what may learn.
 

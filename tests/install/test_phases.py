@@ -387,6 +387,22 @@ def test_keys_that_come_later_are_enough(with_one: Image, fleet: Fleet, versions
     assert box.host.version() == "2"
 
 
+def test_a_revoked_signer_loses_the_trial_and_is_told_of_what_is_committed(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    image, shelf, told = with_one.copy(), Shelf(*versions), []
+
+    def until(box: Box) -> bool:
+        if box.told().phase == "trial":
+            box.trust = fleet.trust(publishers=[fleet.other])
+            told.extend(problem.code for problem in box.install.problems())
+        return box.told().phase == "rolled_back"
+
+    box = install(image, shelf, fleet, versions[1], until, prepare=lambda box: None, within_s=30.0)
+    assert (box.told().code, box.host.history) == ("forbidden", ["1", "2", "1"])
+    assert "forbidden" in told
+
+
 # -- what lasts
 
 
