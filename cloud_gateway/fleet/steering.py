@@ -84,6 +84,7 @@ class Steering:
         self._soon = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_s = 0.0
+        self._told_trust: dict[str, int] = {}
         self.n_calls = self.n_refused = self.n_halted = 0
 
     @property
@@ -111,8 +112,8 @@ class Steering:
                 "this gateway lost what boxes should run: they go on with what they have until a person assigns it",
                 retry_after_s=self._limits.most_poll_after_s,
             )
-        if answer.generation == known and answer.trust is None:
-            trust_sequence = call.trust_sequence
+        trust_sequence = call.trust_sequence
+        if answer.generation == known and not self._has_news(box_id, trust_sequence):
             del call, answer  # a waiting call should weigh little
             try:
                 await self.polls.wait(box_id, known, wait_s, len(self.boxes.all()))
@@ -310,6 +311,14 @@ class Steering:
         self.ledger.note_seen(box.id)
         if self.ledger.note_told(box.id, told):
             self._soon.set()
+
+    def _has_news(self, box_id: str, trust_sequence: int) -> bool:
+        """Whether a newer trust bundle was not told to this box yet; one that it did not take is no news again."""
+        bundle = self._around.trust()
+        newest = bundle[0] if bundle is not None else -1
+        is_news = newest > trust_sequence and self._told_trust.get(box_id, -1) < newest
+        self._told_trust[box_id] = newest
+        return is_news
 
     def _answer(self, box: BoxView, trust_sequence: int) -> StateAnswer:
         models = self.ledger.desired(box)

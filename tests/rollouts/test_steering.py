@@ -88,6 +88,10 @@ async def test_an_answer_comes_at_once_when_there_is_something_new(place):
         assert (await steering.state(first, call(answer.generation, 300.0, trust_sequence=3))).trust == b"bundle"
     again = await steering.state(first, call(answer.generation, 0.05, trust_sequence=4))
     assert (again.trust, again.generation) == (None, answer.generation)
+    begun_s = time.monotonic()
+    refused = await steering.state(first, call(answer.generation, 0.3, trust_sequence=3))  # the box did not take it
+    assert refused.trust == b"bundle"
+    assert time.monotonic() - begun_s >= 0.3, "what was told once does not make a box ask without end"
     steering.close()
 
 
