@@ -6,6 +6,7 @@ from cloud_gateway.fleet.alarm_commands import app as alarms_app
 from cloud_gateway.fleet.assignments_commands import add_assignment_commands
 from cloud_gateway.fleet.boxes_commands import app as boxes_app
 from cloud_gateway.fleet.fleet_status_commands import status
+from cloud_gateway.fleet.ingest_commands import add_item_commands
 from cloud_gateway.fleet.rollouts_commands import app as rollout_app
 from cloud_gateway.fleet.token_commands import app as token_app
 from cloud_gateway.fleet.trust_commands import app as trust_app
@@ -28,3 +29,4 @@ app.add_typer(trust_app, name="trust")
 app.add_typer(rollout_app, name="rollout")
 add_assignment_commands(app)
 app.command("status")(status)
+add_item_commands(app)

@@ -18,6 +18,8 @@ from cloud_gateway.fleet.fleet_blobs import FleetBlobs
 from cloud_gateway.fleet.fleet_metrics import fleet_families
 from cloud_gateway.fleet.fleet_store import open_store
 from cloud_gateway.fleet.ingest import Ingest
+from cloud_gateway.fleet.ingest_admin_routes import add_item_routes
+from cloud_gateway.fleet.ingest_listing import Listing
 from cloud_gateway.fleet.ingest_routes import add_ingest_routes
 from cloud_gateway.fleet.neighbours import Neighbours, Versions
 from cloud_gateway.fleet.outcomes import Deferrals, Infer
@@ -126,6 +128,7 @@ class Fleet:
             bodies: memory of all requests.
         """
         self._deferrals = Deferrals(self.ingest, infer)
+        add_item_routes(app, Listing(self.ingest.store), lambda text: self.desk.boxes.named(text).id)
         add_ingest_routes(app, self.ingest, self._deferrals, self._blobs, box_of=self.box_of, bodies=bodies)
         self._running.append(self._deferrals.run)
 

@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from edge_agent.outbox.deferred import Answered, Deferred, Failed, Waiting
 from edge_agent.outbox.deferred_request import Wanted, deferred_request
 from edge_agent.outbox.outbox import Outbox
+from edge_agent.outbox.paths import DEFER, DEFERRED_PATH, OUTBOX_PATH, RESULTS_PATH
 from hybrid.errors import BadMessage, TooLarge
 from hybrid.hosting.http_replies import json_reply
 from hybrid.hosting.identity import Right
@@ -19,12 +20,6 @@ from hybrid.serving.rest.body import HEADER_LENGTH, Body, BodyLimits
 from hybrid.serving.rest.json_tensor import list_of_array
 from hybrid.serving.rest.message import InferReply, OutputTensor
 from hybrid.wire.message import InferResponse, encode_response
-
-OUTBOX_PATH: Final = "/v2/hybrid/agent/outbox"
-RESULTS_PATH: Final = "/v2/hybrid/agent/results"
-DEFERRED_PATH: Final = "/v2/hybrid/agent/deferred"
-DEFER: Final = "Hybrid-Defer"
-"""Header of an inference call: `always`, or `offline` to defer only where nothing here can compute it now."""
 
 MAX_RESULT_BYTES: Final = 16 << 20
 Admit = Callable[[web.Request, Right], None]
