@@ -10,6 +10,8 @@ import random
 from collections.abc import AsyncIterator, Awaitable
 from typing import Final, TypeVar
 
+import msgspec
+
 from hybrid.artifact.chunk_messages import IndexAnswer, IndexCall, RangesCall
 from hybrid.errors import LinkError
 from hybrid.fleet.calls import FleetCalls
@@ -19,8 +21,6 @@ PATIENCE_S: Final = 90.0
 """So long the others wait; then they try it themselves: nobody may be following at all."""
 
 SPREAD_S: Final = 20.0
-HELD_S: Final = 10.0
-"""A knock that has not failed by then is a long poll that the gateway holds: the way is open."""
 
 _T = TypeVar("_T")
 
@@ -36,12 +36,10 @@ class OneKnock:
         self._shut_s = 0.0
 
     async def state(self, call: StateCall) -> StateAnswer:
-        """See `FleetCalls`; the one that knocks."""
-        held = asyncio.get_running_loop().call_later(HELD_S, self._is_open.set)
-        try:
-            return await self._watched(self._calls.state(call))
-        finally:
-            held.cancel()
+        """See `FleetCalls`; the one that knocks, and then wants an answer at once, not a poll that is held."""
+        if not self._is_open.is_set():
+            call = msgspec.structs.replace(call, wait_s=0.0)
+        return await self._watched(self._calls.state(call))
 
     async def ingest(self, call: IngestCall) -> IngestAnswer:
         """See `FleetCalls`."""

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 
 from edge_agent.trust.one_knock import PATIENCE_S, SPREAD_S, OneKnock
@@ -19,12 +20,12 @@ class Gateway:
 
     def __init__(self) -> None:
         self.is_there = True
-        self.hold_s = 0.0
+        self.waits: list[float] = []
         self.asked: list[tuple[str, float]] = []
 
     async def state(self, call: StateCall) -> StateAnswer:
+        self.waits.append(call.wait_s)
         self._asked("state")
-        await asyncio.sleep(self.hold_s)
         return StateAnswer(generation="g")
 
     async def ingest(self, call: IngestCall) -> IngestAnswer:
@@ -125,17 +126,17 @@ def test_without_anybody_who_follows_they_try_it_themselves() -> None:
     run(work)
 
 
-def test_a_poll_that_is_held_shows_that_the_way_is_open() -> None:
+def test_a_knock_is_answered_at_once_and_only_then_polls_are_held() -> None:
     async def work() -> None:
         gateway, calls = made()
         gateway.is_there = False
+        poll = msgspec.structs.replace(STATE, wait_s=300.0)
         with pytest.raises(GatewayUnreachable):
-            await calls.state(STATE)
-        gateway.is_there, gateway.hold_s = True, 300.0
-        poll = asyncio.create_task(calls.state(STATE))
-        await calls.ingest(INGEST)
-        assert 10.0 <= asyncio.get_running_loop().time() <= 10.0 + SPREAD_S
-        await poll
+            await calls.state(poll)
+        gateway.is_there = True
+        await calls.state(poll)
+        await calls.state(poll)
+        assert gateway.waits == [300.0, 0.0, 300.0]
 
     run(work)
 
