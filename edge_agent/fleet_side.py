@@ -13,9 +13,11 @@ from edge_agent.config import AgentConfig
 from edge_agent.disk import RealDisk
 from edge_agent.follow.follow import Follow, Leader
 from edge_agent.install.fetching import GatewayFiles
+from edge_agent.install.index_notes import IndexNotes
 from edge_agent.install.install import Install
 from edge_agent.install.means import Means
 from edge_agent.living.crash_guard import CrashGuard
+from edge_agent.living.held_files import HeldFiles
 from edge_agent.living.link_policy import LinkPolicy
 from edge_agent.models.room import ModelRoom
 from edge_agent.outbox.deferred import Deferred
@@ -80,7 +82,9 @@ class FleetSide:
                 data=data,
                 disk=disk,
                 host=room.host,
-                files=GatewayFiles(self._calls, disk),
+                files=HeldFiles(
+                    GatewayFiles(self._calls, disk, IndexNotes(disk, data / "downloads")), self.link.may_download
+                ),
                 trust=self.access.trust,
                 rng=rng,
                 now_s=time,
@@ -88,6 +92,7 @@ class FleetSide:
             )
         )
         self.install.mode = self.guard.mode
+        self.link.freed = self.install.hurry
         self.follow = Follow(data, disk, leader=self._leader(), install=self.install, rng=rng, now_s=time)
 
     @property

@@ -117,6 +117,13 @@ class LinkError(HybridError, ConnectionError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class LinkHeld(LinkError):
+    """The link is there, but its operator keeps it for other things now: metered, on battery, not the hour."""
+
+    code = "link_held"
+    http_status = 503
+
+
 class GatewayUnreachable(LinkError):
     """No connection: refused, no route, name not found, or none configured."""
 

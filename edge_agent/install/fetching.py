@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from edge_agent.disk import Disk
+from edge_agent.install.index_notes import SUFFIX
 from edge_agent.install.shelf import on_disk
 from hybrid.artifact.manifest import FileEntry
 from hybrid.errors import ConnectionLost, CorruptContent, DiskFull
 from hybrid.fleet.calls import FleetCalls
-from hybrid.transport.chunk_download import Base, ChunkedFiles
+from hybrid.transport.chunk_download import Base, ChunkedFiles, Notes
 
 SYNC_BYTES: Final = 32 << 20
 """A power cut costs at most so much of a download, and the flash is not asked more often."""
@@ -47,8 +48,8 @@ class Files(Protocol):
 class GatewayFiles:
     """`Files` of the gateway, in chunks: only what differs from an installed version travels."""
 
-    def __init__(self, calls: Callable[[], FleetCalls | None], disk: Disk) -> None:
-        self._calls, self._disk = calls, disk
+    def __init__(self, calls: Callable[[], FleetCalls | None], disk: Disk, notes: Notes | None = None) -> None:
+        self._calls, self._disk, self._notes = calls, disk, notes
 
     def _now(self) -> FleetCalls:
         calls = self._calls()
@@ -62,7 +63,7 @@ class GatewayFiles:
 
     def source(self, wanted: Mapping[str, FileEntry], bases: Sequence[Base]) -> FileSource:
         """See `Files`."""
-        files = ChunkedFiles(self._now(), wanted, bases, read=self._disk.read_at)
+        files = ChunkedFiles(self._now(), wanted, bases, notes=self._notes, read=self._disk.read_at)
         return cast(FileSource, files)
 
 
@@ -175,7 +176,7 @@ class Downloads:
 
     def clean(self, wanted: Iterable[str]) -> None:
         """Remove all but these digests' files and parts."""
-        keep = {name for sha256 in wanted for name in (sha256, f"{sha256}.part")}
+        keep = {name for sha256 in wanted for name in (sha256, f"{sha256}.part", f"{sha256}{SUFFIX}")}
         for name in self._disk.names(self.folder):
             if name not in keep:
                 self._disk.remove(self.folder / name)

@@ -88,8 +88,16 @@ def network_manager_metered() -> bool | None:
         return None
 
 
+def _nothing() -> None:
+    """Nobody waits."""
+
+
 class LinkPolicy:
-    """A `Part`: looks at link and battery every half minute; what it is asked in between it answers from memory."""
+    """A `Part`: looks at link and battery every half minute; what it is asked in between it answers from memory.
+
+    Attributes:
+        freed: called when what waited may travel again.
+    """
 
     name = "link"
 
@@ -107,6 +115,8 @@ class LinkPolicy:
         self._is_metered = rules.metered == "yes"
         self._is_on_battery = False
         self._looked = asyncio.Event()
+        self._was_held = False
+        self.freed: Callable[[], None] = _nothing
 
     def set_rules(self, rules: LinkRules) -> None:
         """New wishes of the operator; they count at once."""
@@ -141,15 +151,17 @@ class LinkPolicy:
 
     async def look(self) -> None:
         """See how link and battery are now."""
-        held = self.may_download()
         rules = self._rules
         said = await asyncio.to_thread(self._ask_metered) if rules.metered == "auto" else None
         if rules is self._rules:
             self._is_metered = bool(said) if rules.metered == "auto" else rules.metered == "yes"
         self._is_on_battery = await asyncio.to_thread(self._ask_battery)
-        now = self.may_download()
-        if now != held:
-            _log.info("link.policy held=%r", now)
+        held = self.may_download()
+        if bool(held) != self._was_held:
+            _log.info("link.policy held=%r", held)
+            self._was_held = bool(held)
+            if not held:
+                self.freed()
 
     def problems(self) -> Sequence[Problem]:
         """See `Part`: to wait as one was told to is no problem."""

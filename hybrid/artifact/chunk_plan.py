@@ -1,6 +1,6 @@
 """Which chunks of a file are here, and which are asked of the gateway next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ _MOST_COPIED_BYTES: Final = 256 << 20
 
 
 def next_batch(
-    chunks: Sequence[Chunk], here: Mapping[tuple[bytes, int], object], offset: int
+    chunks: Iterable[Chunk], here: Mapping[tuple[bytes, int], object], offset: int
 ) -> tuple[int, list[Extent]]:
     """How many of these chunks are made next, and what to ask of the gateway for them.
 

@@ -204,6 +204,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The first request of a cut or a model loads it; that takes a moment.",
         "Nothing needs to be done: it is computed locally meanwhile. Plain clients try again after Retry-After.",
     ),
+    "link_held": Explanation(
+        "Models wait for another link, for mains power or for their hour.",
+        "The link costs by the byte, the box runs on its battery, or the clock is outside `transfer_hours`: a setting "
+        "says that models wait then.",
+        "Nothing, if you want it so; else change `metered`, `on_battery` or `transfer_hours` and reload the service.",
+    ),
     "overloaded": Explanation(
         "The gateway's queue is full, or it is shutting down.",
         "More requests arrive than it can compute, or an operator stops it.",

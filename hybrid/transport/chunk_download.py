@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
@@ -75,7 +76,7 @@ class Base:
 
 
 class Notes(Protocol):
-    """Where the indexes of unfinished downloads are kept over a restart."""
+    """Where the indexes of unfinished downloads are kept over a restart; called in threads."""
 
     def load(self, sha256: str) -> bytes | None:
         """What was saved for a file."""
@@ -147,10 +148,9 @@ class ChunkedFiles:
     def distrust(self, sha256: str) -> None:
         """What was put together is not the file: from now on it is downloaded whole."""
         self._plain.add(sha256)
-        self.done(sha256)
 
     def done(self, sha256: str) -> None:
-        """The file is complete and right: what was kept for going on with it is not needed any more."""
+        """The file is complete and right: what was kept for going on with it is not needed any more. Blocking."""
         if self._notes is not None:
             self._notes.forget(sha256)
 
@@ -184,25 +184,36 @@ class ChunkedFiles:
     async def _index(self, sha256: str) -> ChunkIndex | None:
         """The file's index; None where the plain download is better, or all that there is."""
         size = self._sizes.get(sha256, 0)
-        if sha256 in self._plain or size < MIN_FILE_BYTES or not self._here:
+        if sha256 in self._plain:
+            await asyncio.to_thread(self.done, sha256)  # what was noted led to nothing
             return None
+        if size < MIN_FILE_BYTES or not self._here:
+            return None
+        noted = await asyncio.to_thread(self._noted, sha256, size)
+        if noted is not None:
+            return noted
         try:
-            saved = self._notes.load(sha256) if self._notes is not None else None
-            if saved is not None:
-                try:
-                    return decode(decompress(saved), size)
-                except BadMessage:
-                    pass  # a damaged note costs fetching it again
             data = await self._asked(sha256, size)
-            index = decode(data, size)
+            index = await asyncio.to_thread(decode, data, size)
         except _PASSING:
             raise
         except HybridError:
             self.distrust(sha256)
             return None
+        await asyncio.to_thread(self._note, sha256, data)
+        return index
+
+    def _noted(self, sha256: str, size: int) -> ChunkIndex | None:
+        """The index that was noted before; a damaged note costs fetching it again."""
+        saved = self._notes.load(sha256) if self._notes is not None else None
+        try:
+            return decode(decompress(saved), size) if saved is not None else None
+        except BadMessage:
+            return None
+
+    def _note(self, sha256: str, data: bytes) -> None:
         if self._notes is not None:
             self._notes.save(sha256, compress(data))
-        return index
 
     async def _asked(self, sha256: str, size: int) -> bytes:
         """The encoded index, as the gateway has it; without a comparison where that leads to nothing."""
@@ -215,7 +226,7 @@ class ChunkedFiles:
         if data is None:
             answer = await self._calls.chunk_index(IndexCall(file=ref))
             self.traffic.index_bytes += len(answer.body)
-            data = decompress(answer.body)
+            data = await asyncio.to_thread(decompress, answer.body)
         if digest_of(data) != answer.digest:
             raise BadMessage("the index of chunks is not what its digest says")
         return data
@@ -223,12 +234,12 @@ class ChunkedFiles:
     async def _unpacked(self, answer: IndexAnswer, similar: list[_Local], piece_bytes: int) -> bytes | None:
         """None: it was written against an index that this machine makes otherwise."""
         if not answer.dictionary:
-            return decompress(answer.body)
+            return await asyncio.to_thread(decompress, answer.body)
         for local in similar:
             base = await asyncio.to_thread(self._encoded_of, local, piece_bytes)
             if base and digest_of(base) == answer.dictionary:
                 try:
-                    data = decompress(answer.body, base)
+                    data = await asyncio.to_thread(decompress, answer.body, base)
                 except BadMessage:
                     return None
                 return data if digest_of(data) == answer.digest else None
@@ -255,14 +266,14 @@ class ChunkedFiles:
         rest = [chunk for chunk in index.chunks if chunk.offset + chunk.size > offset]
         at = 0
         while at < len(rest):
-            n_chunks, ranges = next_batch(rest[at:], here, offset)
+            n_chunks, ranges = next_batch(islice(rest, at, None), here, offset)
             stream = (
                 _Exactly(self._calls.chunk_ranges(RangesCall(sha256=sha256, ranges=put_ranges(ranges))))
                 if ranges
                 else None
             )
             try:
-                for chunk in rest[at : at + n_chunks]:
+                for chunk in islice(rest, at, at + n_chunks):
                     skipped = max(0, offset - chunk.offset)
                     async for block in self._chunk(sha256, chunk, skipped, here, stream):
                         yield block

@@ -143,3 +143,15 @@ def test_hours_of_another_form_are_refused(text: str):
         windows(text)
     with pytest.raises(ValueError, match="use hold, go"):
         LinkRules(on_battery="maybe").check()
+
+
+async def test_what_waited_is_told_when_it_may_travel():
+    costly, told = True, []
+    made = LinkPolicy(LinkRules(), metered=lambda: costly, on_battery=lambda: False)
+    made.freed = lambda: told.append(made.may_download())
+    await made.look()
+    assert told == []
+    costly = False
+    await made.look()
+    await made.look()
+    assert told == [""]
