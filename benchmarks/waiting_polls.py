@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _publish(n: int, found: dict[str, float]) -> int:
-    rows = [
+    rows: list[list[str | float]] = [
         ["memory of one box that waits, its connection among it, KiB", found["box_kib"]],
         ["of this the waiting call, KiB", found["kib"]],
         ["processor while all wait, % of a core", found["idle_percent"]],

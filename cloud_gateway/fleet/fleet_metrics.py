@@ -12,12 +12,12 @@ from cloud_gateway.fleet.steering import Steering
 def fleet_families(steering: Steering, n_alarms: int, now_s: float) -> Iterator[Metric]:
     """All families, as they stand now."""
     boxes = steering.boxes.all()
-    admitted = Counter(box.admission for box in boxes)
+    admitted: Counter[str] = Counter(box.admission for box in boxes)
     yield _gauge("hybrid_fleet_boxes", "Boxes by admission.", "admission", admitted)
     states = Counter(box_state(steering, box, now_s) for box in boxes if box.admission == "admitted")
     yield _gauge("hybrid_fleet_boxes_state", "Admitted boxes by state.", "state", states)
     yield _phases(steering)
-    running = Counter(rollout.course.state for rollout in steering.ledger.rollouts.values())
+    running: Counter[str] = Counter(rollout.course.state for rollout in steering.ledger.rollouts.values())
     yield _gauge("hybrid_fleet_rollouts", "Rollouts by state; ended ones among the last 200.", "state", running)
     stages = GaugeMetricFamily(
         "hybrid_fleet_rollout_boxes", "Boxes of a running rollout.", labels=["rollout", "model", "standing"]

@@ -13,13 +13,12 @@ from cloud_gateway.fleet.desired import BoxDirectory, BoxView, Rollout, concerns
 from cloud_gateway.fleet.reports import BoxState
 from cloud_gateway.fleet.rollouts import ENDED, RUNNING, Course, Plan, State, late_seat, seats
 from cloud_gateway.fleet.rollouts_engine import begin_stage, looked, note_past, note_seen, note_told, step
-from cloud_gateway.fleet.rollouts_store import Changes, HistoryEntry, Kept
+from cloud_gateway.fleet.rollouts_store import ENDED_KEPT, Changes, HistoryEntry, Kept
 from cloud_gateway.fleet.rollouts_unwritten import Unwritten
 from hybrid.errors import Conflict, NotFound
 from hybrid.fleet.messages import Assigned, Installed
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"
-_ENDED_KEPT: Final = 200
 _SEEN_WRITTEN_S: Final = 60.0
 """That a box was heard of is written once in so long; it is no loss that cannot be borne."""
 
@@ -343,7 +342,7 @@ class Ledger:
         self._running = [known for known in self._running if known is not rollout]
         self._note(rollout, state, text, who=who)
         ended = [key for key, known in self.rollouts.items() if known.course.state in ENDED]
-        for key in ended[:-_ENDED_KEPT]:
+        for key in ended[:-ENDED_KEPT]:
             del self.rollouts[key]  # out of memory; its history stays on the disk
 
     def _note(self, rollout: Rollout, kind: str, text: str, *, who: str = "gateway") -> None:

@@ -18,11 +18,13 @@ import msgspec
 from cloud_gateway.fleet.assignments import Assignment
 from cloud_gateway.fleet.desired import Rollout
 from cloud_gateway.fleet.reports import BoxState
-from cloud_gateway.fleet.rollouts import Course, Member, Plan
+from cloud_gateway.fleet.rollouts import ENDED, Course, Member, Plan
 from hybrid.artifact.durable import write_atomically
 from hybrid.hosting.database import Database
 
 RECORD_NAME: Final = "assignments.json"
+ENDED_KEPT: Final = 200
+"""Rollouts that ended are kept so long."""
 _MIGRATIONS: Final = (
     """
     CREATE TABLE assignment (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
@@ -114,6 +116,7 @@ class RolloutStore:
 
     def load(self) -> Kept:
         """Everything, at a start."""
+        self._forget_old()
         with self._database.reading() as db:
             assignments = tuple(
                 msgspec.json.decode(body, type=Assignment)
@@ -134,6 +137,17 @@ class RolloutStore:
             }
         kept = Kept(assignments=assignments, rollouts=tuple(rollouts.values()), boxes=boxes)
         return self._restored(kept) if self._database.is_new else kept
+
+    def _forget_old(self) -> None:
+        """Drop rollouts that ended long ago, boxes and histories with them."""
+        with self._database.writing() as db:
+            rows = db.execute("SELECT id, course FROM rollout ORDER BY made_s DESC, id").fetchall()
+            ended = [key for key, course in rows if msgspec.json.decode(course, type=Course).state in ENDED]
+            for table, column in (("rollout", "id"), ("member", "rollout"), ("history", "rollout")):
+                db.executemany(
+                    f"DELETE FROM {table} WHERE {column} = ?",  # noqa: S608 (names are ours)
+                    [(key,) for key in ended[ENDED_KEPT:]],
+                )
 
     def _restored(self, kept: Kept) -> Kept:
         """What the plain file still knows, where the database is new."""

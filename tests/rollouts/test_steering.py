@@ -324,3 +324,21 @@ async def test_orders_for_what_is_not_there(place):
     with pytest.raises(Conflict, match="assigned to these boxes already"):
         await steering.start(plan())
     steering.close()
+
+
+async def test_rollouts_that_ended_long_ago_are_forgotten(place, monkeypatch):
+    monkeypatch.setattr("cloud_gateway.fleet.rollouts_store.ENDED_KEPT", 2)
+    steering = place.open()
+    await steering.assign("detector", "1", {}, Terms(), "me")
+    ids = []
+    for _ in range(4):
+        ids.append((await steering.start(plan())).plan.id)
+        await steering.order("abort", ids[-1], "me")
+        await asyncio.sleep(0.002)  # they are told apart by when they were made
+    running = (await steering.start(plan())).plan.id
+    steering.close()
+    steering = place.open()
+    assert sorted(steering.ledger.rollouts) == sorted([*ids[2:], running])
+    assert await steering.history(ids[0]) == ()
+    assert await steering.history(ids[3]) != ()
+    steering.close()
