@@ -7,12 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from hybrid.artifact.cache import cache_dir
-from hybrid.artifact.names import check_word
+from hybrid.artifact.names import BUNDLE_SUFFIX, check_word
 from hybrid.cli.gateway_choice import choose
 from hybrid.cli.model_bundles import EXPORT_HELP, IMPORT_HELP, export_bundle, import_bundle
 from hybrid.cli.output import note, progress, result
@@ -32,6 +33,7 @@ app = typer.Typer(
     \b
     Examples:
       hybrid models push detector.onnx --name detector
+      hybrid models push detector.onnx --name detector --sign own --golden random
       hybrid models ls --json
       hybrid models pull detector:3 --out ./models
       hybrid models export detector:3 --out detector-3.hybrid
@@ -64,26 +66,43 @@ def push(
         str | None,
         typer.Option("--sign", help="Your publisher's key: a file, or `own`, made at its first use.", metavar="KEY"),
     ] = None,
+    golden: Annotated[
+        str | None,
+        typer.Option(
+            "--golden",
+            help="Outputs that each box must reproduce first: on inputs of an .npz file, or `random`.",
+            metavar="NPZ",
+        ),
+    ] = None,
+    golden_tolerance: Annotated[
+        float, typer.Option("--golden-tolerance", help="How far off, of the largest value.", min=0.0)
+    ] = 1e-3,
     gateway: Gateway = "auto",
     token: TokenOption = None,
     json: Json = False,
 ) -> None:
     """Upload a model as a new version, its signed calibrations along; run again, an interrupted push goes on."""
+    from hybrid.artifact.folder import Artifact
     from hybrid.artifact.publishers import read_key
     from hybrid.calibration.permits import own_folder
+    from hybrid.cli.golden_files import with_golden
     from hybrid.cli.signing_key import key_path
     from hybrid.transport.attachments_along import Brought, bring
     from hybrid.transport.model_push import Pushed, PushOptions
     from hybrid.transport.model_push import push as push_model
 
     _check(name, version)
+    if golden is not None and (file.is_dir() or file.suffix.lower() in (".zip", BUNDLE_SUFFIX)):
+        raise typer.BadParameter("--golden is for a bare model; an artifact has its own golden inputs, or none")
     private_key = read_key(key_path(sign)) if sign is not None else None
-    with _showing(f"pushing {file.name}") as begin:
+    with _showing(f"pushing {file.name}") as begin, TemporaryDirectory(prefix="hybrid-golden-") as staging:
+
+        def dress(artifact: Artifact) -> Artifact:
+            return with_golden(artifact, Path(staging), str(golden), golden_tolerance)
 
         async def work(client: "RegistryClient") -> tuple[Pushed, Brought]:
-            pushed = await push_model(
-                client, file, name, PushOptions(version=version, private_key=private_key), begin=begin
-            )
+            options = PushOptions(version=version, private_key=private_key, dress=dress if golden else None)
+            pushed = await push_model(client, file, name, options, begin=begin)
             digest = pushed.version.model_digest
             folders = [own_folder(digest), *([pushed.folder] if pushed.folder is not None else [])]
             return pushed, await bring(client, digest, folders)

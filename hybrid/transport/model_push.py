@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from hybrid.artifact.folder import Artifact
-from hybrid.artifact.manifest import FileEntry, canonical_bytes
+from hybrid.artifact.manifest import FileEntry, artifact_digest, canonical_bytes
 from hybrid.artifact.names import check_word
 from hybrid.artifact.opening import open_any
 from hybrid.artifact.signature import key_id, public_key_of, sign
@@ -47,6 +47,7 @@ class PushOptions:
 
     Attributes:
         version: None takes one more than the highest whole number.
+        dress: adds to the artifact of a bare model (golden inputs) before it goes; called in a thread.
         patience_s: how long a link may be gone, or another pusher silent, before the push gives up.
         piece_bytes: bytes of one request.
         private_key: signs the manifest, raw Ed25519; None leaves the signature that an artifact brings.
@@ -54,6 +55,7 @@ class PushOptions:
 
     version: str | None = None
     private_key: bytes | None = None
+    dress: Callable[[Artifact], Artifact] | None = None
     patience_s: float = 30.0
     piece_bytes: int = PIECE_BYTES
 
@@ -89,13 +91,15 @@ async def push(
         raise BadMessage(f"{path} is an artifact of {artifact.manifest.name!r}, not of {name!r}; use its own name")
     if not is_bare and options.version not in (None, artifact.manifest.version):
         raise BadMessage(f"{path} is version {artifact.manifest.version!r} and stays it; leave --version away")
+    if is_bare and options.dress is not None:
+        artifact = await asyncio.to_thread(options.dress, artifact)
     sending = _Sending(client, options)
     advance: Advance | None = None
     for _ in range(_MAX_RACES):
         versions = await sending.versions(name)
         if is_bare:
             there = _same_model(versions, artifact.manifest.model_digest, options.version)
-            if there is not None and _is_signed_so(there, options.private_key):
+            if there is not None and _is_as_wanted(there, artifact, options):
                 return Pushed(version=there, is_new=False, sent_bytes=sending.sent_bytes)
             artifact = _as_version(artifact, versions, options.version)
         else:
@@ -223,9 +227,12 @@ def _same_model(versions: Sequence[VersionInfo], model_digest: str, wanted: str 
     return there
 
 
-def _is_signed_so(version: VersionInfo, private_key: bytes | None) -> bool:
-    """Whether a version that is there has the signature that is wanted."""
-    return private_key is None or version.signed_by == key_id(public_key_of(private_key))
+def _is_as_wanted(version: VersionInfo, artifact: Artifact, options: PushOptions) -> bool:
+    """Whether a version with this model also has the signature and what it is to be dressed with."""
+    if options.private_key is not None and version.signed_by != key_id(public_key_of(options.private_key)):
+        return False
+    manifest = msgspec.structs.replace(artifact.manifest, version=version.version, sequence=version.sequence)
+    return options.dress is None or artifact_digest(canonical_bytes(manifest)) == version.artifact_digest
 
 
 def _as_version(artifact: Artifact, versions: Sequence[VersionInfo], wanted: str | None) -> Artifact:

@@ -186,3 +186,28 @@ def test_from_a_gateway_to_a_gateway_and_to_a_box_without_a_network(tmp_path: Pa
         assert answer["outputs"][0]["shape"] == [1, 64]
     with LiveAgent(data, {}) as agent:
         assert ask(agent.url, "/v2/models/net/infer", body)["outputs"] == answer["outputs"]
+
+
+def test_golden_outputs_are_made_by_a_push_and_found_again(tmp_path: Path, hybrid_here) -> None:
+    from edge_agent.install.golden import golden_arrays
+    from hybrid.cli.golden_files import with_golden
+
+    model = make_model(tmp_path / "pushed", 4, external=True)
+    (tmp_path / "staging").mkdir()
+    made = with_golden(from_onnx(model, "net", "1"), tmp_path / "staging", "random", 1e-3)
+    golden = made.manifest.golden
+    assert golden is not None
+    assert golden_arrays(Path.read_bytes, made.folder, golden.outputs)["y"].shape == (1, 64)
+    with LiveGateway(tmp_path / "gateway") as gateway:
+        settings = {"HYBRID_TOKEN": gateway.token, "HYBRID_GATEWAY": gateway.url}
+        words = ("models", "push", str(model), "--name", "net", "--json")
+        told = [
+            json.loads(hybrid_here(*words, *more, **settings).stdout)["data"]
+            for more in ((), ("--golden", "random"), ("--golden", "random"), ("--golden", "random", "--sign", "own"))
+        ]
+        assert [(one["model"]["version"], one["is_new"]) for one in told] == [
+            ("1", True), ("2", True), ("2", False), ("3", True),
+        ]  # fmt: skip
+        assert len({one["model"]["model_digest"] for one in told}) == 1
+        (tmp_path / "x.npz").write_bytes(b"no arrays")
+        assert hybrid_here(*words, "--golden", str(tmp_path / "x.npz"), **settings).returncode == 1
