@@ -1,14 +1,20 @@
 """`hybrid agent enroll`: bring this box into a fleet."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
 from hybrid.cli.output import note, result
 from hybrid.errors import NotFound, StorageError
+
+if TYPE_CHECKING:
+    from edge_agent.trust.identity import BoxIdentity
+    from hybrid.fleet.enrolment_token import EnrolmentToken
+    from hybrid.fleet.messages import EnrollAnswer
 
 HELP: Final = """Bring this box into a fleet, with a token that was made on the gateway.
 
@@ -24,6 +30,14 @@ Asking again is fine: the same box gets the same answer, whatever became of the 
 _MAX_FILE_BYTES: Final = 8192
 
 
+class Wish(NamedTuple):
+    """How a box wants to be enrolled."""
+
+    name: str
+    gateway: str
+    anew: bool
+
+
 def enroll(
     token: Annotated[
         str, typer.Argument(metavar="[TOKEN]", help="As `hybrid fleet token create` printed it; - reads it from stdin.")
@@ -35,7 +49,7 @@ def enroll(
         bool, typer.Option("--later", help="Only lay the token down: the agent enrols with it when it can.")
     ] = False,
     anew: Annotated[
-        bool, typer.Option("--anew", help="Give up key and enrolment first: this becomes another box.")
+        bool, typer.Option("--anew", help="Become another box, with another key; what it was is given up then.")
     ] = False,
     data: Annotated[Path, typer.Option("--data", envvar="HYBRID_AGENT_DATA", help="The agent's data folder.")] = Path(
         "./hybrid-agent"
@@ -44,32 +58,24 @@ def enroll(
 ) -> None:
     """Bring this box into a fleet, with a token that was made on the gateway."""
     from edge_agent.disk import RealDisk, write_durably
-    from edge_agent.trust.enrolling import enroll as enroll_box
     from edge_agent.trust.identity import FOLDER, TOKEN_FILE, BoxIdentity
     from edge_agent.trust.machine import this_machine
-    from edge_agent.trust.trusted_time import TrustedTime
-    from hybrid import __version__
     from hybrid.fleet.enrolment_token import EnrolmentToken
 
+    if later and anew:
+        raise typer.BadParameter("--later lays a token down for a box that belongs nowhere; leave --anew away")
     parsed = EnrolmentToken.parse(_text(token, file))
     disk = RealDisk()
     identity = BoxIdentity(data, disk, this_machine())
-    if anew:
-        identity.give_up()
     if later:
         write_durably(disk, data / FOLDER / TOKEN_FILE, parsed.text.encode())
+        _hand_over(data)
         result({"later": True, "token_id": parsed.id}, "the agent enrols with this token when it runs", json=json)
         return
-    answer = asyncio.run(
-        enroll_box(
-            identity,
-            parsed,
-            time=TrustedTime(identity.files),
-            name=name,
-            software=f"hybrid {__version__}",
-            gateway=gateway,
-        )
-    )
+    try:
+        answer = _asked(identity, parsed, Wish(name, gateway, anew))
+    finally:
+        _hand_over(data)
     enrolment = identity.enrolment
     told = {
         "box_id": answer.box_id,
@@ -87,6 +93,27 @@ def enroll(
     elif parsed.root_sha256 is None:
         note("this fleet has no root: the box installs whatever the gateway says")
     note("next: hybrid agent serve    # an agent that runs already notices by itself")
+
+
+def _asked(identity: "BoxIdentity", token: "EnrolmentToken", wish: Wish) -> "EnrollAnswer":
+    from edge_agent.trust.enrolling import enroll as enroll_box
+    from edge_agent.trust.trusted_time import TrustedTime
+    from hybrid import __version__
+
+    time, software = TrustedTime(identity.files), f"hybrid {__version__}"
+    settings = wish._asdict()
+    return asyncio.run(enroll_box(identity, token, time=time, software=software, **settings))
+
+
+def _hand_over(data: Path) -> None:
+    """What root wrote into a service's folder is the service's: else its agent could not read who it is."""
+    from edge_agent.trust.identity import FOLDER
+
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return
+    owner, folder = data.stat(), data / FOLDER
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _said(admission: str) -> str:

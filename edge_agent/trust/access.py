@@ -211,6 +211,10 @@ class Access:
     async def _once(self, n_failures: int) -> tuple[float, int]:
         """One step: enrol, or renew what is half over; how long to wait then, and the failures in a row."""
         try:
+            if self.identity.is_sound and await asyncio.to_thread(self.identity.files.was_replaced, ENROLMENT_FILE):
+                await asyncio.to_thread(self.identity.reload)  # enrolled anew, by the command
+                self.link.token.text, self.link.met = "", None
+                self._adopt()
             if not self.identity.is_sound and not await self._try_to_enroll():
                 return LOOK_S, 0
             if not self.link.renew_in_s():

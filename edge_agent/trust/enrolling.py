@@ -23,6 +23,7 @@ async def enroll(
     name: str = "",
     software: str = "",
     gateway: str = "",
+    anew: bool = False,
     browse: Browse | None = None,
 ) -> EnrollAnswer:
     """Enrol this box; asking again with the same key and token is fine, whatever became of it before.
@@ -34,6 +35,7 @@ async def enroll(
         name: wished, for people; the host's name by default.
         software: version of the agent.
         gateway: URL in place of the token's.
+        anew: become another box, with another key; what this one is, it stays until that is done.
         browse: gives candidates for a token without a URL; by multicast DNS when it is None.
 
     Raises:
@@ -42,13 +44,13 @@ async def enroll(
         LinkError: no gateway, or none that proved to be the token's: nothing was sent to it.
         StorageError: the enrolment could not be kept; ask again.
     """
-    known = identity.enrolment
+    known = None if anew else identity.enrolment
     if known is not None and known.authority_sha256 != token.authority_sha256.hex():
         raise Conflict(
             f"this box belongs to another fleet (gateway {known.url}); give that up first: "
             "hybrid agent enroll --anew TOKEN"
         )
-    key = await asyncio.to_thread(identity.make_key)
+    key = await asyncio.to_thread(identity.next_key if anew else identity.make_key)
     url = gateway or token.url or (known.url if known is not None else "")
     locator = Locator(token.authority_sha256, url, may_look=not (gateway or token.url), browse=browse)
     link = FleetLink(locator, learn_time=time.learn)

@@ -23,6 +23,7 @@ KEY_FILE: Final = "box.key"
 INSTALLATION_FILE: Final = "installation.json"
 ENROLMENT_FILE: Final = "enrolment.json"
 TRUST_FILE: Final = "trust.json"
+NEXT_KEY_FILE: Final = "next.key"
 TOKEN_FILE: Final = "enrolment.token"  # noqa: S105 (a file's name)
 
 
@@ -163,6 +164,8 @@ class BoxIdentity:
         self.key = self.files.load(KEY_FILE, BoxKey.parse)
         self.enrolment = self.files.load(ENROLMENT_FILE, json_of(Enrolment))
         enrolment = self.enrolment
+        if enrolment is not None and not self.is_sound and self.files.has(NEXT_KEY_FILE):
+            self._finish_anew()
         self.trust = None
         self.had_root = self.files.has(TRUST_FILE)
         if enrolment is not None and enrolment.root_sha256:
@@ -196,23 +199,40 @@ class BoxIdentity:
         self.key = key
         return key
 
-    def give_up(self) -> None:
-        """Forget key and enrolment: whoever enrols here next is another box; blocking."""
-        for name in (ENROLMENT_FILE, KEY_FILE, TRUST_FILE):
-            self.files.remove(name)
-        self.key = self.enrolment = self.trust = None
-        self.renew_epoch()
+    def next_key(self) -> BoxKey:
+        """The key with which this becomes another box; kept, so that asking again asks with the same; blocking."""
+        key = self.files.load(NEXT_KEY_FILE, BoxKey.parse)
+        if key is None:
+            key = BoxKey.fresh()
+            self.files.store(NEXT_KEY_FILE, key.pem)
+        return key
+
+    def _finish_anew(self) -> None:
+        """The enrolment is already that of the next key: this is another box from now on."""
+        key = self.files.load(NEXT_KEY_FILE, BoxKey.parse)
+        if key is None or self.enrolment is None or key.box_id != self.enrolment.box_id:
+            return
+        self.files.store(KEY_FILE, key.pem)
+        self.key = key
+        self.files.remove(NEXT_KEY_FILE)
 
     def enrolled(self, enrolment: Enrolment, trust: bytes | None) -> None:
-        """Keep where the box belongs from now on; blocking.
+        """Keep where the box belongs from now on; what it was before, it is until this is on the disk; blocking.
 
         Raises:
             Forbidden, BadMessage, CorruptContent: the trust bundle is not of the root that the token named.
         """
         if enrolment.root_sha256 and trust is not None:
             self.take_trust(trust, bytes.fromhex(enrolment.root_sha256))
+        is_another = self.enrolment is None or self.enrolment.box_id != enrolment.box_id
         self.files.store(ENROLMENT_FILE, msgspec.json.encode(enrolment))
         self.enrolment = enrolment
+        if is_another and not enrolment.root_sha256:
+            self.files.remove(TRUST_FILE)
+            self.trust, self.had_root = None, False
+        if not self.is_sound:
+            self._finish_anew()
+            self.renew_epoch()
 
     def take_trust(self, envelope: bytes, root_sha256: bytes | None = None) -> TrustBundle:
         """Keep a newer trust bundle; blocking.

@@ -56,6 +56,12 @@ class OneKnock:
         await self._turn()
         await self._watched(self._calls.put_blob(sha256, content))
 
+    async def own_blob(self, sha256: str, offset: int) -> AsyncIterator[bytes]:
+        """See `FleetCalls`."""
+        await self._turn()
+        async for block in self._flowing(self._calls.own_blob(sha256, offset)):
+            yield block
+
     async def manifest(self, name: str, version: str) -> tuple[bytes, str | None]:
         """See `FleetCalls`."""
         await self._turn()

@@ -30,6 +30,7 @@ class RecordFiles:
     def __init__(self, folder: Path, disk: Disk, *, wall_s: Callable[[], float] = time.time) -> None:
         self.folder = folder
         self.damaged: list[str] = []
+        self._seen: dict[str, bytes | None] = {}
         self._disk = disk
         self._wall_s = wall_s
 
@@ -44,6 +45,7 @@ class RecordFiles:
             StorageError: the disk cannot be read at all.
         """
         first, was_first = self._read(name, parse)
+        self._seen[name] = was_first
         if first is not None:
             return first
         second, was_second = self._read(name + SPARE, parse)
@@ -51,6 +53,7 @@ class RecordFiles:
             if was_first is not None:
                 self._set_aside(name)
             self._copy(was_second or b"", self.folder / name)
+            self._seen[name] = was_second
             return second
         for copy, was in ((name, was_first), (name + SPARE, was_second)):
             if was is not None:
@@ -68,7 +71,16 @@ class RecordFiles:
         whole = hashlib.sha256(content).hexdigest().encode() + b"\n" + content
         self._disk.make_folder(self.folder)
         write_durably(self._disk, self.folder / name, whole)
+        self._seen[name] = whole
         write_durably(self._disk, self.folder / (name + SPARE), whole)
+
+    def was_replaced(self, name: str) -> bool:
+        """Whether another process has put another content under a name since it was loaded or stored here."""
+        try:
+            whole: bytes | None = self._disk.read(self.folder / name)
+        except OSError:  # gone, or not to be read now: what is known here holds
+            return False
+        return whole != self._seen.get(name)
 
     def remove(self, name: str) -> None:
         """Forget a file and its twin."""

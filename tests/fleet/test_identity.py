@@ -92,9 +92,36 @@ def test_the_key_of_an_enrolment_is_never_replaced_in_silence(tmp_path: Path) ->
     assert [problem.code for problem in again.problems()] == ["box_key_lost"]
     with pytest.raises(Conflict, match="--anew"):
         again.make_key()
-    again.give_up()
-    assert again.make_key().box_id
-    assert again.enrolment is None
+    assert again.next_key().box_id == identity_in(tmp_path).next_key().box_id  # kept, so that asking again is the same
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_becoming_another_box_is_done_or_not_done(tmp_path: Path, cut: int) -> None:
+    """Power is cut after so many writes: it is the old box, or the new one, whole."""
+
+    class Cut(RealDisk):
+        left = cut
+
+        def replace(self, source: Path, target: Path) -> None:
+            if not self.left:
+                raise DiskFull("the power is gone")
+            self.left -= 1
+            super().replace(source, target)
+
+    old = enrolled_in(tmp_path)
+    assert old.enrolment is not None
+    key = old.next_key()
+    dying = BoxIdentity(tmp_path, Cut(), HERE)
+    new = Enrolment(url="https://gw2:8700", authority_sha256="b" * 64, box_id=key.box_id)
+    try:
+        dying.enrolled(new, None)
+    except DiskFull:
+        pass
+    again = identity_in(tmp_path)
+    assert again.is_sound
+    assert again.enrolment in (old.enrolment, new)
+    assert again.enrolment == (old.enrolment if cut == 0 else new)
+    assert again.problems() == []
 
 
 def test_another_boxs_key_is_not_its_own(tmp_path: Path) -> None:

@@ -314,6 +314,31 @@ async def test_a_box_that_is_enrolled_by_another_process_notices(server: FleetSe
         await one.link.close()
 
 
+async def test_a_box_becomes_another_one_or_stays_what_it_is(server: FleetServer, tmp_path: Path) -> None:
+    access = await enrolled(tmp_path / "box", server.token())
+    assert access.enrolment is not None
+    running, before = access_of(tmp_path / "box"), access.enrolment.box_id
+    await running._once(0)
+    async with fleet_server(tmp_path / "second") as elsewhere:
+        token = elsewhere.token()
+        elsewhere.loses = "/v2/hybrid/fleet/enroll"
+        box = access_of(tmp_path / "box")
+        with pytest.raises(LinkError):
+            await enroll(box.identity, token, time=box.time, anew=True)
+        again = access_of(tmp_path / "box")
+        assert again.enrolment == access.enrolment  # it is what it was
+        answer = await enroll(again.identity, token, time=again.time, anew=True)
+        assert answer.box_id != before
+        assert len(elsewhere.desk.boxes.all()) == 1  # the same new key asked twice
+        await running._once(0)
+        assert running.enrolment is not None
+        assert running.enrolment.box_id == answer.box_id
+        assert running.is_connected
+        assert elsewhere.desk.alarms.n_open == 0
+    for one in (access, running):
+        await one.link.close()
+
+
 async def test_a_gateway_that_lost_its_fleet_says_so_and_the_box_goes_on_asking(
     server: FleetServer, tmp_path: Path
 ) -> None:
