@@ -108,9 +108,10 @@ class Preparing:
         }
         await on_disk(self._make_room, slots, manifest, here, missing, freed)
         self.progress.done_bytes, self.progress.total_bytes = 0, sum(entry.size for entry in missing.values())
-        if self._source is None:
+        if missing and self._source is None:
             self._source = self._means.files.source(manifest.files, await on_disk(self._bases, slots))
         for entry in missing.values():
+            assert self._source is not None
             path = await self._downloads.complete(entry, self._source, self.progress.advance)
             here.movable.setdefault(entry.sha256, []).append(path)
         await on_disk(freed)
