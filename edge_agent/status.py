@@ -13,13 +13,13 @@ from edge_agent.models.onward import OnwardCounts
 from edge_agent.models.room import ModelRoom
 from edge_agent.part import Problem
 from edge_agent.tending import Tending
+from edge_agent.whereabouts import STATUS_PATH
 from hybrid.errors import ConnectionLost, GatewayStalled, GatewayUnreachable, GatewayUntrusted
 from hybrid.fleet.messages import Health
 from hybrid.hosting.front_door import require
 from hybrid.hosting.http_replies import json_reply
 
 HANGS_S: Final = 60.0
-STATUS_PATH: Final = "/v2/hybrid/agent/status"
 
 
 _OF_THE_LINK: Final = frozenset({

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_agent.local_call import ask_agent
-from edge_agent.status import STATUS_PATH
+from edge_agent.whereabouts import STATUS_PATH
 from hybrid.cli.output import result
 from hybrid.cli.table import table
 

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 FILE_NAME: Final = "agent.json"
+STATUS_PATH: Final = "/v2/hybrid/agent/status"
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edge_agent.config import AgentConfig
-from edge_agent.status import STATUS_PATH
 from edge_agent.trust.identity import FOLDER, Enrolment, Installation
-from edge_agent.whereabouts import Address, read_address
+from edge_agent.whereabouts import STATUS_PATH, Address, read_address
 from hybrid.hosting.settings import load
 
 _WITHIN_S: Final = 2.0
