@@ -4,6 +4,8 @@ import asyncio
 import socket
 from typing import Final
 
+import msgspec
+
 from edge_agent.trust.identity import BoxIdentity, Enrolment
 from edge_agent.trust.locating import Browse, Locator
 from edge_agent.trust.trusted_time import TrustedTime
@@ -69,14 +71,20 @@ async def enroll(
         answer = await link.enroll(token, call, key.sign)
     finally:
         await link.close()
-    enrolment = Enrolment(
-        url=link.met.url if link.met is not None else url,
-        is_discovered=not (gateway or token.url),
+    enrolment = _enrolment(token, answer, key.box_id, link.met.url if link.met is not None else url)
+    if gateway:
+        enrolment = msgspec.structs.replace(enrolment, is_discovered=False)
+    await asyncio.to_thread(identity.enrolled, enrolment, answer.trust)
+    return answer
+
+
+def _enrolment(token: EnrolmentToken, answer: EnrollAnswer, box_id: str, url: str) -> Enrolment:
+    return Enrolment(
+        url=url,
+        is_discovered=not token.url,
         authority_sha256=token.authority_sha256.hex(),
         root_sha256=token.root_sha256.hex() if token.root_sha256 is not None else "",
-        box_id=key.box_id,
+        box_id=box_id,
         name=answer.name,
         tags=answer.tags,
     )
-    await asyncio.to_thread(identity.enrolled, enrolment, answer.trust)
-    return answer

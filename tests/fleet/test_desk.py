@@ -1,6 +1,7 @@
 """The front desk of a fleet, asked directly: who is let in, who is told apart, who is let out."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from hybrid.errors import (
     Unauthenticated,
     VersionUnsupported,
 )
-from hybrid.fleet.messages import PROTOCOL
+from hybrid.fleet.messages import PROTOCOL, EnrollCall
 from hybrid.hosting.identity import Identity
 from hybrid.transport.token import Token
 from tests.fleet_lab import SPKI, Caller, Desk, SteppedWall
@@ -98,6 +99,21 @@ def test_a_bulk_token_lets_in_as_many_as_it_says(desk: Desk) -> None:
     assert boxes[1].enroll(desk, token) == answers[1]
     (record,) = desk.tokens.listed()
     assert (record.n_used, record.n_allowed) == (3, 3)
+
+
+def test_of_many_keys_at_once_as_many_come_in_as_the_token_says(desk: Desk) -> None:
+    token = desk.token(count=3)
+    calls = [Caller().enroll_call(desk, token) for _ in range(12)]
+
+    def ask(call: EnrollCall) -> bool:
+        try:
+            return desk.enroll(call, SPKI).admission == "admitted"
+        except Forbidden:
+            return False
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(ask, calls)) == 3
+    assert len(desk.boxes.all()) == 3
 
 
 def test_a_box_with_a_second_token_frees_no_place_on_the_first(desk: Desk) -> None:
