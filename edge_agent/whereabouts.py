@@ -1,5 +1,6 @@
 """Where the running agent of a data folder is reached: a small file for commands on the same machine."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Final
@@ -8,6 +9,7 @@ import msgspec
 
 FILE_NAME: Final = "agent.json"
 STATUS_PATH: Final = "/v2/hybrid/agent/status"
+_log = logging.getLogger("hybrid.agent")
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,10 +29,16 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def note_address(data: Path, address: Address) -> None:
-    """Write it down, whole or not at all; it is worth nothing after a power cut, so it is not synced."""
+    """Write it down, whole or not at all; it is worth nothing after a power cut, so it is not synced.
+
+    A disk without room does not keep the agent from serving: only commands on this machine do not find it then.
+    """
     draft = data / f".{FILE_NAME}.draft"
-    draft.write_bytes(msgspec.json.encode(address))
-    draft.replace(data / FILE_NAME)
+    try:
+        draft.write_bytes(msgspec.json.encode(address))
+        draft.replace(data / FILE_NAME)
+    except OSError as exc:
+        _log.warning("agent.address_not_noted path=%s reason=%s", data / FILE_NAME, exc)
 
 
 def forget_address(data: Path) -> None:
