@@ -33,7 +33,7 @@ _GRACE_S: Final = 30.0
 _FIRST_S: Final = 1.0
 _MOST_S: Final = 60.0
 _MOST_POLL_S: Final = 3600.0
-_LOOK_S: Final = 5.0
+_LOOK_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

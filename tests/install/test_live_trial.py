@@ -1,5 +1,6 @@
 """A real agent under load: what fails on trial is gone within seconds, and its requests are the only ones lost."""
 
+import hashlib
 import json
 import threading
 import time
@@ -12,8 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.disk import RealDisk
+from edge_agent.trust.identity import BoxIdentity, Enrolment
+from edge_agent.trust.machine import this_machine
 from hybrid.artifact.bundle import pack_bundle
 from hybrid.artifact.folder import from_onnx
+from hybrid.artifact.signature import public_key_of, sign
+from tests.install.box_lab import Fleet
 from tests.live_agent import LiveAgent
 
 
@@ -65,17 +71,29 @@ def until(what, within_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
+def rooted_box(tmp_path: Path, fleet: Fleet) -> Path:
+    """A box that was enrolled somewhere, and whose gateway is gone for good."""
+    data = tmp_path / "box"
+    identity = BoxIdentity(data, RealDisk(), this_machine())
+    root = hashlib.sha256(public_key_of(fleet.root)).hexdigest()
+    enrolment = Enrolment(url="", authority_sha256="0" * 64, box_id="0" * 32, root_sha256=root)
+    identity.enrolled(enrolment, fleet.bundle())
+    return data
+
+
 @pytest.mark.slow
 def test_a_version_that_fails_on_trial_is_gone_and_nothing_else_is_lost(
-    tmp_path: Path, hybrid_here, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fleet: Fleet, hybrid_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The box has a root and no network: versions come as files, signed by a publisher."""
     monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+    data = rooted_box(tmp_path, fleet)
     for number, breaks in ((1, False), (2, True), (3, False)):
         made = from_onnx(
             model(tmp_path / str(number) / "m.onnx", number, breaks=breaks), "net", str(number), sequence=number
         )
-        pack_bundle(made, None, tmp_path / f"{number}.hybrid")
-    data = tmp_path / "box"
+        signed = made.signed(sign(made.manifest_bytes, fleet.publisher))
+        pack_bundle(signed, fleet.bundle(), tmp_path / f"{number}.hybrid")
 
     def bring(number: int) -> dict:
         done = hybrid_here("agent", "import", str(tmp_path / f"{number}.hybrid"), "--data", str(data), "--json")
