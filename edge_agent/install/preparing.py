@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from edge_agent.install.contents import (
     check_content,
@@ -15,7 +16,7 @@ from edge_agent.install.contents import (
 )
 from edge_agent.install.fetching import FileSource
 from edge_agent.install.means import Means
-from edge_agent.install.records import Held, Slots
+from edge_agent.install.records import SLOTS, Held, Slot, Slots
 from edge_agent.install.rehearsal import chosen_variant
 from edge_agent.install.rules import Papers, Past, Permit, permit
 from edge_agent.install.shelf import Shelf, on_disk
@@ -25,6 +26,8 @@ from hybrid.errors import CorruptContent, DiskFull, HybridError
 from hybrid.fleet.messages import Assigned
 from hybrid.fleet.rollback import read_rollback
 from hybrid.transport.chunk_download import Base
+
+_MOST_BASES: Final = 4
 
 
 @dataclass(slots=True)
@@ -226,18 +229,23 @@ class Preparing:
                 self._disk.remove(path)
 
     def _bases(self, slots: Slots) -> list[Base]:
-        """Installed versions that chunks may be taken from."""
-        bases = []
-        for slot in (slots.answers, slots.free):
-            if not slot or slots.held(slot) is None:
-                continue
-            folder = self._shelf.slot(slots.name, slot)
-            try:
-                manifest = parse(read_papers(self._disk, folder).manifest)
-            except HybridError:
-                continue
-            bases.append(Base(folder=folder, files=manifest.files))
-        return bases
+        """Versions here that chunks may be taken from: whatever lies in this model's slots, else in any other's.
+
+        Nothing of them is believed: every chunk is hashed when it is taken, and the whole file after that.
+        """
+        own = [slots.answers, *(slot for slot in SLOTS if slot != slots.answers)]
+        found = [base for slot in own if slot and (base := self._base(slots.name, slot)) is not None]
+        if found:
+            return found
+        others = [name for name in self._shelf.names() if name != slots.name]
+        return [base for name in others for slot in SLOTS if (base := self._base(name, slot)) is not None][:_MOST_BASES]
+
+    def _base(self, name: str, slot: Slot) -> Base | None:
+        folder = self._shelf.slot(name, slot)
+        try:
+            return Base(folder=folder, files=parse(read_papers(self._disk, folder).manifest).files)
+        except (HybridError, OSError):
+            return None
 
 
 def past_of(shelf: Shelf, slots: Slots) -> Past:
