@@ -10,10 +10,11 @@ _MAX_DETAIL = 500
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What a box said of one model, and when it was so (seconds since 1970 by the gateway's clock)."""
+    """What a box said of one model, in a call or a report, and when it was so (seconds since 1970, gateway's clock)."""
 
     installed: Installed
     at_s: float
+    by_call: bool = False
 
 
 class BoxState(msgspec.Struct, kw_only=True):
@@ -22,7 +23,7 @@ class BoxState(msgspec.Struct, kw_only=True):
     Attributes:
         seen_s: last heard of, by the gateway's clock.
         models: by name; those of the last call.
-        item_id: the newest report from its outbox that was taken.
+        item_id, report_s: the newest report from its outbox, and when that was made.
         generation: the state that it has, as it says.
     """
 
@@ -36,13 +37,14 @@ class BoxState(msgspec.Struct, kw_only=True):
     health: Health | None = None
     health_s: float = 0.0
     item_id: int = -1
+    report_s: float = 0.0
 
     def note_call(self, call: StateCall, now_s: float) -> list[Installed]:
         """Take over a state call, which speaks of now and of all models; returns what it told of each."""
         self.epoch, self.run, self.seen_s = call.epoch, call.run, now_s
         self.generation, self.trust_sequence, self.protocol = call.known, call.trust_sequence, call.protocol
         told = [_bounded(installed) for installed in call.installed[:_MAX_MODELS]]
-        self.models = {one.name: Told(installed=one, at_s=now_s) for one in told}
+        self.models = {one.name: Told(installed=one, at_s=now_s, by_call=True) for one in told}
         if call.health is not None:
             self.health, self.health_s = _bounded_health(call.health), now_s
         return told
@@ -50,21 +52,24 @@ class BoxState(msgspec.Struct, kw_only=True):
     def note_report(self, report: Installed, item_id: int, made_s: float) -> Installed | None:
         """Take over one report that was on its way for a while; None when nothing newer is in it.
 
+        Reports come in the order in which they were made, whatever their moments say, which are as uncertain as the
+        call that brought them was slow. Only against a state call, which comes another way, the moments decide.
+
         Args:
             report: of one model.
-            item_id: rises with each report of the box.
-            made_s: when it was made, by the gateway's clock; 0 or less where a restart of the box lost it.
+            item_id: rises with each report, as long as the gateway has the same database of them.
+            made_s: when it was made, by the gateway's clock.
         """
-        if item_id <= self.item_id:
+        if item_id <= self.item_id and made_s <= self.report_s:
             return None
-        self.item_id = item_id
+        self.item_id, self.report_s = item_id, made_s
         known = self.models.get(report.name)
-        if known is not None and made_s <= known.at_s:
+        if known is not None and known.by_call and made_s < known.at_s:
             return None
         if known is None and len(self.models) >= _MAX_MODELS:
             return None
         told = _bounded(report)
-        self.models[report.name] = Told(installed=told, at_s=max(made_s, 0.0))
+        self.models[report.name] = Told(installed=told, at_s=made_s)
         return told
 
 

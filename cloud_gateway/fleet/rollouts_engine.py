@@ -186,8 +186,10 @@ def _beyond(n: int, usual: float) -> float:
 def note_usual(plan: Plan, course: Course, members: Iterable[Member]) -> None:
     """What happens to boxes without the version too; when all have it, what was seen last stays."""
     others = [m for m in members if not m.is_gone and m.stage > course.stage and m.seen_s >= 0]
+    heard = [m for m in others if m.seen_s >= course.stage_s]  # those that were off before could not fall silent
+    if heard:
+        course.usual_silent_ratio = sum(_is_silent(plan, course, m) for m in heard) / len(heard)
     if others:
-        course.usual_silent_ratio = sum(_is_silent(plan, course, m) for m in others) / len(others)
         crashed = sum(m.now.since(m.before).n_crashes > 0 for m in others)
         # That none of many crashed does not mean that none ever does; of a few boxes' silence on it nothing is made.
         course.usual_crashed_ratio = (crashed + 0.5 * (len(others) >= _MANY_BOXES)) / (len(others) + 1)

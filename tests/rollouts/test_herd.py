@@ -1,6 +1,6 @@
 """A thousand boxes after an outage, and after one order for all of them: the rules of polling alone, second by second.
 
-The same with the real agents and the real gateway on a virtual clock is in benchmarks/reliability and tests/reliability.
+The same with real agents and the real gateway on a virtual clock: benchmarks/reliability and tests/reliability.
 """
 
 import heapq

@@ -183,16 +183,18 @@ async def test_everything_comes_back_after_a_restart(place):
     rollout = await steering.start(plan())
     before = {key: await steering.state(key, call("", 0.0, told())) for key in ids}
     taken = [key for key in ids if before[key].models[0].version == "2"]
-    await steering.take_report(taken[0], told(NEW), 3, time.time())
+    made_s = time.time()
+    await steering.take_report(taken[0], told(NEW), 3, made_s)
     steering.close()
     steering = place.open()
-    after = {key: await steering.state(key, call()) for key in ids}
+    words = {key: told(NEW) if key == taken[0] else told() for key in ids}
+    after = {key: await steering.state(key, call("", 0.0, words[key])) for key in ids}
     assert {key: one.generation for key, one in after.items()} == {key: one.generation for key, one in before.items()}
     found = steering.ledger.find(rollout.plan.id)
     assert (found.plan, found.course.state) == (rollout.plan, "running")
     assert found.members[taken[0]].is_done
     assert [entry.kind for entry in await steering.history(rollout.plan.id)] == ["started"]
-    await steering.take_report(taken[0], told(phase="failed", wanted_digest=NEW, code="x"), 3, time.time())
+    await steering.take_report(taken[0], told(phase="failed", wanted_digest=NEW, code="x"), 1, made_s)
     assert found.members[taken[0]].is_done, "the same report once more changes nothing"
     steering.close()
 
@@ -299,7 +301,7 @@ async def test_what_the_disk_refuses_is_written_later(place):
     with pytest.raises(StorageError):
         await steering.assign("detector", "2", {}, Terms(), "me")
     with pytest.raises(StorageError):
-        await steering.take_report(place.boxes.all()[0].id, told(), 1, 1.0)
+        await steering.take_report(place.boxes.all()[0].id, told(), 1, time.time())
     steering._store.write = real
     steering.close()
     steering = place.open()
