@@ -3,6 +3,7 @@
 import secrets
 import sqlite3
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -13,6 +14,7 @@ from hybrid.transport.token import Token
 
 LIFE_S: Final = 3600.0
 _MOST_OF_A_BOX: Final = 4
+_MOST_ENDED: Final = 20_000
 
 
 class AccessTokens:
@@ -38,6 +40,7 @@ class AccessTokens:
             rows = db.execute("SELECT token_id, key, box_id, expires_s FROM access ORDER BY expires_s").fetchall()
         self._lent: dict[str, tuple[bytes, str, float]] = {row[0]: (row[1], row[2], row[3]) for row in rows}
         self._of_box: dict[str, list[str]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
         for row in rows:
             self._of_box.setdefault(row[2], []).append(row[0])
 
@@ -50,9 +53,9 @@ class AccessTokens:
         return key, Identity(token_id=token_id, role="box", name=box.name, box_id=box_id)
 
     def stands(self, identity: Identity) -> bool:
-        """See `Lender`: the registry decides, not the hour."""
+        """See `Lender`: the registry decides, not the hour; a newer run of a box ends what the older one holds."""
         box = self._boxes.find(identity.box_id)
-        return box is not None and box.admission == "admitted"
+        return box is not None and box.admission == "admitted" and identity.token_id not in self._ended
 
     def lend(self, db: sqlite3.Connection, box_id: str, *, is_new_life: bool) -> tuple[Token, Callable[[], None]]:
         """A token for a box, in a transaction that is under way, and what makes it count once that is on the disk.
@@ -82,6 +85,10 @@ class AccessTokens:
                 for name in self._of_box.get(box_id, ()):
                     if name not in left:
                         self._lent.pop(name, None)
+                        if is_new_life:
+                            self._ended[name] = None
+                while len(self._ended) > _MOST_ENDED:
+                    self._ended.popitem(last=False)
                 self._of_box[box_id] = left
                 self._lent[token.id] = (token.key, box_id, expires_s)
 

@@ -20,7 +20,7 @@ from hybrid.fleet.messages import IngestAnswer, IngestCall, OutcomesAnswer, Outc
 PATIENCE_S: Final = 90.0
 """So long the others wait; then they try it themselves: nobody may be following at all."""
 
-SPREAD_S: Final = 20.0
+SPREAD_S: Final = 45.0
 
 _T = TypeVar("_T")
 

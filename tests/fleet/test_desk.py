@@ -190,10 +190,22 @@ def test_a_token_is_good_for_an_hour_and_a_renewal_leaves_it_good(desk: Desk, wa
     assert holder(desk, second) == Identity(token_id=second[4:12], role="box", name="box", box_id=box.box_id)
 
 
+def test_a_connection_that_is_open_for_days_goes_on(desk: Desk, wall: SteppedWall, box: Caller) -> None:
+    identity = holder(desk, box.access(desk).token)
+    assert identity is not None
+    for _ in range(100):
+        wall.at_s += 1800
+        box.access(desk)
+    assert desk.access_tokens.stands(identity)
+
+
 def test_a_new_run_ends_the_tokens_of_the_one_before(desk: Desk, box: Caller) -> None:
     first = box.access(desk).token
+    identity = holder(desk, first)
+    assert identity is not None
     second = box.restarted().access(desk).token
     assert holder(desk, first) is None
+    assert not desk.access_tokens.stands(identity)  # on open connections too
     assert holder(desk, second) is not None
     assert alarms(desk) == ()
 
