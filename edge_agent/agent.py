@@ -15,6 +15,7 @@ from aiohttp import web
 from edge_agent.config import AgentConfig
 from edge_agent.fleet_side import FleetSide
 from edge_agent.living.living import Living
+from edge_agent.models.elsewhere import relaying
 from edge_agent.models.local import LocalModels
 from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
@@ -116,8 +117,10 @@ class Agent:
             outbox=inside.fleet.outbox, deferred=inside.fleet.deferred, admit=require, bodies=service.bodies
         )
         door = FrontDoor(tokens, RequestMeter())
-        defer = deferring(calls, lambda name, _: inside.room.answering.named(name) is not None)
-        app = web.Application(middlewares=[door.handle, defer], client_max_size=config.max_body_bytes)
+        answering = inside.room.answering
+        defer = deferring(calls, lambda name, _: answering.named(name) is not None or onward.is_reachable)
+        relay = relaying(lambda: onward, answering, require, service.limits, service.bodies)
+        app = web.Application(middlewares=[door.handle, defer, relay], client_max_size=config.max_body_bytes)
         onward = self._add_inference(app, service, inside)
         stack.push_async_callback(asyncio.to_thread, onward.close)
         channels = add_channel_routes(app, checked(onward.infer, tokens), admit_channel, bodies=service.bodies)

@@ -13,7 +13,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edge_agent.models.room import ModelRoom
-from hybrid.errors import DeadlinePassed, HybridError, NotFound, Overloaded, Warming
+from hybrid.errors import DeadlinePassed, GatewayUnreachable, HybridError, NotFound, Overloaded, Warming
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import CutTime, PreparedReply, TailShelf
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # loaded when somebody can be asked
     from hybrid.route.holding import Holding
     from hybrid.scouting.gateways import Gateways
     from hybrid.session.connected import Neighbourhood
+    from hybrid.transport.client import GatewayClient
 
 _log = logging.getLogger("hybrid.agent.onward")
 
@@ -151,6 +152,33 @@ class Onward:
         state: Literal["ready", "preparing"] = "ready" if known.state == "ready" else "preparing"
         return PreparedReply(state=state, cuts=cuts, whole_s=holding.whole_s, codecs=tuple(holding.codecs))
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether a gateway is connected now; looks for one from the first question on."""
+        link = self._current()
+        return link is not None and bool(link.gateways.ready)
+
+    async def reached(self, timeout_s: float = 1.0) -> bool:
+        """Whether a gateway is connected; waits a moment for one that is being connected to."""
+        if self.is_reachable or self._link is None:
+            return self.is_reachable
+        connecting = [client for client in self._link.gateways.clients if client.state == "connecting"]
+        if connecting:
+            await asyncio.to_thread(connecting[0].wait_settled, timeout_s)
+        return self.is_reachable
+
+    async def beyond(self, request: InferRequest) -> InferResponse:
+        """The gateway's answer to a request by name for a model that this box does not hold.
+
+        Raises:
+            GatewayUnreachable: no gateway is connected. Whatever it answers.
+        """
+        link = self._current()
+        ready = link.gateways.ready if link is not None else ()
+        if not ready:
+            raise GatewayUnreachable("this box has no gateway now")
+        return await self._sent(ready[0], request, 0.0)
+
     def close(self) -> None:
         """Give the connections back. Blocking."""
         link, self._link = self._link, None
@@ -258,11 +286,21 @@ class Onward:
         return None if tail_s is None else self._room.executor.pool.expected_wait_s + tail_s
 
     async def _pass_on(self, request: InferRequest, known: _Known, receive_s: float) -> InferResponse:
+        assert known.holding is not None
+        try:
+            response = await self._sent(known.holding.client, request, receive_s)
+        except HybridError:
+            known.again_s = 0.0  # it may have lost the model or the cut: asked anew
+            raise
+        known.reply_bytes = sum(len(tensor.payload) for tensor in response.outputs)
+        return response
+
+    async def _sent(self, client: "GatewayClient", request: InferRequest, receive_s: float) -> InferResponse:
+        """The gateway's answer to a message, with what the way there cost in its queue."""
         from hybrid.route.holding import is_gateways_fault
         from hybrid.session.patience import stall_s
 
-        assert known.holding is not None
-        client, started_s = known.holding.client, perf_counter()
+        started_s = perf_counter()
         left_s = None if request.deadline_s is None else request.deadline_s - receive_s
         if left_s is not None and left_s <= 0:
             raise DeadlinePassed("the deadline passed while the request was on its way; allow more time")
@@ -275,12 +313,9 @@ class Onward:
             if is_gateways_fault(exc) and not isinstance(exc, DeadlinePassed):
                 after_s = exc.fields.get("retry_after_s") if isinstance(exc, Overloaded) else None
                 client.standing.failed(monotonic(), after_s)
-            else:
-                known.again_s = 0.0  # it may have lost the model or the cut: asked anew
             raise
         client.standing.succeeded(response.queue_s, monotonic())
         self.counts.n_passed_on += 1
-        known.reply_bytes = sum(len(tensor.payload) for tensor in response.outputs)
         elapsed_s = perf_counter() - started_s
         return replace(
             response,

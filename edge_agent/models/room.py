@@ -3,6 +3,7 @@
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
+from devices.fallback import FallbackSession
 from edge_agent.models.computing import BoxCompute
 from edge_agent.models.host import Host
 from edge_agent.models.source import Answering
@@ -38,11 +39,22 @@ class ModelRoom:
         return degraded(self.executor.settings.engine.provider, {session.provider for _, session in sessions})
 
     def problems(self) -> tuple[Problem, ...]:
-        """Of the engine."""
+        """Of the engine: an accelerator that is not there, or that failed."""
+        do = "Mend the accelerator, or set --provider cpu; it is tried again by itself."
+        troubles = [
+            (session.path.name, session.engine.trouble)
+            for _, session in self.executor.sessions.sessions()
+            if isinstance(session.engine, FallbackSession)
+        ]
+        found = [
+            f"{name} runs on the CPU: {trouble.provider} failed {trouble.n_failures} times, {trouble.reason}"
+            for name, trouble in troubles
+            if trouble is not None
+        ]
+        if found:
+            return tuple(Problem(code="accelerator_failed", what=what, do=do) for what in found)
         reason = self.degraded()
-        if not reason:
-            return ()
-        return (Problem(code="engine_on_cpu", what=reason, do="Mend the accelerator, or set --provider cpu."),)
+        return (Problem(code="accelerator_failed", what=reason, do=do),) if reason else ()
 
 
 async def open_room(stack: AsyncExitStack, settings: ServiceSettings, options: Options) -> ModelRoom:

@@ -28,7 +28,12 @@ class Wanted:
 
 
 async def deferred_request(wanted: Wanted, body: Body) -> InferRequest:
-    """The request of a call's body; shared memory is refused, for it would be gone by then.
+    """The request of a call's body; raises as `request_and_call` does."""
+    return (await request_and_call(wanted, body))[0]
+
+
+async def request_and_call(wanted: Wanted, body: Body) -> tuple[InferRequest, InferCall]:
+    """The request of a call's body, and the call; shared memory is refused, for it would be gone by then.
 
     Raises:
         BadMessage, TensorMismatch, TooLarge: it is none.
@@ -54,9 +59,10 @@ async def deferred_request(wanted: Wanted, body: Body) -> InferRequest:
     outputs = tuple(
         OutputRequest(name=output.name, classification=output.parameters.classification) for output in call.outputs
     )
-    return InferRequest(
+    request = InferRequest(
         model_name=wanted.name, model_version=wanted.version, id=call.id, inputs=tuple(tensors), outputs=outputs
     )
+    return request, call
 
 
 def _binary_bytes(tensor: InputTensor) -> int:

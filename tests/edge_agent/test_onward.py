@@ -1,13 +1,20 @@
 """Device, box, gateway: what a box passes on, what comes back, and that nothing goes round in circles."""
 
 import asyncio
+import json
+import random
+import signal
+import socket
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
 
 import hybrid
 from edge_agent.models.onward import Onward
@@ -140,8 +147,6 @@ def _crossing(shelf: TailShelf, room: ModelRoom, digest: str, cut_id: str) -> tu
 async def test_the_deadline_shrinks_on_the_way_and_a_frozen_gateway_costs_no_more(
     gateway: LiveGateway, mlp: Path, tmp_path: Path
 ) -> None:
-    import signal
-
     digest = version(mlp).model_digest
     async with box(tmp_path, gateway.url) as (_, onward):
         await _offered(onward, digest)
@@ -170,12 +175,26 @@ async def test_a_tail_whose_gateway_has_died_is_computed_by_the_box(mlp: Path, t
             assert response.outputs[0].spec.shape == (1, 10)
 
 
+def _free_ports(n: int) -> list[int]:
+    """Ports below those that outgoing connections take, which nobody holds."""
+    found: list[int] = []
+    for port in random.sample(range(20000, 30000), 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == n:
+            break
+    return found
+
+
 def test_two_boxes_that_are_each_others_gateway_end_quickly(mlp: Path, tmp_path: Path) -> None:
     """Neither holds the model: the device gets its answer from itself, and no request circles."""
-    with LiveAgent(tmp_path / "a", {}) as first, LiveAgent(tmp_path / "b", {}, gateway=first.url) as second:
-        first.stop()
-        first._flags = ("--gateway", second.url)
-        first.start()
+    one, other = _free_ports(2)
+    urls = f"http://127.0.0.1:{one}", f"http://127.0.0.1:{other}"
+    with (
+        LiveAgent(tmp_path / "a", {}, "--port", str(one), gateway=urls[1]),
+        LiveAgent(tmp_path / "b", {}, "--port", str(other), gateway=urls[0]) as second,
+    ):
         with hybrid.InferenceSession(mlp, gateway=second.url, options=hybrid.Options(placement="offload")) as session:
             began_s = time.monotonic()
             assert session.run(None, FEEDS)[0].shape == (1, 10)
@@ -202,3 +221,38 @@ def test_a_device_is_served_by_its_box_and_by_the_gateway_when_the_box_dies(
                 time.sleep(0.05)
             assert session.report.gateway in (gateway.url, "")
         agent.start()
+
+
+def _infer(url: str, **headers: str) -> tuple[int, dict]:
+    body = {"inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": FEEDS["x"].tolist()}]}
+    call = urllib.request.Request(f"{url}/v2/models/mlp/infer", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(call, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_any_client_reaches_a_model_that_only_the_gateway_holds_and_may_wait_for_it(mlp: Path, tmp_path: Path) -> None:
+    with LiveGateway(tmp_path / "gateway", "--no-auth") as gateway:
+        gateway.push(mlp, "mlp")
+        with LiveAgent(tmp_path / "box", {}, gateway=gateway.url) as agent:
+            with hybrid.InferenceSession(mlp, gateway=None) as alone:
+                wanted = alone.run(None, FEEDS)[0]
+            status, reply = _infer(agent.url)
+            assert status == 200, reply
+            np.testing.assert_allclose(np.array(reply["outputs"][0]["data"]), wanted.ravel(), atol=1e-6)
+            assert reply["parameters"] == {"hybrid_placement": "offload", "hybrid_gateway": gateway.url}
+            with triton.InferenceServerClient(agent.url.removeprefix("http://")) as client:
+                tensor = triton.InferInput("x", [1, 64], "FP32")
+                tensor.set_data_from_numpy(FEEDS["x"])
+                np.testing.assert_allclose(client.infer("mlp", [tensor]).as_numpy("y"), wanted, atol=1e-6)
+            gateway.kill()
+            end_s = time.monotonic() + 10
+            while (status := _infer(agent.url))[0] != 404 and time.monotonic() < end_s:
+                time.sleep(0.1)
+            assert "Hybrid-Defer" in status[1]["error"]
+            status, reply = _infer(agent.url, **{"Hybrid-Defer": "offline"})
+            assert status == 202
+            assert reply["ticket"]
