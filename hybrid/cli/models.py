@@ -21,7 +21,9 @@ from hybrid.cli.table import table
 from hybrid.errors import BadMessage
 
 if TYPE_CHECKING:
+    from hybrid.transport.attachments_along import Brought
     from hybrid.transport.model_pull import Begin
+    from hybrid.transport.model_push import Pushed
     from hybrid.transport.registry_client import ModelInfo, RegistryClient
 
 _T = TypeVar("_T")
@@ -87,8 +89,8 @@ def push(
     from hybrid.calibration.permits import own_folder
     from hybrid.cli.golden_files import with_golden
     from hybrid.cli.signing_key import key_path
-    from hybrid.transport.attachments_along import Brought, bring
-    from hybrid.transport.model_push import Pushed, PushOptions
+    from hybrid.transport.attachments_along import bring
+    from hybrid.transport.model_push import PushOptions
     from hybrid.transport.model_push import push as push_model
 
     _check(name, version)
@@ -100,7 +102,7 @@ def push(
         def dress(artifact: Artifact) -> Artifact:
             return with_golden(artifact, Path(staging), str(golden), golden_tolerance)
 
-        async def work(client: "RegistryClient") -> tuple[Pushed, Brought]:
+        async def work(client: "RegistryClient") -> "tuple[Pushed, Brought]":
             options = PushOptions(version=version, private_key=private_key, dress=dress if golden else None)
             pushed = await push_model(client, file, name, options, begin=begin)
             digest = pushed.version.model_digest
@@ -108,17 +110,7 @@ def push(
             return pushed, await bring(client, digest, folders)
 
         pushed, along = _run(gateway, token, work)
-    info = pushed.version
-    label = f"{info.name}:{info.version}"
-    data = {"model": info, "is_new": pushed.is_new, "sent_bytes": pushed.sent_bytes, "attachments": along}
-    text = f"pushed {label}" if pushed.is_new else f"{label} already is this model"
-    carried = f", with {along.n} calibrations and reports" if along.n else "" if pushed.is_new else "; nothing changed"
-    result(data, f"{text}{carried}  model {info.model_digest[:16]}  {_size(info.size_bytes)}", json=json)
-    for line in along.refused:
-        note(f"not taken along: {line}")
-    if along.unsigned:
-        note(f"{along.unsigned} calibrations are not signed and stay: sign them with hybrid calibrate --sign own")
-    _next(f"hybrid models ls {info.name}", json=json)
+    _tell_pushed(pushed, along, json=json)
 
 
 @app.command("ls")
@@ -201,6 +193,20 @@ def pull(
         )
     result(data, str(artifact.model_path), json=json)
     _next(f"hybrid.InferenceSession({os.fspath(artifact.model_path)!r})", json=json)
+
+
+def _tell_pushed(pushed: "Pushed", along: "Brought", *, json: bool) -> None:
+    info = pushed.version
+    label = f"{info.name}:{info.version}"
+    data = {"model": info, "is_new": pushed.is_new, "sent_bytes": pushed.sent_bytes, "attachments": along}
+    text = f"pushed {label}" if pushed.is_new else f"{label} already is this model"
+    carried = f", with {along.n} calibrations and reports" if along.n else "" if pushed.is_new else "; nothing changed"
+    result(data, f"{text}{carried}  model {info.model_digest[:16]}  {_size(info.size_bytes)}", json=json)
+    for line in along.refused:
+        note(f"not taken along: {line}")
+    if along.unsigned:
+        note(f"{along.unsigned} calibrations are not signed and stay: sign them with hybrid calibrate --sign own")
+    _next(f"hybrid models ls {info.name}", json=json)
 
 
 def _megabytes(n_bytes: int) -> str:
