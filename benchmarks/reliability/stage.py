@@ -32,7 +32,7 @@ class Box(LiveAgent):
     def __init__(self, data: Path, *flags: str) -> None:
         self.acknowledged: dict[str, list[str]] = {}
         self._n_words = 0
-        super().__init__(data, {}, "--no-announce", *flags, gateway="auto")
+        super().__init__(data, {}, "--no-announce", *flags, "-v", gateway="auto")
 
     @property
     def pid(self) -> int:
@@ -76,6 +76,13 @@ class Box(LiveAgent):
         """Codes of what is wrong, as it says."""
         status, told = self.ask("/v2/hybrid/agent/status")
         return [problem["code"] for problem in told["problems"]] if status == 200 else [f"status {status}"]
+
+    def phase(self) -> str:
+        """Where the installation of the model stands; empty where nothing is known of it."""
+        status, told = self.ask("/v2/hybrid/agent/status")
+        parts = told["parts"] if status == 200 else {}
+        models = parts.get("install", {}).get("models", [])
+        return next((model["phase"] for model in models if model["name"] == MODEL), "")
 
     def version(self) -> str:
         """The version that answers; empty for none."""

@@ -16,6 +16,7 @@ from edge_agent.install.means import InstallSettings, Means
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.place import Place
 from edge_agent.outbox.policy import OutboxLimits
+from edge_agent.trust.one_knock import OneKnock
 from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.artifact.signature import key_id, public_key_of
 from hybrid.errors import EngineCrashed, HybridError, ModelInvalid, StorageError
@@ -116,7 +117,7 @@ class Box(Machine):
 
     async def program(self) -> None:
         assert self.disk is not None
-        calls = SimulatedCalls(self.link, self.name)
+        calls = OneKnock(SimulatedCalls(self.link, self.name), rng=Random(self.rng.random()))
         outbox = Outbox(
             Place(folder=DATA / "outbox", disk=self.disk, connect=self.connect, wall_s=self.wall_s),
             calls=calls,

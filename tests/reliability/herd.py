@@ -19,6 +19,7 @@ from typing import Any
 from edge_agent.follow.follow import Follow, Leader
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.place import Place
+from edge_agent.trust.one_knock import OneKnock
 from hybrid.fleet.messages import Assigned, Installed
 from tests.reliability.gateway import Gateway, KnownBox
 from tests.reliability.history import History
@@ -78,7 +79,7 @@ class HerdBox(Machine):
 
     async def program(self) -> None:
         assert self.disk is not None
-        calls = SimulatedCalls(self.link, self.name)
+        calls = OneKnock(SimulatedCalls(self.link, self.name), rng=Random(self.rng.random()))
         outbox = Outbox(
             Place(folder=DATA / "outbox", disk=self.disk, connect=self.connect, wall_s=self.wall_s),
             calls=calls,
