@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,6 +19,9 @@ MAX_FILES: Final = 4096
 MAX_VARIANTS: Final = 64
 _MAX_INTEGER: Final = 1 << 53
 _NULL: Final = msgspec.Raw(b"null")
+
+
+ScoreKind = Literal["logits", "probabilities"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,46 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: dict[str, float]
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cascade gave on samples that neither model was trained on; ratios from 0 to 1.
+
+    `drop` is the accuracy lost against the large model alone, with its 95 % interval; `calibration_error` says how far
+    the small model's confidence lies from its share of right answers.
+    """
+
+    n: int
+    small_accuracy: float
+    large_accuracy: float
+    accuracy: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    escalated_ratio: float
+    calibration_error: float
+
+
+class CascadeRule(msgspec.Struct, frozen=True, kw_only=True):
+    """When a small variant's answer stands in for the shipped (large) model's; see docs/cascade.md.
+
+    Attributes:
+        small: id of the variant that answers first; inputs and outputs are the shipped model's.
+        output: the output whose scores, one row a sample, say how sure it is.
+        kind: what these scores are.
+        temperature: what they are divided by before the softmax.
+        threshold: the least confidence at which its answer stands; 1 is never.
+        max_accuracy_drop: what the threshold was chosen for.
+        measured: what it gave.
+    """
+
+    small: str
+    output: str
+    kind: ScoreKind
+    temperature: float
+    threshold: float
+    max_accuracy_drop: float
+    measured: Measured | None = None
+
+
 class LineageStep(msgspec.Struct, frozen=True, kw_only=True):
     """One step of how the model came to be."""
 
@@ -72,6 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     post: msgspec.Raw = _NULL
     golden: Golden | None = None
     lineage: tuple[LineageStep, ...] = ()
+    cascade: CascadeRule | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def model_file(self) -> str:
@@ -154,6 +198,17 @@ def _check(manifest: Manifest) -> None:
     _check_files(manifest)
     _check_variants(manifest)
     _check_golden(manifest)
+    _check_cascade(manifest)
+
+
+def _check_cascade(manifest: Manifest) -> None:
+    rule = manifest.cascade
+    if rule is msgspec.UNSET:
+        return
+    if rule.small not in {variant.id for variant in manifest.variants[1:]}:
+        raise BadMessage(f"cascade: small is {rule.small!r}; a variant beside the shipped one is wanted")
+    if not 0.0 < rule.temperature < 1e6 or not 0.0 <= rule.threshold <= 1.0:
+        raise BadMessage("cascade: a temperature above 0 and a threshold from 0 to 1 are wanted")
 
 
 def _check_files(manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from hybrid.errors import PlacementUnavailable
 
 Objective = Literal["latency", "throughput", "energy", "bytes"]
+Cascading = Literal["auto", "off"]
 PlacementKind = Literal["local", "offload", "split"]
 
 _SPLIT_AT = re.compile(r"split:[0-9a-f]{16}")
@@ -26,6 +27,8 @@ class Options:
         max_accuracy_drop: ratio (0 to 1) of task accuracy that a calibrated lossy codec may cost.
         raw_input_may_leave: False keeps every tensor of the model's own inputs on this machine.
         max_uplink_bytes_per_s: mean uplink budget; 0 sends nothing, None is no limit.
+        cascade: `auto` lets an artifact's small model answer where it is sure enough (within `max_accuracy_drop`), and
+            asks the large one at a gateway otherwise; `off` never does.
         push_model: upload a model that the gateway does not hold, in the background; needs a publisher's token.
     """
 
@@ -38,6 +41,7 @@ class Options:
     raw_input_may_leave: bool = True
     max_uplink_bytes_per_s: float | None = None
     push_model: bool = False
+    cascade: Cascading = "auto"
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
@@ -47,6 +51,8 @@ class Options:
                 f"placement is {self.placement!r}; choose auto, local, offload, split, or split:CUT_ID with the"
                 " 16 hex digits that `hybrid plan MODEL` prints"
             )
+        if self.cascade not in get_args(Cascading):
+            raise ValueError(f"cascade is {self.cascade!r}; choose one of {', '.join(get_args(Cascading))}")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ValueError(f"deadline_s is {self.deadline_s}; it must be above 0 seconds, or None")
         if not 0 <= self.max_accuracy_drop <= 1:

@@ -16,7 +16,7 @@ from hybrid.schedule.options import Options, unavailable
 from hybrid.schedule.prospect import Candidate, local_only
 from hybrid.session.device import Device
 from hybrid.session.report import ReportSlot, RunReport
-from hybrid.session.source import parse_model_string
+from hybrid.session.source import Source, parse_model_string
 from hybrid.session.trip import Answer, Trip
 
 # A program that set up no logging is not written to; one that did gets everything below the logger `hybrid`.
@@ -24,7 +24,9 @@ logging.getLogger("hybrid").addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from devices.fallback import EngineTrouble
+    from hybrid.cascade.cascade import OnHard
     from hybrid.schedule.beliefs import Decision
+    from hybrid.session.cascaded import CascadedRuns, FoundCascade
     from hybrid.session.connected import Connection
     from hybrid.session.remote import Call
 
@@ -76,16 +78,23 @@ class InferenceSession:
 
             source = fetched(source.name, urls, token)
         settings = Settings(sess_options=sess_options, providers=providers, provider_options=provider_options)
+        may_discover = token is not None or bool(os.environ.get("HYBRID_PIN"))
+        is_alone = urls is None or (urls == () and not may_discover) or self._options.placement == "local"
+        found = None if is_alone else _cascade_of(source, self._options)
         model = source.data if source.data is not None else str(source.path)
-        self._engine = open_whole(model, settings, source.shown)
+        self._engine = open_whole(model if found is None else str(found.small_path), settings, source.shown)
         self._run_local = self._engine.run
         n_threads = sess_options.intra_op_num_threads if sess_options is not None else 0
         self._device = Device(self._engine.run, self._options.deadline_s, n_threads)
         self._connection: Connection | None = None
         self._alone = "no gateway, or no request yet"
         self._must_explain = self._options.is_forced or self._options.deadline_s is not None
-        may_discover = token is not None or bool(os.environ.get("HYBRID_PIN"))
-        if urls is None or (urls == () and not may_discover) or self._options.placement == "local":
+        self._cascade: CascadedRuns | None = None
+        if urls is None or is_alone:
+            return
+        if found is not None:
+            self._cascade = found.runs(self._engine, self._options, urls, token)
+            self._alone = "the artifact's small model answers, and the large one at a gateway where it is not sure"
             return
         from hybrid.session.connected import Neighbourhood, connect
 
@@ -128,7 +137,7 @@ class InferenceSession:
             PlacementUnavailable: a forced placement that cannot be had, with `fallback=False`.
         """
         connection = self._connection
-        if connection is None and not self._must_explain:
+        if connection is None and self._cascade is None and not self._must_explain:
             started_s = perf_counter()
             outputs = self._run_local(output_names, input_feed, run_options)
             if self._engine.trouble is None:
@@ -152,6 +161,8 @@ class InferenceSession:
         feeds: Mapping[str, Any],
         run_options: onnxruntime.RunOptions | None,
     ) -> Answer:
+        if self._cascade is not None and run_options is None:
+            return Answer(*self._cascade.run(output_names, feeds))
         trip = Trip(deadline_s=self._options.deadline_s)
         call = self._call(connection, output_names, feeds, run_options, trip)
         if connection is not None and call is not None:
@@ -184,6 +195,8 @@ class InferenceSession:
     ) -> Answer:
         import asyncio
 
+        if self._cascade is not None and run_options is None:
+            return Answer(*await asyncio.to_thread(self._cascade.run, output_names, feeds))
         trip = Trip(deadline_s=self._options.deadline_s)
         call = self._call(connection, output_names, feeds, run_options, trip)
         if connection is not None and call is not None:
@@ -279,7 +292,18 @@ class InferenceSession:
         Returns:
             Whether a verified remote way exists.
         """
+        if self._cascade is not None:
+            return self._cascade.wait_for_gateway(timeout_s)
         return self._connection is not None and self._connection.remote.prepare(input_feed, timeout_s)
+
+    def on_hard(self, listener: "OnHard | None") -> None:
+        """Who is told of each request of which a cascade's small model was not sure: inputs, answer, confidence.
+
+        Hard examples are the ones worth keeping for training. The listener runs on the thread of the run, so it should
+        be short; a model without a cascade has no hard requests.
+        """
+        if self._cascade is not None:
+            self._cascade.on_hard(listener)
 
     def __getattr__(self, name: str) -> Any:
         """Gives onnxruntime's other methods, on the local session."""
@@ -292,6 +316,10 @@ class InferenceSession:
     def close(self) -> None:
         """Ends background work and gives the connection back; the session still runs locally afterwards."""
         connection, self._connection = self._connection, None
+        cascade, self._cascade = self._cascade, None
+        if cascade is not None:
+            self._alone = "the session is closed"
+            cascade.close()
         if connection is not None:
             self._model_digest = connection.remote.model_digest
             self._alone = "the session is closed"
@@ -307,6 +335,17 @@ class InferenceSession:
         connection = self.__dict__.get("_connection")
         if connection is not None and not sys.is_finalizing():
             connection.abandon()
+
+
+def _cascade_of(source: Source, options: Options) -> "FoundCascade | None":
+    """The cascade of the artifact that a model lies in, where the options allow it; looks at the disk alone."""
+    if options.cascade == "off" or options.placement != "auto" or source.path is None:
+        return None
+    if not any((folder / "manifest.json").exists() for folder in list(source.path.resolve().parents)[:3]):
+        return None
+    from hybrid.session.cascaded import found_cascade
+
+    return found_cascade(source.path, options.max_accuracy_drop)
 
 
 def _gateway_urls(gateway: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -33,6 +33,9 @@ class RunReport:
         variant: id of the artifact's local variant that computed it, empty for the model itself.
         engine_fallback: None, or why this device's CPU computes in place of the accelerator that was asked for:
             `provider: reason`. It is tried again later.
+        answered_by: in a cascade which model answered: `small`, `large`, or `both` (some rows the one, some the other).
+            Where `small` did although it was not sure, `fallback` says why.
+        confidence: in a cascade how sure the small model was, 0 to 1, of its least sure row.
     """
 
     placement: str = "local"
@@ -57,6 +60,8 @@ class RunReport:
     model_digest: str = ""
     variant: str = ""
     engine_fallback: str | None = None
+    answered_by: str = ""
+    confidence: float | None = None
 
 
 class ReportSlot:
