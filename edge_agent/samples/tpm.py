@@ -66,5 +66,5 @@ class Tpm:
             raise StorageError(f"the TPM cannot be asked: {exc}; look at {self._device}") from exc
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise StorageError(f"{tool} failed ({done.returncode}): {said[-1][:200] if said else 'it says nothing'}")
+            raise StorageError(f"{tool} failed ({done.returncode}): {said[0][:200] if said else 'it says nothing'}")
         return done.stdout

@@ -2,7 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -299,3 +304,47 @@ def test_a_tpm_that_does_not_answer_is_no_reason_not_to_start(tmp_path: Path, mo
     vault = open_vault(tmp_path / "samples", RealDisk(), environment={}, tpm=Tpm(device))
     assert vault.source == "file"
     assert "lockout" in vault.problems()[0].what
+
+
+class WithoutManager(Tpm):
+    """A TPM that is reached without the kernel's resource manager: what a tool loads has to be let go."""
+
+    def _ask(self, tool: str, folder: Path, *words: str, given: bytes = b"", quiet: bool = True) -> bytes:
+        answer = super()._ask(tool, folder, *words, given=given, quiet=quiet)
+        subprocess.run(["tpm2_flushcontext", "-t", "-T", self._tcti], capture_output=True, check=True)
+        return answer
+
+
+@pytest.mark.skipif(
+    shutil.which("swtpm") is None or shutil.which("tpm2_create") is None, reason="needs swtpm and tpm2-tools"
+)
+def test_a_tpm_gives_the_key_to_its_own_machine_alone(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    @contextmanager
+    def machine(name: str) -> Iterator[Tpm]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path / name}"]
+        command += ["--server", f"type=tcp,port={port}", "--ctrl", f"type=tcp,port={port + 1}"]
+        with subprocess.Popen([*command, "--flags", "not-need-init,startup-clear"]) as process:
+            time.sleep(0.5)
+            try:
+                yield WithoutManager(tmp_path / "none", tcti=f"swtpm:host=127.0.0.1,port={port}")
+            finally:
+                process.terminate()
+
+    with machine("mine") as tpm:
+        vault = open_vault(tmp_path / "samples", RealDisk(), environment={}, tpm=tpm)
+        assert vault.source == "tpm"
+        assert vault.problems() == ()
+        sealed = vault.seal(b"content", b"about")
+    with machine("mine") as tpm:
+        again = open_vault(tmp_path / "samples", RealDisk(), environment={}, tpm=tpm)
+        assert again.unseal(sealed, b"about") == b"content"
+    with machine("another") as tpm:
+        stolen = open_vault(tmp_path / "samples", RealDisk(), environment={}, tpm=tpm)
+        assert stolen.source == "file"
+        with pytest.raises(CorruptContent):
+            stolen.unseal(sealed, b"about")
