@@ -14,6 +14,7 @@ from edge_agent.living.doctor_commands import HELP as DOCTOR_HELP
 from edge_agent.living.doctor_commands import doctor
 from edge_agent.outbox.show_commands import HELP as OUTBOX_HELP
 from edge_agent.outbox.show_commands import outbox
+from edge_agent.samples.commands import app as samples_app
 from edge_agent.status_commands import HELP as STATUS_HELP
 from edge_agent.status_commands import status
 from hybrid.cli.setting_flags import run_service, serve_command
@@ -49,5 +50,6 @@ app.command("serve", help=HELP)(serve_command(AgentConfig, run))
 app.command("enroll", help=ENROLL_HELP)(enroll)
 app.command("status", help=STATUS_HELP)(status)
 app.command("outbox", help=OUTBOX_HELP)(outbox)
+app.add_typer(samples_app, name="samples")
 app.command("import", help=IMPORT_HELP)(import_version)
 app.command("doctor", help=DOCTOR_HELP)(doctor)
