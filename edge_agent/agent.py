@@ -21,6 +21,8 @@ from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
 from edge_agent.outbox.routes import Parts as OutboxCalls
 from edge_agent.outbox.routes import add_outbox_routes, deferring
+from edge_agent.samples.routes import Parts as SampleCalls
+from edge_agent.samples.routes import add_sample_routes
 from edge_agent.reloading import Reloading
 from edge_agent.status import Standing, add_status_route
 from edge_agent.tending import Tending
@@ -125,6 +127,7 @@ class Agent:
         stack.push_async_callback(asyncio.to_thread, onward.close)
         channels = add_channel_routes(app, checked(onward.infer, tokens), admit_channel, bodies=service.bodies)
         add_outbox_routes(app, calls)
+        _add_samples(app, inside, service)
         add_status_route(app, inside.standing)
         certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
@@ -158,7 +161,8 @@ class Agent:
         local = LocalModels(config.local_models, room.host)
         tending = Tending(fleet.parts, Random())  # noqa: S311 (pauses)
         standing = Standing(config.data, room, tending, lambda: (*local.problems(), *room.problems()))
-        standing.gateway, fleet.health = lambda: fleet.gateway_url, standing.health
+        standing.gateway = lambda: fleet.gateway_url
+        fleet.health, fleet.figures = standing.health, standing.figures
         return _Inside(room, fleet, local, tending, standing)
 
     def _announce(self, stack: AsyncExitStack, inside: _Inside, certificate: LiveCertificate | None, port: int) -> None:
@@ -266,6 +270,15 @@ async def _begin(inside: _Inside, stop: StopSignal) -> None:
 
 async def _whole(begun: asyncio.Event) -> None:
     await begun.wait()
+
+
+def _add_samples(app: web.Application, inside: _Inside, service: InferenceService) -> None:
+    def digest_of(name: str) -> tuple[str, str] | None:
+        version = inside.room.answering.named(name)
+        return None if version is None else (version.model_digest, version.variant)
+
+    samples = inside.fleet.samples
+    add_sample_routes(app, SampleCalls(samples=samples, admit=require, digest_of=digest_of, bodies=service.bodies))
 
 
 def _add_metrics(

@@ -23,6 +23,7 @@ from edge_agent.models.room import ModelRoom
 from edge_agent.outbox.deferred import Deferred
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.place import Place
+from edge_agent.outbox.telemetry import Telemetry
 from edge_agent.part import Part
 from edge_agent.samples.store import Samples
 from edge_agent.samples.vault import open_vault
@@ -48,13 +49,16 @@ class FleetSide:
         samples: inputs and outputs that are kept.
         install: brings versions into slots.
         follow: asks what should be installed.
+        telemetry: figures for the gateway now and then.
         health: how the box is; set by the agent.
+        figures: what telemetry tells; set by the agent.
     """
 
     def __init__(self, config: AgentConfig, room: ModelRoom, software: str) -> None:
         """Reads some small files; blocking."""
         self.config = config
         self.health: Callable[[], Health | None] = lambda: None
+        self.figures: Callable[[], object] = dict
         disk, rng = RealDisk(), Random()  # noqa: S311 (pauses)
         data = Path(config.data)
         self._room = room
@@ -91,6 +95,7 @@ class FleetSide:
                 report=self._report,
             )
         )
+        self.telemetry = Telemetry(self.outbox, self._told_figures, rng=rng)
         self.install.mode = self.guard.mode
         self.link.freed = self.install.hurry
         self.follow = Follow(data, disk, leader=self._leader(), install=self.install, rng=rng, now_s=time)
@@ -98,7 +103,8 @@ class FleetSide:
     @property
     def parts(self) -> tuple[Part, ...]:
         """What is to be run; after crashes in a row the installation does less by itself."""
-        return (self.access, self.link, self.outbox, self.deferred, self.samples, self.install, self.follow)
+        carried = (self.outbox, self.deferred, self.samples, self.telemetry)
+        return (self.access, self.link, *carried, self.install, self.follow)
 
     def neighbourhood(self) -> "Neighbourhood | None":
         """Who may be asked to compute now; None for nobody."""
@@ -106,8 +112,8 @@ class FleetSide:
         if config.gateway == "none" or config.placement == "local":
             return None
         if access.enrolment is not None:
-            token = access.token_source
-            return _asking((access.gateway_url,), token) if access.gateway_url and token.text else None
+            # Also while there is no token: sessions that wait for one are cheaper than sessions that are made anew.
+            return _asking((access.gateway_url,), access.token_source) if access.gateway_url else None
         token_text = config.token or os.environ.get("HYBRID_TOKEN") or None
         if config.gateway != "auto":
             return _asking(tuple(config.gateway.split(",")), token_text)
@@ -141,6 +147,9 @@ class FleetSide:
             take_trust=access.take_trust,
             health=self._told_health,
         )
+
+    def _told_figures(self) -> object:
+        return self.figures()
 
     def _told_health(self) -> Health | None:
         return self.health()

@@ -159,6 +159,18 @@ class Standing:
             parts=self._tending.status(),
         )
 
+    def figures(self) -> dict[str, object]:
+        """What telemetry tells: figures, never inputs or outputs."""
+        engine = self.room.executor
+        return {
+            "uptime_s": round(self.uptime_s, 1),
+            "ready": self.is_ready(),
+            "problems": sorted({problem.code for problem in self.problems()}),
+            "session_bytes": engine.sessions.n_bytes,
+            "n_late": engine.pool.n_late,
+            "models": [self._model(version.name) for version in self.room.answering.versions()],
+        }
+
     def health(self) -> Health:
         """What the gateway is told."""
         outbox = cast("dict[str, Any]", self._tending.status().get("outbox", {}))

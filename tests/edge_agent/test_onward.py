@@ -191,7 +191,7 @@ def test_two_boxes_that_are_each_others_gateway_end_quickly(mlp: Path, tmp_path:
     """Neither holds the model: the device gets its answer from itself, and no request circles."""
     one, other = _free_ports(2)
     urls = f"http://127.0.0.1:{one}", f"http://127.0.0.1:{other}"
-    with (
+    with (  # noqa: SIM117 (two boxes, and then a device)
         LiveAgent(tmp_path / "a", {}, "--port", str(one), gateway=urls[1]),
         LiveAgent(tmp_path / "b", {}, "--port", str(other), gateway=urls[0]) as second,
     ):
