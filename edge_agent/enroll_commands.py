@@ -61,6 +61,7 @@ def enroll(
     from edge_agent.trust.identity import FOLDER, TOKEN_FILE, BoxIdentity
     from edge_agent.trust.machine import this_machine
     from hybrid.fleet.enrolment_token import EnrolmentToken
+    from hybrid.transport.fleet_link import not_admitted
 
     if later and anew:
         raise typer.BadParameter("--later lays a token down for a box that belongs nowhere; leave --anew away")
@@ -85,6 +86,8 @@ def enroll(
         "gateway": enrolment.url if enrolment is not None else "",
         "has_root": parsed.root_sha256 is not None,
     }
+    if answer.admission in {"quarantined", "revoked"}:
+        raise not_admitted(answer.admission)
     result(told, f"{answer.name} ({answer.box_id[:8]}) is {_said(answer.admission)}", json=json)
     if json:
         return

@@ -42,7 +42,7 @@ class Desk(FleetDesk):
     """A fleet's desk over a folder of its own, that can be closed."""
 
     def __init__(self, folder: Path, wall_s: Callable[[], float] = time.time) -> None:
-        self.database = open_store(folder)
+        self.database, self.copy, self.was_restored = open_store(folder)
         super().__init__(self.database, authority_key(folder), wall_s=wall_s)
 
     def token(self, **wish: object) -> EnrolmentToken:

@@ -44,6 +44,7 @@ class FleetDesk:
         audit: who did what.
         trust: the newest trust bundle.
         seen: called with a box's id after each good access call.
+        changed: called after each change that must not be lost.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class FleetDesk:
         self.audit = AuditLog(database, wall_s)
         self.trust = TrustDesk(database, wall_s)
         self.seen: Callable[[str], None] = _nobody
+        self.changed: Callable[[], None] = _nothing
+        self.boxes.on_change(lambda _: self.changed())
 
     # -- what boxes ask ---------------------------------------------------------------------------------------------
 
@@ -266,17 +269,20 @@ class FleetDesk:
             root_sha256=trust if wish.needs_root else None,
             who=who,
         )
+        self.changed()
         self.audit.note(who, "token.created", detail=f"{token.id} for {wish.count}")
         return token
 
     def revoke_token(self, token_id: str, who: str) -> None:
         """End an enrolment token. Raises `NotFound`."""
         self.tokens.revoke(token_id)
+        self.changed()
         self.audit.note(who, "token.revoked", detail=token_id)
 
     def set_trust(self, envelope: bytes, who: str) -> TrustBundle:
         """Hand out a newer trust bundle from now on. Raises as `TrustDesk.take`."""
         bundle = self.trust.take(envelope)
+        self.changed()
         self.audit.note(who, "trust.set", detail=f"sequence {bundle.sequence}, {len(bundle.keys)} keys")
         return bundle
 
@@ -340,4 +346,8 @@ def _said(text: str) -> str:
 
 
 def _nobody(box_id: str) -> None:
+    """Nobody wants to know."""
+
+
+def _nothing() -> None:
     """Nobody wants to know."""

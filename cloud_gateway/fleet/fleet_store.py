@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from cloud_gateway.fleet.registry_copy import RegistryCopy, restored
 from hybrid.hosting.database import Database
 
 FILE_NAME: Final = "fleet.db"
@@ -92,10 +93,19 @@ _MIGRATIONS: Final = (
 )
 
 
-def open_store(folder: Path, connect: Callable[[Path], sqlite3.Connection] | None = None) -> Database:
-    """The database in the fleet's folder.
+def open_store(
+    folder: Path, connect: Callable[[Path], sqlite3.Connection] | None = None
+) -> tuple[Database, RegistryCopy, bool]:
+    """The database in the fleet's folder, its copy, and whether it had to be restored from that.
 
     Raises:
         DiskFull, StorageError: it can neither be opened nor made.
     """
-    return Database(folder / FILE_NAME, _MIGRATIONS, connect=connect)
+    path = folder / FILE_NAME
+    database = Database(path, _MIGRATIONS, connect=connect)
+    was_restored = False
+    if database.is_new and connect is None:
+        database.close()
+        was_restored = restored(path)
+        database = Database(path, _MIGRATIONS)
+    return database, RegistryCopy(database, path), was_restored

@@ -33,6 +33,11 @@ from hybrid.serving.body_budget import BodyBudget
 from hybrid.transport.fleet_paths import FLEET
 
 FOLDER: Final = "fleet"
+RESTORED: Final = (
+    "the registry of boxes was damaged and came back from its copy: boxes, tokens and revocations of the last minute "
+    "before may be missing; look at them (the damaged file lies beside it)"
+)
+_AGAIN_S: Final = 5.0
 _log = logging.getLogger("hybrid.gateway.fleet")
 
 
@@ -69,7 +74,7 @@ class Fleet:
         folder = data / FOLDER
         self._wall_s = wall_s
         self._running: list[Callable[[], Awaitable[None]]] = []
-        self._database = open_store(folder, connect)
+        self._database, copy, was_restored = open_store(folder, connect)
         try:
             self.desk = FleetDesk(self._database, authority_key(folder), wall_s=wall_s)
             self.steering = self._steering(folder, versions, wall_s, connect)
@@ -79,6 +84,11 @@ class Fleet:
             self._database.close()
             raise
         tokens.lender = self.desk.access_tokens
+        if was_restored:
+            self.desk.alarms.raise_alarm("registry_restored", "", RESTORED)
+        if connect is None:
+            self.desk.changed = copy.changed
+            self._running.append(copy.run)
         self._deferrals: Deferrals | None = None
         self.ingest.on_report = self.steering.take_report
         self.ingest.on_quota = self._tell_of_quota
@@ -151,12 +161,9 @@ class Fleet:
 
     async def run(self) -> None:
         """Do what goes on beside the calls, until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for work in self._running:
-                    group.create_task(_awaited(work))
-        except* Exception:  # noqa: BLE001 (a fault of ours must not take inference along)
-            _log.exception("fleet.failed")
+        async with asyncio.TaskGroup() as group:
+            for work in self._running:
+                group.create_task(_kept_going(work))
 
     async def release(self, within_s: float) -> None:
         """The gateway stops: let waiting calls go, spread over some time."""
@@ -186,5 +193,12 @@ def add_no_fleet(app: web.Application) -> None:
     app.router.add_route("*", FLEET + "/{tail:.*}", refuse)
 
 
-async def _awaited(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
+async def _kept_going(work: Callable[[], Awaitable[None]]) -> None:
+    """A fault of one part ends neither the others nor inference, nor that part for good."""
+    while True:
+        try:
+            await work()
+            return
+        except Exception:  # noqa: BLE001 (whatever it is, it is tried again)
+            _log.exception("fleet.part_failed")
+            await asyncio.sleep(_AGAIN_S)

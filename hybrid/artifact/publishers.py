@@ -100,7 +100,7 @@ def read_key(path: Path) -> bytes:
             data = file.read(_MAX_KEY_BYTES)
     except FileNotFoundError as exc:
         raise NotFound(
-            f"{path}: no such key; make one with `hybrid keys new`", advice="Make a key: hybrid keys new."
+            f"{path}: no such key; make one with `hybrid keys create`", advice="Make a key: hybrid keys create."
         ) from exc
     except OSError as exc:
         raise StorageError(f"{path}: {exc.strerror or exc}", path=str(path)) from exc
@@ -109,9 +109,9 @@ def read_key(path: Path) -> bytes:
     try:
         key = load_pem_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise BadMessage(f"{path}: no private key without a password ({exc}); `hybrid keys new` makes one") from exc
+        raise BadMessage(f"{path}: no private key without a password ({exc}); `hybrid keys create` makes one") from exc
     if not isinstance(key, Ed25519PrivateKey):
-        raise BadMessage(f"{path}: a key of another kind; an Ed25519 key is wanted, `hybrid keys new` makes one")
+        raise BadMessage(f"{path}: a key of another kind; an Ed25519 key is wanted, `hybrid keys create` makes one")
     return key.private_bytes_raw()
 
 

@@ -15,7 +15,7 @@ app = typer.Typer(
 
     \b
     Examples:
-      hybrid keys new
+      hybrid keys create
       hybrid keys show
       hybrid keys trust 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29 --name team
       hybrid keys ls
@@ -30,8 +30,8 @@ NEW = """Make a private key that only you can read; one that is there is never o
 
 \b
 Examples:
-  hybrid keys new
-  hybrid keys new team.key
+  hybrid keys create
+  hybrid keys create team.key
 """
 
 SHOW = """Print the public half of a private key.
@@ -61,7 +61,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 File = Annotated[Path | None, typer.Argument(help="By default your own key.", metavar="[FILE]")]
 
 
-@app.command("new", help=NEW)
+@app.command("new", help=NEW, hidden=True)
+@app.command("create", help=NEW)
 def new(file: File = None, json: Json = False) -> None:
     """Make a private key that only you can read; one that is there is never overwritten."""
     from hybrid.artifact.publishers import create_key, own_key_path
@@ -116,4 +117,4 @@ def ls(json: Json = False) -> None:
     text = "\n".join(table([("key", "public key", "from"), *([row[name] for name in headings] for row in rows)]))
     result({"publishers": rows}, text if rows else "nobody is trusted", json=json)
     if not rows and not json:
-        note("next: hybrid keys new")
+        note("next: hybrid keys create")

@@ -260,7 +260,7 @@ def test_the_command_measures_signs_and_keeps(with_variant, tmp_path, hybrid_her
     ("words", "code", "said"),
     [
         (["--codecs", "telepathy"], "unknown_codec", "telepathy"),
-        (["--sign", "/nowhere.key"], "not_found", "hybrid keys new"),
+        (["--sign", "/nowhere.key"], "not_found", "hybrid keys create"),
         (["--labels", "/nowhere.csv"], "not_found", "nowhere.csv"),
     ],
 )

@@ -1,5 +1,7 @@
 """The front desk of a fleet, asked directly: who is let in, who is told apart, who is let out."""
 
+import random
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -347,6 +349,48 @@ def test_an_alarm_that_repeats_is_counted_until_it_was_seen(desk: Desk) -> None:
     assert len(desk.alarms.listed(with_acked=True)) == 3
     with pytest.raises(NotFound):
         desk.alarms.acknowledge(99, "tester")
+
+
+@pytest.mark.parametrize("how", ["zeros", "cut", "gone", "noise"])
+def test_a_damaged_registry_comes_back_from_its_copy(tmp_path: Path, wall: SteppedWall, how: str) -> None:
+    """No box is a stranger, no revoked one comes back, and a person is told."""
+    desk, box, out = Desk(tmp_path, wall), Caller(), Caller()
+    for one in (box, out):
+        one.enroll(desk, desk.token())
+    text = box.access(desk).token
+    desk.revoke(out.box_id, "tester")
+    desk.copy.write()
+    desk.database.close()
+    path = tmp_path / "fleet.db"
+    content = path.read_bytes()
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    if how == "gone":
+        path.unlink()
+    else:
+        rest = {"zeros": bytes(len(content)), "cut": content[:300], "noise": random.Random(1).randbytes(len(content))}
+        path.write_bytes(rest[how])
+    again = Desk(tmp_path, wall)
+    try:
+        assert again.was_restored
+        assert holder(again, text) is not None
+        assert box.access(again).token
+        assert out.access(again).admission == "revoked"
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(again.copy.path.stat().st_mode) == 0o600
+    finally:
+        again.database.close()
+    third = Desk(tmp_path, wall)
+    assert not third.was_restored
+    third.database.close()
+
+
+def test_without_a_sound_copy_it_begins_anew(tmp_path: Path, wall: SteppedWall) -> None:
+    (tmp_path / "fleet.db").write_bytes(b"rubbish" * 100)
+    (tmp_path / "fleet.db.copy").write_bytes(b"rubbish" * 100)
+    desk = Desk(tmp_path, wall)
+    assert not desk.was_restored
+    assert desk.boxes.all() == ()
+    desk.database.close()
 
 
 def test_an_authority_key_that_is_damaged_is_said_not_replaced(tmp_path: Path) -> None:
