@@ -148,7 +148,7 @@ class Downloads:
                         unsynced_bytes = 0 if is_due else unsynced_bytes
             finally:
                 if block:
-                    self._disk.append(part, bytes(block))  # at most 1 MiB; a cancelled task cannot wait for a thread
+                    await on_disk(self._write, part, bytes(block), is_due=False)
         if self._disk.size(part) < entry.size:
             raise ConnectionLost("the file ended too early; it goes on from there")
 

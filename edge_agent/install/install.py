@@ -16,7 +16,9 @@ from edge_agent.install.problems import problems_of
 from edge_agent.install.shelf import on_disk
 from edge_agent.install.transitions import Crash, task_of
 from edge_agent.part import Problem
+from hybrid.artifact.names import check_digest, check_word
 from hybrid.errors import (
+    BadMessage,
     CorruptContent,
     DeadlinePassed,
     DiskFull,
@@ -77,6 +79,7 @@ class Install:
         self._is_new = False
         self._has_counted = False
         self._crash: Crash | None = None
+        self._refused: list[str] = []
         self._wake, self._trial = asyncio.Event(), asyncio.Event()
         self._fetching: tuple[Model, asyncio.Task[None]] | None = None
         self.begun = asyncio.Event()
@@ -84,8 +87,12 @@ class Install:
     # -- what others ask
 
     def assign(self, models: Sequence[Assigned]) -> None:
-        """All models that this box should have; those that are not named are removed."""
-        self._assigned = {assigned.name: assigned for assigned in models}
+        """All models that this box should have; those that are not named are removed.
+
+        Names become folders: one that is no name (whoever wrote it) is left out, and shown as a problem.
+        """
+        self._refused = [assigned.name for assigned in models if not _is_sound(assigned)]
+        self._assigned = {assigned.name: assigned for assigned in models if _is_sound(assigned)}
         self._is_new = True
         self._wake.set()
         if self._fetching is not None:
@@ -122,7 +129,16 @@ class Install:
     def problems(self) -> Sequence[Problem]:
         """See `Part`."""
         trust = self._means.trust()
-        return tuple(problem for _, model in sorted(self._models.items()) for problem in problems_of(model, trust))
+        refused = [
+            Problem(
+                code="bad_message",
+                what=f"the gateway assigned {name[:80]!r}, which can be no model or version",
+                do="Mend the assignment on the gateway: hybrid fleet status.",
+            )
+            for name in self._refused
+        ]
+        models = [problem for _, model in sorted(self._models.items()) for problem in problems_of(model, trust)]
+        return (*refused, *models)
 
     def status(self) -> object:
         """See `Part`."""
@@ -344,6 +360,16 @@ class Install:
             self._trial.set()
         else:
             self._trial.clear()
+
+
+def _is_sound(assigned: Assigned) -> bool:
+    try:
+        check_word(assigned.name)
+        check_word(assigned.version, "version")
+        check_digest(assigned.artifact_digest)
+    except BadMessage:
+        return False
+    return True
 
 
 def _key(assigned: Assigned) -> tuple[str, str]:

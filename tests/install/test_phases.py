@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from hybrid.fleet.rollback import Rollback, signed_rollback
 from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, live, make
@@ -157,6 +158,27 @@ def test_an_assignment_that_changes_in_mid_download_is_taken_up_at_once(
     assert changed
     assert box.host.history == ["1", "3"]
     assert list(box.disk.names(DOWNLOADS)) == []
+
+
+@pytest.mark.parametrize(
+    "field", [{"name": "../../etc"}, {"name": ""}, {"name": "a/b"}, {"version": "../1"}, {"artifact_digest": "../../x"}]
+)
+def test_an_assignment_whose_words_could_be_paths_is_left_out(
+    with_one: Image, fleet: Fleet, versions: list[Made], field: dict[str, str]
+) -> None:
+    image, shelf, codes = with_one.copy(), Shelf(*versions), []
+    evil = replace(versions[1].assigned(trial=TRIAL, rollout="r"), **field)
+
+    def until(box: Box) -> bool:
+        codes.extend(problem.code for problem in box.install.problems())
+        return False
+
+    good_one = versions[0].assigned(trial=TRIAL) if "name" in field else evil
+    box = live(image, shelf, fleet.trust(), good_one, evil, until=until, prepare=good, within_s=20.0)
+    assert "bad_message" in codes
+    assert box.host.version() == ("1" if "name" in field else "")
+    assert set(box.disk.names(Path("/"))) == {"data"}
+    assert set(box.disk.names(Path("/data/models"))) == {"net"}
 
 
 def test_back_to_the_last_good_version_needs_no_signature_and_no_network(

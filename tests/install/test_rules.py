@@ -197,3 +197,17 @@ def test_a_round_may_not_bring_a_field_that_nobody_knows(fleet: Fleet, trust: Tr
 def test_a_round_does_not_go_back_either(fleet: Fleet, trust: TrustBundle, base: Made) -> None:
     with pytest.raises(VersionReplayed):
         ask(learned(base, fleet.rounds, sequence=3), trust, Past(sequence=4, bases=(papers(base),)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "/etc/passwd", "a/../../b", "manifest.json", "manifest.sig", "attachments/x", "C:evil", "a\\b", "a\0b",
+     "..", "\uff0e\uff0e/x", "LABELS.TXT", "model.onnx/below"],
+)  # fmt: skip
+def test_a_publisher_cannot_name_a_file_outside_the_slot(fleet: Fleet, trust: TrustBundle, name: str) -> None:
+    fields = msgspec.json.decode(make({"model.onnx": b"m", "labels.txt": b"l"}, key=fleet.publisher).data)
+    fields["files"][name] = fields["files"]["labels.txt"]
+    data = msgspec.json.encode(fields)
+    made = replace(make({"model.onnx": b"m"}, key=None), data=data, signature=sign(data, fleet.publisher).text)
+    with pytest.raises(BadMessage):
+        ask(made, trust)
