@@ -213,3 +213,17 @@ async def test_a_box_that_waits_for_a_person(tmp_path, gateway, start_agent):
         while (check := await asyncio.to_thread(lambda: belonging.enrolment(box(agent.data)))).status == "PASS":  # noqa: ASYNC110
             await asyncio.sleep(0.2)
     seen(check, "FAIL", "waiting", "hybrid fleet boxes admit")
+
+
+@pytest.mark.parametrize("flags", [(), ("--host", "0.0.0.0", "--no-announce")])
+def test_the_machines_own_doctor_knows_an_agent_on_its_port(start_agent, monkeypatch, flags):
+    from hybrid.cli.doctor import here
+
+    agent = start_agent(*flags)
+    agent.hear("READY=1")
+    port = int(json.loads((agent.data / "agent.json").read_text())["url"].rpartition(":")[2])
+    monkeypatch.setattr(here, "_PORTS", {port: "the agent"})
+    check = here.ports()
+    seen(check, "PASS", f"the agent serves on {port}")
+    found = box(agent.data)
+    assert found.status is not None, found.silence

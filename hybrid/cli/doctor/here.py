@@ -154,9 +154,11 @@ def ports() -> Check:
     facts = {f"port_{port}_free": port not in taken for port in _PORTS}
     if not taken:
         return passed("ports", f"{' and '.join(map(str, _PORTS))} are free", **facts)
+    serving = {port: name for port, name in taken.items() if _is_service(port)}
+    if serving == taken:
+        seen = " and ".join(f"{name} serves on {port}" for port, name in serving.items())
+        return passed("ports", seen + (" (more: hybrid agent doctor)" if 8710 in serving else ""), **facts)
     seen = ", ".join(f"{port} is in use (usual port of {name})" for port, name in taken.items())
-    if taken.keys() == {8700} and _is_gateway(8700):
-        return passed("ports", "a gateway serves on 8700", **facts)
     return warned("ports", seen, "if that is another program, give the service another one with --port", **facts)
 
 
@@ -221,15 +223,23 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _is_gateway(port: int) -> bool:
+def _is_service(port: int) -> bool:
     """Whether somebody on this port speaks the inference protocol, with TLS or without."""
     import http.client
+    import ssl
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-    try:
-        connection.request("GET", "/v2/health/live")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # who it is does not matter here
+    for connection in (
+        http.client.HTTPConnection("127.0.0.1", port, timeout=1),
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=1, context=trusting),
+    ):
+        try:
+            connection.request("GET", "/v2/health/live")
+            if connection.getresponse().status == 200:
+                return True
+        except (OSError, http.client.HTTPException):
+            continue
+        finally:
+            connection.close()
+    return False
