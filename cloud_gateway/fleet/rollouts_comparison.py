@@ -72,7 +72,7 @@ def _errors(plan: Plan, new: Sequence[Member], old: Sequence[Member], level: flo
     fresh = [(m.now.since(m.mark), m) for m in new if m.now.digest == plan.artifact_digest]
     held = [(m.now.since(m.mark), m) for m in old] if old else [(m.before, m) for m in new]
     n_new, n_old = sum(t.n_runs for t, _ in fresh), sum(t.n_runs for t, _ in held)
-    if min(n_new, n_old) < plan.min_runs:
+    if min(n_new, n_old) < max(1, plan.min_runs):
         return None
     e_new, e_old = sum(t.n_errors for t, _ in fresh), sum(t.n_errors for t, _ in held)
     chance = events_p(e_new, n_new, e_old, n_old)

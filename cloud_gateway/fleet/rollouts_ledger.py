@@ -4,6 +4,7 @@ Design: all of it lives in memory, on the event loop, and is changed by plain fu
 transaction. Nobody waits for a lock, and a simulation sees the very same code.
 """
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -19,6 +20,7 @@ from hybrid.errors import Conflict, NotFound
 from hybrid.fleet.messages import Assigned, Installed
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"
+_log = logging.getLogger("hybrid.gateway.fleet")
 _SEEN_WRITTEN_S: Final = 60.0
 """That a box was heard of is written once in so long; it is no loss that cannot be borne."""
 
@@ -223,7 +225,13 @@ class Ledger:
             course.clock_s += elapsed_s
             self._unwritten.rollout(plan.id)
             members = list(rollout.members.values())
-            found = step(plan, course, members)
+            try:
+                found = step(plan, course, members)
+            except Exception:  # noqa: BLE001 (a fault of ours in one rollout must not stop the others)
+                _log.exception("fleet.rollout_fault rollout=%s", plan.id)
+                self.pause(plan.id, "gateway")
+                course.waiting = "paused: its figures could not be judged, the gateway's log says more"
+                continue
             if found.looked:
                 looked(course, plan)
             course.waiting = found.text if found.verdict == "wait" else ""

@@ -261,7 +261,10 @@ class Steering:
             except TimeoutError:
                 pass
             self._soon.clear()
-            await self._tick()
+            try:
+                await self._tick()
+            except Exception:  # noqa: BLE001 (a fault of ours must not end the fleet's life; the next tick tries again)
+                _log.exception("fleet.tick_fault")
 
     async def _tick(self) -> None:
         now_s = asyncio.get_running_loop().time()

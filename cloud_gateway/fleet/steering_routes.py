@@ -181,6 +181,10 @@ def _planned(wish: RolloutWish, who: str) -> Plan:
         ("enough_ratio", wish.enough_ratio, 0.0, 1.0),
         ("offline_ratio", wish.offline_ratio, 0.0, 1.0),
         ("max_failed_ratio", wish.max_failed_ratio, 0.0, 1.0),
+        ("min_runs", wish.min_runs, 0.0, 1e9),
+        ("errors_ratio", wish.tolerance.errors_ratio, 0.0, 1.0),
+        ("crashes_ratio", wish.tolerance.crashes_ratio, 0.0, 1.0),
+        ("latency_ratio", wish.tolerance.latency_ratio, 0.0, 100.0),
     ):
         if not least <= value <= most:
             raise BadMessage(f"{name} is {value:g}; {least:g} to {most:g} is wanted")

@@ -279,3 +279,16 @@ def test_all_looks_together_stay_below_one_per_cent():
             spent += level_of(made, course) * len(METRICS)
             looked(course, made)
     assert 0.9 * LEVEL < spent <= LEVEL
+
+
+def test_boxes_without_a_single_run_are_not_divided_by():
+    """Found with real agents that nobody asked anything, and --min-runs 0."""
+    scene = Scene(n=3, min_runs=0, soak_s=0.0)
+    scene.all_take(told(NEW))
+    assert scene.step().verdict in {"wait", "advance"}
+    for member in scene.members:
+        member.now = member.before = member.mark
+    scene.later(1300)
+    for member in scene.members:
+        note_seen(scene.course, member)
+    assert scene.step().verdict == "advance"

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from cloud_gateway.fleet import rollouts_ledger
 from cloud_gateway.fleet.assignments import Assignment, deciding, may_meet, parse_tags, shown
 from cloud_gateway.fleet.desired import desired, generation_of
 from hybrid.errors import BadMessage, Conflict, NotFound
@@ -178,3 +179,21 @@ def test_unassigning_takes_the_model_away():
         ledger.unassign("detector", {"site": "a"})
     assert ledger.unassign("detector", {}).artifact_digest == OLD
     assert wanted(ledger, boxes.all()[0]) is None
+
+
+def test_a_fault_of_ours_pauses_one_rollout_and_stops_nothing_else(monkeypatch):
+    boxes = Boxes(*(box(i, site="a" if i % 2 else "b") for i in range(8)))
+    ledger = ledger_of(boxes)
+    first = ledger.start(plan(id="first", selector={"site": "a"}), queue=False)
+    other = ledger.start(plan(id="other", selector={"site": "b"}), queue=False)
+    real = rollouts_ledger.step
+
+    def step(made, course, members):
+        if made.id == "first":
+            raise ZeroDivisionError
+        return real(made, course, members)
+
+    monkeypatch.setattr(rollouts_ledger, "step", step)
+    ledger.advance(5.0)
+    assert (first.course.state, other.course.state) == ("paused", "running")
+    assert "log says more" in first.course.waiting
