@@ -21,9 +21,9 @@ from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
 from edge_agent.outbox.routes import Parts as OutboxCalls
 from edge_agent.outbox.routes import add_outbox_routes, deferring
+from edge_agent.reloading import Reloading
 from edge_agent.samples.routes import Parts as SampleCalls
 from edge_agent.samples.routes import add_sample_routes
-from edge_agent.reloading import Reloading
 from edge_agent.status import Standing, add_status_route
 from edge_agent.tending import Tending
 from edge_agent.whereabouts import Address, forget_address, note_address

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, cast
 
-from edge_agent.living.link_policy import LinkRules, Metered, OnBattery
+from edge_agent.link_rules import LinkRules, Metered, OnBattery
 from hybrid.hosting.service_settings import ServiceSettings
 from hybrid.hosting.settings import refuse_below, refuse_unknown, setting
 

@@ -7,21 +7,18 @@ inference sends is the planner's business (setting `max_uplink_bytes_per_s`).
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from devices.power_supply import is_on_battery
+from edge_agent.link_rules import LinkRules, windows
 from edge_agent.living.system_bus import BusUnavailable, property_number
 from edge_agent.part import Problem
 
-Metered = Literal["auto", "yes", "no"]
-OnBattery = Literal["hold", "go"]
 LOOK_S: Final = 30.0
 EVERYTHING: Final = 4
 RESULTS: Final = 2
@@ -29,30 +26,7 @@ _KNOWN_SINCE_S: Final = 1_760_000_000.0
 """A clock that shows less was not set: hours of the day mean nothing then."""
 _METERED: Final = frozenset({1, 3})
 """NetworkManager's `yes` and `guessed yes`."""
-_HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _log = logging.getLogger("hybrid.agent.link")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkRules:
-    """What an operator wishes.
-
-    Attributes:
-        metered: whether the link costs by the byte; auto: what NetworkManager says, and no where there is none.
-        on_battery: hold: models, samples and telemetry wait for mains; go: they do not.
-        transfer_hours: `22:00-06:00`, several with commas: models and samples travel only then; empty: always.
-    """
-
-    metered: Metered = "auto"
-    on_battery: OnBattery = "hold"
-    transfer_hours: str = ""
-
-    def check(self) -> None:
-        """Refuse what means nothing. Raises `ValueError`."""
-        for name, known in (("metered", ("auto", "yes", "no")), ("on_battery", ("hold", "go"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use {', '.join(known)}")
-        windows(self.transfer_hours)
 
 
 class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,22 +35,6 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     metered: bool
     on_battery: bool
     held: str = ""
-
-
-def windows(text: str) -> tuple[tuple[int, int], ...]:
-    """Hours of the day as minutes since midnight; one that ends before it begins runs over midnight.
-
-    Raises:
-        ValueError: not of the form 22:00-06:00.
-    """
-    found = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        match = _HOURS.fullmatch(part)
-        if match is None:
-            raise ValueError(f"transfer_hours {part!r} is not of the form 22:00-06:00")
-        a, b, c, d = map(int, match.groups())
-        found.append((a * 60 + b, c * 60 + d))
-    return tuple(found)
 
 
 def network_manager_metered() -> bool | None:

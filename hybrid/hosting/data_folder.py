@@ -26,7 +26,9 @@ class DataFolder:
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path / f"{self._service}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(
+                self.path / f"{self._service}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
         except OSError as exc:
             raise StorageError(
                 f"data folder {self.path} cannot be used: {exc.strerror}; give another with --data", path=str(self.path)
