@@ -59,11 +59,15 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Boxes:
-    """All boxes, in memory and on the disk. Reading costs a look into a dictionary, from any thread."""
+    """All boxes, in memory and on the disk. Reading costs a look into a dictionary, from any thread.
+
+    Attributes:
+        lock: held from before a transaction that changes a box until `take` is done: memory and disk say the same.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._listeners: list[Callable[[str], None]] = []
         with database.reading() as db:
             rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM box ORDER BY enrolled_s, id").fetchall()  # noqa: S608
@@ -127,7 +131,7 @@ class Boxes:
         Raises:
             NotFound: no such box.
         """
-        with self._lock:
+        with self.lock:
             with self._database.writing() as db:
                 changed = self.within(db, box_id, **fields)
             self.take(changed)

@@ -6,7 +6,6 @@ the very same desk. Everything that a call changes is one transaction, on the di
 
 import secrets
 import sqlite3
-import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -57,9 +56,9 @@ class FleetDesk:
     ) -> None:
         self._database = database
         self._wall_s = wall_s
-        self._lock = threading.RLock()
         self.authority = Authority(authority_key, wall_s=wall_s, draw=draw)
         self.boxes = Boxes(database)
+        self._lock = self.boxes.lock
         self.tokens = EnrolmentTokens(database, wall_s, draw)
         self.access_tokens = AccessTokens(database, self.boxes, wall_s, draw)
         self.alarms = Alarms(database, wall_s)

@@ -337,6 +337,27 @@ def test_names_tags_and_what_happened(desk: Desk, box: Caller) -> None:
     assert [event.what for event in desk.audit.of_box(box.box_id)] == ["enrolled"]
 
 
+def test_memory_and_disk_say_the_same_whatever_happens_at_once(desk: Desk, tmp_path: Path, wall: SteppedWall) -> None:
+    boxes = [Caller() for _ in range(4)]
+    token = desk.token(count=4)
+    for box in boxes:
+        box.enroll(desk, token)
+
+    def access(number: int) -> None:
+        boxes[number % 4].access(desk)
+
+    def rename(number: int) -> None:
+        desk.boxes.rename(boxes[number % 4].box_id, f"box {number}")
+        desk.boxes.set_tags(boxes[number % 4].box_id, {"n": str(number)})
+
+    with ThreadPoolExecutor(8) as pool:
+        for work in [pool.submit(act, number) for number in range(40) for act in (access, rename)]:
+            work.result()
+    again = Desk(tmp_path, wall)
+    assert {box.id: box for box in again.boxes.all()} == {box.id: box for box in desk.boxes.all()}
+    again.database.close()
+
+
 def test_an_alarm_that_repeats_is_counted_until_it_was_seen(desk: Desk) -> None:
     for _ in range(3):
         desk.alarms.raise_alarm("clone", "b", "twice")

@@ -138,6 +138,15 @@ async def test_revoked_on_an_open_channel_and_after_a_restart_still_known(shared
             release(client)
 
 
+def test_a_gateway_that_tells_nobody_apart_has_no_fleet(
+    tmp_path: Path, hybrid_here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    with LiveGateway(tmp_path / "open", "--no-auth") as gateway:
+        done = hybrid_here("fleet", "boxes", "ls", "--gateway", gateway.url)
+    assert done.returncode == 4
+    assert "without --no-auth" in done.stderr
+
+
 def test_the_commands_of_an_operator(
     shared: LiveGateway, tmp_path: Path, hybrid_here: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
