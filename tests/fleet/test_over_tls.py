@@ -1,15 +1,18 @@
 """Boxes and their gateway over real TLS: met, pinned, met anew; rogues and relays get a nonce and nothing else."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
 
+from edge_agent.disk import RealDisk
 from edge_agent.trust.access import Access
 from edge_agent.trust.enrolling import enroll
 from hybrid.errors import (
     Conflict,
+    DiskFull,
     Forbidden,
     GatewayUnreachable,
     GatewayUntrusted,
@@ -89,6 +92,37 @@ async def test_a_lost_answer_is_no_lost_box(server: FleetServer, tmp_path: Path)
     assert len(server.desk.boxes.all()) == 1
     assert server.desk.alarms.n_open == 0
     await again.link.close()
+
+
+async def test_power_that_is_cut_while_a_box_enrols_loses_nothing(server: FleetServer, tmp_path: Path) -> None:
+    """At every write: with the same single-use token the same box comes in after the next start."""
+
+    class Cut(RealDisk):
+        def __init__(self, left: int) -> None:
+            self.left = left
+
+        def replace(self, source: Path, target: Path) -> None:
+            if not self.left:
+                raise DiskFull("the power is gone")
+            self.left -= 1
+            super().replace(source, target)
+
+    n_cut = 0
+    for left in range(20):
+        token, data = server.token(), tmp_path / f"box-{left}"
+        dying = Access(data, Cut(left), rng=random.Random(1), machine=HERE)
+        try:
+            await enroll(dying.identity, token, time=dying.time, name=data.name)
+        except DiskFull:
+            n_cut += 1
+        again = await enrolled(data, token)
+        await again.link.renew()
+        assert again.problems() == []
+        assert len(server.desk.boxes.all()) == left + 1
+        await again.link.close()
+        if not dying.problems() and dying.enrolment is not None:
+            break
+    assert 4 <= n_cut < 19
 
 
 async def test_a_rogue_and_a_relay_get_a_nonce_and_nothing_else(server: FleetServer, tmp_path: Path) -> None:
