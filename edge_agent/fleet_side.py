@@ -65,7 +65,7 @@ class FleetSide:
         self.guard = CrashGuard(data, disk)
         self.guard.begin()
         self.link = LinkPolicy(config.link_rules)
-        self.access = Access(data, disk, rng=rng, gateway=_named(config.gateway), software=software)
+        self.access = Access(data, disk, rng=rng, gateway=config.gateway, software=software)
         vault = open_vault(data / "samples", disk, environment=os.environ)
         self.outbox = Outbox(
             Place(folder=data / "outbox", disk=disk, vault=vault),

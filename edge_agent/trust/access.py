@@ -82,14 +82,15 @@ class Access:
             disk: where it lies.
             rng: of the pauses between attempts.
             machine: where this is; looked at by default.
-            gateway: a URL in place of the one of the enrolment; empty or `auto` for that one.
+            gateway: a URL in place of the one of the enrolment; empty or `auto` for that one; `none`: it is not asked.
             software: version of the agent, told to the gateway.
             browse: gives candidates for a gateway that is to be discovered.
             clock_s: a clock that only runs forward; the event loop's by default.
         """
         self._disk = disk
         self._rng = rng
-        self._gateway = "" if gateway == "auto" else gateway
+        self._gateway = "" if gateway in {"auto", "none"} else gateway.partition(",")[0].strip()
+        self._is_off = gateway == "none"
         self._software = software
         self._browse = browse
         self.identity = BoxIdentity(data, disk, machine or this_machine())
@@ -114,8 +115,8 @@ class Access:
 
     @property
     def enrolment(self) -> Enrolment | None:
-        """Where the box belongs; None for nowhere."""
-        return self.identity.enrolment
+        """Where the box belongs; None for nowhere, and where no gateway shall be asked."""
+        return None if self._is_off else self.identity.enrolment
 
     @property
     def token_source(self) -> TokenSource:
@@ -170,6 +171,8 @@ class Access:
         """See `Part`."""
         n_failures = 0
         try:
+            if self._is_off:
+                await asyncio.Event().wait()
             while True:
                 pause_s, n_failures = await self._once(n_failures)
                 await asyncio.sleep(pause_s)
@@ -267,7 +270,7 @@ class Access:
     def _adopt(self) -> None:
         """Show the identity that there is."""
         enrolment, key = self.identity.enrolment, self.identity.key
-        if enrolment is None or key is None or not self.identity.is_sound:
+        if enrolment is None or key is None or not self.identity.is_sound or self._is_off:
             self.link.credentials = None
             return
         self._locator = Locator(

@@ -337,6 +337,21 @@ async def test_the_part_enrols_with_a_token_that_was_laid_down(server: FleetServ
         await running
 
 
+async def test_a_box_that_shall_ask_nobody_asks_nobody(server: FleetServer, tmp_path: Path) -> None:
+    await enrolled(tmp_path / "box", server.token())
+    server.asked.clear()
+    access = access_of(tmp_path / "box", gateway="none")
+    running = asyncio.create_task(access.run())
+    with pytest.raises(NotAdmitted):
+        await access.calls.manifest("m", "1")
+    assert access.enrolment is None
+    assert access.problems() == []
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert server.asked == []
+
+
 async def test_a_box_that_is_enrolled_by_another_process_notices(server: FleetServer, tmp_path: Path) -> None:
     access = access_of(tmp_path / "box")
     await access._once(0)
