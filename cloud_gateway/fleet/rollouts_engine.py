@@ -233,12 +233,12 @@ def _unfinished(plan: Plan, course: Course, now: Count) -> str:
         return ""  # nobody is in it: a small fleet has empty stages
     for_s = course.clock_s - course.stage_s
     if now.offline + now.deferred > plan.offline_ratio * now.n:
-        return f"{now.offline} of {n_boxes(now.n)} are out of reach and {now.deferred} put it off"
+        return f"of {n_boxes(now.n)} {now.offline} are out of reach and {now.deferred} put it off"
     may = 0.0 if for_s < plan.terms.report_within_s else plan.max_failed_ratio * now.reached
     if now.busy > may:
-        return f"{now.busy} of {n_boxes(now.n)} are at it"
+        return f"of {n_boxes(now.n)} {now.busy} are at it"
     if now.done < plan.enough_ratio * now.reached or not now.done:
-        return f"{now.done} of {n_boxes(now.reached)} have it for good; {plan.enough_ratio:.0%} are wanted"
+        return f"{now.done} of {n_boxes(now.reached)} committed; {plan.enough_ratio:.0%} are wanted"
     if for_s < plan.soak_s:
         return f"it is watched for {plan.soak_s - for_s:.0f} s more"
     return ""
@@ -264,7 +264,7 @@ def _failures(plan: Plan, now: Count) -> str:
 
 
 def _figures(now: Count) -> str:
-    return f"{now.done} of {n_boxes(now.n)} have it for good, {now.failed} failed, {now.offline} are out of reach"
+    return f"{now.done} of {n_boxes(now.n)} committed, {now.failed} failed, {now.offline} out of reach"
 
 
 def looked(course: Course, plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """A fleet of boxes in virtual time, as unlike one another as real ones, in which a new version may be worse.
 
-Design: boxes speak to the real ledger and engine, in steps of two minutes, so that a day of five hundred boxes takes a
-second. Boxes differ in speed, traffic and errors by factors; some have a broken camera, some are off, some die by
+Design: boxes speak to the real ledger and engine, in steps of three minutes, so that a day of five hundred boxes takes
+a second. Boxes differ in speed, traffic and errors by factors; some have a broken camera, some are off, some die by
 themselves: a rollout must not be halted by what was there before it.
 """
 
@@ -11,13 +11,14 @@ from itertools import count
 from types import SimpleNamespace
 
 from cloud_gateway.fleet.assignments import Assignment, Terms
+from cloud_gateway.fleet.desired import Rollout
 from cloud_gateway.fleet.reports import BoxState
 from cloud_gateway.fleet.rollouts import ENDED, Plan
 from cloud_gateway.fleet.rollouts_ledger import Ledger
 from cloud_gateway.fleet.rollouts_store import Kept
 from hybrid.fleet.messages import Installed, StateCall
 
-STEP_S = 120.0
+STEP_S = 180.0
 BEFORE_S = 1800.0
 OLD, NEW = "1" * 64, "2" * 64
 
@@ -67,7 +68,7 @@ class SimulatedBox:
         self.phase, self.code, self.verdict = "committed", "", ""
 
     def live(self, now_s: float, wanted: tuple[str, str] | None, worse: Regression) -> Installed | None:
-        """Lives two minutes and tells how it is; None while nobody hears of it.
+        """Lives three minutes and tells how it is; None while nobody hears of it.
 
         Args:
             now_s: virtual time.
@@ -196,15 +197,17 @@ def simulate(seed: int, worse: Regression, *, n_boxes: int = 500, most_hours: fl
     kept = Kept(assignments=(), rollouts=(), boxes={})
     ledger = Ledger(kept, Directory(boxes), now_s=lambda: clock.s, rng=random.Random(seed))
     ledger.assign(Assignment(id=0, model="detector", version="1", artifact_digest=OLD))
-    rollout = None
+    rollout, memory = None, SimpleNamespace(stage=-1, wanted={})
     for at in count():
         clock.s = at * STEP_S
         if clock.s >= BEFORE_S and rollout is None:
             made = Plan(id=ledger.fresh_id(), model="detector", version="2", artifact_digest=NEW, **plan)
             rollout = ledger.start(made, queue=False)
-        _step(ledger, boxes, clock.s, worse)
+        wanted = _wanted(ledger, boxes, rollout, memory)
+        _step(ledger, boxes, clock.s, worse, wanted)
         ledger.advance(STEP_S)
-        ledger.take_changes()
+        if at % 30 == 0:
+            ledger.take_changes()
         if rollout is not None and (rollout.course.state in ENDED or clock.s > BEFORE_S + most_hours * 3600):
             course = rollout.course
             exposed = sum(member.taken_s >= 0 for member in rollout.members.values())
@@ -214,14 +217,23 @@ def simulate(seed: int, worse: Regression, *, n_boxes: int = 500, most_hours: fl
     raise AssertionError("unreachable")
 
 
-def _step(ledger: Ledger, boxes: list[SimulatedBox], now_s: float, worse: Regression) -> None:
-    running = ledger.running()
+_Wanted = dict[str, tuple[str, str]]
+
+
+def _wanted(ledger: Ledger, boxes: list[SimulatedBox], rollout: Rollout | None, memory: SimpleNamespace) -> _Wanted:
+    """What each box should run; asked anew only when a stage began, since nothing else changes it here."""
+    if rollout is None or rollout.course.state in ENDED:
+        return {}
+    if memory.stage != rollout.course.stage:
+        models = ((box.id, ledger.desired(box)[0]) for box in boxes)
+        memory.wanted = {box_id: (model.artifact_digest, model.rollout) for box_id, model in models}
+        memory.stage = rollout.course.stage
+    return memory.wanted
+
+
+def _step(ledger: Ledger, boxes: list[SimulatedBox], now_s: float, worse: Regression, wanted: _Wanted) -> None:
     for box in boxes:
-        wanted = None
-        if running:
-            model = ledger.desired(box)[0]
-            wanted = (model.artifact_digest, model.rollout)
-        told = box.live(now_s, wanted, worse)
+        told = box.live(now_s, wanted.get(box.id), worse)
         if told is not None:
             state = ledger.states.setdefault(box.id, BoxState())
             call = StateCall(known="", epoch="", run="", installed=(told,))

@@ -149,7 +149,7 @@ def test_boxes_out_of_reach_are_waited_for_and_a_share_of_them_may_be_missing():
     scene.others_hear()
     found = scene.step()
     assert found.verdict == "wait"
-    assert "3 of 5 boxes are out of reach" in found.text
+    assert "of 5 boxes 3 are out of reach" in found.text
     scene.hear(scene.first[2], told(NEW, n_good=5000, n_errors=10, p50_s=0.02))
     assert scene.step().verdict == "advance"
 
