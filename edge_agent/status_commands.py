@@ -99,7 +99,17 @@ def _gateway(answer: Mapping[str, Any], access: Mapping[str, Any], follow: Mappi
     return [
         f"gateway  {url}, {state}{heard}",
         f"box      {name}, {access.get('admission') or 'admission unknown'}{', tags ' + tags if tags else ''}",
+        f"trust    {_trust(access)}",
     ]
+
+
+def _trust(access: Mapping[str, Any]) -> str:
+    if not access.get("has_root"):
+        return "a fleet without a root: whatever the gateway assigns is installed"
+    sequence = access.get("trust_sequence", -1)
+    return (
+        "its root's bundle did not come yet: nothing is installed" if sequence < 0 else f"bundle {sequence} of its root"
+    )
 
 
 def _outbox(outbox: Mapping[str, Any], deferred: Mapping[str, Any]) -> list[str]:
