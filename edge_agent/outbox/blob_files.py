@@ -1,12 +1,13 @@
 """Bodies too large for a row: one file each, on the disk before the row that names it, gone after it."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 from edge_agent.disk import Disk
-from hybrid.errors import CorruptContent
+from hybrid.errors import CorruptContent, HybridError, StorageError
 
 
 class Sealer(Protocol):
@@ -55,6 +56,7 @@ class BlobFiles:
         self._folder = folder
         self._disk = disk
         self._vault = vault
+        self._doubtful: set[str] = set()
 
     def write(self, contents: Mapping[str, bytes]) -> list[str]:
         """Bring contents onto the disk by digest; the names that were not there before.
@@ -62,9 +64,14 @@ class BlobFiles:
         Raises:
             DiskFull, StorageError: none of those that were not there before is left.
         """
-        wanted = {name: content for name, content in contents.items() if self._disk.size(self._folder / name) < 0}
+        wanted = {
+            name: content
+            for name, content in contents.items()
+            if name in self._doubtful or self._disk.size(self._folder / name) < 0
+        }
         if not wanted:
             return []
+        self._doubtful |= set(wanted)
         self._disk.make_folder(self._folder)
         try:
             for name, content in wanted.items():
@@ -76,9 +83,11 @@ class BlobFiles:
             self._disk.sync(self._folder)
         except Exception:
             for name in wanted:
-                self._disk.remove(self._folder / f".{name}.draft")
-                self._disk.remove(self._folder / name)
+                with suppress(OSError):  # on a failing disk; the name stays doubtful and is written anew
+                    self._disk.remove(self._folder / f".{name}.draft")
+                    self._disk.remove(self._folder / name)
             raise
+        self._doubtful -= set(wanted)
         return list(wanted)
 
     def read(self, name: str) -> bytes:
@@ -92,6 +101,10 @@ class BlobFiles:
             content = self._vault.unseal(self._disk.read(path), name.encode())
         except FileNotFoundError as exc:
             raise CorruptContent(f"{path} is gone", path=str(path)) from exc
+        except OSError as exc:
+            if isinstance(exc, HybridError):
+                raise
+            raise StorageError(f"{path} cannot be read now: {exc.strerror or exc}", path=str(path)) from exc
         if sha256(content).hexdigest() != name:
             raise CorruptContent(f"{path} is damaged: its bytes have another digest", path=str(path))
         return content

@@ -25,13 +25,13 @@ def next_batch(
     *,
     least_important: int,
     held: Collection[str],
-    age_s: Callable[[int, float], float],
+    age_s: Callable[[float], float],
 ) -> Batch:
     """The next call's items. One whose file must be brought first travels at the head of its call.
 
     Args:
         held: streams that do not travel now.
-        age_s: of a row, by its id and when it was made.
+        age_s: of a row, by when it was made.
     """
     found: list[StoredItem] = []
     damaged: list[StoredItem] = []
@@ -54,7 +54,7 @@ def next_batch(
             seq=seq,
             digest=digest,
             skipped=max(0, seq - 1 - before),
-            age_s=age_s(row_id, made_s),
+            age_s=age_s(made_s),
             n_bytes=size,
             body=body or b"",
             blob=blob,

@@ -313,7 +313,7 @@ class OutboxStore:
                     self._vault,
                     least_important=least_important,
                     held=held,
-                    age_s=lambda row_id, made_s: max(0.0, now_s - made_s) if row_id > self._old_id else -1.0,
+                    age_s=lambda made_s: now_s - made_s if made_s > self.clock_s else -1.0,
                 )
 
         return self.sound(read)
@@ -375,8 +375,12 @@ class OutboxStore:
         if item.id in self.ledger.settled:
             return
         with self.database.reading() as connection:
-            row: Row | None = connection.execute(f"SELECT {ROW} FROM items WHERE id = ?", (item.id,)).fetchone()  # noqa: S608
-        if row is not None:
+            # Not by the id alone: while an item travels it may be dropped, and another one gets its id.
+            row: Row | None = connection.execute(
+                f"SELECT {ROW} FROM items WHERE id = ? AND stream = ? AND seq = ? AND digest = ?",  # noqa: S608
+                (item.id, item.stream, item.seq, item.digest),
+            ).fetchone()
+        if row is not None and item.epoch == self.ledger.epoch:
             self.ledger.settle(row)
 
     def _leave_now(self, *, always: bool = False) -> None:

@@ -1,12 +1,13 @@
 """From box to gateway, nothing twice: lost answers, doubled calls, old images, refusals, restarts, priorities."""
 
+import asyncio
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from cloud_gateway.fleet.ingest_store import Allowance, IngestLimits
-from edge_agent.outbox.policy import OutboxLimits
+from edge_agent.outbox.policy import KindLimits, OutboxLimits
 from hybrid.errors import Overloaded, VersionUnsupported
 from hybrid.fleet.messages import IngestAnswer, IngestCall
 from tests.outbox.lab import BOX, Gateway, Lane, in_virtual_time, outbox_of, running, sequence, until
@@ -82,8 +83,6 @@ def test_ten_thousand_items_keep_their_order_per_stream(tmp_path: Path) -> None:
 
 
 async def gather_all(pending: list) -> None:
-    import asyncio
-
     await asyncio.gather(*pending)
     pending.clear()
 
@@ -259,8 +258,6 @@ class Refusing(Lane):
     asked_at_s: list[float]
 
     async def ingest(self, call: IngestCall) -> IngestAnswer:
-        import asyncio
-
         self.asked_at_s.append(asyncio.get_running_loop().time())
         if self.error is not None:
             raise self.error
@@ -269,8 +266,6 @@ class Refusing(Lane):
 
 def test_refusals_are_waited_out_with_jitter(tmp_path: Path) -> None:
     async def program() -> None:
-        import asyncio
-
         gateway = Gateway(tmp_path / "gateway")
         lane = Refusing(gateway.ingest, gateway.deferrals)
         lane.asked_at_s = []
@@ -340,8 +335,6 @@ def test_the_calendar_decides_nothing(tmp_path: Path, jump_s: float) -> None:
     """Ages follow the clock that only runs forward: a calendar that jumps drops nothing and dates nothing."""
 
     async def program() -> None:
-        import asyncio
-
         wall = [1.7e9]
         gateway = Gateway(tmp_path / "gateway")
         lane = gateway.lane()
@@ -356,5 +349,39 @@ def test_the_calendar_decides_nothing(tmp_path: Path, jump_s: float) -> None:
             outbox.sender.wake()
             await until(lambda: not outbox.store.ledger.n_items)
         assert lane.calls[0].items[0].age_s == pytest.approx(100.0, abs=1.0)
+
+    in_virtual_time(program())
+
+
+class Slow(Lane):
+    """A way on which each call takes its time."""
+
+    async def ingest(self, call: IngestCall) -> IngestAnswer:
+        answer = await super().ingest(call)
+        await asyncio.sleep(5.0)
+        return answer
+
+
+def test_what_took_the_place_of_a_travelling_item_is_not_taken_for_it(tmp_path: Path) -> None:
+    """A report is replaced, telemetry is dropped, while it travels: what has its row now is sent as well."""
+
+    async def program() -> None:
+        gateway = Gateway(tmp_path / "gateway")
+        limits = OutboxLimits()
+        limits.kinds["telemetry"] = KindLimits(n_bytes=1000, n_items=1)
+        outbox = outbox_of(tmp_path / "box", Slow(gateway.ingest, gateway.deferrals), limits=limits)
+        async with running(outbox):
+            await outbox.put("report", b"0:old", about="m")
+            await asyncio.sleep(1.0)
+            await outbox.put("report", b"1:new", about="m")
+            await until(lambda: not outbox.store.ledger.n_items, within_s=60)
+            assert sequence(gateway.bodies()) == [0, 1]
+            await outbox.put("telemetry", b"2:old")
+            await outbox.flush()
+            await asyncio.sleep(1.0)
+            await outbox.put("telemetry", b"3:new")
+            await outbox.put("result", b"4:")
+            await until(lambda: not outbox.store.ledger.n_items, within_s=60)
+        assert sequence(gateway.bodies()) == [0, 1, 2, 4, 3]
 
     in_virtual_time(program())
