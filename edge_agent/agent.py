@@ -15,6 +15,7 @@ from aiohttp import web
 from edge_agent.config import AgentConfig
 from edge_agent.fleet_side import FleetSide
 from edge_agent.living.living import Living
+from edge_agent.mending import Mending
 from edge_agent.models.elsewhere import relaying
 from edge_agent.models.local import LocalModels
 from edge_agent.models.onward import Onward
@@ -29,7 +30,7 @@ from edge_agent.tending import Tending
 from edge_agent.whereabouts import Address, forget_address, note_address
 from hybrid.cli.output import event, note
 from hybrid.hosting.data_folder import DataFolder
-from hybrid.hosting.foundation import certificate_of, listener_settings, open_tokens
+from hybrid.hosting.foundation import listener_settings
 from hybrid.hosting.front_door import FrontDoor, require
 from hybrid.hosting.listener import Listener
 from hybrid.hosting.proof_route import add_proof_route
@@ -110,10 +111,11 @@ class Agent:
         config = self._config
         stack.enter_context(await asyncio.to_thread(DataFolder, config.data, "agent"))
         stop = stack.enter_context(StopSignal())
-        tokens = None if config.is_open else await asyncio.to_thread(open_tokens, config)
+        mending = Mending(config)
+        tokens = None if config.is_open else await asyncio.to_thread(mending.tokens)
         if tokens is not None:
             stack.callback(tokens.close)
-        inside = await self._inside(stack)
+        inside = await self._inside(stack, mending)
         service = self._service(stack, inside)
         calls = OutboxCalls(
             outbox=inside.fleet.outbox, deferred=inside.fleet.deferred, admit=require, bodies=service.bodies
@@ -129,7 +131,7 @@ class Agent:
         add_outbox_routes(app, calls)
         _add_samples(app, inside, service)
         add_status_route(app, inside.standing)
-        certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
+        certificate = LiveCertificate(await asyncio.to_thread(mending.certificate)) if config.speaks_tls else None
         if certificate is not None and tokens is not None:
             add_proof_route(app, tokens, lambda: certificate.current.spki_sha256)
         listener = Listener(app, listener_settings(config))
@@ -152,7 +154,7 @@ class Agent:
             await inside.fleet.stop()
             parts.cancel()
 
-    async def _inside(self, stack: AsyncExitStack) -> _Inside:
+    async def _inside(self, stack: AsyncExitStack, mending: Mending) -> _Inside:
         """All that knows nothing of the network."""
         config = self._config
         room = await open_room(stack, config, _options(config))
@@ -160,7 +162,9 @@ class Agent:
         room.compute.neighbourhood = fleet.neighbourhood
         local = LocalModels(config.local_models, room.host)
         tending = Tending(fleet.parts, Random())  # noqa: S311 (pauses)
-        standing = Standing(config.data, room, tending, lambda: (*local.problems(), *room.problems()))
+        standing = Standing(
+            config.data, room, tending, lambda: (*mending.problems(), *local.problems(), *room.problems())
+        )
         standing.gateway = lambda: fleet.gateway_url
         fleet.health, fleet.figures = standing.health, standing.figures
         return _Inside(room, fleet, local, tending, standing)

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +235,47 @@ def test_on_every_address_it_speaks_tls_and_asks_for_tokens(
             assert session.report.placement == "offload"
         shown = run_hybrid("agent", "status", "--data", str(data))
         assert "ready at https" in shown.stdout
+
+
+def test_damaged_tokens_and_keys_do_not_keep_it_from_starting(files: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    flags = ("--host", "0.0.0.0", "--no-announce")
+    with LiveAgent(data, {"mlp": files["mlp"]}, *flags) as agent:
+        token = agent.token
+    for damaged in (data / "tokens.sqlite", data / "tls" / "key.pem"):
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+    with LiveAgent(data, {"mlp": files["mlp"]}, *flags) as agent:
+        assert agent.token == token
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        call = urllib.request.Request(
+            f"https://127.0.0.1:{agent.port}/v2/hybrid/agent/status", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(call, timeout=10, context=context) as answer:
+            told = json.load(answer)
+    assert told["ready"]
+    assert sum(problem["code"] == "corrupt_content" for problem in told["problems"]) == 2
+    assert len(list(data.glob("*.corrupt-*"))) == 2
+
+
+def test_what_runs_at_sigterm_is_answered_and_new_work_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    feeds = zoo.feeds("ppocr_det")
+    with LiveAgent(tmp_path / "data", {"det": zoo.path("ppocr_det")}) as agent:
+        body = {
+            "inputs": [
+                {"name": name, "shape": list(array.shape), "datatype": "FP32", "data": array.ravel().tolist()}
+                for name, array in feeds.items()
+            ]
+        }
+        _post(f"{agent.url}/v2/models/det/infer", body)
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(_post, f"{agent.url}/v2/models/det/infer", body) for _ in range(4)]
+            while agent.status()["engine"]["n_running"] + agent.status()["engine"]["n_waiting"] < 4:
+                if any(future.done() for future in running):
+                    break
+                time.sleep(0.005)
+            agent.signal(signal.SIGTERM)
+            assert all(future.result()[0] in (200, 503) for future in running)
+            assert any(future.result()[0] == 200 for future in running)
+        assert agent._process is not None
+        assert agent._process.wait(15) == 0
