@@ -14,9 +14,10 @@ from devices.power_supply import is_on_battery
 from edge_agent.disk import RealDisk
 from edge_agent.install.records import SLOTS, decode
 from edge_agent.install.shelf import RECORD
+from edge_agent.link_rules import windows
 from edge_agent.living import thermal
 from edge_agent.living.crash_guard import SAFE_AFTER, CrashGuard
-from edge_agent.living.link_policy import network_manager_metered, windows
+from edge_agent.living.link_policy import network_manager_metered
 from edge_agent.living.patient import Patient
 from hybrid.artifact.names import ATTACHMENTS_NAME
 from hybrid.cli.doctor.check import Check, failed, passed, warned
