@@ -16,7 +16,7 @@ from edge_agent.outbox.blob_files import Sealer
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.tickets import Ticket, Tickets
 from edge_agent.part import Problem
-from hybrid.errors import CorruptContent, HybridError, NotFound
+from hybrid.errors import CorruptContent, HybridError, NotFound, StorageError
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import Outcome, OutcomesCall
 from hybrid.fleet.packed import pack_request, unpack_response
@@ -139,6 +139,9 @@ class Deferred:
                 asked = await self._fetch()
             except HybridError as exc:
                 await self._pause(exc)
+                continue
+            except OSError as exc:
+                await self._pause(StorageError(f"the disk of the outbox fails: {exc.strerror or exc}"))
                 continue
             self._n_failures = 0
             if not asked:

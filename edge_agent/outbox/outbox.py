@@ -236,8 +236,8 @@ class Outbox:
             except asyncio.CancelledError:
                 await asyncio.wait((work,))
                 raise
-            except HybridError:
-                pass
+            except (HybridError, OSError):
+                pass  # those who wait are told below
             finally:
                 if work.done() and not work.cancelled():
                     self._settle(work, group, len(gathered))
@@ -260,6 +260,8 @@ class Outbox:
     ) -> None:
         """Tell those who wait what became of their items."""
         error = work.exception()
+        if isinstance(error, OSError) and not isinstance(error, HybridError):
+            error = StorageError(f"the disk of the outbox fails: {error.strerror or error}")
         if error is not None and not isinstance(error, HybridError):
             error = StorageError(f"the outbox failed: {error!r}; the agent's log says more")
             _log.error("outbox.failed", exc_info=work.exception())
@@ -282,6 +284,8 @@ class Outbox:
             await asyncio.to_thread(self.store.probe)
         except HybridError as exc:
             self._trouble = exc
+        except OSError as exc:
+            self._trouble = StorageError(f"the disk of the outbox fails: {exc.strerror or exc}")
         else:
             self._trouble = None
 
@@ -290,7 +294,7 @@ class Outbox:
             await asyncio.sleep(_TIDY_S)
             try:
                 await asyncio.to_thread(self.store.tidy, self.now_s())
-            except HybridError as exc:
+            except (HybridError, OSError) as exc:
                 _log.warning("outbox.not_tidied error=%s", exc)
 
     async def _end(self) -> None:
@@ -300,7 +304,7 @@ class Outbox:
                 while self._pending or self._telemetry:
                     await self._commit()
                 await asyncio.to_thread(self.store.close)
-        except (HybridError, TimeoutError) as exc:
+        except (HybridError, OSError) as exc:
             _log.warning("outbox.not_closed error=%s", exc)
         for pending in self._pending:
             if not pending.settled.done():

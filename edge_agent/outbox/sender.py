@@ -15,7 +15,7 @@ from typing import Final
 from edge_agent.outbox.records import Batch, StoredItem
 from edge_agent.outbox.store import OutboxStore
 from edge_agent.part import Problem
-from hybrid.errors import CorruptContent, HybridError, LinkError
+from hybrid.errors import CorruptContent, HybridError, LinkError, StorageError
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import IngestAnswer, IngestCall, Item
 
@@ -93,6 +93,8 @@ class Sender:
             return self._failed(exc)
         except TimeoutError as exc:
             return self._failed(LinkError(f"the gateway did not answer in time: {exc}"))
+        except OSError as exc:
+            return self._failed(StorageError(f"the disk of the outbox fails: {exc.strerror or exc}"))
         if self._n_failures:
             _log.info("outbox.sending_again n_failures=%d", self._n_failures)
         self._n_failures = 0
