@@ -131,7 +131,7 @@ def test_status_tells_people_and_programs_the_same(agent: LiveAgent, run_hybrid:
     assert {model["name"] for model in told["data"]["models"]} == {"mlp", "cls"}
     assert told["data"]["ready"] is True
     assert f"ready at {agent.url}" in shown.stdout
-    for word in ("MODEL", "mlp", "outbox", "gateway", "not_enrolled", "hybrid agent enroll"):
+    for word in ("MODEL", "mlp", "outbox", "gateway", "in no fleet", "vault_key_on_disk", "do:"):
         assert word in shown.stdout
 
 
@@ -142,7 +142,7 @@ def test_metrics_count_answers_by_place(agent: LiveAgent) -> None:
     with urllib.request.urlopen(f"{agent.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     assert f'hybrid_agent_answers_total{{model="mlp",placement="local"}} {before + 1}.0' in text
-    assert 'hybrid_agent_problem{blocks="no",code="not_enrolled"} 1.0' in text
+    assert 'hybrid_agent_problem{blocks="no",code="vault_key_on_disk"} 1.0' in text
 
 
 def test_a_second_agent_on_the_same_folder_says_who_holds_it(agent: LiveAgent, run_hybrid: Run) -> None:
