@@ -8,8 +8,8 @@ from typing import Final, Protocol
 import msgspec
 from aiohttp import web
 
-from cloud_gateway.fleet.assignments import parse_tags
-from cloud_gateway.fleet.boxes import Box
+from cloud_gateway.fleet.assignments import Terms, parse_tags
+from cloud_gateway.fleet.boxes import Box, check_tags
 from cloud_gateway.fleet.desired import BoxView, Rollout
 from cloud_gateway.fleet.fleet_status import assignment_list, box_row, fleet_status, rollout_view
 from cloud_gateway.fleet.rollouts import Plan, check_stages
@@ -26,6 +26,8 @@ from hybrid.transport.fleet_paths import ADMIN_BOXES_PATH, ASSIGNMENTS_PATH, ROL
 
 _MAX_STATE_BYTES: Final = 1 << 20
 _MAX_LISTED: Final = 10_000
+_MAX_ROLLBACK_BYTES: Final = 16 << 10
+_LONGEST_S: Final = 30 * 86400.0
 
 
 class TagDesk(Protocol):
@@ -95,7 +97,7 @@ class _Calls:
     async def assign(self, request: web.Request) -> web.StreamResponse:
         who = _admin(request)
         wish = await body_of(request, AssignWish)
-        check_word(wish.model)
+        _check_aim(wish.model, wish.version, wish.selector, wish.terms)
         made = await self._steering.assign(
             wish.model, wish.version or None, wish.selector, wish.terms, who, anew=wish.anew
         )
@@ -170,14 +172,13 @@ def _planned(wish: RolloutWish, who: str) -> Plan:
     Raises:
         BadMessage: it is not.
     """
-    check_word(wish.model)
+    _check_aim(wish.model, wish.version, wish.selector, wish.terms)
     try:
         stages = check_stages(wish.stages)
     except ValueError as exc:
         raise BadMessage(str(exc)) from exc
     for name, value, least, most in (
-        ("soak_s", wish.soak_s, 0.0, 30 * 86400.0),
-        ("report_within_s", wish.terms.report_within_s, 60.0, 30 * 86400.0),
+        ("soak_s", wish.soak_s, 0.0, _LONGEST_S),
         ("enough_ratio", wish.enough_ratio, 0.0, 1.0),
         ("offline_ratio", wish.offline_ratio, 0.0, 1.0),
         ("max_failed_ratio", wish.max_failed_ratio, 0.0, 1.0),
@@ -186,8 +187,7 @@ def _planned(wish: RolloutWish, who: str) -> Plan:
         ("crashes_ratio", wish.tolerance.crashes_ratio, 0.0, 1.0),
         ("latency_ratio", wish.tolerance.latency_ratio, 0.0, 100.0),
     ):
-        if not least <= value <= most:
-            raise BadMessage(f"{name} is {value:g}; {least:g} to {most:g} is wanted")
+        _check_range(name, value, least, most)
     return Plan(
         id="",
         model=wish.model,
@@ -204,6 +204,29 @@ def _planned(wish: RolloutWish, who: str) -> Plan:
         terms=wish.terms,
         made_by=who,
     )
+
+
+def _check_aim(model: str, version: str, selector: dict[str, str], terms: Terms) -> None:
+    """What assignments and rollouts have in common.
+
+    Raises:
+        BadMessage: a word, a tag or a number that cannot be.
+    """
+    check_word(model)
+    if version:
+        check_word(version, "version")
+    check_tags(selector)
+    _check_range("priority", terms.priority, 0, 9)
+    _check_range("report_within_s", terms.report_within_s, 60.0, _LONGEST_S)
+    _check_range("trial.n_good", terms.trial.n_good, 0, 1e9)
+    _check_range("trial.most_s", terms.trial.most_s, 0.0, _LONGEST_S)
+    if terms.rollback is not None and len(terms.rollback[0]) + len(terms.rollback[1]) > _MAX_ROLLBACK_BYTES:
+        raise BadMessage(f"a rollback has at most {_MAX_ROLLBACK_BYTES} bytes")
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise BadMessage(f"{name} is {value:g}; {least:g} to {most:g} is wanted")
 
 
 def _admin(request: web.Request) -> str:

@@ -190,3 +190,68 @@ async def test_orders_need_an_administrator_and_sense(gateway, tmp_path: Path):
     assert "nothing is assigned" in await asyncio.to_thread(fleet, gateway, "assignments")
     told = await ask(gateway, "GET", "/v2/hybrid/fleet/status?tags=site=oslo")
     assert told["n_boxes"] == 0
+
+
+ODD = (
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"x"',
+    b"{}",
+    b"\xff\xfe",
+    b"9" * 5000,
+    b"[" * 5000,
+    b'{"model": 5}',
+    b'{"model": "../x"}',
+    b'{"model": "detector", "selector": {"a b": "c"}}',
+    b'{"model": "detector", "selector": {"": ""}}',
+    b'{"model": "detector", "selector": []}',
+    b'{"model": "detector", "terms": {"priority": 99}}',
+    b'{"model": "detector", "terms": {"report_within_s": -1}}',
+    b'{"model": "detector", "terms": {"samples": "all"}}',
+    b'{"model": "detector", "terms": {"rollback": ["eA==", 5]}}',
+    b'{"model": "detector", "version": "a b"}',
+    b'{"model": "absent", "stages": [0.5, 0.1]}',
+    b'{"model": "absent", "stages": [1e999]}',
+    b'{"model": "absent", "soak_s": 1e99}',
+    b'{"model": "absent", "soak_s": "x"}',
+    b'{"model": "absent", "max_failed_ratio": 7}',
+    b'{"model": "absent", "tolerance": {"latency_ratio": -1}}',
+    b'{"put": {"a": "b c"}}',
+    b'{"drop": "a"}',
+    b'{"known": 5}',
+    b'{"known": "", "epoch": "", "run": "", "wait_s": 1e400}',
+)
+
+
+async def test_odd_bodies_are_refused_and_break_nothing(gateway, tmp_path: Path):
+    import aiohttp
+
+    async with enrolled_box(tmp_path / "box", gateway) as access:
+        bearer = {"Authorization": f"Bearer {gateway.token}"}
+        box = {"Authorization": f"Bearer {access.token_source.text}"}
+        root = f"{gateway.url}/v2/hybrid/fleet"
+        async with aiohttp.ClientSession() as session:
+            for path, headers in (
+                ("assignments", bearer),
+                ("assignments/end", bearer),
+                ("rollouts", bearer),
+                ("rollouts/nosuch/explode", bearer),
+                ("boxes/box/tags", bearer),
+                ("state", box),
+                ("rollouts", box),
+                ("state", bearer),
+            ):
+                for body in ODD:
+                    async with session.post(f"{root}/{path}", data=body, headers=headers) as response:
+                        told = await response.json()
+                        refused = 400 <= response.status < 500
+                        changes_nothing = path == "boxes/box/tags" and response.status == 200
+                        assert refused or changes_nothing, (path, body, told)
+                        assert refused is False or {"error", "code"} <= set(told)
+            for query in ("limit=x", "limit=-1", "tags=a", "boxes=some", "tags=%00=1", "limit=" + "9" * 400):
+                async with session.get(f"{root}/status?{query}", headers=bearer) as response:
+                    assert response.status in {200, 400}
+        assert (await access.calls.state(call(access))).models == ()
+        assert (await fleet_json(gateway, "assignments"))["assignments"] == []
