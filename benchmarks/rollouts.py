@@ -62,6 +62,9 @@ def main() -> int:
         hours = statistics.median(one.hours for one in ended)
         rows.append([name, str(n), 100 * first, 100 * second, 100 * halted, exposed, hours])
         print(rows[-1], file=sys.stderr, flush=True)
+        for at, one in enumerate(ended):
+            if is_sound == (one.state == "halted") or (not is_sound and one.stage > 2):
+                print(f"  seed {given.seed + at}: {one.state} in stage {one.stage}: {one.reason}", file=sys.stderr)
         if is_sound:
             bars.append(Bar(name=f"{name}: halted", measured=100 * halted, limit=1.0, unit=" %"))
         elif name != NO_BAR:  # rarer than the bar speaks of; how it fares is shown all the same

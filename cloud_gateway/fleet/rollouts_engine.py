@@ -23,6 +23,8 @@ _RULE: Final = 0.05
 """Boxes that fell silent or crashed count as failed beyond what, but for so small a chance, boxes without the version
 would show too."""
 _MANY_BOXES: Final = 20
+_AWAY: Final = 0.25
+"""Of the time to tell something: a longer silence was absence, and is given back when it ends."""
 _ENDING: Final = frozenset({"failed", "rolled_back"})
 
 
@@ -78,8 +80,14 @@ class Count:
         return self.failed + self.late + self.silent_beyond + self.crashed_beyond
 
 
-def note_seen(course: Course, member: Member) -> None:
-    """A box was heard of: from now on it counts as having taken what it should have."""
+def note_seen(plan: Plan, course: Course, member: Member) -> None:
+    """A box was heard of: from now on it counts as having taken what it should have.
+
+    One that was away for long since then, as boxes are at night, gets the time back that it was away.
+    """
+    away_s = course.clock_s - member.seen_s if member.seen_s >= 0 else 0.0
+    if member.taken_s >= 0 and member.committed_s < 0 and away_s > _AWAY * plan.terms.report_within_s:
+        member.taken_s = min(course.clock_s, member.taken_s + away_s)
     member.seen_s = course.clock_s
     if course.state == "running" and not member.is_gone and member.stage <= course.stage and member.taken_s < 0:
         member.taken_s = course.clock_s
@@ -94,7 +102,9 @@ def note_told(plan: Plan, course: Course, member: Member, told: Installed) -> bo
     if concerns and member.taken_s < 0 and member.stage <= course.stage:
         member.taken_s = course.clock_s
     if member.taken_s >= 0:
-        member.is_deferred = told.phase == "deferred" and not has_it
+        was_deferred, member.is_deferred = member.is_deferred, told.phase == "deferred" and not has_it
+        if was_deferred and not member.is_deferred:
+            member.taken_s = course.clock_s  # it goes on now, and has its whole time
         if has_it and told.phase == "committed":
             member.failed = ""
             member.committed_s = course.clock_s if member.committed_s < 0 else member.committed_s

@@ -65,7 +65,7 @@ class Ledger:
             member = rollout.members.get(box_id)
             if member is not None:
                 before_s, taken_s = member.seen_s, member.taken_s
-                note_seen(rollout.course, member)
+                note_seen(rollout.plan, rollout.course, member)
                 if member.taken_s != taken_s or before_s // _SEEN_WRITTEN_S != member.seen_s // _SEEN_WRITTEN_S:
                     self._unwritten.members(rollout.plan.id, (box_id,))
 

@@ -28,14 +28,14 @@ class Scene:
         begin_stage(self.plan, self.course, self.members, 0)
         for member in self.members:
             if member.stage:
-                note_seen(self.course, member)
+                note_seen(self.plan, self.course, member)
 
     @property
     def first(self):
         return [m for m in self.members if m.stage <= self.course.stage]
 
     def hear(self, member, *words):
-        note_seen(self.course, member)
+        note_seen(self.plan, self.course, member)
         for word in words:
             note_told(self.plan, self.course, member, word)
 
@@ -105,9 +105,10 @@ def test_a_box_that_is_alive_and_tells_nothing_in_time_has_failed():
     scene.all_take(but=2)
     for member in scene.first[:2]:
         scene.hear(member)
-    scene.later(1201)
-    for member in scene.members:
-        note_seen(scene.course, member)
+    for _ in range(13):
+        scene.later(100)
+        for member in scene.members:
+            note_seen(scene.plan, scene.course, member)
     found = scene.step()
     assert found.verdict == "halt"
     assert "2 told nothing in time" in found.text
@@ -121,7 +122,7 @@ def test_dead_boxes_have_failed_although_they_send_no_errors():
     scene.later(1201)
     for member in scene.members:
         if member not in scene.first[:2]:
-            note_seen(scene.course, member)
+            note_seen(scene.plan, scene.course, member)
     found = scene.step()
     assert found.verdict == "halt"
     assert "2 fell silent" in found.text
@@ -135,9 +136,9 @@ def test_boxes_that_fall_silent_everywhere_are_nights_not_versions():
     scene.later(1201)
     for at, member in enumerate(scene.members):
         if member.stage == 0 and member not in scene.first[:2]:
-            note_seen(scene.course, member)
+            note_seen(scene.plan, scene.course, member)
         elif member.stage > 0 and at % 2:
-            note_seen(scene.course, member)  # half of all other boxes are off too
+            note_seen(scene.plan, scene.course, member)  # half of all other boxes are off too
     assert scene.step().verdict != "halt"
 
 
@@ -170,8 +171,9 @@ def test_a_report_that_comes_late_takes_the_failure_back():
     scene.all_take(but=1)
     late = scene.first[0]
     scene.hear(late)
-    scene.later(1300)
-    note_seen(scene.course, late)
+    for _ in range(13):
+        scene.later(100)
+        note_seen(scene.plan, scene.course, late)
     assert count(scene.plan, scene.course, scene.members).late == 1
     scene.hear(late, told(NEW))
     assert count(scene.plan, scene.course, scene.members).late == 0
@@ -256,7 +258,7 @@ def test_without_runs_it_waits_a_while_and_then_goes_on():
     assert found.verdict in ("wait", "advance")
     scene.later(700)
     for member in scene.members:
-        note_seen(scene.course, member)
+        note_seen(scene.plan, scene.course, member)
     assert scene.step().verdict == "advance"
 
 
@@ -290,5 +292,34 @@ def test_boxes_without_a_single_run_are_not_divided_by():
         member.now = member.before = member.mark
     scene.later(1300)
     for member in scene.members:
-        note_seen(scene.course, member)
+        note_seen(scene.plan, scene.course, member)
     assert scene.step().verdict == "advance"
+
+
+def test_a_box_that_went_on_after_it_put_it_off_has_its_whole_time():
+    scene = Scene()
+    scene.all_take(but=2)
+    for member in scene.first[:2]:
+        scene.hear(member, told(phase="deferred", wanted_digest=NEW))
+    scene.later(5000)
+    for member in scene.first[:2]:
+        scene.hear(member, told(phase="downloading", wanted_digest=NEW))
+    assert count(scene.plan, scene.course, scene.members).busy == 2
+    for _ in range(13):
+        scene.later(100)
+        for member in scene.first[:2]:
+            note_seen(scene.plan, scene.course, member)
+    assert count(scene.plan, scene.course, scene.members).late == 2
+
+
+def test_a_night_away_is_no_lateness():
+    scene = Scene()
+    scene.all_take(but=2)
+    for member in scene.first[:2]:
+        scene.hear(member)
+    scene.later(40_000)
+    assert count(scene.plan, scene.course, scene.members).silent == 2
+    for member in scene.first[:2]:
+        scene.hear(member)
+    found = count(scene.plan, scene.course, scene.members)
+    assert (found.late, found.silent, found.busy) == (0, 0, 2)
