@@ -19,13 +19,13 @@ from hybrid.cascade.cascade import Cascade, Weighed
 from hybrid.cascade.together import Replied, Together
 from hybrid.errors import DeadlinePassed, GatewayUnreachable, HybridError
 from hybrid.route.allowance import Allowance
+from hybrid.route.departure import encoded
 from hybrid.route.engine import Engine
 from hybrid.schedule.options import Options
 from hybrid.scouting.gateways import Gateways
 from hybrid.session.report import RunReport
 from hybrid.transport.token_source import Credential
 from hybrid.wire.message import InferRequest, OutputRequest
-from hybrid.wire.tensor import Tensor
 
 if TYPE_CHECKING:
     from hybrid.cascade.cascade import OnHard
@@ -177,7 +177,8 @@ class CascadedRuns:
         client = next(iter(self._gateways.ready), None)
         if client is None:
             raise GatewayUnreachable("no gateway is connected now; the small model answers")
-        tensors = tuple(Tensor.of(name, np.ascontiguousarray(array)) for name, array in feeds.items())
+        codec = self._options.codec if self._options.codec != "auto" else "none"
+        tensors = encoded({name: np.ascontiguousarray(array) for name, array in feeds.items()}, codec)
         n_bytes = sum(len(tensor.payload) for tensor in tensors)
         timeout_s = TIMEOUT_S if left_s is None else max(0.001, min(TIMEOUT_S, left_s))
         request = InferRequest(
