@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -165,3 +166,15 @@ def test_the_containers_health_check_tells_ready_from_not(tmp_path: Path, start_
     assert run(sys.executable, "-c", asked).returncode == 0
     agent.stop()
     assert run(sys.executable, "-c", asked).returncode == 1
+
+
+@pytest.mark.root
+def test_a_unit_whose_credential_is_in_no_store_starts():
+    """systemd 252 then leaves a folder that only root may enter: found with a real systemd, where no agent started."""
+    with tempfile.TemporaryDirectory() as folder:  # its parent is open to everybody, pytest's folders are not
+        code = (
+            "import os, sys; from edge_agent.samples.vault import _credential; os.setgid(65534); os.setuid(65534); "
+            f"sys.exit(0 if _credential({{'CREDENTIALS_DIRECTORY': {folder!r}}}) is None else 1)"
+        )
+        done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
