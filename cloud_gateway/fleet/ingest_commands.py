@@ -51,6 +51,13 @@ def _commands(kind: str, name: str, what: str) -> typer.Typer:
         """,
     )
 
+    _add_ls(app, kind, name)
+    _add_export(app, kind, name)
+    _add_rm(app, kind)
+    return app
+
+
+def _add_ls(app: typer.Typer, kind: str, name: str) -> None:
     @app.command("ls")
     def ls(
         box: Box = "",
@@ -68,6 +75,8 @@ def _commands(kind: str, name: str, what: str) -> typer.Typer:
         if len(found.items) == limit and not json:
             note(f"next: hybrid fleet {name} ls --after {found.items[-1].id}")
 
+
+def _add_export(app: typer.Typer, kind: str, name: str) -> None:
     @app.command("export")
     def export(
         folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets a file each, and index.jsonl.")],
@@ -88,6 +97,8 @@ def _commands(kind: str, name: str, what: str) -> typer.Typer:
         if told.last and not json:
             note(f"next: hybrid fleet {name} rm --up-to {told.last}    # once they are safe")
 
+
+def _add_rm(app: typer.Typer, kind: str) -> None:
     @app.command("rm")
     def rm(
         up_to: Annotated[int, typer.Option("--up-to", help="This one and all that came before.", metavar="ID", min=1)],
@@ -100,8 +111,6 @@ def _commands(kind: str, name: str, what: str) -> typer.Typer:
         wish = RemoveWish(kind=kind, up_to=up_to, box=box)
         told = Asker(gateway, token).post(f"{ITEMS_PATH}/remove", wish, dict[str, int])
         result(told, f"removed {told['n_removed']}", json=json)
-
-    return app
 
 
 _HEADS: Final = ("ID", "BOX", "STREAM", "NUMBER", "BYTES", "CAME", "MADE")

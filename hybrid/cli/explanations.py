@@ -217,9 +217,9 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "outbox_full": Explanation(
         "The box's outbox takes no more results or deferred requests.",
-        "The box has been without its gateway for long, or brings more than its link carries; what was acknowledged to a "
-        "caller is never dropped, so further ones are refused.",
-        "Bring the box online, raise the limits of its outbox, or try again later; `hybrid agent outbox` shows what waits.",
+        "The box has been without its gateway for long, or brings more than its link carries; what was acknowledged to "
+        "a caller is never dropped, so further ones are refused.",
+        "Bring the box online, raise the limits of its outbox, or try later; `hybrid agent outbox` shows what waits.",
     ),
     "deadline_passed": Explanation(
         "The request's deadline passed before it could be answered.",
