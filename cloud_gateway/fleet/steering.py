@@ -166,11 +166,7 @@ class Steering:
             Conflict: a rollout of that model runs on some of the boxes; or all assignments were lost, and `anew` is not
                 said.
         """
-        if self._is_blind and not anew:
-            raise Conflict(
-                f"{self.lost}. The first assignment makes boxes remove all other models; say --anew if that is wanted",
-                advice="Bring back assignments.json from a backup and restart the gateway, or assign with --anew.",
-            )
+        self._check_sight(anew=anew)
         record = await asyncio.to_thread(self._around.versions.resolve, model, version)
         made = self.ledger.assign(
             Assignment(
@@ -203,6 +199,7 @@ class Steering:
         """
         from msgspec.structs import replace
 
+        self._check_sight(anew=False)
         record = await asyncio.to_thread(self._around.versions.resolve, plan.model, plan.version or None)
         same = [a for a in self.ledger.assignments if a.model == plan.model and a.selector == plan.selector]
         plan = replace(
@@ -314,6 +311,13 @@ class Steering:
         self.ledger.note_seen(box.id)
         if self.ledger.note_told(box.id, told):
             self._soon.set()
+
+    def _check_sight(self, *, anew: bool) -> None:
+        if self._is_blind and not anew:
+            raise Conflict(
+                f"{self.lost}. The first assignment makes boxes remove all other models; say --anew if that is wanted",
+                advice="Bring back assignments.json from a backup and restart the gateway, or assign with --anew.",
+            )
 
     def _has_news(self, box_id: str, trust_sequence: int) -> bool:
         """Whether a newer trust bundle was not told to this box yet; one that it did not take is no news again."""

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -19,14 +20,23 @@ from tests.live_gateway import HYBRID, LiveGateway
 from tests.small_models import mlp
 
 
-@pytest.fixture
-def gateway(tmp_path):
-    with LiveGateway(tmp_path / "gateway", "--drain-s", "2") as running:
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A gateway's folder with two versions of a model."""
+    folder = tmp_path_factory.mktemp("pushed")
+    with LiveGateway(folder / "gateway") as running:
         for seed in (1, 2):
-            model = mlp(tmp_path / f"m{seed}.onnx", seed=seed)
+            model = mlp(folder / f"m{seed}.onnx", seed=seed)
             words = ["push", str(model), "--name", "detector", "--gateway", running.url, "--token", running.token]
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 assert main(["models", *words]) == 0
+    return folder / "gateway"
+
+
+@pytest.fixture
+def gateway(pushed, tmp_path):
+    shutil.copytree(pushed, tmp_path / "gateway", ignore=shutil.ignore_patterns("*.lock"))
+    with LiveGateway(tmp_path / "gateway", "--drain-s", "2") as running:
         yield running
 
 

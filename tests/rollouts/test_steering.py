@@ -288,6 +288,8 @@ async def test_with_both_copies_lost_boxes_are_told_nothing_until_a_person_says_
         await steering.state(first, call("known", 5.0))
     with pytest.raises(Conflict, match="--anew"):
         await steering.assign("detector", "2", {}, Terms(), "me")
+    with pytest.raises(Conflict, match="--anew"):
+        await steering.start(plan())
     await steering.assign("detector", "2", {}, Terms(), "me", anew=True)
     assert (await steering.state(first, call())).models[0].version == "2"
     steering.close()
