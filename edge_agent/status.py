@@ -210,10 +210,10 @@ class Standing:
 
 
 def add_status_route(app: web.Application, standing: Standing) -> None:
-    """Serve the status to whoever may read."""
+    """Serve the status to administrators, and to programs of the machine where no tokens are asked for."""
 
     async def status(request: web.Request) -> web.Response:
-        require(request, "read")
+        require(request, "admin")
         return json_reply(standing.status())
 
     app.router.add_get(STATUS_PATH, status)

@@ -37,8 +37,10 @@ class LiveAgent(LiveGateway):
         super().__init__(data, "--gateway", gateway, *(("--model", named) if named else ()), *flags, place=place)
 
     def status(self) -> dict[str, Any]:
-        """What it says of itself; for agents that ask for no tokens."""
-        with urllib.request.urlopen(f"{self.url}/v2/hybrid/agent/status", timeout=10) as answer:
+        """What it says of itself, on loopback."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        call = urllib.request.Request(f"{self.url}/v2/hybrid/agent/status", headers=headers)
+        with urllib.request.urlopen(call, timeout=10) as answer:
             return json.load(answer)
 
     def model(self, name: str) -> dict[str, Any]:

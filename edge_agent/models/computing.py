@@ -75,7 +75,7 @@ class BoxCompute:
         n_checked_bytes: int = -1,
     ) -> Computed:
         """See `Compute`."""
-        priority = self._answering.priority(model.model_digest) if asked.priority is None else asked.priority
+        priority = asked.priority_beside(self._answering.priority(model.model_digest))
         runs = self.runs(model.model_digest)
         request = _Request(session, feeds, names, priority, n_checked_bytes)
         started_s = perf_counter()

@@ -20,11 +20,19 @@ class Asked:
         priority: 0 to 9, higher first; None leaves it to the model.
         deadline_s: instant on the clock of `time.perf_counter`; None without one.
         hops: how many services passed the request on before this one.
+        may_raise: whether its priority may be above the model's own; others may only lower it.
     """
 
     priority: int | None = None
     deadline_s: float | None = None
     hops: int = 0
+    may_raise: bool = True
+
+    def priority_beside(self, models: int) -> int:
+        """What counts for a model of that priority."""
+        if self.priority is None:
+            return models
+        return self.priority if self.may_raise else min(self.priority, models)
 
 
 ORDINARY: Final = Asked()
@@ -84,5 +92,5 @@ class ComputeHere:
             names,
             asked.deadline_s,
             n_checked_bytes=n_checked_bytes,
-            priority=PRIORITY if asked.priority is None else asked.priority,
+            priority=asked.priority_beside(PRIORITY),
         )

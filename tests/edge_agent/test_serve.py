@@ -18,6 +18,7 @@ import pytest
 import tritonclient.http as triton
 
 import hybrid
+from hybrid.serving.computing import Asked
 from tests import small_models, zoo
 from tests.live_agent import LiveAgent
 
@@ -217,6 +218,28 @@ def test_tokens_may_be_asked_for_on_loopback_too(files: dict[str, Path], tmp_pat
     with LiveAgent(tmp_path / "data", {"mlp": files["mlp"]}, "--require-tokens") as agent:
         assert _post(f"{agent.url}/v2/models/mlp/infer", _body())[0] == 401
         assert _post(f"{agent.url}/v2/models/mlp/infer", _body(), Authorization=f"Bearer {agent.token}")[0] == 200
+
+
+def test_a_devices_token_sees_no_status_and_raises_no_priority(
+    files: dict[str, Path], tmp_path: Path, run_hybrid: Run
+) -> None:
+    assert Asked(priority=9, may_raise=False).priority_beside(4) == 4
+    assert Asked(priority=1, may_raise=False).priority_beside(4) == 1
+    assert Asked(priority=9).priority_beside(4) == 9
+    with LiveAgent(tmp_path / "data", {"mlp": files["mlp"]}, "--require-tokens") as agent:
+        made = run_hybrid("agent", "token", "create", "--name", "camera", "--data", str(agent.data))
+        bearer = f"Bearer {made.stdout.strip()}"
+        end_s = time.monotonic() + 5
+        while _post(f"{agent.url}/v2/models/mlp/infer", _body(), Authorization=bearer)[0] == 401:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        raised = _post(f"{agent.url}/v2/models/mlp/infer", _body(), Authorization=bearer, Hybrid_Priority="9")
+        assert raised[0] == 200
+        call = urllib.request.Request(f"{agent.url}/v2/hybrid/agent/status", headers={"Authorization": bearer})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(call, timeout=10)
+        assert caught.value.code == 403
+        caught.value.close()
 
 
 def test_on_every_address_it_speaks_tls_and_asks_for_tokens(
