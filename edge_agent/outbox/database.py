@@ -31,6 +31,12 @@ _PRAGMAS: Final = (
     "cache_size=-512",
 )
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DISK: Final = frozenset({
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_INTERRUPT,
+})  # fmt: skip
+"""What opening a sound file may meet; anything else, such as a changed byte of its header, is damage."""
+
 _VACUUM_PAGES: Final = 16 << 10
 """Given back at once, lest others wait for it; the rest follows."""
 
@@ -171,7 +177,7 @@ class BoxDatabase:
         self._disk.make_folder(self.path.parent)
         if self._disk.size(self.path) < 0:
             self._disk.append(self.path, b"")  # nobody else may read it
-        with self._mapped():
+        with self._mapped(is_opening=True):
             connection = self._connect(self.path)
             try:
                 for pragma in _PRAGMAS:
@@ -200,15 +206,25 @@ class BoxDatabase:
             raise StorageError(f"{self.path} is closed", path=str(self.path))
         return self._connection
 
+    def _says_read_only(self, code: int) -> bool:
+        """Whether the file's header alone forbids writing: SQLite then takes it for a newer version's."""
+        if code != sqlite3.SQLITE_READONLY:
+            return False
+        try:
+            self._disk.append(self.path, b"")
+        except OSError:
+            return False
+        return True
+
     @contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def _mapped(self, *, is_opening: bool = False) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as exc:
             code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
             if code == sqlite3.SQLITE_FULL:
                 raise DiskFull(f"{self.path}: no room; nothing was half-stored", path=str(self.path)) from exc
-            if code in _DAMAGED:
+            if code in _DAMAGED or (is_opening and (code not in _DISK or self._says_read_only(code))):
                 raise CorruptContent(f"{self.path}: {exc}", path=str(self.path)) from exc
             raise StorageError(f"{self.path}: {exc}; check the disk and its permissions", path=str(self.path)) from exc
 
