@@ -1,6 +1,6 @@
 """How surely a rollout halts for a worse version, and how rarely for a sound one, in simulated fleets of 500 boxes.
 
-The real ledger and engine with the default plan (5, 25, 100 %, an hour a stage), in virtual time; boxes as unlike one
+The real ledger and engine with the default plan (5, 30, 100 %, an hour a stage), in virtual time; boxes as unlike one
 another as real ones (`tests/rollouts/simulated_fleet.py` says how). Other work on the machine changes nothing.
 """
 

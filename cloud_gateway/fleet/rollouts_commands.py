@@ -46,9 +46,9 @@ RolloutId = Annotated[str, typer.Argument(metavar="ROLLOUT", help="Its id; `hybr
 def start(
     model: Model,
     tags: Tags,
-    stages: Annotated[str, typer.Option("--stages", help="Per cent of the boxes, rising.")] = "5,25,100",
+    stages: Annotated[str, typer.Option("--stages", help="Per cent of the boxes, rising.")] = "5,30,100",
     soak_s: Annotated[float, typer.Option("--soak-s", help="How long a stage is watched at least.")] = 3600.0,
-    max_failed: Annotated[float, typer.Option("--max-failed", help="Per cent of failed boxes that halt it.")] = 1.5,
+    max_failed: Annotated[float, typer.Option("--max-failed", help="Per cent of failed boxes that halt it.")] = 2.0,
     enough: Annotated[float, typer.Option("--enough", help="Per cent of reachable boxes that must have it.")] = 90.0,
     offline: Annotated[float, typer.Option("--offline", help="Per cent of a stage that may be out of reach.")] = 50.0,
     more_errors: Annotated[float, typer.Option("--more-errors", help="Per cent of runs: tolerated beside.")] = 0.2,
@@ -196,5 +196,5 @@ def _stages(text: str) -> tuple[float, ...]:
         return check_stages([float(part) / 100.0 for part in text.split(",")])
     except ValueError as exc:
         raise typer.BadParameter(
-            f"{text[:80]!r}: {exc}; write per cent, such as 5,25,100", param_hint="--stages"
+            f"{text[:80]!r}: {exc}; write per cent, such as 5,30,100", param_hint="--stages"
         ) from exc

@@ -31,11 +31,11 @@ class RolloutWish(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: str = ""
     selector: dict[str, str] = {}
-    stages: tuple[float, ...] = (0.05, 0.25, 1.0)
+    stages: tuple[float, ...] = (0.05, 0.3, 1.0)
     soak_s: float = 3600.0
     enough_ratio: float = 0.9
     offline_ratio: float = 0.5
-    max_failed_ratio: float = 0.015
+    max_failed_ratio: float = 0.02
     tolerance: Tolerance = Tolerance()
     min_runs: int = 100
     terms: Terms = Terms()

@@ -19,7 +19,7 @@ def test_what_is_worse_halts_before_the_last_stage(seed, worse):
     ended = simulate(seed, worse)
     assert ended.state == "halted", ended.reason
     assert ended.stage <= 2
-    assert ended.n_exposed <= 130
+    assert ended.n_exposed <= 155
 
 
 @pytest.mark.parametrize("late_s", [0.0, 600.0])
