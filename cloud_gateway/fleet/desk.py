@@ -168,9 +168,8 @@ class FleetDesk:
         with self._database.writing() as db:
             past = self._past(db, box, call) if is_new_life and not box.pardoned else ""
             if past:
-                if (
-                    issued_s < box.since_s
-                ):  # signed before the newer one began: a letter that came late, no sign of life
+                # Signed before the newer one began, it is a letter that came late, and no sign of life.
+                if issued_s < box.since_s:
                     raise StaleNonce("this call was signed before a newer run of the box began; ask for a new hello")
                 changed = self._quarantine(db, box, f"{past} {getattr(call, past)[:8]}", past)
             else:

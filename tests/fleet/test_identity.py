@@ -70,6 +70,16 @@ def test_one_damaged_copy_costs_nothing(tmp_path: Path, name: str, how: str) -> 
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / FOLDER).iterdir()} == {0o600}
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_no_flipped_bit_is_believed(tmp_path: Path, name: str) -> None:
+    before = facts(enrolled_in(tmp_path))
+    path, rng = tmp_path / FOLDER / name, random.Random(name)
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        path.write_bytes(bytes([*content[:at], content[at] ^ 1 << rng.randrange(8), *content[at + 1 :]]))
+        assert facts(identity_in(tmp_path)) == before, at
+
+
 def test_both_copies_damaged_are_set_aside_and_said(tmp_path: Path) -> None:
     for name in FILES:
         data = tmp_path / name
