@@ -10,16 +10,16 @@ from edge_agent.disk import Disk, write_durably
 from edge_agent.follow.desired import DesiredFile
 from edge_agent.follow.imports import TRUST, Imports
 from edge_agent.install.preparing import past_of
-from edge_agent.install.records import Slots, decode
+from edge_agent.install.records import Slots
 from edge_agent.install.rules import Papers, TrustKeys, permit
-from edge_agent.install.shelf import RECORD, Shelf
+from edge_agent.install.shelf import Shelf
 from edge_agent.trust.identity import BoxIdentity
 from hybrid.artifact.bundle import trust_in
 from hybrid.artifact.manifest import MAX_MANIFEST_BYTES, artifact_digest, parse
 from hybrid.artifact.names import MANIFEST_NAME, SIGNATURE_NAME
 from hybrid.artifact.signature import MAX_SIGNATURE_BYTES, Signature
 from hybrid.artifact.stored_zip import unpack
-from hybrid.errors import BadMessage, DiskFull, ModelInvalid, NotFound
+from hybrid.errors import DiskFull, ModelInvalid, NotFound
 from hybrid.fleet.messages import Assigned
 from hybrid.fleet.trust_bundle import SCHEMA, TrustBundle, opened
 
@@ -60,7 +60,7 @@ def bring(file: Path, data: Path, disk: Disk, identity: BoxIdentity, now_s: Call
     envelope = trust_in(file)
     trust, is_newer = _trust(identity, envelope)
     shelf = Shelf(disk, data, now_s)
-    slots = _slots(shelf, name)
+    slots = shelf.look(name)
     past = past_of(shelf, slots)
     permitted = permit(papers, papers.digest, name, past=past, trust=trust, rollback=None)
     imports = Imports(data, disk)
@@ -91,7 +91,7 @@ def bring(file: Path, data: Path, disk: Disk, identity: BoxIdentity, now_s: Call
 
 def state_of(data: Path, disk: Disk, name: str, now_s: Callable[[], float]) -> Slots:
     """How the installation of a model stands, as its record says."""
-    return _slots(Shelf(disk, data, now_s), name)
+    return Shelf(disk, data, now_s).look(name)
 
 
 def _trust(identity: BoxIdentity, envelope: bytes | None) -> tuple[TrustKeys | None, bool]:
@@ -106,13 +106,6 @@ def _trust(identity: BoxIdentity, envelope: bytes | None) -> tuple[TrustKeys | N
         return had, False
     brought = opened(envelope, bytes.fromhex(enrolment.root_sha256))
     return (brought, True) if brought.sequence > had.sequence else (had, False)
-
-
-def _slots(shelf: Shelf, name: str) -> Slots:
-    try:
-        return decode(shelf.disk.read(shelf.folder / name / RECORD), name)
-    except (OSError, BadMessage):
-        return Slots(name=name)
 
 
 def _papers(file: Path) -> Papers:

@@ -8,6 +8,7 @@ import msgspec
 
 from edge_agent.disk import Disk, write_durably
 from edge_agent.install.contents import set_aside
+from edge_agent.install.sealed import sealed, unsealed
 from hybrid.errors import BadMessage, StorageError
 from hybrid.fleet.messages import Assigned
 
@@ -45,7 +46,7 @@ class DesiredFile:
         if self._disk.size(self._path) < 0:
             return None
         try:
-            desired = msgspec.json.decode(self._disk.read(self._path), type=Desired)
+            desired = msgspec.json.decode(unsealed(self._disk.read(self._path)), type=Desired)
             if desired.schema != SCHEMA:
                 raise BadMessage(f"{NAME} is of schema {desired.schema}")
         except FileNotFoundError:
@@ -59,4 +60,5 @@ class DesiredFile:
 
     def save(self, desired: Desired) -> None:
         """Keep what is wanted."""
-        write_durably(self._disk, self._path, msgspec.json.format(msgspec.json.encode(desired), indent=1))
+        content = msgspec.json.format(msgspec.json.encode(desired), indent=1)
+        write_durably(self._disk, self._path, sealed(content))

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from edge_agent.disk import Disk, write_durably
+from edge_agent.install.sealed import sealed, unsealed
 from hybrid.errors import BadMessage
 from hybrid.fleet.messages import Assigned
 
@@ -50,7 +51,7 @@ class Imports:
             if not dot or suffix != "json" or not _DIGEST.fullmatch(stem):
                 continue
             try:
-                imported = msgspec.json.decode(self._disk.read(self.folder / name), type=Imported)
+                imported = msgspec.json.decode(unsealed(self._disk.read(self.folder / name)), type=Imported)
                 if imported.assigned.artifact_digest != stem or imported.schema != SCHEMA:
                     raise BadMessage(f"{name} is not the record of that import")
             except (msgspec.MsgspecError, UnicodeDecodeError, BadMessage):
@@ -72,7 +73,7 @@ class Imports:
         order = max((one.order for one in self.all()), default=0) + 1
         imported = Imported(assigned=assigned, after=after, order=order)
         data = msgspec.json.format(msgspec.json.encode(imported), indent=1)
-        write_durably(self._disk, self.folder / f"{assigned.artifact_digest}.json", data)
+        write_durably(self._disk, self.folder / f"{assigned.artifact_digest}.json", sealed(data))
 
     def clean(self, counting: Iterable[Imported], wanted: Iterable[str], installed: Iterable[str]) -> None:
         """Remove imports that no longer count, and files that are installed, or that nobody wants any more."""

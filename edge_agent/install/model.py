@@ -83,8 +83,6 @@ class Model:
             if is_safe and self.slots.phase == "trial":
                 at_s = self._means.now_s()
                 await self.happen(Spoil("engine_crashed", "the service crashed again and again during its trial", at_s))
-        while self.slots.answers and not await self._is_sound(self.slots.answers):
-            pass  # the record now says what answers instead
         await self.settle()
 
     async def happen(self, event: Event) -> None:
@@ -171,6 +169,8 @@ class Model:
         while True:
             task = self.task
             if task == "fetch":
+                if self.assigned is None:
+                    return  # what is wanted now nobody has said yet
                 await self._fetch()
             elif task == "rehearse":
                 await self._rehearse()
@@ -289,8 +289,9 @@ class Model:
         """What the host answers with is what the record says."""
         if self.is_silent:
             return
-        held = self.slots.answering
-        if held is None or not self.slots.answers:
+        while self.slots.answers and not await self._is_sound(self.slots.answers):
+            pass  # the record now says what answers instead
+        if not self.slots.answers:
             if self._told is not None:
                 self._told = None
                 await self._drop("")
@@ -299,6 +300,8 @@ class Model:
         if version != self._told:
             await self._means.host.answer(version)
             self._told = version
+        # What does not answer is read again before it does: bits may flip meanwhile.
+        self._checked = {(slot, digest) for slot, digest in self._checked if slot == self.slots.answers}
 
     # -- what is in the slots
 

@@ -123,6 +123,6 @@ def decode(data: bytes, name: str) -> Slots:
         check_digest(digest)
     if slots.answers and slots.answering is None:
         raise BadMessage(f"slots.json of {name} lets an empty slot answer")
-    if slots.phase == "trial" and (slots.answering is None or slots.answering.is_good or slots.wanted is None):
+    if slots.phase == "trial" and (slots.answering is None or slots.wanted is None):
         raise BadMessage(f"slots.json of {name} is on trial without a version that could be")
     return slots

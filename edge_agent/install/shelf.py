@@ -11,6 +11,7 @@ from edge_agent.disk import Disk, write_durably
 from edge_agent.install.contents import check_content, read_papers, read_patiently, set_aside
 from edge_agent.install.records import SLOTS, Held, Slot, Slots, Wanted, decode, encode
 from edge_agent.install.rules import Papers, TrustKeys
+from edge_agent.install.sealed import sealed, unsealed
 from hybrid.artifact.manifest import parse
 from hybrid.artifact.names import MANIFEST_NAME, check_word
 from hybrid.artifact.signature import Signature, verify
@@ -70,16 +71,23 @@ class Shelf:
         path = self.folder / name / RECORD
         if self.disk.size(path) >= 0:
             try:
-                return decode(read_patiently(self.disk, path), name)
+                return decode(unsealed(read_patiently(self.disk, path)), name)
             except BadMessage:
                 set_aside(self.disk, path, self._now_s())
         slots = self.rebuilt(name, trust, wanted_digest)
         self.save(slots)
         return slots
 
+    def look(self, name: str) -> Slots:
+        """What is known of a model, for who only wants to know: nothing where that cannot be read."""
+        try:
+            return decode(unsealed(self.disk.read(self.folder / name / RECORD)), name)
+        except (OSError, BadMessage):
+            return Slots(name=name)
+
     def save(self, slots: Slots) -> None:
         """Make this what is known; lasting when it returns."""
-        write_durably(self.disk, self.folder / slots.name / RECORD, encode(slots))
+        write_durably(self.disk, self.folder / slots.name / RECORD, sealed(encode(slots)))
 
     def rebuilt(self, name: str, trust: TrustKeys | None, wanted_digest: str) -> Slots:
         """A record from what lies in the slots.
@@ -99,6 +107,8 @@ class Shelf:
         held = found[newest]
         others: list[Slot] = [slot for slot in found if slot != newest]
         trial = Trial() if others else Trial(n_good=0, most_s=0.0)  # alone, it has nothing to be worse than
+        if others:
+            slots = _unproved(slots, newest)
         return replace(
             slots,
             answers=others[0] if others else "",
@@ -181,6 +191,13 @@ class Shelf:
 
     def _has_something(self, name: str) -> bool:
         return bool(list(self.disk.names(self.folder / name)))
+
+
+def _unproved(slots: Slots, slot: Slot) -> Slots:
+    held = slots.held(slot)
+    assert held is not None
+    held = replace(held, is_good=False)
+    return replace(slots, a=held) if slot == "a" else replace(slots, b=held)
 
 
 def _is_name(name: str) -> bool:

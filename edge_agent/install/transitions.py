@@ -115,7 +115,7 @@ def _assign(slots: Slots, event: Event) -> Slots:
     if slots.wanted is not None and _same(slots.wanted, wanted) and slots.phase != "removed":
         return replace(slots, wanted=wanted)  # the terms of its trial may have changed
     if slots.phase == "trial":
-        slots = _back(slots)
+        slots = _back(slots) if slots.answering is not None and not slots.answering.is_good else slots
     here = slots.slot_of(wanted.artifact_digest)
     begun = replace(slots, wanted=wanted, failure=None)
     if here is None:
@@ -139,10 +139,9 @@ def _defer(slots: Slots, event: Event) -> Slots:
 
 def _again(slots: Slots, event: Event) -> Slots:
     assert isinstance(event, Retry)
-    begun = replace(slots, phase="downloading", failure=None)
-    if slots.wanted is not None and slots.slot_of(slots.wanted.artifact_digest) == slots.free:
-        return replace(begun, phase="verified")
-    return begun
+    here = None if slots.wanted is None else slots.slot_of(slots.wanted.artifact_digest)
+    phase: Phase = "downloading" if here is None else "committed" if here == slots.answers else "verified"
+    return replace(slots, phase=phase, failure=None)
 
 
 def _fill(slots: Slots, event: Event) -> Slots:
@@ -162,9 +161,8 @@ def _rehearsed(slots: Slots, event: Event) -> Slots:
 
 def _warmed(slots: Slots, event: Event) -> Slots:
     assert isinstance(event, Warmed)
-    held = slots.held(slots.free)
-    assert held is not None
-    return _put(_turn(replace(slots, phase="trial"), slots.free), slots.free, replace(held, is_good=False))
+    assert slots.held(slots.free) is not None
+    return _turn(replace(slots, phase="trial"), slots.free)
 
 
 def _spoil(slots: Slots, event: Event) -> Slots:
@@ -175,7 +173,8 @@ def _spoil(slots: Slots, event: Event) -> Slots:
 def _lose(slots: Slots, event: Event) -> Slots:
     assert isinstance(event, Spoil)
     back = _back(slots)
-    return replace(back, phase="rolled_back" if back.answers else "failed", failure=_failure(event))
+    phase: Phase = "rolled_back" if back.answers and back.answers != slots.answers else "failed"
+    return replace(back, phase=phase, failure=_failure(event))
 
 
 def _prove(slots: Slots, event: Event) -> Slots:
@@ -233,11 +232,16 @@ def _damage(slots: Slots, event: Event) -> Slots:
 
 
 def _back(slots: Slots) -> Slots:
-    """The trial is over: the slot before answers if it holds a good version, else none does."""
-    other = slots.held(slots.free)
+    """The trial is over: the slot before answers if it holds a good version.
+
+    Else none does, but for one that was good here before: it is better than nothing.
+    """
+    lost, other = slots.answering, slots.held(slots.free)
+    assert lost is not None
     assert slots.answers
-    lost = _put(slots, slots.answers, None)
-    return _turn(lost, slots.free if other is not None and other.is_good else "")
+    if other is not None and other.is_good:
+        return _turn(_put(slots, slots.answers, None), slots.free)
+    return slots if lost.is_good else _turn(_put(slots, slots.answers, None), "")
 
 
 def _turn(slots: Slots, answers: Slot | Literal[""]) -> Slots:

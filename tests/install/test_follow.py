@@ -10,6 +10,7 @@ import pytest
 from edge_agent.follow.desired import Desired, DesiredFile
 from edge_agent.follow.follow import Follow, Leader
 from edge_agent.follow.imports import Imported, combined
+from edge_agent.install.sealed import sealed
 from hybrid.errors import ConnectionLost, Forbidden, HybridError, Overloaded
 from hybrid.fleet.messages import Assigned, StateAnswer, StateCall
 from tests.install.box_lab import DATA, TRIAL, Box, Fleet, Made, Shelf
@@ -135,7 +136,9 @@ def test_a_start_without_a_gateway_goes_on_with_what_was_wanted_last(fleet: Flee
     assert life.box.host.version() == "1"
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\0" * 50, b'{"schema":7}', b'{"models":[{"name":1}]}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\0" * 50, b'{"schema":7}', sealed(b'{"schema":7}'), sealed(b'{"models":[{"name":1}]}')]
+)
 def test_a_lost_or_damaged_desired_state_takes_nothing_away(
     fleet: Fleet, versions: list[Made], content: bytes | None
 ) -> None:
@@ -150,6 +153,23 @@ def test_a_lost_or_damaged_desired_state_takes_nothing_away(
     assert life.box.host.version() == "1"
     aside = [name for name in life.box.disk.names(DATA) if name.startswith("desired.json.corrupt-")]
     assert len(aside) == (content is not None)
+
+
+def test_a_flipped_bit_in_the_desired_state_is_never_obeyed(fleet: Fleet, versions: list[Made]) -> None:
+    """A name that became another one would take the model away."""
+    image, shelf = Image(), Shelf(*versions)
+    live(image, shelf, fleet, Gateway(wants("g1", versions[0].assigned(trial=TRIAL))), answers("1"))
+    disk = SimulatedDisk(image, Random(0))
+    content = disk.read(DATA / "desired.json")
+    shelf.is_down = True
+    for at in range(0, len(content), 17):
+        rotten = image.copy()
+        disk = SimulatedDisk(rotten, Random(0))
+        disk.remove(DATA / "desired.json")
+        disk.append(DATA / "desired.json", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        life = live(rotten, shelf, fleet, None, lambda life: life.box.install.begun.is_set(), within_s=5.0)
+        assert life.box.host.version() == "1", at
+        assert any(".corrupt-" in name for name in life.box.disk.names(DATA)), at
 
 
 def test_one_that_is_not_admitted_keeps_what_it_has(fleet: Fleet, versions: list[Made]) -> None:

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from hybrid.errors import EngineCrashed
 from hybrid.fleet.rollback import Rollback, signed_rollback
 from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, live, make
 from tests.reliability.page_cache import Image
@@ -312,3 +313,47 @@ def test_after_a_crash_loop_less_is_done_until_it_holds_out(
     box = install(image, shelf, fleet, versions[1], lambda box: False, prepare=less, within_s=30.0)
     assert box.host.history == (["1"] if mode == "safe" else [])
     assert shelf.n_manifests == 0
+
+
+def test_a_rebuilt_record_with_one_version_lets_it_answer_whatever_comes_next(
+    with_one: Image, fleet: Fleet, versions: list[Made]
+) -> None:
+    """The next assignment comes in the moment of its proof, and fails: the only good version goes on answering."""
+    image, shelf = with_one.copy(), Shelf(*versions)
+    SimulatedDisk(image, Random(0)).remove(Path("/data/models/net/slots.json"))
+
+    def fail(box: Box) -> None:
+        def rehearse(folder: Path) -> None:
+            if box.host.version() == "1":
+                raise EngineCrashed("ended by signal SIGSEGV")
+
+        good(box)
+        box.rehearsal = rehearse
+
+    assigned = []
+
+    def until(box: Box) -> bool:
+        if box.host.version() == "1" and not assigned:
+            assigned.append(True)
+            box.install.assign([versions[1].assigned(trial=TRIAL)])
+        return box.told().phase == "failed"
+
+    box = live(image, shelf, fleet.trust(), until=until, prepare=fail, within_s=60.0)
+    assert assigned
+    assert box.host.history == ["1"]
+
+
+def test_the_slot_that_is_gone_back_to_is_read_again_first(with_one: Image, fleet: Fleet, versions: list[Made]) -> None:
+    """Bits of the old slot flip while the new version is on trial: nothing damaged is opened."""
+    image, shelf, flipped = with_one.copy(), Shelf(*versions), []
+
+    def until(box: Box) -> bool:
+        if box.told().phase == "trial" and not flipped:
+            flipped.append(image.flip_bits(Path("/data/models/net/a/model.onnx"), Random(4)))
+            box.host.fails_runs.add(versions[1].digest)
+        return box.told().phase in ("failed", "rolled_back", "downloading") and bool(flipped)
+
+    box = install(image, shelf, fleet, versions[1], until, prepare=lambda box: None, within_s=60.0)
+    assert flipped
+    assert box.host.history[:2] == ["1", "2"]
+    assert "1" not in box.host.history[2:]

@@ -116,7 +116,6 @@ def test_in_every_state_that_events_lead_to_the_promises_hold(states: dict[Slots
         assert (answering is None) == (slots.answers == "")
         if slots.phase == "trial":
             assert answering is not None
-            assert not answering.is_good
             assert slots.wanted is not None
             assert slots.wanted.artifact_digest == answering.artifact_digest
         elif answering is not None:
@@ -146,6 +145,9 @@ def test_no_event_takes_a_good_version_away_but_its_own_damage_or_its_successor(
             after = step(slots, event)
             if isinstance(event, Withdraw) or event == Damage(slots.answers or "a"):
                 continue
+            other = slots.held(slots.free)
+            if slots.phase == "trial" and isinstance(event, Spoil | Crash) and other is not None and other.is_good:
+                continue  # it lost its trial, against another good one
             assert after.slot_of(good.artifact_digest) is not None, (slots, event)
             if not isinstance(event, Warmed):
                 assert after.answering == good, (slots, event)
@@ -182,7 +184,7 @@ def test_what_failed_is_not_tried_again_before_a_day_or_another_assignment(state
             "verified",
             "committed",
         )
-        assert step(slots, Retry()).phase in ("downloading", "verified")
+        assert step(slots, Retry()).phase in ("downloading", "verified", "committed")
 
 
 def test_a_trial_ends_with_two_crashes_of_the_service_but_not_with_four_power_cuts() -> None:
@@ -212,7 +214,6 @@ def test_a_trial_ends_with_two_crashes_of_the_service_but_not_with_four_power_cu
         lambda data: data.replace(b'"net"', b'"other"'),
         lambda data: data.replace(b'"answers": "a"', b'"answers": "b"'),
         lambda data: data.replace(DIGESTS[0].encode(), b"../../etc"),
-        lambda data: data.replace(b'"phase": "committed"', b'"phase": "trial"'),
         lambda data: data.replace(b'"phase": "committed"', b'"phase": "dancing"'),
     ],
 )
