@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("hybrid.agent")
 
+N_THREADS: Final = 64
 BEGIN_S: Final = 60.0
 """The longest that the ready line waits for installed models to be checked and opened."""
 
@@ -104,6 +106,8 @@ class Agent:
             Conflict: the port or the data folder is taken.
             StorageError: the data folder, tokens or certificate cannot be used.
         """
+        # Runs beside a gateway wait in these threads for their turn; the outbox and the disk must find one free.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(N_THREADS, thread_name_prefix="agent"))
         async with AsyncExitStack() as stack:
             await self._serve(stack)
 
