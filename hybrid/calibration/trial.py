@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from math import log10
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
 
 from compression import catalog
 from devices.onnx_engine import open_session
+from devices.tflite_magic import is_tflite
 from hybrid.calibration.judge import Answers, Judge, Tally
 from hybrid.calibration.record import Cell
 from hybrid.errors import TensorMismatch
@@ -168,12 +169,17 @@ def _try_cut(trial: Trial, cut: Cut, share_s: float, watch: Watch) -> tuple[list
     return cells, n_tried == len(trial.samples)
 
 
-def opened(path: Path) -> onnxruntime.InferenceSession:
+def opened(path: Path) -> Any:
     """A model as calibrations run it: on the processor, its warnings unheard.
 
     Raises:
         DeviceError: the engine refuses it.
     """
+    if is_tflite(path):
+        from devices.tflite_engine import TfliteSession
+
+        session: Any = TfliteSession(path)
+        return session
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return open_session(path, options, ["CPUExecutionProvider"])

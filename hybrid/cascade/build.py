@@ -1,7 +1,7 @@
 """Grades two models on samples with known answers, and writes the artifact that holds both and the rule between."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -77,7 +77,7 @@ def scores_output(small: OpenModel, large: OpenModel, wanted: str = "") -> str:
 def graded(
     small: OpenModel,
     large: OpenModel,
-    samples: Sequence[Feeds],
+    samples: Iterable[Feeds],
     labels: Sequence[int],
     output: str,
     *,

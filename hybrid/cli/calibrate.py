@@ -233,11 +233,10 @@ def _measured(
 def _samples(given: GivenModel, data: Path, pixels: str | None, shape: list[str]) -> "Samples":
     from hybrid.calibration.calibrate import signature_of
     from hybrid.calibration.samples import open_samples
-    from hybrid.cli.plan import shape_key_of
-    from hybrid.graph.model_file import declared_inputs, load_proto
+    from hybrid.cli.plan import inputs_of, shape_key_of
 
     inputs, _ = signature_of(given.path)
-    wanted = shape_key_of(declared_inputs(load_proto(given.path)), shape) if shape else None
+    wanted = shape_key_of(inputs_of(given.path), shape) if shape else None
     return open_samples(data, inputs, pixels=_pixels(given, pixels), wanted=wanted)
 
 
