@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
-from hybrid.errors import BadMessage, Conflict, NotFound
+from hybrid.errors import BadMessage, Conflict, CorruptContent, NotFound
 from hybrid.fleet.messages import Admission
+from hybrid.fleet.signing import box_id_of
 from hybrid.hosting.database import Database
 
 MAX_NAME: Final = 64
@@ -66,12 +67,20 @@ class Boxes:
     """
 
     def __init__(self, database: Database) -> None:
+        """Reads all of them.
+
+        Raises:
+            CorruptContent: a row is damaged.
+        """
         self._database = database
         self.lock = threading.RLock()
         self._listeners: list[Callable[[str], None]] = []
         with database.reading() as db:
             rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM box ORDER BY enrolled_s, id").fetchall()  # noqa: S608
-        self._by_id = {box.id: box for box in map(_box, rows)}
+        try:
+            self._by_id = {box.id: box for box in map(_box, rows)}
+        except (msgspec.MsgspecError, ValueError) as exc:
+            raise CorruptContent(f"the registry of boxes holds what nobody wrote: {exc}") from exc
 
     def all(self) -> tuple[Box, ...]:
         """Every box, in the order in which they were enrolled."""
@@ -221,4 +230,7 @@ def _box(row: Iterable[object]) -> Box:
     fields = dict(zip(_COLUMNS, row, strict=True))
     fields["tags"] = msgspec.json.decode(str(fields["tags"]), type=dict[str, str])
     fields["pardoned"] = bool(fields["pardoned"])
-    return msgspec.convert(fields, Box, builtin_types=(bytes,))
+    box = msgspec.convert(fields, Box, builtin_types=(bytes,))
+    if box_id_of(box.key) != box.id:
+        raise ValueError(f"the key of box {box.id[:8]} is not its key")
+    return box

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from cloud_gateway.fleet.boxes import Boxes
 from cloud_gateway.fleet.registry_copy import RegistryCopy, restored
+from hybrid.errors import CorruptContent, StorageError
 from hybrid.hosting.database import Database
 
 FILE_NAME: Final = "fleet.db"
@@ -104,8 +106,23 @@ def open_store(
     path = folder / FILE_NAME
     database = Database(path, _MIGRATIONS, connect=connect)
     was_restored = False
-    if database.is_new and connect is None:
-        database.close()
-        was_restored = restored(path)
-        database = Database(path, _MIGRATIONS)
+    if connect is None:
+        if not database.is_new and not _is_readable(database):
+            database.set_aside("a row is damaged")
+            was_restored = restored(path)
+        elif database.is_new:
+            database.close()
+            was_restored = restored(path)
+        if was_restored or database.is_new or not path.exists():
+            database.close()
+            database = Database(path, _MIGRATIONS)
     return database, RegistryCopy(database, path), was_restored
+
+
+def _is_readable(database: Database) -> bool:
+    """Whether what it holds of boxes is what somebody wrote."""
+    try:
+        Boxes(database)
+    except (CorruptContent, StorageError):
+        return False
+    return True

@@ -1,6 +1,7 @@
 """SQLite as the gateway uses it: durable, shared by threads, and set aside when it cannot be read."""
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -12,6 +13,10 @@ from typing import Final
 from hybrid.errors import DiskFull, StorageError
 
 _BUSY_TIMEOUT_S: Final = 10.0
+_OF_DISK: Final = frozenset({
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_INTERRUPT,
+})  # fmt: skip
 _log = logging.getLogger("hybrid.database")
 
 
@@ -120,9 +125,10 @@ class Database:
             if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise _Unreadable("quick_check failed")
             connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
-        except sqlite3.OperationalError as exc:
-            raise _storage_error(self._path, exc) from exc
-        except sqlite3.DatabaseError as exc:
+            connection.execute("DELETE FROM schema_version WHERE 0")  # a byte of the header may forbid to write
+        except sqlite3.Error as exc:
+            if self._is_of_disk(exc):
+                raise _storage_error(self._path, exc) from exc
             raise _Unreadable(str(exc)) from exc
         with self.writing() as connection:
             row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
@@ -137,6 +143,25 @@ class Database:
                     connection.execute(statement)
             if version < len(migrations):
                 connection.execute("INSERT INTO schema_version VALUES (?)", (len(migrations),))
+
+    def _is_of_disk(self, exc: sqlite3.Error) -> bool:
+        """Whether an error while opening speaks of the disk; anything else is what a changed byte makes SQLite say."""
+        code = (getattr(exc, "sqlite_errorcode", None) or sqlite3.SQLITE_IOERR) & 0xFF
+        if code != sqlite3.SQLITE_READONLY:
+            return code in _OF_DISK
+        return not os.access(self._path, os.W_OK)  # else it is a byte of the header that says so
+
+    def set_aside(self, reason: str) -> None:
+        """Close a file whose content turned out to be damaged and put it out of the way; this object is of no use then.
+
+        Raises:
+            StorageError: it could not be renamed.
+        """
+        self.close()
+        try:
+            self._set_aside(reason)
+        except OSError as exc:
+            raise StorageError(f"{self._path}: {exc.strerror or exc}", path=str(self._path)) from exc
 
     def _set_aside(self, reason: str) -> None:
         with self._guard:

@@ -414,6 +414,33 @@ def test_a_damaged_registry_comes_back_from_its_copy(tmp_path: Path, wall: Stepp
     third.database.close()
 
 
+def test_whatever_byte_is_changed_every_box_is_known(tmp_path: Path, wall: SteppedWall) -> None:
+    """All of the header, and places drawn from the rest: the registry is sound, or comes back from its copy."""
+    desk, boxes = Desk(tmp_path, wall), [Caller() for _ in range(3)]
+    token = desk.token(count=3, tags={"site": "oslo"})
+    for box in boxes:
+        box.enroll(desk, token)
+    desk.copy.write()
+    with desk.database.writing() as db:
+        db.execute("DELETE FROM event")
+    desk.database.close()
+    path, rng = tmp_path / "fleet.db", random.Random(3)
+    good, spare = path.read_bytes(), (tmp_path / "fleet.db.copy").read_bytes()
+    assert not (tmp_path / "fleet.db-wal").exists()
+    places = [*range(100), *(rng.randrange(100, len(good)) for _ in range(100))]
+    n_restored = 0
+    for at in places:
+        path.write_bytes(bytes([*good[:at], good[at] ^ 1 << rng.randrange(8), *good[at + 1 :]]))
+        again = Desk(tmp_path, wall)
+        n_restored += again.was_restored
+        assert {box.id for box in again.boxes.all()} == {box.box_id for box in boxes}, at
+        again.database.close()
+        for left in tmp_path.glob("fleet.db*"):
+            left.unlink()
+        (tmp_path / "fleet.db.copy").write_bytes(spare)
+    assert n_restored >= 20
+
+
 def test_without_a_sound_copy_it_begins_anew(tmp_path: Path, wall: SteppedWall) -> None:
     (tmp_path / "fleet.db").write_bytes(b"rubbish" * 100)
     (tmp_path / "fleet.db.copy").write_bytes(b"rubbish" * 100)
