@@ -7,7 +7,7 @@ FITS = $(1) -c 'import sys, venv, ensurepip; print((3, 11) <= sys.version_info <
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format docs demo bench clean
+.PHONY: help test lint format docs demo bench faults clean
 
 help:  ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ docs: .venv-test/installed  ## Write the generated pages: docs/errors.md, docs/c
 
 bench: .venv-test/installed  ## Run every benchmark and write docs/benchmarks.md
 	.venv-test/bin/python -m benchmarks.run $(BENCH_ARGS)
+
+faults: .venv-test/installed  ## Bring every fault about and write docs/reliability.md (half an hour; some rows need root)
+	@.venv-test/bin/python -m benchmarks.reliability.run $(FAULTS_ARGS)
 
 clean:  ## Remove the virtual environments and everything that was built
 	rm -rf .venv-test .venv-kserve .venv-demo build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

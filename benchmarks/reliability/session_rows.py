@@ -112,10 +112,15 @@ class Seen:
     back_s: float
 
 
-def strike(scene: Scene, harm: Harm, rng: random.Random) -> Seen:
-    """One fault, from well to well."""
+def strike(scene: Scene, harm: Harm, rng: random.Random) -> Seen | None:
+    """One fault, from well to well; None where the gateway was not used to begin with (a machine that is too busy)."""
     alone = scene.alone()
-    one_s = scene.settled()
+    try:
+        one_s = scene.settled()
+    except SystemExit as exc:
+        print(f"{harm.fault}: {exc}"[:200], file=sys.stderr, flush=True)
+        scene.off()
+        return None
     time.sleep(rng.uniform(0, 2 * one_s))
     struck_s = time.perf_counter()
     harm.begin(scene)
@@ -176,9 +181,11 @@ def main() -> int:
             for harm in harms():
                 rng = random.Random(f"{chosen.seed} {harm.fault} {number}")
                 seen = strike(scene, harm, rng)
-                found.setdefault(harm.fault, []).append(seen)
+                if seen is not None:
+                    found.setdefault(harm.fault, []).append(seen)
                 print(f"{harm.row} {harm.fault}: {seen}", file=sys.stderr, flush=True)
-    keep("session_rows", [finding(harm, found[harm.fault], chosen.seed, command) for harm in harms()])
+    struck = [harm for harm in harms() if harm.fault in found]
+    keep("session_rows", [finding(harm, found[harm.fault], chosen.seed, command) for harm in struck])
     return 0
 
 

@@ -9,9 +9,11 @@ import argparse
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from tests.reliability.planted import BUGS, planted
+from tests.reliability.swarm import FAULTS
 from tests.reliability.world import Outcome, play
 
 
@@ -36,6 +38,7 @@ def tell(outcome: Outcome, bug: str, *, as_json: bool, told: bool) -> None:
             "n_events": len(outcome.history.events),
             "virtual_s": round(outcome.virtual_s, 1),
             "faults": outcome.faults,
+            "n_faults": Counter(event.what for event in outcome.history.of(*FAULTS)),
         }
         print(json.dumps(facts), flush=True)
         return

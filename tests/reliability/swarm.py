@@ -89,11 +89,11 @@ async def box_cut_within(world: "World", rng: Random) -> None:
 
 
 async def disk_full(world: "World", rng: Random) -> None:
-    image = rng.choice(world.boxes).image
-    image.capacity_bytes = image.used_bytes + rng.choice((0, 3000, 50_000))
+    box = rng.choice(world.boxes)
+    box.image.capacity_bytes = box.image.used_bytes + rng.choice((0, 3000, 50_000))
     world.history.add("disk", "full")
     await _for(world, rng, 5, 60)
-    image.capacity_bytes = 1 << 40
+    box.image.capacity_bytes = 1 << 40
 
 
 async def disk_failing(world: "World", rng: Random) -> None:
@@ -148,6 +148,7 @@ async def set_back(world: "World", rng: Random) -> None:
     saved_s, image = box.saved
     box.saved = None
     box.end("power")
+    image.capacity_bytes = box.image.capacity_bytes
     box.image = image
     box.rolled_back.append((saved_s, world.loop.now_s))
     box.has_committed = False

@@ -9,7 +9,19 @@ from tests.reliability.planted import BUGS, planted
 from tests.reliability.world import play
 
 FOUND_BY = {
-    "synchronous normal": (7, "P3"),
+    "a failure blocks the next": (0, "P5"),
+    "contents are not checked": (15, "P2"),
+    "files are not synced": (0, "P2"),
+    "gaps are not told": (2, "P5"),
+    "gateway acknowledges first": (14, "P3"),
+    "gateway forgets numbers": (2, "P4"),
+    "golden outputs are not compared": (22, "P2"),
+    "never again after a failure": (2, "P5"),
+    "no folder sync of files": (15, "P3"),
+    "put returns first": (6, "P3"),
+    "results are dropped for room": (69, "P3"),
+    "rows leave when sent": (2, "P3"),
+    "synchronous normal": (2, "P3"),
 }
 """The seed that found it first, and the promise that was broken.
 
