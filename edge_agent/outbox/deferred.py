@@ -80,6 +80,7 @@ class Deferred:
         self._rng = rng
         self._came: dict[str, asyncio.Event] = {}
         self._woken = asyncio.Event()
+        outbox.sender.on_deferred = self._woken.set
         self._received: dict[str, list[tuple[str, int]]] = {}
         self._counts = (0, 0)
         self._n_failures = 0

@@ -32,6 +32,7 @@ class Sender:
 
     Attributes:
         calls: the gateway; None while the box has none.
+        on_deferred: is told when the gateway has taken a deferred request.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Sender:
         least_important: Callable[[], int],
     ) -> None:
         self.calls = calls
+        self.on_deferred: Callable[[], None] = _ignore
         self._store = store
         self._rng = rng
         self._now_s = now_s
@@ -138,6 +140,8 @@ class Sender:
         if declined:
             await asyncio.to_thread(self._store.give_up, declined, why="refused")
         self._n_sent += len(done)
+        if any(item.kind == "deferred" for item in done):
+            self.on_deferred()
         if answer.stale_epoch:
             _log.error("outbox.stale_epoch epoch=%s", batch.epoch)
             await asyncio.to_thread(self._store.renew)
@@ -206,6 +210,10 @@ class Sender:
             "since_answer_s": None if self._told_at_s is None else round(self._now_s() - self._told_at_s, 1),
             "held": dict(self._held_codes),
         }
+
+
+def _ignore() -> None:
+    """Nobody wants to know."""
 
 
 def _item(item: StoredItem) -> Item:

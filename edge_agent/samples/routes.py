@@ -78,6 +78,8 @@ class _Calls:
         finally:
             body.release()
         told = {"id": sample_id, "kept": sample_id is not None}
+        if sample_id is None:
+            told["why"] = self._parts.samples.why_not(name)
         return json_reply(told, status=200 if sample_id is None else 201)
 
     async def forget(self, request: web.Request) -> web.StreamResponse:

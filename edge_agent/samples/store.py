@@ -161,6 +161,12 @@ class Samples:
         kept = await self._keep([offer])
         return kept[0]
 
+    def why_not(self, model: str) -> str:
+        """Why `put` kept nothing, in words."""
+        if self._rules(model) == "off":
+            return "the rule of this model is off"
+        return f"the {self.limits.day_bytes} bytes that a day may write are used up; more come with the hours"
+
     async def read(self, sample_id: str) -> Sample:
         """One sample.
 
