@@ -158,7 +158,7 @@ def _credential(environment: Mapping[str, str]) -> bytes | None:
         return None
     except OSError as exc:
         if isinstance(exc, PermissionError) and not os.access(folder, os.X_OK):
-            return None  # systemd 252 leaves such a folder where the unit names a credential and no store has it
+            return None  # the folder is there, but nothing was mounted on it: seen with systemd 252 in a container
         raise StorageError(f"{path} cannot be read: {exc.strerror}; look at the unit's LoadCredential") from exc
     if len(secret) < _LEAST_SECRET_BYTES:
         raise StorageError(f"{path} holds {len(secret)} bytes; a secret of at least {_LEAST_SECRET_BYTES} is wanted")

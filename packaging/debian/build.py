@@ -91,7 +91,8 @@ def _service(name: str) -> Callable[[Path, argparse.Namespace], Path]:
         if name == "hybrid-agent":
             examples = tree / "usr" / "share" / "doc" / name / "examples"
             examples.mkdir(parents=True)
-            shutil.copy(HERE.parent / "systemd" / "accelerator.conf", examples)
+            for example in ("accelerator.conf", "credential.conf"):
+                shutil.copy(HERE.parent / "systemd" / example, examples)
             _write(tree / "usr" / "bin" / name, (HERE / "hybrid-agent.sh").read_text(encoding="utf-8"), mode=0o755)
         _doc(tree, name)
         control = tree / "DEBIAN"
