@@ -7,8 +7,11 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from yarl import URL
 
 from cloud_gateway.fleet.routes import Rates
+from hybrid.artifact.signature import new_private_key
+from hybrid.fleet.trust_bundle import delegate
 from tests.fleet_lab import Caller, fleet_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
@@ -67,6 +70,45 @@ async def test_no_body_is_a_fault(tmp_path: Path) -> None:
         assert statuses[400] > SEEDS / 3
         assert len(statuses) >= 3
         assert Caller().enroll(server.desk, token).admission == "admitted"
+
+
+async def test_no_order_of_an_administrator_is_a_fault(tmp_path: Path) -> None:
+    rng, root = random.Random(8), new_private_key()
+    wish = {
+        "count": 2,
+        "expires_in_s": 60.0,
+        "tags": {"a": "b"},
+        "approve": True,
+        "needs_root": False,
+        "url": "",
+        "name": "n",
+    }
+    async with fleet_server(tmp_path / "gateway") as server:
+        box = Caller()
+        box.enroll(server.desk, server.token())
+        bundle = json.loads(delegate(root, [], 1))
+        orders: list[tuple[str, dict[str, object]]] = [
+            ("tokens", wish), ("trust", bundle), (f"boxes/{box.box_id}/rename", {"name": "camera"}),
+            (f"boxes/{box.box_id}/revoke", {"reason": "because"}), (f"boxes/{box.box_id}/admit", {"x": 1}),
+            ("boxes/%00%ff/admit", {"x": 1}), ("boxes/..%2f/rename", {"name": "x"}),
+            ("tokens/%f0%9f%98%80/revoke", {"x": 1}),
+            ("alarms/99999999999999999999/ack", {"x": 1}), ("alarms/-1/ack", {"x": 1}),
+        ]  # fmt: skip
+        headers = {"Authorization": f"Bearer {server.admin}"}
+        seen: set[int] = set()
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False), headers=headers) as session:
+            for seed in range(SEEDS):
+                path, good = orders[seed % len(orders)]
+                body = mutated(rng, good)
+                url = URL(f"{server.url}/v2/hybrid/fleet/{path}", encoded=True)
+                async with session.post(url, data=body) as response:
+                    answer = await response.json()
+                    assert response.status < 500, (path, body, answer)
+                    seen.add(response.status)
+            for path in ("tokens", "boxes", f"boxes/{box.box_id}", "alarms?acked=1", "trust"):
+                async with session.get(f"{server.url}/v2/hybrid/fleet/{path}") as response:
+                    assert response.status == 200, path
+        assert {200, 400, 404} <= seen
 
 
 @pytest.mark.parametrize(
