@@ -129,6 +129,8 @@ class IngestStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / FILE_NAME).touch(mode=0o600)
         self.database = Database(folder / FILE_NAME, MIGRATIONS, connect=connect)
+        # Some file was set aside before, and this one is new: what boxes brought before is not in it.
+        self.was_begun_anew = self.database.is_new and any(folder.glob(f"{FILE_NAME}.corrupt-*"))
         self.blobs = blobs
         self.limits = limits
         self._wall_s = wall_s

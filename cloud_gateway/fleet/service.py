@@ -33,6 +33,9 @@ from hybrid.serving.body_budget import BodyBudget
 from hybrid.transport.fleet_paths import FLEET
 
 FOLDER: Final = "fleet"
+_BEGUN_ANEW: Final = (
+    "the database of what boxes brought was damaged: it lies beside as ingest.db.corrupt-TIME; boxes go on from here"
+)
 RESTORED: Final = (
     "the registry of boxes was damaged and came back from its copy: boxes, tokens and revocations of the last minute "
     "before may be missing; look at them (the damaged file lies beside it)"
@@ -90,6 +93,8 @@ class Fleet:
             self.desk.changed = copy.changed
             self._running.append(copy.run)
         self._deferrals: Deferrals | None = None
+        if self.ingest.store.was_begun_anew:
+            self.desk.alarms.raise_alarm("ingest_begun_anew", "", _BEGUN_ANEW)
         self.ingest.on_report = self.steering.take_report
         self.ingest.on_quota = self._tell_of_quota
         self._running.append(self.ingest.run)

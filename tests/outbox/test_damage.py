@@ -226,3 +226,29 @@ def test_any_changed_byte_of_the_header_is_survived(tmp_path: Path) -> None:
                 assert kept.seq in (0, 1)
 
     in_virtual_time(program())
+
+
+def test_a_gateway_with_a_damaged_database_goes_on_and_knows(tmp_path: Path) -> None:
+    """Boxes tell it from where it knows; nothing is stuck, and people are told."""
+
+    async def program() -> None:
+        gateway = Gateway(tmp_path / "gateway")
+        assert not gateway.ingest.store.was_begun_anew
+        outbox = outbox_of(tmp_path / "box", gateway.lane())
+        async with running(outbox):
+            for n in range(5):
+                await outbox.put("result", b"%d:" % n)
+            await until(lambda: not outbox.store.ledger.n_items)
+            gateway.ingest.close()
+            path = tmp_path / "gateway" / "ingest.db"
+            path.write_bytes(bytes(path.stat().st_size))
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            again = Gateway(tmp_path / "gateway")
+            assert again.ingest.store.was_begun_anew
+            outbox.sender.calls = again.lane()
+            await outbox.put("result", b"5:")
+            await until(lambda: not outbox.store.ledger.n_items, within_s=300)
+        assert sequence(again.bodies()) == [5]
+
+    in_virtual_time(program())
