@@ -11,7 +11,7 @@ from tests.install.box_lab import Box, Shelf
 from tests.install.installing_process import fleet_of, versions
 
 ROOT = Path(__file__).parents[2]
-N_KILLS = 6
+N_KILLS = 4
 
 
 def install(data: Path, version: int, cut: int, keys: Path) -> subprocess.CompletedProcess[str]:

@@ -117,7 +117,7 @@ async def test_a_model_that_never_ends_is_ended(tmp_path: Path) -> None:
     (tmp_path / "y.npy").write_bytes(npy(np.zeros((1, 3), np.float32)))
     started_s = time.monotonic()
     with pytest.raises(EngineCrashed, match="not open and run"):
-        await play(path, manifest_of(path, golden()), most_s=3.0)
+        await play(path, manifest_of(path, golden()), most_s=1.5)
     assert time.monotonic() - started_s < 20.0
 
 
