@@ -5,8 +5,10 @@ what it seals; then the disk alone is enough to read everything, and the vault s
 they sealed, so that a box may be given a better one; the first of them seals.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
@@ -26,12 +28,14 @@ Source = Literal["credential", "tpm", "file"]
 CREDENTIAL: Final = "hybrid-vault"
 CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
 KEY_FILE: Final = "vault.key"
+COPY_FILE: Final = "vault.key.copy"
 TPM_FILE: Final = "vault.tpm"
 _LEAST_SECRET_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _ID_BYTES: Final = 8
 _VERSION: Final = b"\x01"
+_log = logging.getLogger("hybrid.agent.vault")
 
 
 class Vault:
@@ -85,7 +89,7 @@ class Vault:
                 what=f"samples and waiting requests are sealed with a key on the same disk{why}: a stolen disk is "
                 "readable",
                 do=f"Give the service a credential {CREDENTIAL!r} (systemd-creds encrypt, LoadCredentialEncrypted=), "
-                "or install tpm2-tools on a box with a TPM; then remove vault.key once what it sealed has left.",
+                "or install tpm2-tools on a box with a TPM; remove vault.key and its copy once what they sealed has left.",
             ),
         )
 
@@ -121,13 +125,42 @@ def open_vault(
             secrets.append(("tpm", sealed))
     except StorageError as exc:
         trouble = str(exc)
-    plain = _read(disk, folder / KEY_FILE)
-    if plain is not None and len(plain) == _KEY_BYTES:
+    plain = _plain(folder, disk)
+    if plain is not None:
         secrets.append(("file", plain))
     if not secrets:
         secrets.append(("file", random_bytes(_KEY_BYTES)))
-        _write(disk, folder / KEY_FILE, secrets[0][1])
+        for name in (KEY_FILE, COPY_FILE):
+            _write(disk, folder / name, secrets[0][1] + _check(secrets[0][1]))
     return Vault(secrets, trouble=trouble)
+
+
+def _plain(folder: Path, disk: Disk) -> bytes | None:
+    """The key that lies beside; with it everything sealed would be lost, so a damaged one is known, and has a copy."""
+    found: dict[str, bytes | None] = {}
+    failure: StorageError | None = None
+    for name in (KEY_FILE, COPY_FILE):
+        try:
+            content = _read(disk, folder / name) or b""
+        except StorageError as exc:
+            failure, content = exc, b""
+        seen = content[:_KEY_BYTES]
+        found[name] = seen if len(seen) == _KEY_BYTES and content[_KEY_BYTES:] == _check(seen) else None
+    key = found[KEY_FILE] or found[COPY_FILE]
+    if key is None:
+        if failure is not None:
+            raise failure
+        return None
+    for name, sound in found.items():
+        if sound is None:
+            _log.error("vault.key_mended file=%s", folder / name)
+            with suppress(StorageError):
+                _write(disk, folder / name, key + _check(key))
+    return key
+
+
+def _check(key: bytes) -> bytes:
+    return sha256(b"hybrid vault file" + key).digest()[:_ID_BYTES]
 
 
 def _of_tpm(folder: Path, disk: Disk, tpm: Tpm, random_bytes: Callable[[int], bytes], *, makes: bool) -> bytes | None:

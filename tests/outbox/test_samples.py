@@ -20,7 +20,7 @@ from edge_agent.outbox.place import Place
 from edge_agent.samples.shelf import SampleShelf, ShelfLimits
 from edge_agent.samples.store import SampleLimits, Samples
 from edge_agent.samples.tpm import Tpm
-from edge_agent.samples.vault import CREDENTIAL, CREDENTIALS_VARIABLE, KEY_FILE, Vault, open_vault
+from edge_agent.samples.vault import COPY_FILE, CREDENTIAL, CREDENTIALS_VARIABLE, KEY_FILE, Vault, open_vault
 from hybrid.errors import BadMessage, CorruptContent, NotFound, OutboxFull, StorageError
 from hybrid.fleet.messages import SampleRule
 from hybrid.fleet.sample import Sample, parse_sample
@@ -286,7 +286,14 @@ def test_without_any_place_the_key_lies_beside_and_that_is_said(tmp_path: Path) 
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
     sealed = vault.seal(b"content", b"about")
     assert open_vault(tmp_path, RealDisk(), environment={}).unseal(sealed, b"about") == b"content"
+    for name in (KEY_FILE, COPY_FILE):  # damaged in any way: the other one mends it
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (b"", bytes(len(whole)), whole[:-1], bytes([whole[0] ^ 4]) + whole[1:]):
+            (tmp_path / name).write_bytes(damaged)
+            assert open_vault(tmp_path, RealDisk(), environment={}).unseal(sealed, b"about") == b"content"
+            assert (tmp_path / name).read_bytes() == whole
     (tmp_path / KEY_FILE).unlink()
+    (tmp_path / COPY_FILE).unlink()
     with pytest.raises(CorruptContent):
         open_vault(tmp_path, RealDisk(), environment={}, tpm=Tpm(tmp_path / "none")).unseal(sealed, b"about")
 
