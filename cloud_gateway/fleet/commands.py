@@ -20,6 +20,11 @@ app = typer.Typer(
       hybrid fleet token create --no-root --qr
       hybrid fleet boxes ls
       hybrid fleet alarms ls
+      hybrid fleet assign detector:3 --tags site=oslo
+      hybrid fleet assignments
+      hybrid fleet unassign detector --tags site=oslo
+      hybrid fleet tag camera-7 site=oslo gpu=
+      hybrid fleet status --watch
     """,
 )
 app.add_typer(token_app, name="token")

@@ -35,7 +35,11 @@ app = typer.Typer(
     Examples:
       hybrid fleet rollout start detector:4 --tags site=oslo
       hybrid fleet rollout start detector:4 --tags all --stages 1,10,50,100 --soak-s 7200
-      hybrid fleet rollout show k3p9w2xa
+      hybrid fleet rollout ls
+      hybrid fleet rollout show k3p9w2xa --boxes
+      hybrid fleet rollout pause k3p9w2xa
+      hybrid fleet rollout resume k3p9w2xa
+      hybrid fleet rollout complete k3p9w2xa
       hybrid fleet rollout abort k3p9w2xa
     """,
 )
