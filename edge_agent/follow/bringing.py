@@ -24,6 +24,7 @@ from hybrid.fleet.messages import Assigned
 from hybrid.fleet.trust_bundle import SCHEMA, TrustBundle, opened
 
 RESERVE_BYTES: Final = 64 << 20
+EXPORT_AGAIN: Final = "Export it again and copy it whole: hybrid models export NAME:VERSION --out FILE.hybrid."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,7 @@ def _papers(file: Path) -> Papers:
     except FileNotFoundError as exc:
         raise NotFound(f"{file}: no such file; make one with `hybrid models export`") from exc
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as exc:
-        raise ModelInvalid(f"{file}: no sound bundle ({exc}); export it again", path=str(file)) from exc
+        raise ModelInvalid(f"{file}: no sound bundle ({exc})", path=str(file), advice=EXPORT_AGAIN) from exc
     assert artifact_digest(manifest)
     return Papers(manifest=manifest, signature=signature)
 
@@ -128,9 +129,7 @@ def _member(file: Path, archive: zipfile.ZipFile, name: str, most_bytes: int) ->
     try:
         info = archive.getinfo(name)
     except KeyError as exc:
-        raise ModelInvalid(
-            f"{file}: no {name} in it; a file of `hybrid models export` is wanted", path=str(file)
-        ) from exc
+        raise ModelInvalid(f"{file}: no {name} in it", path=str(file), advice=EXPORT_AGAIN) from exc
     if info.file_size > most_bytes or info.compress_type != zipfile.ZIP_STORED:
         raise ModelInvalid(f"{file}: its {name} is too large or compressed", path=str(file))
     return archive.read(info)

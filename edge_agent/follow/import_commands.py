@@ -38,8 +38,11 @@ def import_version(
     from edge_agent.trust.identity import BoxIdentity
     from edge_agent.trust.machine import this_machine
     from edge_agent.whereabouts import read_address
+    from hybrid.artifact.bundle import trust_in
 
     disk = RealDisk()
+    trust_in(file)  # what is no bundle leaves no trace
+    is_known = (data / "agent.lock").exists()
     brought = bring(file, data, disk, BoxIdentity(data, disk, this_machine()), time.time)
     assigned = brought.assigned
     label = f"{assigned.name}:{assigned.version}"
@@ -55,6 +58,7 @@ def import_version(
         "has_root": brought.has_root,
         "has_new_trust": brought.has_new_trust,
         "agent_runs": is_running,
+        "folder": data.absolute(),
         "phase": phase,
         "code": code,
         "detail": detail,
@@ -64,6 +68,8 @@ def import_version(
     result(told, _said(label, phase, is_running=is_running), json=json)
     if not json and not brought.has_root:
         note("this box believes no root: the signature was not asked for")
+    if not json and not is_known:
+        note(f"no agent ever ran in {data.absolute()}: is that its folder? else give --data")
     if not json:
         note("next: hybrid agent status" if is_running else "next: hybrid agent serve")
 

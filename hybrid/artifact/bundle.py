@@ -13,11 +13,12 @@ from typing import Final
 from hybrid.artifact.folder import Artifact
 from hybrid.artifact.names import ATTACHMENTS_NAME
 from hybrid.artifact.stored_zip import pack
-from hybrid.errors import ModelInvalid
+from hybrid.errors import ModelInvalid, NotFound
 
 _FOLDER: Final = f"{ATTACHMENTS_NAME}/trust/bundle"
 _NAME: Final = re.compile(rf"{_FOLDER}/([0-9a-f]{{64}})\.json")
 _MOST_BYTES: Final = 1 << 20
+_EXPORT_AGAIN: Final = "Export it again and copy it whole: hybrid models export NAME:VERSION --out FILE.hybrid."
 
 
 def pack_bundle(artifact: Artifact, trust: bytes | None, destination: Path) -> None:
@@ -43,6 +44,8 @@ def trust_in(path: Path) -> bytes | None:
                 raise ModelInvalid(f"{path}: more than one trust bundle, or one that is too large", path=str(path))
             return archive.read(found[0]) if found else None
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as exc:
-        raise ModelInvalid(f"{path}: no sound bundle ({exc}); export it again", path=str(path)) from exc
+        raise ModelInvalid(f"{path}: no sound bundle ({exc})", path=str(path), advice=_EXPORT_AGAIN) from exc
+    except FileNotFoundError as exc:
+        raise NotFound(f"{path}: no such file; make one with `hybrid models export`", advice="Check the path.") from exc
     except OSError as exc:
         raise ModelInvalid(f"{path}: {exc.strerror or exc}", path=str(path)) from exc
