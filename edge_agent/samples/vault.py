@@ -89,7 +89,7 @@ class Vault:
                 what=f"samples and waiting requests are sealed with a key on the same disk{why}: a stolen disk is "
                 "readable",
                 do=f"Give the service a credential {CREDENTIAL!r} (systemd-creds encrypt, LoadCredentialEncrypted=), "
-                "or install tpm2-tools on a box with a TPM; remove vault.key and its copy once what they sealed has left.",
+                "or install tpm2-tools on a box with a TPM; remove vault.key* once what it sealed has left.",
             ),
         )
 
