@@ -6,6 +6,7 @@ that cannot be read: rollouts that ran (their boxes go back to what is assigned)
 boxes, which each tells again with its next call. Not lost: assignments, boxes, tags, models.
 """
 
+import hashlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from cloud_gateway.fleet.rollouts import ENDED, Course, Member, Plan
 from hybrid.artifact.durable import write_atomically
 from hybrid.hosting.database import Database
 
-RECORD_NAME: Final = "assignments.json"
+RECORD_NAME: Final = "assignments.record"
 ENDED_KEPT: Final = 200
 """Rollouts that ended are kept so long."""
 _MIGRATIONS: Final = (
@@ -136,7 +137,11 @@ class RolloutStore:
                 for box_id, body in db.execute("SELECT box_id, body FROM box_state")
             }
         kept = Kept(assignments=assignments, rollouts=tuple(rollouts.values()), boxes=boxes)
-        return self._restored(kept) if self._database.is_new else kept
+        if self._database.is_new:
+            kept = self._restored(kept)
+        if kept.lost:
+            _log.error("fleet.rollouts_lost text=%r", kept.lost)
+        return kept
 
     def _forget_old(self) -> None:
         """Drop rollouts that ended long ago, boxes and histories with them."""
@@ -157,9 +162,8 @@ class RolloutStore:
             data = self._record.read_bytes()
         except FileNotFoundError:
             return kept
-        try:
-            record = msgspec.json.decode(data, type=_Record)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        record = _read_record(data)
+        if record is None:
             lost = f"{self._record} and the database of rollouts cannot be read: what boxes should run is not known"
             return Kept(assignments=(), rollouts=(), boxes={}, lost=lost, is_blind=True)
         self.write(Changes(assignments=record.assignments))
@@ -192,7 +196,7 @@ class RolloutStore:
                 [(e.rollout, e.at_s, e.clock_s, e.kind, e.text, e.who) for e in changes.history],
             )
         if changes.assignments is not None and self._record is not None:
-            write_atomically(self._record, _json.encode(_Record(assignments=changes.assignments)))
+            write_atomically(self._record, _written_record(changes.assignments))
 
     def history(self, rollout_id: str, n_most: int = 1000) -> tuple[HistoryEntry, ...]:
         """What happened in a rollout, oldest first."""
@@ -202,3 +206,20 @@ class RolloutStore:
                 (rollout_id, n_most),
             ).fetchall()
         return tuple(HistoryEntry(**dict(zip(_HISTORY, row, strict=True))) for row in reversed(rows))
+
+
+def _written_record(assignments: tuple[Assignment, ...]) -> bytes:
+    """The plain file: the digest of its second line, and that."""
+    body = _json.encode(_Record(assignments=assignments))
+    return f"{hashlib.sha256(body).hexdigest()}\n".encode() + body
+
+
+def _read_record(data: bytes) -> _Record | None:
+    """What the plain file says, None where one bit of it is not what was written."""
+    digest, _, body = data.partition(b"\n")
+    if digest.decode("ascii", "replace") != hashlib.sha256(body).hexdigest():
+        return None
+    try:
+        return msgspec.json.decode(body, type=_Record)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

@@ -316,7 +316,7 @@ class Steering:
         if self._is_blind and not anew:
             raise Conflict(
                 f"{self.lost}. The first assignment makes boxes remove all other models; say --anew if that is wanted",
-                advice="Bring back assignments.json from a backup and restart the gateway, or assign with --anew.",
+                advice="Bring back assignments.record from a backup and restart the gateway, or assign with --anew.",
             )
 
     def _has_news(self, box_id: str, trust_sequence: int) -> bool:

@@ -276,12 +276,28 @@ async def test_a_damaged_database_loses_rollouts_but_no_assignment(place):
     steering.close()
 
 
+@pytest.mark.parametrize("at", [0, 30, 64, 65, 100, -1])
+async def test_a_flipped_bit_in_the_copy_is_noticed(place, at):
+    steering = place.open()
+    await steering.assign("detector", "1", {"site": "a"}, Terms(), "me")
+    steering.close()
+    place.path.write_bytes(b"no database at all" * 500)
+    record = place.path.with_name("assignments.record")
+    damaged = bytearray(record.read_bytes())
+    damaged[at] ^= 1
+    record.write_bytes(damaged)
+    steering = place.open()
+    assert "cannot be read" in steering.lost
+    assert steering.ledger.assignments == []
+    steering.close()
+
+
 async def test_with_both_copies_lost_boxes_are_told_nothing_until_a_person_says_so(place):
     steering = place.open()
     await steering.assign("detector", "1", {}, Terms(), "me")
     steering.close()
     place.path.write_bytes(b"no database at all" * 500)
-    place.path.with_name("assignments.json").write_bytes(b"{")
+    place.path.with_name("assignments.record").write_bytes(b"{")
     steering = place.open()
     first = place.boxes.all()[0].id
     with pytest.raises(Overloaded, match="lost what boxes should run"):
