@@ -9,7 +9,7 @@ import pytest
 
 from hybrid.errors import DeadlinePassed, Overloaded
 from hybrid.serving.computing import Asked
-from hybrid.serving.engines import run_queue
+from hybrid.serving.engines import run_queue, session_cache
 from hybrid.serving.engines.job import EngineJob
 from hybrid.serving.engines.model_facts import facts_of
 from hybrid.serving.engines.opening import EngineSettings, open_engine
@@ -137,8 +137,9 @@ async def test_a_deadline_that_passes_in_the_queue_is_an_error_in_time(models: d
         assert room.host.runs("quick").n_errors == 0
 
 
-async def test_memory_goes_to_the_more_important_models(tmp_path: Path) -> None:
+async def test_memory_goes_to_the_more_important_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three models of 24 MB and room for two: the least important leaves, and may not push out what is in use."""
+    monkeypatch.setattr(session_cache, "ROOM_PATIENCE_S", 0.2)
     paths = []
     for number in range(3):
         (tmp_path / str(number)).mkdir()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -103,36 +104,24 @@ def _place(answer: dict[str, Any]) -> tuple[str, str]:
     return answer["placement"], answer["gateway"]
 
 
-def test_a_device_works_with_its_box_and_goes_on_when_the_box_dies(
+def test_devices_work_with_their_box_and_go_on_when_it_dies(
     hosts: ThreeHosts, cloud: LiveGateway, tmp_path: Path
 ) -> None:
-    with _box(hosts, cloud, tmp_path / "box", {"cls": zoo.path(MODEL)}) as box:
-        device = Device(hosts.device, tmp_path / "device", [box.url, cloud.url], cloud.token, "offload")
-        try:
-            assert device.prepared
-            device.until(lambda answer: _place(answer) == ("offload", box.url))
-            box.kill()
-            device.until(lambda answer: answer["gateway"] != box.url)
-            device.until(lambda answer: _place(answer) == ("offload", cloud.url))
-            assert max(answer["seconds"] for answer in device.answers) < 5.0
-            box.start()
-            device.until(lambda answer: answer["gateway"] == box.url, 40.0)
-        finally:
-            device.stop()
-
-
-def test_a_split_request_ends_at_the_box_and_without_it_on_the_device(
-    hosts: ThreeHosts, cloud: LiveGateway, tmp_path: Path
-) -> None:
-    with _box(hosts, cloud, tmp_path / "box", {"cls": zoo.path(MODEL)}) as box:
-        device = Device(hosts.device, tmp_path / "device", [box.url], cloud.token, "split")
-        try:
-            device.until(lambda answer: _place(answer) == ("split", box.url))
-            box.kill()
-            device.until(lambda answer: answer["placement"] == "local")
-            assert max(answer["seconds"] for answer in device.answers) < 5.0
-        finally:
-            device.stop()
+    """One offloads and knows the cloud too, one splits and knows the box alone."""
+    with _box(hosts, cloud, tmp_path / "box", {"cls": zoo.path(MODEL)}) as box, ExitStack() as stack:
+        offloads = Device(hosts.device, tmp_path / "one", [box.url, cloud.url], cloud.token, "offload")
+        stack.callback(offloads.stop)
+        splits = Device(hosts.device, tmp_path / "two", [box.url], cloud.token, "split")
+        stack.callback(splits.stop)
+        assert offloads.prepared
+        offloads.until(lambda answer: _place(answer) == ("offload", box.url))
+        splits.until(lambda answer: _place(answer) == ("split", box.url))
+        box.kill()
+        offloads.until(lambda answer: _place(answer) == ("offload", cloud.url))
+        splits.until(lambda answer: answer["placement"] == "local")
+        assert max(answer["seconds"] for answer in [*offloads.answers, *splits.answers]) < 5.0
+        box.start()
+        splits.until(lambda answer: answer["gateway"] == box.url, 40.0)
 
 
 def test_a_model_that_the_box_does_not_hold_goes_through_it_to_the_cloud(
