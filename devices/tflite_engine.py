@@ -8,6 +8,7 @@ zeros, and was measured to compute dynamic-range int8 wrongly without a word; su
 
 from collections.abc import Mapping, Sequence
 from ctypes import CDLL
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ import numpy as np
 from devices.errors import DeviceError, ModelFileMissing, ModelRejected, OperatorUnsupported
 from devices.onnx_engine import Port
 from devices.tflite_details import PORT_TYPES, keeps_state, ports_of, refusal
+from devices.tflite_selfcheck import fault
 
 _PACKAGES: Final = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}
 _CPU_NAMES: Final = ("CPU", "XNNPACK")
@@ -52,7 +54,7 @@ def interpreter_module(path: str = "") -> Any:
     """The module of the interpreter: LiteRT's, else tflite-runtime's.
 
     Raises:
-        OperatorUnsupported: neither is installed, or it cannot run beside this numpy.
+        OperatorUnsupported: neither is installed, or it cannot run beside this numpy, or it computes wrongly here.
     """
     engine = engine_version()
     reason = numpy_refusal(engine, np.__version__) if engine else "no TensorFlow Lite engine is installed; "
@@ -60,7 +62,17 @@ def interpreter_module(path: str = "") -> Any:
         advice = "" if engine else "install ai-edge-litert (hybrid-split[tflite])"
         raise OperatorUnsupported(f"{path or 'the model'}: {reason}{advice}", path=path)
     name = "ai_edge_litert" if engine.startswith("LiteRT") else "tflite_runtime"
-    return import_module(f"{name}.interpreter")
+    module = import_module(f"{name}.interpreter")
+    wrong = _fault(f"{name}.interpreter")
+    if wrong:
+        raise OperatorUnsupported(f"{path or 'the model'}: {engine} computes wrongly here: {wrong}; install another")
+    return module
+
+
+@cache
+def _fault(module: str) -> str:
+    """What the engine of this module computes wrongly on this machine, looked at once a process."""
+    return fault(import_module(module))
 
 
 class TfliteSession:
@@ -214,6 +226,8 @@ class TfliteSession:
                 raise OperatorUnsupported(f"{self.path or 'the model'}: {reason}", path=self.path)
             interpreter.allocate_tensors()
             self.keeps_state = keeps_state(interpreter)
+        except DeviceError:
+            raise
         except (RuntimeError, ValueError) as exc:
             raise self._typed(exc) from exc
         return interpreter

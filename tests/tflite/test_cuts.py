@@ -18,7 +18,7 @@ from hybrid.tflite.piece import tail_file
 from tests import zoo
 from tests.tflite.made import feeds_for, voice, with_weights_behind
 
-N_TRIED = 12
+N_TRIED = 7
 
 
 def prepared(path: Path, cache: Path) -> Prepared:

@@ -1,6 +1,7 @@
 """The engine's border: which files an old runtime must not run, and which numpy it cannot live with."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from devices.errors import DeviceError, ModelFileMissing, ModelRejected, Operato
 from devices.tflite_details import keeps_state, public_names, refusal, wrong_on_old_runtime
 from devices.tflite_engine import TfliteSession, engine_version, interpreter_module, numpy_refusal
 from devices.tflite_magic import is_tflite
+from devices.tflite_selfcheck import fault
 from hybrid.tflite.model_file import schema
 from tests import zoo
 from tests.tflite.made import dense, feeds_for, voice
@@ -39,6 +41,25 @@ def test_old_runtimes_need_an_old_numpy() -> None:
     assert "numpy<2" in numpy_refusal("tflite-runtime 2.14.0", "2.4.6")
     assert numpy_refusal("tflite-runtime 2.14.0", "1.26.4") == ""
     assert numpy_refusal(engine_version(), np.__version__) == ""
+
+
+class Broken:
+    """An interpreter whose answers are all one too large: a real one behind it."""
+
+    def __init__(self, model_content: bytes) -> None:
+        self._real = interpreter_module().Interpreter(model_content=model_content)
+
+    def __getattr__(self, name: str):
+        return getattr(self._real, name)
+
+    def get_tensor(self, index: int) -> np.ndarray:
+        return self._real.get_tensor(index) + 2
+
+
+def test_an_engine_that_computes_something_else_is_seen() -> None:
+    assert fault(interpreter_module()) == ""
+    assert "where [225, 110, -135] is right" in fault(SimpleNamespace(Interpreter=Broken))
+    assert "does not run" in fault(SimpleNamespace())
 
 
 def test_files_are_told_by_their_bytes(tmp_path: Path) -> None:
