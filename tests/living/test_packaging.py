@@ -170,7 +170,7 @@ def test_the_containers_health_check_tells_ready_from_not(tmp_path: Path, start_
 
 @pytest.mark.root
 def test_a_credential_that_was_not_mounted_keeps_no_agent_from_starting():
-    """The folder is there and only root may enter it: found under systemd 252 in a container, where no agent started."""
+    """The folder is there and only root may enter: found under systemd 252 in a container, where no agent started."""
     with tempfile.TemporaryDirectory() as folder:  # its parent is open to everybody, pytest's folders are not
         code = (
             "import os, sys; from edge_agent.samples.vault import _credential; os.setgid(65534); os.setuid(65534); "
