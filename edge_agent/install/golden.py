@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from hybrid.artifact.manifest import Manifest
+from hybrid.artifact.manifest import CascadeRule, Golden, Manifest
 from hybrid.errors import GoldenDiffers, ModelInvalid
 
 DEFAULT_TOLERANCE: Final = 1e-4
@@ -65,6 +65,13 @@ def difference(seen: np.ndarray, wanted: np.ndarray) -> float:
     largest = float(np.max(np.abs(b[finite]), initial=0.0))
     worst = float(np.max(np.abs(a[finite] - b[finite]), initial=0.0))
     return worst / largest if largest else float("inf")
+
+
+def golden_of(manifest: Manifest, variant_id: str) -> Golden | None:
+    """What a variant must give; None for the small one of a cascade: the golden outputs are the large one's."""
+    rule = manifest.cascade
+    is_small = isinstance(rule, CascadeRule) and rule.small == variant_id
+    return None if is_small else manifest.golden
 
 
 def tolerance_of(manifest: Manifest, engine: str) -> float:

@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.install.golden import tolerance_of
-from hybrid.artifact.manifest import Manifest, Variant
+from edge_agent.install.golden import golden_of, tolerance_of
+from hybrid.artifact.manifest import CascadeRule, Manifest, Variant
 from hybrid.errors import EngineCrashed, ModelInvalid, from_code
 
 _MOST_ANSWER_BYTES: Final = 64 << 10
@@ -61,7 +61,7 @@ class Rehearsal:
             EngineFailed: the engine could not run the golden inputs.
             EngineCrashed: the process ended by itself, took too long, or too much memory.
         """
-        golden = manifest.golden
+        golden = golden_of(manifest, variant.id)
         sizes = sum(manifest.files[name].size for name in variant.files)
         piece = Piece(
             name=f"{manifest.name}:{manifest.version}",
@@ -108,12 +108,14 @@ class Rehearsal:
 
 
 def chosen_variant(manifest: Manifest, engines: Callable[[Variant], bool]) -> Variant:
-    """The first variant that this machine can run.
+    """The first variant that this machine can run; of a cascade, the small one first: the large one is the gateway's.
 
     Raises:
         ModelInvalid: none of them.
     """
-    for variant in manifest.variants:
+    rule = manifest.cascade
+    small = rule.small if isinstance(rule, CascadeRule) else ""
+    for variant in sorted(manifest.variants, key=lambda variant: variant.id != small):
         if engines(variant):
             return variant
     wanted = ", ".join(f"{variant.engine} {variant.requires or ''}".strip() for variant in manifest.variants)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from edge_agent.install.contents import read_papers
-from edge_agent.install.golden import compare, golden_arrays, tolerance_of
+from edge_agent.install.golden import compare, golden_arrays, golden_of, tolerance_of
 from edge_agent.install.means import Means
 from edge_agent.install.records import MOST_DETAIL, Held, Slots
 from edge_agent.install.rehearsal import chosen_variant
@@ -41,7 +41,7 @@ async def compare_golden(means: Means, version: ModelVersion, manifest: Manifest
         GoldenDiffers: other outputs than the golden ones.
         EngineFailed, ModelInvalid: they could not be run, or are no arrays.
     """
-    golden = manifest.golden
+    golden = golden_of(manifest, version.variant)
     if golden is None or version.folder is None:
         return
     feeds = await on_disk(golden_arrays, means.disk.read, version.folder, golden.inputs)

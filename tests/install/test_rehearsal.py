@@ -146,10 +146,29 @@ def test_a_variant_that_this_machine_cannot_run_is_passed_over() -> None:
         variants: tuple[Variant, ...]
         name: str = "net"
         version: str = "1"
+        cascade: object = None
 
     assert chosen_variant(Some((cuda, other, plain)), runs_here) is plain  # type: ignore[arg-type]
     with pytest.raises(ModelInvalid, match="abacus"):
         chosen_variant(Some((other,)), runs_here)  # type: ignore[arg-type]
+
+
+def test_of_a_cascade_the_box_runs_the_small_one_and_golden_outputs_are_the_large_ones() -> None:
+    from types import SimpleNamespace
+
+    from edge_agent.install.golden import golden_of
+    from hybrid.artifact.manifest import CascadeRule
+
+    rule = CascadeRule(small="small", output="y", kind="logits", temperature=1.0, threshold=0.9, max_accuracy_drop=0.01)
+    large, small = (
+        Variant(id=name, engine="onnxruntime", precision="native", files=("m",)) for name in ("original", "small")
+    )
+    manifest = SimpleNamespace(variants=(large, small), cascade=rule, golden=golden(), name="net", version="1")
+    assert chosen_variant(manifest, runs_here) is small
+    assert golden_of(manifest, "small") is None
+    assert golden_of(manifest, "original") == golden()
+    manifest.cascade = None
+    assert chosen_variant(manifest, runs_here) is large
 
 
 @pytest.mark.parametrize(
