@@ -11,6 +11,7 @@ from aiohttp import web
 from cloud_gateway.fleet.assignments import Terms, parse_tags
 from cloud_gateway.fleet.boxes import Box, check_tags
 from cloud_gateway.fleet.desired import BoxView, Rollout
+from cloud_gateway.fleet.desk import check_protocol
 from cloud_gateway.fleet.fleet_status import assignment_list, box_row, fleet_status, rollout_view
 from cloud_gateway.fleet.rollouts import Plan, check_stages
 from cloud_gateway.fleet.routes import body_of
@@ -87,6 +88,7 @@ class _Calls:
 
     async def state(self, request: web.Request) -> web.StreamResponse:
         call = await body_of(request, StateCall, _MAX_STATE_BYTES)
+        check_protocol(call.protocol)
         box = self._check_epoch(request[IDENTITY], call.epoch)
         return json_reply(await self._steering.state(box.id, call))
 
