@@ -128,7 +128,7 @@ def box_killed_during_installs(fleet: Fleet, rng: random.Random, seed: int) -> l
 
 
 @_row("R7")
-def disk_full(fleet: Fleet, _: random.Random, seed: int) -> list[Finding]:
+def disk_full(fleet: Fleet, _rng: random.Random, seed: int) -> list[Finding]:
     """The box's folder lies on a small file system, which fills up while it works, and while it starts."""
     data = fleet.enroll("r7")
     image, place = fleet.folder / "r7.img", fleet.folder / "r7-disk"
@@ -225,13 +225,13 @@ def _halved(content: bytes, _: random.Random) -> bytes:
 
 def _flipped(content: bytes, rng: random.Random) -> bytes:
     changed = bytearray(content)
-    for _ in range(16 if changed else 0):
+    for _number in range(16 if changed else 0):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
 @_row("R13")
-def gateway_restarted(fleet: Fleet, _: random.Random, seed: int) -> list[Finding]:
+def gateway_restarted(fleet: Fleet, _rng: random.Random, seed: int) -> list[Finding]:
     """In good order (SIGTERM), again and again, under boxes."""
     n_restarts, n_refused = 5, 0
     with _settled(fleet, "r13") as box:

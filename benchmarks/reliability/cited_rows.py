@@ -12,7 +12,8 @@ from benchmarks.report import ROOT
 
 ROWS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("R8", "outbox: power cut at 400 moments (SQLite on a disk that tears what was not synced), damage, full disks",
-     "P3, P4: acknowledged is stored, the file is sound or set aside", ("tests/outbox",)),
+     "P3, P4: acknowledged is stored, the file is sound or set aside",
+     ("tests/outbox/test_power_cuts.py", "tests/outbox/test_damage.py", "tests/outbox/test_full_disk.py")),
     ("R9", "installation: power cut at every disk operation, process killed at any write",
      "P2: exactly one whole verified version answers", ("tests/install/test_power_cuts.py",
      "tests/install/test_real_kills.py")),

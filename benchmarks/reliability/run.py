@@ -11,7 +11,16 @@ from benchmarks.reliability.prose import sections
 from benchmarks.reliability.table import kept, write_page
 from benchmarks.report import ROOT
 
-SCRIPTS = ("simulated_rows", "box_rows", "clock_rows", "fleet_rows", "overload_rows", "session_rows", "cited_rows")
+SCRIPTS = (
+    "simulated_rows",
+    "box_rows",
+    "clock_rows",
+    "fleet_rows",
+    "overload_rows",
+    "session_rows",
+    "recorded_rows",
+    "cited_rows",
+)
 
 
 def main() -> int:

@@ -173,18 +173,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("-n", type=int, default=4, help="times that each fault strikes")
     parser.add_argument("--link", choices=("tun", "proxy"), default="tun")
+    parser.add_argument("--only", help="faults with these words in their name")
     chosen = parser.parse_args()
+    wanted = [harm for harm in harms() if chosen.only is None or chosen.only in harm.fault]
     command = f"python -m benchmarks.reliability.session_rows --seed {chosen.seed} -n {chosen.n}"
     found: dict[str, list[Seen]] = {}
     with scene_over(chosen.link, chosen.seed, "latency") as scene:
         for number in range(chosen.n):
-            for harm in harms():
+            for harm in wanted:
                 rng = random.Random(f"{chosen.seed} {harm.fault} {number}")
                 seen = strike(scene, harm, rng)
                 if seen is not None:
                     found.setdefault(harm.fault, []).append(seen)
                 print(f"{harm.row} {harm.fault}: {seen}", file=sys.stderr, flush=True)
-    struck = [harm for harm in harms() if harm.fault in found]
+    struck = [harm for harm in wanted if harm.fault in found]
     keep("session_rows", [finding(harm, found[harm.fault], chosen.seed, command) for harm in struck])
     return 0
 
