@@ -180,12 +180,16 @@ class BoxCompute:
         return hosted
 
     def _made(self, model: ServedModel, session: EngineSession, neighbourhood: "Neighbourhood") -> "HostedSession":
+        from edge_agent.models.cascading import CascadedSession
         from hybrid.session.hosted import HostedSession  # with all that a session that may travel loads
         from hybrid.session.source import Source
 
         engine = self._turns.whole(session, lambda: self._executor.open_whole(model))
         _log.info("session.made model=%s urls=%s", model.name, ",".join(neighbourhood.urls) or "discovered")
-        return HostedSession(Source(path=model.path), engine, self._options, neighbourhood, pieces=self._turns.piece)
+        hosted = HostedSession(Source(path=model.path), engine, self._options, neighbourhood, pieces=self._turns.piece)
+        if self._options.cascade == "off":
+            return hosted
+        return CascadedSession(hosted, self._executor, model, self._options.max_accuracy_drop)
 
     def _change(self, neighbourhood: "Neighbourhood | None") -> None:
         self._known = neighbourhood

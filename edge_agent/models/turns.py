@@ -35,6 +35,11 @@ def at_priority(priority: int) -> Iterator[None]:
         _priority.reset(token)
 
 
+def priority_now() -> int:
+    """Of this task's runs."""
+    return _priority.get()
+
+
 class Turns:
     """Makes engines whose runs wait for their turn. Make it on the event loop; engines are for other threads only."""
 

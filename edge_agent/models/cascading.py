@@ -1,0 +1,122 @@
+"""A cascade in a box's service: the artifact's small model first, a session over the large one where it is unsure."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from edge_agent.models.turns import priority_now
+from hybrid.artifact.digest import digest_of_files
+from hybrid.artifact.manifest import CascadeRule, variant_files
+from hybrid.cascade.confidence import confidences
+from hybrid.errors import DeadlinePassed, HybridError, Overloaded
+from hybrid.schedule.prospect import Candidate
+from hybrid.serving.engines.executor import Executor
+from hybrid.serving.engines.served_model import ServedModel
+from hybrid.session.cascaded import FoundCascade, found_cascade
+from hybrid.session.hosted import ComputeHere, HostedSession
+from hybrid.session.report import RunReport
+from hybrid.session.trip import Answer
+
+_log = logging.getLogger("hybrid.agent.models")
+
+
+class CascadedSession(HostedSession):
+    """A session of which an answer is first looked for in a small model, where the model's artifact holds a cascade.
+
+    Where the small one is sure of every row, its answer stands; else the whole request goes the session's ways, this
+    box among them: the large model is installed here too.
+
+    Args:
+        hosted: the session over the shipped model.
+        executor: this machine's engine.
+        model: the shipped one.
+        max_accuracy_drop: a cascade that may lose more is not used.
+    """
+
+    def __init__(self, hosted: HostedSession, executor: Executor, model: ServedModel, max_accuracy_drop: float) -> None:
+        self.obstacle = hosted.obstacle
+        self._hosted = hosted
+        self._executor = executor
+        self._model = model
+        self._max_accuracy_drop = max_accuracy_drop
+        self._is_looked_for = False
+        self._rule: CascadeRule | None = None
+        self._small = model
+
+    def explain(self) -> list[Candidate]:
+        """See `HostedSession.explain`."""
+        return self._hosted.explain()
+
+    def prepare(self, feeds: Mapping[str, Any], timeout_s: float) -> bool:
+        """See `HostedSession.prepare`."""
+        return self._hosted.prepare(feeds, timeout_s)
+
+    def close(self, wait_s: float) -> None:
+        """See `HostedSession.close`."""
+        self._hosted.close(wait_s)
+
+    async def answer(
+        self,
+        output_names: Sequence[str],
+        feeds: Mapping[str, np.ndarray],
+        compute_here: ComputeHere,
+        deadline_s: float | None = None,
+    ) -> Answer:
+        """See `HostedSession.answer`."""
+        started_s = perf_counter()
+        if not self._is_looked_for:
+            found = await asyncio.to_thread(found_cascade, self._model.path, self._max_accuracy_drop)
+            self._take(found)
+        rule = self._rule
+        if rule is None:
+            return await self._hosted.answer(output_names, feeds, compute_here, deadline_s)
+        outputs, confidence = await self._tried(rule, output_names, feeds, deadline_s)
+        if outputs is not None:
+            taken_s = perf_counter() - started_s
+            report = RunReport(
+                head_s=taken_s,
+                total_s=taken_s,
+                model_digest=self._small.model_digest,
+                variant=self._small.version,
+                answered_by="small",
+                confidence=confidence,
+            )
+            return Answer(outputs, report)
+        left_s = None if deadline_s is None else deadline_s - (perf_counter() - started_s)
+        answer = await self._hosted.answer(output_names, feeds, compute_here, left_s)
+        return replace(answer, report=replace(answer.report, answered_by="large", confidence=confidence))
+
+    def _take(self, found: FoundCascade | None) -> None:
+        """From now on it is known whether there is a cascade."""
+        if found is not None:
+            digest = digest_of_files(variant_files(found.artifact.manifest, found.small))
+            name, path = self._model.name, found.small_path
+            self._small = ServedModel(name=name, version=found.small.id, model_digest=digest, path=path)
+            self._rule = found.rule
+        self._is_looked_for = True
+
+    async def _tried(
+        self, rule: CascadeRule, names: Sequence[str], feeds: Mapping[str, np.ndarray], deadline_s: float | None
+    ) -> tuple[list[np.ndarray] | None, float | None]:
+        """The small model's answer where it is sure, and how sure it is."""
+        asked = list(dict.fromkeys([*names, rule.output]))
+        until_s = None if deadline_s is None else perf_counter() + deadline_s
+        try:
+            session = await self._executor.open_whole(self._small)
+            computed = await self._executor.compute(session, feeds, asked, until_s, priority=priority_now())
+        except (DeadlinePassed, Overloaded):
+            raise
+        except HybridError as exc:  # the large one answers, as it would without a cascade
+            _log.warning("cascade.broken model=%s error=%s", self._small.name, exc)
+            self._rule = None
+            return None, None
+        found = dict(zip(asked, computed.outputs, strict=True))
+        sure = confidences(found[rule.output], rule.kind, rule.temperature)
+        least = float(sure.min(initial=1.0))
+        is_sure = rule.threshold < 1.0 and least >= rule.threshold
+        return ([found[name] for name in names] if is_sure else None), least
