@@ -18,6 +18,7 @@ from edge_agent.fleet_side import FleetSide
 from edge_agent.living.living import Living
 from edge_agent.mending import Mending
 from edge_agent.models.elsewhere import relaying
+from edge_agent.models.handing_on import add_handing_on
 from edge_agent.models.local import LocalModels
 from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
@@ -133,6 +134,7 @@ class Agent:
         stack.push_async_callback(asyncio.to_thread, onward.close)
         channels = add_channel_routes(app, checked(onward.infer, tokens), admit_channel, bodies=service.bodies)
         add_outbox_routes(app, calls)
+        add_handing_on(app, answering, require)
         _add_samples(app, inside, service)
         add_status_route(app, inside.standing)
         certificate = LiveCertificate(await asyncio.to_thread(mending.certificate)) if config.speaks_tls else None

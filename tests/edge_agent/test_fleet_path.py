@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 import tritonclient.http as triton
 
+import hybrid
 from tests import small_models
 from tests.live_agent import LiveAgent
 from tests.live_gateway import LiveGateway
@@ -52,8 +54,9 @@ def _until(condition: Callable[[], bool], patience_s: float = 40.0) -> None:
 
 
 def test_from_enrolment_over_a_change_under_load_to_a_restart_without_a_network(
-    tmp_path: Path, run_hybrid: Callable[..., Any]
+    tmp_path: Path, run_hybrid: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
     models, wanted = [], []
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()
@@ -87,6 +90,8 @@ def test_from_enrolment_over_a_change_under_load_to_a_restart_without_a_network(
             finally:
                 client.stop()
             assert client.errors == []
+            with hybrid.InferenceSession("mlp", gateway=agent.url) as named:  # the box hands it on
+                np.testing.assert_allclose(named.run(None, FEEDS)[0], wanted[1], atol=1e-5)
             kinds = [
                 next((n for n in (0, 1) if np.allclose(answer, wanted[n], atol=1e-5)), -1) for answer in client.answers
             ]
