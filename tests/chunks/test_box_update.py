@@ -1,7 +1,6 @@
 """A box in a fleet, all of it real: an update brings the changed tensors over the link, and little else."""
 
 import asyncio
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.update_bytes import Counting
+from edge_agent.living.patient import admitted
 from tests.chunks.making import layered, reordered, retrained, saved
 from tests.enrolled_box import make_token
 from tests.live_gateway import HYBRID, LiveGateway
@@ -34,10 +34,10 @@ async def answering(data: Path, version: str) -> None:
     """Wait until the box answers with this version."""
     async with asyncio.timeout(60):
         while True:
-            told = json.loads(await hybrid("agent", "status", "--json", "--data", data))
-            if any(model["version"] == version for model in told["data"]["models"]):
+            box = await asyncio.to_thread(admitted, data, None, {})
+            if any(model["version"] == version for model in (box.status or {}).get("models", [])):
                 return
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
 
 
 @pytest.mark.slow

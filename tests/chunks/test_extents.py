@@ -116,7 +116,7 @@ def test_broken_files_give_places_inside_them_or_none(tmp_path: Path):
     onnx_bytes = onnx_small()
     flat = flat_model([bytes(200), bytes(range(256))], by_offset=False)
     path = tmp_path / "file"
-    for index in range(600):
+    for index in range(300):
         data = bytearray(onnx_bytes if index % 2 else flat)
         for _ in range(rng.randint(1, 6)):
             data[rng.randrange(min(len(data), 400) if index % 3 else len(data))] = rng.randrange(256)

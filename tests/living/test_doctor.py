@@ -215,11 +215,10 @@ async def test_a_box_that_waits_for_a_person(tmp_path, gateway, start_agent):
     seen(check, "FAIL", "waiting", "hybrid fleet boxes admit")
 
 
-@pytest.mark.parametrize("flags", [(), ("--host", "0.0.0.0", "--no-announce")])
-def test_the_machines_own_doctor_knows_an_agent_on_its_port(start_agent, monkeypatch, flags):
+def test_the_machines_own_doctor_knows_an_agent_on_its_port_and_its_certificate(start_agent, monkeypatch):
     from hybrid.cli.doctor import here
 
-    agent = start_agent(*flags)
+    agent = start_agent("--host", "0.0.0.0", "--no-announce")
     agent.hear("READY=1")
     port = int(json.loads((agent.data / "agent.json").read_text())["url"].rpartition(":")[2])
     monkeypatch.setattr(here, "_PORTS", {port: "the agent"})
