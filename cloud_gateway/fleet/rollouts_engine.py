@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cloud_gateway.fleet.assignments import n_boxes
+from cloud_gateway.fleet.assignments import n_boxes, shown
 from cloud_gateway.fleet.rollouts import NEVER, Course, Member, Plan, Tally
 from cloud_gateway.fleet.rollouts_comparison import compare, level_of
 from cloud_gateway.fleet.rollouts_statistics import usual_most
@@ -211,6 +211,11 @@ def step(plan: Plan, course: Course, members: Sequence[Member]) -> Step:
     now = count(plan, course, members)
     if _too_many(plan, now):
         return Step(verdict="halt", text=_failures(plan, now))
+    here = {m.stage for m in members if not m.is_gone}
+    if not here:
+        return Step(verdict="wait", text=f"no box has the tags {shown(plan.selector)} now")
+    if course.stage not in here and (now.done or not now.n):
+        return _through(plan, course, now)  # a small fleet has stages without a box of their own
     waiting = _unfinished(plan, course, now)
     is_due = course.clock_s >= course.next_look_s
     if course.stage < plan.last_stage and (is_due or not waiting):
@@ -221,9 +226,13 @@ def step(plan: Plan, course: Course, members: Sequence[Member]) -> Step:
             return Step(verdict="wait", text=f"fewer than {plan.min_runs} runs to compare so far", looked=is_due)
     if waiting:
         return Step(verdict="wait", text=waiting, looked=is_due)
+    return _through(plan, course, now)
+
+
+def _through(plan: Plan, course: Course, now: Count) -> Step:
     if course.stage >= plan.last_stage:
         return Step(verdict="complete", text=f"all stages are through: {_figures(now)}")
-    return Step(verdict="advance", text=f"stage {course.stage + 1} is through: {_figures(now)}", looked=True)
+    return Step(verdict="advance", text=f"stage {course.stage + 1} is through: {_figures(now)}")
 
 
 def _patience_s(plan: Plan) -> float:

@@ -264,11 +264,14 @@ def test_without_runs_it_waits_a_while_and_then_goes_on():
 
 def test_an_empty_stage_is_passed_at_once():
     scene = Scene(n=2)
-    begin_stage(scene.plan, scene.course, scene.members, 1)
     scene.all_take()
-    scene.later(601)
-    scene.others_hear()
+    begin_stage(scene.plan, scene.course, scene.members, 1)
     assert scene.step().verdict == "advance"
+    alone = Scene(n=1)
+    alone.all_take()
+    for stage, verdict in ((1, "advance"), (2, "complete")):
+        begin_stage(alone.plan, alone.course, alone.members, stage)
+        assert alone.step().verdict == verdict
 
 
 def test_all_looks_together_stay_below_one_per_cent():
@@ -323,3 +326,11 @@ def test_a_night_away_is_no_lateness():
         scene.hear(member)
     found = count(scene.plan, scene.course, scene.members)
     assert (found.late, found.silent, found.busy) == (0, 0, 2)
+
+
+def test_a_rollout_that_all_boxes_left_waits_and_is_not_done():
+    scene = Scene()
+    for member in scene.members:
+        member.is_gone = True
+    scene.later(9000)
+    assert (scene.step().verdict, scene.step().text) == ("wait", "no box has the tags all now")
