@@ -123,7 +123,7 @@ class TailShelf:
             raise PlanError("the output cut leaves nothing to compute; choose another cut", cut=cut_id)
         if cut.kind == "input" and prepared.table.keeps_state:
             raise PlanError(
-                "the model remembers something between runs, which must be the device's; run it there, or cut it deeper",
+                "the model remembers something between runs, all of them the device's; run it there, or cut it deeper",
                 cut=cut_id,
             )
         key = (model.model_digest, shape_key.id, cut_id)
