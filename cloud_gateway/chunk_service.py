@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from hybrid.artifact.chunk_extents import Extent
-from hybrid.artifact.chunk_indexing import index_file
+from hybrid.artifact.chunk_indexing import index_file, reduced
 from hybrid.artifact.chunk_messages import (
     MAX_HAVE,
     MAX_MODELS,
@@ -128,6 +128,11 @@ class ChunkService:
         return b"", 0
 
     def _encoded(self, ref: FileRef, path: Path, piece_bytes: int) -> bytes:
+        check_digest(ref.sha256)
+        if len(ref.models) > MAX_MODELS:
+            raise BadMessage(f"{len(ref.models)} models are named for one file; at most {MAX_MODELS} are looked at")
+        if ref.models:  # names that lead to nothing must not make the same index again and again
+            ref = reduced(ref, path.stat().st_size, find=self._model)
         key = _key(ref, piece_bytes)
         found = self._indexes.find(key)
         if found is None:
@@ -168,9 +173,6 @@ class ChunkService:
 
 
 def _key(ref: FileRef, piece_bytes: int) -> str:
-    check_digest(ref.sha256)
-    if len(ref.models) > MAX_MODELS:
-        raise BadMessage(f"{len(ref.models)} models are named for one file; at most {MAX_MODELS} are looked at")
     facts = (ref.sha256, sorted(ref.models.items()), piece_bytes)
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 

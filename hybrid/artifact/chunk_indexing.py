@@ -27,14 +27,19 @@ def index_file(ref: FileRef, path: Path, size: int, piece_bytes: int, *, find: F
         StorageError: it cannot be read, or changed.
     """
     view = FileView(path, size, read)
-    return encode(build(view, _extents(ref, view, find, read), piece_bytes))
+    return encode(build(view, _laid_out(ref, size, find, read)[1] or extents_of(view), piece_bytes))
 
 
-def _extents(ref: FileRef, view: FileView, find: Find, read: ReadAt) -> list[Extent]:
+def reduced(ref: FileRef, size: int, *, find: Find, read: ReadAt = read_at) -> FileRef:
+    """The same file with the one model that says where its tensors lie, or none: what an index really depends on."""
+    return FileRef(sha256=ref.sha256, models=_laid_out(ref, size, find, read)[0])
+
+
+def _laid_out(ref: FileRef, size: int, find: Find, read: ReadAt) -> tuple[dict[str, str], list[Extent]]:
     for sha256, location in sorted(ref.models.items()):
         found = find(sha256)
         if found is not None:
-            extents = external_extents(FileView(*found, read), location, len(view))
+            extents = external_extents(FileView(*found, read), location, size)
             if extents:
-                return extents
-    return extents_of(view)
+                return {sha256: location}, extents
+    return {}, []

@@ -160,6 +160,11 @@ def test_an_index_is_made_once_for_a_herd_and_kept_over_a_restart(tmp_path, monk
     later = ChunkService(files.get, tmp_path / "kept")
     assert later.index(call) == answers[0]
     assert n_made == 1
+    for index in range(20):  # models that are not here, and names that no model has
+        odd = {f"{index:064x}": "x", next(iter(files)): f"name{index}"}
+        later.index(IndexCall(file=FileRef(sha256=next(iter(files)), models=odd)))
+    assert n_made == 1
+    assert len(list((tmp_path / "kept").iterdir())) == 1
     for note in (tmp_path / "kept").iterdir():
         note.write_bytes(note.read_bytes()[:-9] + b"corrupted")
     assert ChunkService(files.get, tmp_path / "kept").index(call) == answers[0]
