@@ -58,11 +58,10 @@ def create(file: File = None, json: Json = False) -> None:
 @root_app.command("show")
 def show(file: File = None, json: Json = False) -> None:
     """Print the public half of a root key and its fingerprint."""
-    from hybrid.artifact.publishers import read_key
     from hybrid.artifact.signature import public_key_of
 
     path = file or _root_path()
-    public_key = public_key_of(read_key(path))
+    public_key = public_key_of(_root_key(path))
     data = {"path": path, "public_key": public_key.hex(), "sha256": hashlib.sha256(public_key).hexdigest()}
     result(data, f"{public_key.hex()}\nfingerprint {data['sha256']}", json=json)
 
@@ -87,11 +86,10 @@ def delegate(
 ) -> None:
     """Sign a bundle of the keys that a fleet's boxes shall believe; it replaces the one before."""
     from hybrid.artifact.durable import write_atomically
-    from hybrid.artifact.publishers import read_key
     from hybrid.fleet.trust_bundle import delegate as sign_bundle
     from hybrid.fleet.trust_bundle import opened_by_own_root
 
-    key = read_key(root or _root_path())
+    key = _root_key(root or _root_path())
     old = _bundle(before, key) if before is not None else None
     kept = _kept(old, drop or [])
     added = [*_keys(publisher or [], "publisher"), *_keys(rounds or [], "rounds")]
@@ -114,6 +112,18 @@ def _root_path() -> Path:
     from hybrid.artifact.publishers import config_dir
 
     return config_dir() / ROOT_NAME
+
+
+def _root_key(path: Path) -> bytes:
+    from hybrid.artifact.publishers import read_key
+
+    try:
+        return read_key(path)
+    except NotFound as exc:
+        raise NotFound(
+            f"{path}: no root key there; name it with --root, or make one with `hybrid keys root create`",
+            advice="Name the root key's file, or make one: hybrid keys root create.",
+        ) from exc
 
 
 def _bundle(path: Path, root_private_key: bytes) -> "TrustBundle":

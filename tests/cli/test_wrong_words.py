@@ -19,6 +19,20 @@ from tests.odd_models import ODD
 NOWHERE = "--gateway http://127.0.0.1:9"
 STRANGER = "--token hyb_aaaaaaaa_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 TABLE = f"""
+agent serve --data text.txt         | FAILED      | storage
+agent enroll hybe_nosuch --data new | USAGE       | token_mistyped
+agent enroll --file no.txt --data new | NOT_FOUND   | not_found
+agent enroll --data new             | USAGE       | usage
+agent status --data no              | NOT_FOUND   | not_found
+agent outbox --data no              | NOT_FOUND   | not_found
+agent import no.hybrid --data new   | NOT_FOUND   | not_found
+agent import text.txt --data new    | FAILED      | model_invalid
+agent token create --data no --name x --role device | NOT_FOUND   | not_found
+agent token import --data no --name x --role device | NOT_FOUND   | not_found
+agent token ls --data no            | NOT_FOUND   | not_found
+agent token revoke abcdefgh --data no | NOT_FOUND   | not_found
+agent samples ls --data no          | NOT_FOUND   | not_found
+agent samples rm nosuch --data no   | NOT_FOUND   | not_found
 bench no.onnx --data x.npy          | NOT_FOUND   | model_missing
 bench sound.onnx                    | USAGE       | usage
 bench --devices nosuch              | NOT_FOUND   | catalog_unknown
@@ -29,11 +43,49 @@ calibrate no.onnx --data x.npy      | NOT_FOUND   | model_missing
 calibrate broken.onnx --data x.npy  | FAILED      | model_invalid
 calibrate sound.onnx --data no.npy  | NOT_FOUND   | not_found
 calibrate sound.onnx                | USAGE       | usage
+cascade --nosuch                    | USAGE       | usage
 completion nosuch                   | USAGE       | usage
 demo --nosuch                       | USAGE       | usage
 devices show nosuch                 | NOT_FOUND   | catalog_unknown
 devices show text.txt               | FAILED      | catalog_invalid
 explain nosuch                      | NOT_FOUND   | usage
+fleet assign nosuch --gateway LIVE --token TOKEN | USAGE       | usage
+fleet unassign nosuch --gateway LIVE --token TOKEN | USAGE       | usage
+fleet assignments {NOWHERE}         | UNREACHABLE | gateway_unreachable
+fleet tag nosuch a=b --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet status --gateway LIVE         | PERMISSION  | unauthenticated
+fleet token create --gateway LIVE --token TOKEN | FAILED      | bad_message
+fleet token create --expires soon {NOWHERE} | USAGE       | usage
+fleet token ls --gateway LIVE       | PERMISSION  | unauthenticated
+fleet token revoke nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet boxes ls --admission nosuch {NOWHERE} | USAGE       | usage
+fleet boxes ls --gateway LIVE {STRANGER} | PERMISSION  | unauthenticated
+fleet boxes show nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet boxes approve nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet boxes admit nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet boxes revoke nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet boxes rename nosuch x --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet alarms ls --gateway LIVE      | PERMISSION  | unauthenticated
+fleet alarms ack 99 --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet trust set no.json --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet trust set text.txt --gateway LIVE --token TOKEN | FAILED      | bad_message
+fleet trust show --gateway LIVE     | PERMISSION  | unauthenticated
+fleet rollout start nosuch:2 --gateway LIVE --token TOKEN | USAGE       | usage
+fleet rollout ls --gateway LIVE     | PERMISSION  | unauthenticated
+fleet rollout show nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet rollout pause nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet rollout resume nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet rollout abort nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet rollout complete nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+fleet results ls --gateway LIVE     | PERMISSION  | unauthenticated
+fleet results export out --gateway LIVE | PERMISSION  | unauthenticated
+fleet results rm nosuch --gateway LIVE --token TOKEN | USAGE       | usage
+fleet samples ls --gateway LIVE     | PERMISSION  | unauthenticated
+fleet samples export out --gateway LIVE | PERMISSION  | unauthenticated
+fleet samples rm nosuch --gateway LIVE --token TOKEN | USAGE       | usage
+fleet telemetry ls --gateway LIVE   | PERMISSION  | unauthenticated
+fleet telemetry export out --gateway LIVE | PERMISSION  | unauthenticated
+fleet telemetry rm nosuch --gateway LIVE --token TOKEN | USAGE       | usage
 gateway serve --data text.txt       | FAILED      | storage
 gateway serve --host 999.1.1.1 --port 0 --no-announce --data new | FAILED | error
 gateway serve --port TAKEN --no-announce --data new | REFUSED | conflict
@@ -47,6 +99,10 @@ keys new text.txt                   | REFUSED     | conflict
 keys show no.key                    | NOT_FOUND   | not_found
 keys trust text                     | FAILED      | bad_message
 keys ls --nosuch                    | USAGE       | usage
+keys create text.txt                | REFUSED     | conflict
+keys delegate --out new.json        | NOT_FOUND   | not_found
+keys root create text.txt           | REFUSED     | conflict
+keys root show no.key               | NOT_FOUND   | not_found
 lab check --kind proxy --congestion-control bbr | FAILED | emulation
 lab run --link nosuch -- true       | NOT_FOUND   | catalog_unknown
 lab run --model no.onnx -- true     | NOT_FOUND   | model_missing
@@ -65,6 +121,9 @@ models push broken.onnx --name x {NOWHERE} | FAILED | model_invalid
 models push sound.onnx --name x {NOWHERE} | UNREACHABLE | gateway_unreachable
 models push sound.onnx --name x --gateway LIVE | PERMISSION | unauthenticated
 models push sound.onnx              | USAGE       | usage
+models export nosuch --out x --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+models import no.hybrid --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+models import text.txt --gateway LIVE --token TOKEN | FAILED      | model_invalid
 plan no.onnx                        | NOT_FOUND   | model_missing
 plan broken.onnx                    | FAILED      | model_invalid
 plan .                              | FAILED      | model_invalid
@@ -84,7 +143,7 @@ nosuch                              | USAGE       | usage
 ROWS = [tuple(cell.strip() for cell in line.split("|")) for line in TABLE.strip().splitlines()]
 SPOKEN = [row for row in ROWS if "serve" not in row[0] and (NOWHERE not in row[0] or "push" in row[0])]
 """A service has no `--json`: its one result is its ready line. Of those that ask again and again, one is enough."""
-ASKS_NOTHING = {"doctor"}
+ASKS_NOTHING = {"doctor", "agent doctor"}
 """What looks for itself and can only be asked wrongly by an unknown flag."""
 
 
