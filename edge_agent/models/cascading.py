@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 
 from edge_agent.models.turns import priority_now
+from edge_agent.models.version import ModelVersion
 from hybrid.artifact.digest import digest_of_files
+from hybrid.artifact.folder import open_folder
 from hybrid.artifact.manifest import CascadeRule, variant_files
 from hybrid.cascade.confidence import confidences
 from hybrid.errors import DeadlinePassed, HybridError, Overloaded
-from hybrid.schedule.prospect import Candidate
+from hybrid.route.engine import Engine
+from hybrid.schedule.options import Options
+from hybrid.schedule.prospect import Candidate, local_only
 from hybrid.serving.engines.executor import Executor
 from hybrid.serving.engines.served_model import ServedModel
 from hybrid.session.cascaded import FoundCascade, found_cascade
+from hybrid.session.connected import Neighbourhood
 from hybrid.session.hosted import ComputeHere, HostedSession
 from hybrid.session.report import RunReport
 from hybrid.session.trip import Answer
@@ -120,3 +125,55 @@ class CascadedSession(HostedSession):
         least = float(sure.min(initial=1.0))
         is_sure = rule.threshold < 1.0 and least >= rule.threshold
         return ([found[name] for name in names] if is_sure else None), least
+
+
+class EscalatingSession(HostedSession):
+    """The session of a cascade's small variant, where the box opened that: unsure rows go to the gateway's large one.
+
+    The small one's answer stands where nobody is reached in time: the large one is not opened here.
+
+    Args:
+        found: the artifact's cascade.
+        engine: the small one; its runs wait for their turn.
+        options: of sessions.
+        neighbourhood: who may be asked.
+    """
+
+    def __init__(self, found: FoundCascade, engine: Engine, options: Options, neighbourhood: Neighbourhood) -> None:
+        self.obstacle = "the small model of a cascade answers, the large one where it is unsure"
+        self._runs = found.runs(engine, options, neighbourhood.urls, neighbourhood.token)
+
+    def explain(self) -> list[Candidate]:
+        """See `HostedSession.explain`."""
+        return [local_only(self.obstacle)]
+
+    def prepare(self, feeds: Mapping[str, Any], timeout_s: float) -> bool:  # noqa: ARG002 (nothing depends on shapes)
+        """Whether a gateway is connected. Blocking."""
+        return self._runs.wait_for_gateway(timeout_s)
+
+    def close(self, wait_s: float) -> None:  # noqa: ARG002 (it does not take long)
+        """See `HostedSession.close`."""
+        self._runs.close()
+
+    async def answer(
+        self,
+        output_names: Sequence[str],
+        feeds: Mapping[str, np.ndarray],
+        compute_here: ComputeHere,  # noqa: ARG002 (the cascade runs the small one by itself)
+        deadline_s: float | None = None,  # noqa: ARG002 (whoever asks ends the wait)
+    ) -> Answer:
+        """See `HostedSession.answer`."""
+        outputs, report = await asyncio.to_thread(self._runs.run, output_names, feeds)
+        return Answer(outputs, report)
+
+
+def cascade_of(version: ModelVersion | None, max_accuracy_drop: float) -> FoundCascade | None:
+    """The cascade of which this version is the small variant; None for any other. Reads small files."""
+    if version is None or version.folder is None or not version.variant:
+        return None
+    try:
+        shipped = open_folder(version.folder).model_path
+    except HybridError:  # it is being replaced
+        return None
+    found = found_cascade(shipped, max_accuracy_drop)
+    return found if found is not None and found.small.id == version.variant else None

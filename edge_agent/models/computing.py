@@ -80,7 +80,7 @@ class BoxCompute:
         request = _Request(session, feeds, names, priority, n_checked_bytes)
         started_s = perf_counter()
         try:
-            hosted = self._hosted(model, session, asked)
+            hosted = await self._hosted(model, session, asked)
             if hosted is None:
                 computed = await self._here(request, asked.deadline_s)
             else:
@@ -162,10 +162,10 @@ class BoxCompute:
         if report.placement != "local" or not compute_s:
             compute_s = report.head_s + report.tail_s
             queue_s = max(0.0, report.total_s - compute_s)
-        place = Place(report.placement, report.gateway, report.cut, report.fallback or "")
+        place = Place(report.placement, report.gateway, report.cut, report.fallback or "", report.model_digest)
         return Computed(answer.outputs, queue_s, compute_s, place=place)
 
-    def _hosted(self, model: ServedModel, session: EngineSession, asked: Asked) -> "HostedSession | None":
+    async def _hosted(self, model: ServedModel, session: EngineSession, asked: Asked) -> "HostedSession | None":
         """The session that may ask others; None where this machine alone shall compute."""
         if asked.hops or self._options.placement == "local":
             return None
@@ -176,16 +176,27 @@ class BoxCompute:
             return None  # nobody is there, or it is a tail
         hosted = self.sessions.get(model.model_digest)
         if hosted is None:
-            hosted = self.sessions[model.model_digest] = self._made(model, session, neighbourhood)
+            made = await self._made(model, session, neighbourhood)
+            hosted = self.sessions.setdefault(model.model_digest, made)
+            if hosted is not made:  # another request made one meanwhile
+                await asyncio.to_thread(made.close, CLOSE_WAIT_S)
         return hosted
 
-    def _made(self, model: ServedModel, session: EngineSession, neighbourhood: "Neighbourhood") -> "HostedSession":
-        from edge_agent.models.cascading import CascadedSession
+    async def _made(
+        self, model: ServedModel, session: EngineSession, neighbourhood: "Neighbourhood"
+    ) -> "HostedSession":
+        from edge_agent.models.cascading import CascadedSession, EscalatingSession, cascade_of
         from hybrid.session.hosted import HostedSession  # with all that a session that may travel loads
         from hybrid.session.source import Source
 
         engine = self._turns.whole(session, lambda: self._executor.open_whole(model))
         _log.info("session.made model=%s urls=%s", model.name, ",".join(neighbourhood.urls) or "discovered")
+        options = self._options
+        if options.cascade != "off":
+            version = self._answering.named(model.name)
+            found = await asyncio.to_thread(cascade_of, version, options.max_accuracy_drop)
+            if found is not None:
+                return EscalatingSession(found, engine, options, neighbourhood)
         hosted = HostedSession(Source(path=model.path), engine, self._options, neighbourhood, pieces=self._turns.piece)
         if self._options.cascade == "off":
             return hosted

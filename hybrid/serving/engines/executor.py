@@ -53,12 +53,14 @@ class Place(NamedTuple):
         gateway: URL of the gateway that had a part in it, empty for local.
         cut: cut id of a split.
         fallback: why this machine answered instead of the planned placement, `code: message`; empty where it did not.
+        model_digest: of the model that answered, where it may be another than the one that was asked for (a cascade).
     """
 
     placement: str = "local"
     gateway: str = ""
     cut: str = ""
     fallback: str = ""
+    model_digest: str = ""
 
 
 class Computed(NamedTuple):

@@ -130,7 +130,7 @@ def _place_parameters(place: Place, model_digest: str) -> tuple[tuple[str, str],
     code = place.fallback.partition(":")[0]
     parameters = {
         "placement": place.placement,
-        "model_digest": model_digest,
+        "model_digest": place.model_digest or model_digest,
         "gateway": place.gateway,
         "cut": place.cut,
     }
@@ -140,7 +140,7 @@ def _place_parameters(place: Place, model_digest: str) -> tuple[tuple[str, str],
 def _say_where(response: web.Response, place: Place, model_digest: str) -> None:
     headers = response.headers
     headers["Hybrid-Placement"] = place.placement
-    headers["Hybrid-Model-Digest"] = model_digest
+    headers["Hybrid-Model-Digest"] = place.model_digest or model_digest
     if place.gateway:
         headers["Hybrid-Gateway"] = place.gateway
     if place.fallback:
