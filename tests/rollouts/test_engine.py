@@ -334,3 +334,23 @@ def test_a_rollout_that_all_boxes_left_waits_and_is_not_done():
         member.is_gone = True
     scene.later(9000)
     assert (scene.step().verdict, scene.step().text) == ("wait", "no box has the tags all now")
+
+
+def test_a_stage_does_not_end_while_boxes_that_are_at_it_could_still_halt_it():
+    """Found by simulation: the first of three that hang was late, the stage ended, the others were late for nothing."""
+    scene = Scene(n=1000, soak_s=0.0)
+    scene.all_take(but=3)
+    for at, member in enumerate(scene.first[:3]):
+        scene.course.clock_s = 10.0 * at
+        scene.hear(member)
+    for _ in range(12):
+        scene.later(98.5)
+        scene.others_hear()
+        for member in scene.first[:3]:
+            note_seen(scene.plan, scene.course, member)
+    scene.course.clock_s = 1205.0
+    found = count(scene.plan, scene.course, scene.members)
+    assert (found.late, found.busy) == (1, 2)
+    assert scene.step().text == "of 50 boxes 2 are at it"
+    scene.course.clock_s = 1225.0
+    assert scene.step().verdict == "halt"
