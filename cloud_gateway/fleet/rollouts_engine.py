@@ -253,7 +253,7 @@ def _unfinished(plan: Plan, course: Course, now: Count) -> str:
     for_s = course.clock_s - course.stage_s
     if now.offline + now.deferred > plan.offline_ratio * now.n:
         return f"of {n_boxes(now.n)} {now.offline} are out of reach and {now.deferred} put it off"
-    # Once the time is over, boxes that took it late may be left at it, but not so many that their failing would halt it.
+    # Once the time is over, some may be left at it that took it late, but not so many that their failing would halt it.
     may = 0.0 if for_s < plan.terms.report_within_s else plan.max_failed_ratio * now.reached - now.bad
     if now.busy > max(0.0, may):
         return f"of {n_boxes(now.n)} {now.busy} are at it"
