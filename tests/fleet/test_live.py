@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,10 +118,8 @@ async def test_revoked_on_an_open_channel_and_after_a_restart_still_known(shared
             assert first is not None
             assert first.code != "unauthenticated"  # no such model, but a good token
             path = f"/v2/hybrid/fleet/boxes/{access.enrolment.box_id}"
-            began_s = time.monotonic()
             await ask(shared, "POST", f"{path}/revoke", {})
-            assert isinstance(infer(), Unauthenticated)
-            assert time.monotonic() - began_s < 1.0
+            assert isinstance(infer(), Unauthenticated)  # the very next one
             await ask(shared, "POST", f"{path}/admit", {})
             await access.link.renew()
         finally:
