@@ -48,7 +48,7 @@ def add_chunk_routes(app: web.Application, chunks: ChunkService, admit: Admit = 
         check_body(request, _MAX_CALL_BYTES)
         try:
             return msgspec.msgpack.decode(await read_body(request), type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BadMessage(f"the call does not parse ({exc}); is the program much older or newer?") from exc
 
     app.router.add_post("/v2/hybrid/chunks/index", answering(index))

@@ -208,7 +208,7 @@ class RegistryClient:
         answer = await self.post("v2/hybrid/chunks/index", msgspec.msgpack.encode(call))
         try:
             return msgspec.msgpack.decode(answer, type=IndexAnswer)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BadMessage(f"{self.url}: the index of a file's chunks does not parse ({exc})") from exc
 
     async def chunk_ranges(self, call: RangesCall) -> AsyncIterator[bytes]:

@@ -109,6 +109,8 @@ async def test_only_who_may_read_gets_chunks_and_calls_are_bounded(client, tmp_p
     with pytest.raises(BadMessage):
         await client.post("v2/hybrid/chunks", b"\xc1")
     with pytest.raises(BadMessage):
+        await client.post("v2/hybrid/chunks", b"\x81\xa1x" + b"\x91" * 60_000 + b"\xc0")
+    with pytest.raises(BadMessage):
         await client.post("v2/hybrid/chunks", msgspec.msgpack.encode({"sha256": sha256, "ranges": -1}))
     with pytest.raises(BadMessage):
         _ = [b async for b in client.chunk_ranges(RangesCall(sha256=sha256, ranges=put_ranges([(0, 1 << 40)])))]
