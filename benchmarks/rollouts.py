@@ -68,7 +68,8 @@ def main() -> int:
         if is_sound:
             bars.append(Bar(name=f"{name}: halted", measured=100 * halted, limit=1.0, unit=" %"))
         elif name != NO_BAR:  # rarer than the bar speaks of; how it fares is shown all the same
-            bars.append(Bar(name=f"{name}: not halted by stage 2", measured=round(100 * (1 - second), 6), limit=5.0, unit=" %"))
+            missed = round(100 * (1 - second), 6)
+            bars.append(Bar(name=f"{name}: not halted by stage 2", measured=missed, limit=5.0, unit=" %"))
     return publish(
         Record(
             name="rollouts",
