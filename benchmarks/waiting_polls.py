@@ -143,10 +143,10 @@ async def _serve(folder: Path, n: int) -> None:
     from aiohttp import web
 
     from cloud_gateway.fleet.assignments import Terms
-    from cloud_gateway.fleet.herd import HerdLimits
-    from cloud_gateway.fleet.neighbours import Neighbours
-    from cloud_gateway.fleet.steering import Steering
-    from cloud_gateway.fleet.steering_routes import add_steering_routes
+    from cloud_gateway.fleet.steering.herd import HerdLimits
+    from cloud_gateway.fleet.steering.neighbours import Neighbours
+    from cloud_gateway.fleet.steering.routes import add_steering_routes
+    from cloud_gateway.fleet.steering.steering import Steering
     from hybrid.hosting.front_door import IDENTITY
     from hybrid.hosting.listener import Listener, ListenerSettings
 

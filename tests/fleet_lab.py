@@ -9,12 +9,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cloud_gateway.fleet.admin_routes import add_admin_routes
-from cloud_gateway.fleet.authority import authority_key
-from cloud_gateway.fleet.desk import FleetDesk
-from cloud_gateway.fleet.enrolment import EnrolmentWish
-from cloud_gateway.fleet.fleet_store import open_store
-from cloud_gateway.fleet.routes import Rates, add_fleet_routes
+from cloud_gateway.fleet.admission.admin_routes import add_admin_routes
+from cloud_gateway.fleet.admission.authority import authority_key
+from cloud_gateway.fleet.admission.desk import FleetDesk
+from cloud_gateway.fleet.admission.enrolment import EnrolmentWish
+from cloud_gateway.fleet.admission.routes import Rates, add_fleet_routes
+from cloud_gateway.fleet.admission.store import open_store
 from edge_agent.trust.identity import BoxKey
 from hybrid.fleet.enrolment_token import EnrolmentToken
 from hybrid.fleet.messages import AccessAnswer, AccessCall, EnrollAnswer, EnrollCall

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cloud_gateway.fleet.boxes import check_tags
+from cloud_gateway.fleet.admission.boxes import check_tags
 from hybrid.errors import BadMessage
 from hybrid.fleet.messages import Assigned, SampleRule, Trial
 

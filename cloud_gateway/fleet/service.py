@@ -11,21 +11,21 @@ from typing import Final
 from aiohttp import web
 from prometheus_client.core import Metric
 
-from cloud_gateway.fleet.admin_routes import add_admin_routes
-from cloud_gateway.fleet.authority import authority_key
-from cloud_gateway.fleet.desk import FleetDesk
-from cloud_gateway.fleet.fleet_blobs import FleetBlobs
-from cloud_gateway.fleet.fleet_metrics import fleet_families
-from cloud_gateway.fleet.fleet_store import open_store
-from cloud_gateway.fleet.ingest import Ingest
-from cloud_gateway.fleet.ingest_admin_routes import add_item_routes
-from cloud_gateway.fleet.ingest_listing import Listing
-from cloud_gateway.fleet.ingest_routes import add_ingest_routes
-from cloud_gateway.fleet.neighbours import Neighbours, Versions
-from cloud_gateway.fleet.outcomes import Deferrals, Infer
-from cloud_gateway.fleet.routes import add_fleet_routes
-from cloud_gateway.fleet.steering import Steering
-from cloud_gateway.fleet.steering_routes import add_steering_routes
+from cloud_gateway.fleet.admission.admin_routes import add_admin_routes
+from cloud_gateway.fleet.admission.authority import authority_key
+from cloud_gateway.fleet.admission.desk import FleetDesk
+from cloud_gateway.fleet.admission.routes import add_fleet_routes
+from cloud_gateway.fleet.admission.store import open_store
+from cloud_gateway.fleet.intake.admin_routes import add_item_routes
+from cloud_gateway.fleet.intake.blobs import FleetBlobs
+from cloud_gateway.fleet.intake.ingest import Ingest
+from cloud_gateway.fleet.intake.listing import Listing
+from cloud_gateway.fleet.intake.outcomes import Deferrals, Infer
+from cloud_gateway.fleet.intake.routes import add_ingest_routes
+from cloud_gateway.fleet.steering.metrics import fleet_families
+from cloud_gateway.fleet.steering.neighbours import Neighbours, Versions
+from cloud_gateway.fleet.steering.routes import add_steering_routes
+from cloud_gateway.fleet.steering.steering import Steering
 from hybrid.errors import Forbidden
 from hybrid.hosting.auth import Tokens
 from hybrid.hosting.front_door import IDENTITY

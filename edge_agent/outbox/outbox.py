@@ -28,6 +28,8 @@ _TIDY_S: Final = 60.0
 _END_S: Final = 10.0
 _GROUP_BYTES: Final = 32 << 20
 _MOST_STREAM_LETTERS: Final = 200
+_MOST_STREAMS: Final = 500
+"""Their numbers are kept for ever, here and at the gateway, which takes 4,096 of one box in all its lives."""
 _log = logging.getLogger("hybrid.agent.outbox")
 
 
@@ -101,6 +103,9 @@ class Outbox:
             TooLarge: more than 64 MiB.
         """
         item = NewItem(kind=kind, stream=_checked(kind, stream), body=body, about=about, ticket=ticket)
+        known = self.store.ledger.next if self._ready.is_set() else ()
+        if stream not in ("", kind) and stream not in known and len(known) >= _MOST_STREAMS:
+            raise OutboxFull(f"{_MOST_STREAMS} streams are all that one outbox may have; use one of those for this {kind}")
         if len(body) > MAX_BODY_BYTES:
             raise TooLarge(f"a {kind} of {len(body)} bytes is refused: at most {MAX_BODY_BYTES} here")
         if self._is_over:

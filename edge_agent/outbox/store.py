@@ -328,7 +328,8 @@ class OutboxStore:
             for item in done:
                 self._leave(item)
                 self.ledger.counts[item.kind].n_sent += 1
-            self.ledger.acked.update(acked)
+            for stream, seq in acked.items():  # whatever is answered, it has no more than was numbered here
+                self.ledger.acked[stream] = max(-1, min(seq, self.ledger.next.get(stream, 0) - 1))
             self._leave_now()
 
     def give_up(self, items: Iterable[StoredItem], *, why: str) -> None:

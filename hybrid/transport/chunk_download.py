@@ -195,6 +195,8 @@ class ChunkedFiles:
         try:
             data = await self._asked(sha256, size)
             index = await asyncio.to_thread(decode, data, size)
+            if index.piece_bytes != piece_bytes_for(size):  # tiny pieces would cut what is here into millions of them
+                raise BadMessage(f"the index of chunks has pieces of {index.piece_bytes} bytes")
         except _PASSING:
             raise
         except HybridError:

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloud_gateway.fleet.alarms import Alarm
-from cloud_gateway.fleet.boxes import Box
+from cloud_gateway.fleet.admission.alarms import Alarm
+from cloud_gateway.fleet.admission.boxes import Box
 from hybrid.errors import (
     BadMessage,
     Conflict,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from yarl import URL
 
-from cloud_gateway.fleet.routes import Rates
+from cloud_gateway.fleet.admission.routes import Rates
 from hybrid.artifact.signature import new_private_key
 from hybrid.fleet.trust_bundle import delegate
 from tests.fleet_lab import Caller, fleet_server

@@ -8,8 +8,8 @@ from random import Random
 from types import SimpleNamespace
 
 from cloud_gateway.fleet.assignments import Terms
-from cloud_gateway.fleet.rollouts import Plan
-from cloud_gateway.fleet.steering import Neighbours, Steering
+from cloud_gateway.fleet.rollouts.rollout import Plan
+from cloud_gateway.fleet.steering.steering import Neighbours, Steering
 from edge_agent.follow.follow import Follow, Leader
 from hybrid.fleet.messages import StateAnswer, StateCall, Trial
 from tests.install.box_lab import DATA, Box, Fleet, Made, Shelf

@@ -8,9 +8,9 @@ from random import Random
 
 import msgspec
 
-from cloud_gateway.fleet.ingest import Ingest
-from cloud_gateway.fleet.ingest_store import IngestLimits
-from cloud_gateway.fleet.outcomes import Deferrals
+from cloud_gateway.fleet.intake.ingest import Ingest
+from cloud_gateway.fleet.intake.outcomes import Deferrals
+from cloud_gateway.fleet.intake.store import IngestLimits
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.place import Place
 from edge_agent.outbox.policy import OutboxLimits

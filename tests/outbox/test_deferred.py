@@ -9,7 +9,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 
-from cloud_gateway.fleet.outcomes import MOST_ATTEMPTS
+from cloud_gateway.fleet.intake.outcomes import MOST_ATTEMPTS
 from edge_agent.outbox.blob_files import Open
 from edge_agent.outbox.deferred import Answered, Deferred, Failed, Waiting
 from edge_agent.outbox.outbox import Outbox

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from cloud_gateway.fleet.ingest import Ingest
-from cloud_gateway.fleet.ingest_store import N_SEEN, Allowance, IngestLimits
+from cloud_gateway.fleet.intake.ingest import Ingest
+from cloud_gateway.fleet.intake.store import N_SEEN, Allowance, IngestLimits
 from hybrid.errors import BadMessage, TooLarge, VersionUnsupported
 from hybrid.fleet.messages import IngestAnswer, IngestCall, Installed, Item
 from tests.outbox.lab import BOX, Gateway, in_virtual_time, running, sequence, until

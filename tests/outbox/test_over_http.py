@@ -15,11 +15,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from cloud_gateway.fleet.fleet_blobs import FleetBlobs
-from cloud_gateway.fleet.ingest_admin_routes import ITEMS_PATH, add_item_routes
-from cloud_gateway.fleet.ingest_export import write_sample
-from cloud_gateway.fleet.ingest_listing import Listing, StoredThing
-from cloud_gateway.fleet.ingest_routes import add_ingest_routes
+from cloud_gateway.fleet.intake.admin_routes import ITEMS_PATH, add_item_routes
+from cloud_gateway.fleet.intake.blobs import FleetBlobs
+from cloud_gateway.fleet.intake.export import write_sample
+from cloud_gateway.fleet.intake.listing import Listing, StoredThing
+from cloud_gateway.fleet.intake.routes import add_ingest_routes
 from hybrid.errors import CorruptContent, Forbidden, HybridError, NotFound
 from hybrid.fleet.messages import IngestAnswer, IngestCall, Item, OutcomesCall
 from hybrid.fleet.sample import Sample, packed_arrays

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from cloud_gateway.fleet.ingest_store import Allowance, IngestLimits
+from cloud_gateway.fleet.intake.store import Allowance, IngestLimits
 from edge_agent.outbox.policy import KindLimits, OutboxLimits
 from hybrid.errors import Overloaded, VersionUnsupported
 from hybrid.fleet.messages import IngestAnswer, IngestCall

@@ -8,8 +8,8 @@ from random import Random
 import msgspec
 
 from cloud_gateway.fleet.assignments import Terms
-from cloud_gateway.fleet.ingest import Ingest
-from cloud_gateway.fleet.steering import Neighbours, Steering
+from cloud_gateway.fleet.intake.ingest import Ingest
+from cloud_gateway.fleet.steering.steering import Neighbours, Steering
 from hybrid.errors import HybridError, NotFound
 from hybrid.fleet.messages import Admission, IngestCall, StateCall, Trial
 from tests.reliability.history import History

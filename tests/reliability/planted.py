@@ -48,7 +48,7 @@ class _WithoutFolderSync:
 
 def gateway_acknowledges_first() -> Any:
     """The gateway answers that it has something, and stores it a moment later."""
-    from cloud_gateway.fleet.ingest import Ingest
+    from cloud_gateway.fleet.intake.ingest import Ingest
     from hybrid.fleet.messages import IngestAnswer
 
     original = Ingest.ingest
@@ -102,7 +102,7 @@ def rows_leave_when_sent() -> Any:
 
 def gateway_forgets_numbers() -> Any:
     """The gateway remembers what it stored for a minute only."""
-    from cloud_gateway.fleet.ingest_store import IngestStore
+    from cloud_gateway.fleet.intake.store import IngestStore
 
     original = IngestStore.store
 

@@ -4,9 +4,9 @@ import random
 from types import SimpleNamespace
 
 from cloud_gateway.fleet.assignments import Assignment, Terms
-from cloud_gateway.fleet.rollouts import Plan
-from cloud_gateway.fleet.rollouts_ledger import Ledger
-from cloud_gateway.fleet.rollouts_store import Kept
+from cloud_gateway.fleet.rollouts.rollout import Plan
+from cloud_gateway.fleet.steering.ledger import Ledger
+from cloud_gateway.fleet.steering.store import Kept
 from hybrid.fleet.messages import Installed
 
 OLD, NEW = "1" * 64, "2" * 64

@@ -11,11 +11,11 @@ from itertools import count
 from types import SimpleNamespace
 
 from cloud_gateway.fleet.assignments import Assignment, Terms
-from cloud_gateway.fleet.desired import Rollout
-from cloud_gateway.fleet.reports import BoxState
-from cloud_gateway.fleet.rollouts import ENDED, Plan
-from cloud_gateway.fleet.rollouts_ledger import Ledger
-from cloud_gateway.fleet.rollouts_store import Kept
+from cloud_gateway.fleet.rollouts.rollout import ENDED, Plan
+from cloud_gateway.fleet.steering.desired import Rollout
+from cloud_gateway.fleet.steering.ledger import Ledger
+from cloud_gateway.fleet.steering.reports import BoxState
+from cloud_gateway.fleet.steering.store import Kept
 from hybrid.fleet.messages import Installed, StateCall
 
 STEP_S = 180.0

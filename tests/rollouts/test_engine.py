@@ -2,9 +2,8 @@
 
 import pytest
 
-from cloud_gateway.fleet.rollouts import Course, seats
-from cloud_gateway.fleet.rollouts_comparison import LEVEL, METRICS, level_of
-from cloud_gateway.fleet.rollouts_engine import (
+from cloud_gateway.fleet.rollouts.comparison import LEVEL, METRICS, level_of
+from cloud_gateway.fleet.rollouts.engine import (
     begin_stage,
     count,
     looked,
@@ -13,6 +12,7 @@ from cloud_gateway.fleet.rollouts_engine import (
     note_told,
     step,
 )
+from cloud_gateway.fleet.rollouts.rollout import Course, seats
 from tests.rollouts.fleet_making import NEW, OLD, plan, told
 
 

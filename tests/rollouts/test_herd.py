@@ -7,7 +7,7 @@ import heapq
 import random
 from collections import Counter
 
-from cloud_gateway.fleet.herd import HerdLimits
+from cloud_gateway.fleet.steering.herd import HerdLimits
 
 N = 1000
 

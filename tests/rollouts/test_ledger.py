@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from cloud_gateway.fleet import rollouts_ledger
 from cloud_gateway.fleet.assignments import Assignment, deciding, may_meet, parse_tags, shown
-from cloud_gateway.fleet.desired import desired, generation_of
+from cloud_gateway.fleet.steering import ledger as rollouts_ledger
+from cloud_gateway.fleet.steering.desired import desired, generation_of
 from hybrid.errors import BadMessage, Conflict, NotFound
 from tests.rollouts.fleet_making import NEW, OLD, Boxes, box, ledger_of, plan, say, told, wanted
 

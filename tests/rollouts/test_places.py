@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_gateway.fleet.rollouts import check_stages, late_seat, place, seats
+from cloud_gateway.fleet.rollouts.rollout import check_stages, late_seat, place, seats
 from tests.rollouts.fleet_making import NEW, Boxes, box, ledger_of, plan, say, told, wanted
 
 DEEDS = st.tuples(st.integers(0, 39), st.sampled_from(["tell", "fail", "leave", "come", "late"]))

@@ -1,7 +1,7 @@
 """What boxes told: once each, the newest counts, and never more of it than the contract allows."""
 
-from cloud_gateway.fleet.reports import BoxState
-from cloud_gateway.fleet.rollouts import Tally
+from cloud_gateway.fleet.rollouts.rollout import Tally
+from cloud_gateway.fleet.steering.reports import BoxState
 from hybrid.fleet.messages import Health, StateCall
 from tests.rollouts.fleet_making import NEW, OLD, told
 

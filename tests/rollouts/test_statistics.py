@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cloud_gateway.fleet.rollouts_statistics import binomial_tail, boxes_p, events_p, least_ranks_p, ranks_p
+from cloud_gateway.fleet.rollouts.statistics import binomial_tail, boxes_p, events_p, least_ranks_p, ranks_p
 
 
 @given(st.integers(1, 10**6), st.floats(1e-6, 1 - 1e-6), st.data())

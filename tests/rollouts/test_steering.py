@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from cloud_gateway.fleet.assignments import Terms
-from cloud_gateway.fleet.herd import HerdLimits, release_moments
-from cloud_gateway.fleet.rollouts import Plan
-from cloud_gateway.fleet.steering import Neighbours, Steering
+from cloud_gateway.fleet.rollouts.rollout import Plan
+from cloud_gateway.fleet.steering.herd import HerdLimits, release_moments
+from cloud_gateway.fleet.steering.steering import Neighbours, Steering
 from hybrid.errors import Conflict, Forbidden, NotFound, Overloaded, StorageError
 from hybrid.fleet.messages import StateCall
 from tests.rollouts.fleet_making import NEW, Boxes, box, told
@@ -200,8 +200,8 @@ async def test_everything_comes_back_after_a_restart(place):
 
 
 async def test_a_rollout_goes_through_its_stages_by_itself(place, monkeypatch):
-    monkeypatch.setattr("cloud_gateway.fleet.steering.TICK_S", 0.02)
-    monkeypatch.setattr("cloud_gateway.fleet.steering._SOON_S", 0.0)
+    monkeypatch.setattr("cloud_gateway.fleet.steering.steering.TICK_S", 0.02)
+    monkeypatch.setattr("cloud_gateway.fleet.steering.steering._SOON_S", 0.0)
     steering = place.open()
     ids = [one.id for one in place.boxes.all()]
     runs = {"n_good": 1000, "p50_s": 0.01}
@@ -231,7 +231,7 @@ async def test_a_rollout_goes_through_its_stages_by_itself(place, monkeypatch):
 
 
 async def test_a_halt_raises_an_alarm_and_wakes_its_boxes(place, monkeypatch):
-    monkeypatch.setattr("cloud_gateway.fleet.steering.TICK_S", 0.02)
+    monkeypatch.setattr("cloud_gateway.fleet.steering.steering.TICK_S", 0.02)
     steering = place.open()
     await steering.assign("detector", "1", {}, Terms(), "me")
     rollout = await steering.start(plan())
@@ -347,7 +347,7 @@ async def test_orders_for_what_is_not_there(place):
 
 
 async def test_rollouts_that_ended_long_ago_are_forgotten(place, monkeypatch):
-    monkeypatch.setattr("cloud_gateway.fleet.rollouts_store.ENDED_KEPT", 2)
+    monkeypatch.setattr("cloud_gateway.fleet.steering.store.ENDED_KEPT", 2)
     steering = place.open()
     await steering.assign("detector", "1", {}, Terms(), "me")
     ids = []

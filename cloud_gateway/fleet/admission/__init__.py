@@ -1,0 +1,1 @@
+"""Who belongs to the fleet: enrolment, access, the registry of boxes, clones, alarms."""

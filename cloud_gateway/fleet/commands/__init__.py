@@ -1,0 +1,1 @@
+"""`hybrid fleet`: the operator's commands."""
