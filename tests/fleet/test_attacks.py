@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from cloud_gateway.fleet.assignments import Terms
-from cloud_gateway.fleet.ingest_listing import Listing
-from cloud_gateway.fleet.outcomes import MOST_POLLS_OF_A_BOX
+from cloud_gateway.fleet.intake.listing import Listing
+from cloud_gateway.fleet.intake.outcomes import MOST_POLLS_OF_A_BOX
 from hybrid.errors import Overloaded
 from hybrid.fleet.messages import Health, IngestAnswer, IngestCall, Installed, OutcomesCall, StateCall
 from tests.outbox.lab import Gateway, in_virtual_time, outbox_of, running, until
