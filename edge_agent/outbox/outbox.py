@@ -105,7 +105,7 @@ class Outbox:
         item = NewItem(kind=kind, stream=_checked(kind, stream), body=body, about=about, ticket=ticket)
         known = self.store.ledger.next if self._ready.is_set() else ()
         if stream not in ("", kind) and stream not in known and len(known) >= _MOST_STREAMS:
-            raise OutboxFull(f"{_MOST_STREAMS} streams are all that one outbox may have; use one of those for this {kind}")
+            raise OutboxFull(f"one outbox has {_MOST_STREAMS} streams at most; use one of those for this {kind}")
         if len(body) > MAX_BODY_BYTES:
             raise TooLarge(f"a {kind} of {len(body)} bytes is refused: at most {MAX_BODY_BYTES} here")
         if self._is_over:

@@ -9,10 +9,14 @@ import msgspec
 import pytest
 
 from cloud_gateway.fleet.assignments import Terms
+from cloud_gateway.fleet.intake.blobs import FleetBlobs
 from cloud_gateway.fleet.intake.listing import Listing
 from cloud_gateway.fleet.intake.outcomes import MOST_POLLS_OF_A_BOX
-from hybrid.errors import Overloaded
+from hybrid.artifact.chunk_messages import IndexAnswer, IndexCall, compress, digest_of
+from hybrid.artifact.chunks import Chunk, ChunkIndex, encode
+from hybrid.errors import OutboxFull, Overloaded
 from hybrid.fleet.messages import Health, IngestAnswer, IngestCall, Installed, OutcomesCall, StateCall
+from tests.chunks.making import Update, layered, retrained, saved
 from tests.outbox.lab import Gateway, in_virtual_time, outbox_of, running, until
 from tests.outbox.test_ingest import call, item
 from tests.rollouts.fleet_making import NEW, OLD, Boxes, box, told
@@ -143,3 +147,48 @@ async def test_an_age_that_cannot_be_tells_nothing(tmp_path: Path) -> None:
         await gateway.ingest.ingest("ab" * 16, call(item(seq, age_s=age_s)))
     listed = Listing(gateway.ingest.store).list("result", box="", after=0, limit=10)
     assert [one.made_s for one in listed] == [None] * 4
+
+
+async def test_an_index_of_tiny_chunks_does_not_cut_up_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = layered(100)
+    update = Update(tmp_path, saved(old, tmp_path / "old"), saved(retrained(old, 3)[0], tmp_path / "new"))
+
+    async def tiny(call: IndexCall) -> IndexAnswer:
+        size = update.calls.files[call.file.sha256].stat().st_size
+        chunk = Chunk(offset=0, size=size, name=b"", glue=bytes(size))
+        made = encode(ChunkIndex(size=size, piece_bytes=1, chunks=(chunk,)))
+        return IndexAnswer(body=compress(made), digest=digest_of(made), dictionary=b"")
+
+    monkeypatch.setattr(update.calls, "chunk_index", tiny)
+    await update.run()
+    assert update.calls.n_blob_calls == 1
+
+
+def test_a_box_cannot_fill_the_disk_with_files_that_nothing_names(tmp_path: Path) -> None:
+    blobs = FleetBlobs(tmp_path, most_box_bytes=1 << 20)
+    blobs.store("ab" * 16)
+    n_taken = 0
+    with pytest.raises(Overloaded):
+        for _ in range(1000):
+            blobs.check_room("ab" * 16, 10_000)
+            n_taken += 1
+    assert 50 < n_taken < 105
+    blobs.check_room("cd" * 16, 10_000)
+
+
+def test_programs_on_a_box_cannot_use_up_its_streams(tmp_path: Path) -> None:
+    async def program() -> None:
+        gateway = Gateway(tmp_path / "gateway")
+        outbox = outbox_of(tmp_path / "box", gateway.lane())
+        async with running(outbox):
+            await outbox.opened()
+            for start in range(0, 500, 50):
+                await asyncio.gather(*(outbox.put("result", b"x", stream=f"result/{start + n}") for n in range(50)))
+            with pytest.raises(OutboxFull):
+                await outbox.put("result", b"x", stream="result/more")
+            await outbox.put("result", b"x", stream="result/7")
+            await outbox.put("report", b"x")
+
+    in_virtual_time(program())

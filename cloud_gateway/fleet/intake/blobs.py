@@ -1,15 +1,26 @@
 """Bytes that items of boxes refer to: each box has a space of its own, so that none can ask for another's."""
 
+import stat
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
 from cloud_gateway.blobs import BlobStore
 from hybrid.artifact.names import check_digest
-from hybrid.errors import BadMessage, NotFound
+from hybrid.errors import BadMessage, NotFound, Overloaded
 
 MAX_BLOB_BYTES: Final = 64 << 20
 """As the wire's largest message."""
+
+MOST_BOX_BYTES: Final = 8 << 30
+"""Of the files of one box: somewhat more than what its items of all kinds may have."""
+
+COUNTED_S: Final = 300.0
+"""So long a count of a box's files holds, with what came since."""
+
+_FILE_BYTES: Final = 4096
 
 _HEX: Final = frozenset("0123456789abcdef")
 
@@ -37,8 +48,10 @@ class BlobShelf(Protocol):
 class FleetBlobs:
     """Folders `boxes/BOX/blobs` below one folder; every method may be called from any thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, most_box_bytes: int = MOST_BOX_BYTES) -> None:
         self._folder = folder / "boxes"
+        self.most_box_bytes = most_box_bytes
+        self._held: dict[str, tuple[int, float]] = {}
         self._stores: dict[str, BlobStore] = {}
         self._guard = threading.Lock()
 
@@ -53,6 +66,37 @@ class FleetBlobs:
                     self._stores.clear()
                 found = self._stores[box_id] = BlobStore(self._folder / box_id, max_blob_bytes=MAX_BLOB_BYTES)
             return found
+
+    def check_room(self, box_id: str, more_bytes: int) -> None:
+        """Before a box brings a piece of a file; also what no item names is counted.
+
+        Raises:
+            Overloaded: its space is full.
+        """
+        now_s = time.monotonic()
+        with self._guard:
+            n_bytes, counted_s = self._held.get(box_id, (0, float("-inf")))
+        if now_s - counted_s > COUNTED_S:
+            n_bytes, counted_s = self._count(box_id), now_s
+        if n_bytes + more_bytes > self.most_box_bytes:
+            raise Overloaded(
+                f"this box has {n_bytes} bytes of files here, and {self.most_box_bytes} are kept for one box; "
+                "look at what it brings, remove what is done with",
+                retry_after_s=COUNTED_S,
+            )
+        with self._guard:
+            if len(self._held) >= 4096:
+                self._held.clear()
+            self._held[box_id] = n_bytes + more_bytes + _FILE_BYTES, counted_s
+
+    def _count(self, box_id: str) -> int:
+        """Bytes of a box's files, with what each takes beside its content."""
+        n_bytes = 0
+        for path in (self._folder / box_id).rglob("*"):
+            with suppress(OSError):
+                found = path.stat()
+                n_bytes += found.st_size + _FILE_BYTES if stat.S_ISREG(found.st_mode) else 0
+        return n_bytes
 
     def size(self, box_id: str, sha256: str) -> int:
         """See `BlobShelf`."""

@@ -94,6 +94,7 @@ class _Blobs:
         check_body(request, MAX_PIECE_BYTES)
         if await asyncio.to_thread(self._blobs.size, box_id, sha256) >= 0:
             raise Conflict("this file is here already", upload_offset=total_bytes)
+        await asyncio.to_thread(self._blobs.check_room, box_id, request.content_length or 0)
         upload = await self._begin(box_id, sha256, offset, total_bytes)
         try:
             await take_body(request, upload)
