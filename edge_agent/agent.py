@@ -123,7 +123,11 @@ class Agent:
         inside = await self._inside(stack, mending)
         service = self._service(stack, inside)
         calls = OutboxCalls(
-            outbox=inside.fleet.outbox, deferred=inside.fleet.deferred, admit=require, bodies=service.bodies
+            outbox=inside.fleet.outbox,
+            deferred=inside.fleet.deferred,
+            admit=require,
+            bodies=service.bodies,
+            may_leave=self._may_leave,
         )
         door = FrontDoor(tokens, RequestMeter())
         answering = inside.room.answering
@@ -212,10 +216,13 @@ class Agent:
         split = SplitService(
             room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
         )
-        onward = Onward(split, shelf, room, inside.fleet.neighbourhood)
+        onward = Onward(split, shelf, room, inside.fleet.neighbourhood, self._may_leave)
         inside.standing.onward = lambda: onward.counts
         add_prepare_route(app, service, onward.prepare)
         return onward
+
+    def _may_leave(self) -> bool:
+        return not self._config.keep_inputs_here
 
     def _service(self, stack: AsyncExitStack, inside: _Inside) -> InferenceService:
         config, room, fleet = self._config, inside.room, inside.fleet

@@ -156,7 +156,10 @@ class FleetSide:
 
     def _sample_rule(self, model: str) -> SampleRule:
         version = self._room.answering.named(model)
-        return "off" if version is None else version.samples
+        if version is None:
+            return "off"
+        # What leaves this box is said here, whatever its gateway would like to have.
+        return "keep" if version.samples == "upload" and self.config.keep_inputs_here else version.samples
 
     async def _report(self, installed: Installed) -> None:
         await self.outbox.put("report", msgspec.msgpack.encode(installed), stream="report", about=installed.name)

@@ -13,7 +13,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edge_agent.models.room import ModelRoom
-from hybrid.errors import DeadlinePassed, GatewayUnreachable, HybridError, NotFound, Overloaded, Warming
+from hybrid.errors import DeadlinePassed, Forbidden, GatewayUnreachable, HybridError, NotFound, Overloaded, Warming
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import CutTime, PreparedReply, TailShelf
@@ -90,6 +90,7 @@ class Onward:
         shelf: its tails.
         room: its models.
         neighbourhood: who may be asked now; None for nobody.
+        may_leave: whether inputs may leave this box; what a head made of them may in any case.
 
     Attributes:
         counts: of requests.
@@ -101,8 +102,10 @@ class Onward:
         shelf: TailShelf,
         room: ModelRoom,
         neighbourhood: "Callable[[], Neighbourhood | None]",
+        may_leave: Callable[[], bool] = lambda: True,
     ) -> None:
         self._split = split
+        self._may_leave = may_leave
         self._shelf = shelf
         self._room = room
         self._neighbourhood = neighbourhood
@@ -112,7 +115,8 @@ class Onward:
     async def infer(self, request: InferRequest, receive_s: float = 0.0) -> InferResponse:
         """Answer one message here or beyond; raises as `SplitService.infer` does."""
         started_s = perf_counter()
-        link = self._current() if request.hops == 0 and request.model_digest else None
+        may_go = request.hops == 0 and bool(request.model_digest) and (bool(request.cut) or self._may_leave())
+        link = self._current() if may_go else None
         known = self._known(link, request.model_digest, request.shape_key) if link is not None else None
         tried: HybridError | None = None
         if known is not None and known.holding is not None and self._is_better_there(request, known, receive_s):
@@ -173,6 +177,10 @@ class Onward:
         Raises:
             GatewayUnreachable: no gateway is connected. Whatever it answers.
         """
+        if not self._may_leave():
+            raise Forbidden(
+                f"model {request.model_name[:80]!r} is not on this box, and inputs do not leave it (--keep-inputs-here)"
+            )
         link = self._current()
         ready = link.gateways.ready if link is not None else ()
         if not ready:

@@ -12,7 +12,7 @@ from edge_agent.outbox.deferred import Answered, Deferred, Failed, Waiting
 from edge_agent.outbox.deferred_request import Wanted, deferred_request
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.paths import DEFER, DEFERRED_PATH, OUTBOX_PATH, RESULTS_PATH
-from hybrid.errors import BadMessage, TooLarge
+from hybrid.errors import BadMessage, Forbidden, TooLarge
 from hybrid.hosting.http_replies import json_reply
 from hybrid.hosting.identity import Right
 from hybrid.serving.body_budget import BodyBudget
@@ -33,12 +33,14 @@ class Parts:
     Attributes:
         admit: returns, or raises `Forbidden`.
         bodies: memory of all requests.
+        may_leave: whether inputs may leave this box.
     """
 
     outbox: Outbox
     deferred: Deferred
     admit: Admit
     bodies: BodyBudget
+    may_leave: Callable[[], bool] = lambda: True
 
 
 def add_outbox_routes(app: web.Application, parts: Parts) -> None:
@@ -96,6 +98,8 @@ class _Calls:
     async def defer(self, request: web.Request) -> web.StreamResponse:
         """Keep an inference call for the gateway."""
         self._parts.admit(request, "infer")
+        if not self._parts.may_leave():
+            raise Forbidden("inputs do not leave this box (--keep-inputs-here), so nothing is deferred to a gateway")
         wanted = Wanted(request.match_info["name"], request.match_info.get("version", ""))
         body = Body(request, _LIMITS, self._parts.bodies)
         try:

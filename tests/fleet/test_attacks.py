@@ -2,10 +2,12 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cloud_gateway.fleet.assignments import Terms
@@ -14,13 +16,23 @@ from cloud_gateway.fleet.intake.listing import Listing
 from cloud_gateway.fleet.intake.outcomes import MOST_POLLS_OF_A_BOX
 from hybrid.artifact.chunk_messages import IndexAnswer, IndexCall, compress, digest_of
 from hybrid.artifact.chunks import Chunk, ChunkIndex, encode
-from hybrid.errors import OutboxFull, Overloaded
+from hybrid.errors import HybridError, OutboxFull, Overloaded
 from hybrid.fleet.messages import Health, IngestAnswer, IngestCall, Installed, OutcomesCall, StateCall
+from hybrid.transport.client import acquire, release
+from hybrid.transport.trust import Trust
+from hybrid.wire.message import InferRequest
+from hybrid.wire.tensor import Tensor
 from tests.chunks.making import Update, layered, retrained, saved
+from tests.edge_agent.model_room import version
+from tests.edge_agent.test_onward import KEY
+from tests.edge_agent.test_onward import _infer as infer_over_http
+from tests.live_agent import LiveAgent
+from tests.live_gateway import LiveGateway
 from tests.outbox.lab import Gateway, in_virtual_time, outbox_of, running, until
 from tests.outbox.test_ingest import call, item
 from tests.rollouts.fleet_making import NEW, OLD, Boxes, box, told
 from tests.rollouts.test_steering import Place, plan
+from tests.small_models import mlp
 
 
 @pytest.fixture
@@ -192,3 +204,30 @@ def test_programs_on_a_box_cannot_use_up_its_streams(tmp_path: Path) -> None:
             await outbox.put("report", b"x")
 
     in_virtual_time(program())
+
+
+def test_inputs_stay_on_a_box_that_is_told_to_keep_them(tmp_path: Path) -> None:
+    model = mlp(tmp_path / "mlp.onnx")
+    with LiveGateway(tmp_path / "gateway", "--no-auth") as gateway:
+        gateway.push(model, "mlp")
+        with LiveAgent(tmp_path / "box", {}, "--keep-inputs-here", gateway=gateway.url) as agent:
+            for headers in ({}, {"Hybrid-Defer": "always"}, {"Hybrid-Defer": "offline"}):
+                status, reply = infer_over_http(agent.url, **headers)
+                assert status in (403, 404), reply
+                assert "ticket" not in reply
+                assert "outputs" not in reply
+            for _ in range(10):  # by then the box knows what its gateway holds
+                with pytest.raises(HybridError):
+                    whole_request(agent.url, model)
+                time.sleep(0.1)
+
+
+def whole_request(url: str, model: Path) -> object:
+    """A device's message by digest, for a model that only the gateway of that box holds."""
+    client = acquire(url, None, trust=Trust())
+    try:
+        inputs = (Tensor.of("x", np.zeros((1, 64), np.float32)),)
+        request = InferRequest(model_digest=version(model).model_digest, shape_key=KEY, inputs=inputs)
+        return client.infer(request, stall_s=5.0, timeout_s=10.0).result(15)
+    finally:
+        release(client)
