@@ -56,7 +56,7 @@ class _Calls:
         """The newest samples, without their contents."""
         self._parts.admit(request, "admin")
         text = request.query.get("limit", "100")
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_LISTED:
+        if len(text) > 9 or not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_LISTED:
             raise BadMessage(f"limit is {text[:20]!r}: 1 to {_MOST_LISTED} is wanted")
         found = await self._parts.samples.list(request.query.get("model", ""), limit=int(text))
         return json_reply({"samples": [_public(one) for one in found], **self._parts.samples.status()})

@@ -144,7 +144,7 @@ class _Calls:
     async def status(self, request: web.Request) -> web.StreamResponse:
         require(request, "admin")
         limit = request.query.get("limit", "200")
-        if not (limit.isascii() and limit.isdigit()):
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 9):
             raise BadMessage(f"limit={limit[:20]!r} is no number")
         found = fleet_status(
             self._steering,
