@@ -68,7 +68,9 @@ class Tending:
             began_s = loop.time()
             try:
                 await part.run()
-            except Exception as exc:  # noqa: BLE001 (whatever breaks in one part, the others go on)
+            except (Exception, asyncio.CancelledError) as exc:  # whatever breaks in one part, the others go on
+                if _is_cancelled(exc):
+                    raise
                 _log.exception("part.failed name=%s", part.name)
                 self._broken[part.name] = _failure(part, exc)
             else:
@@ -82,7 +84,13 @@ class Tending:
             self._broken.pop(part.name, None)
 
 
-def _failure(part: Part, exc: Exception) -> Problem:
+def _is_cancelled(exc: BaseException) -> bool:
+    """Whether the agent ends the part; a cancelled task that it waited for is no reason to end for ever."""
+    task = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
+def _failure(part: Part, exc: BaseException) -> Problem:
     code = exc.code if isinstance(exc, HybridError) else "internal"
     return Problem(
         code=code,

@@ -94,6 +94,7 @@ class Follow:
         self._heard_s: float | None = None
         self._known = ""
         self._soon = asyncio.Event()
+        self._applying = asyncio.Lock()
 
     def problems(self) -> Sequence[Problem]:
         """See `Part`."""
@@ -194,9 +195,10 @@ class Follow:
             await on_disk(self._file.save, desired)
         except StorageError as exc:  # a full disk: it holds until the next start, and the gateway is asked again then
             _log.warning("follow.not_kept %s", exc)
-        self.desired, self._known = desired, answer.generation
+        self.desired = desired
         _log.info("follow.desired generation=%s models=%d", answer.generation, len(answer.models))
         await self._apply()
+        self._known = answer.generation  # what could not be handed on is asked for again
 
     async def _take_trust(self, bundle: bytes) -> None:
         try:
@@ -215,6 +217,10 @@ class Follow:
 
     async def _apply(self) -> None:
         """Hand on what the gateway and the imports want together; nothing is taken away before anything was heard."""
+        async with self._applying:  # else who began with an older state could end last
+            await self._hand_on()
+
+    async def _hand_on(self) -> None:
         desired = self.desired
         await self._take_imported_trust()
         imports = await on_disk(self.imports.all)

@@ -170,8 +170,11 @@ class Install:
     async def stop(self) -> None:
         """The service ends in good order: counts are kept, and the next start sees no crash."""
         for model in self._models.values():
-            with contextlib.suppress(StorageError):
-                await model.keep_counts()
+            if model.lock.locked():
+                continue  # in the middle of a step, which writes the record itself
+            async with model.lock:
+                with contextlib.suppress(StorageError):
+                    await model.keep_counts()
         if self._has_counted:
             with contextlib.suppress(StorageError):
                 await on_disk(self._means.disk.remove, self._means.data / RUNNING)

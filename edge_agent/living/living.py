@@ -76,6 +76,10 @@ class Living:
 
     async def run(self) -> None:
         """See `Part`."""
+        async with asyncio.TaskGroup() as group:
+            await self._beat(group)
+
+    async def _beat(self, group: asyncio.TaskGroup) -> None:
         pause_s = self._notifier.watchdog_s / _PER_WATCHDOG or _PAUSE_S
         loop = asyncio.get_running_loop()
         settled_s = loop.time() + self._guard.settled_after_s
@@ -88,11 +92,11 @@ class Living:
                 self._notifier.alive()
             self._notifier.status(seen or self._summary())
             if not self._is_settled and loop.time() >= settled_s:
-                await self._settle()
+                self._is_settled = True
+                group.create_task(self._settle(), name="settled")  # models may take longer than the watchdog waits
             await asyncio.sleep(min(pause_s, _PAUSE_S))
 
     async def _settle(self) -> None:
-        self._is_settled = True
         began_with_less = self._guard.mode != "normal"
         await asyncio.to_thread(self._guard.settled)
         if began_with_less:

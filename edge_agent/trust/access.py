@@ -255,6 +255,7 @@ class Access:
                 gateway=self._gateway,
                 browse=self._browse,
             )
+            self._adopt()  # before what may fail
             await asyncio.to_thread(self.identity.files.remove, TOKEN_FILE)
         elif self.identity.enrolment is None and self.identity.files.has(ENROLMENT_FILE):
             await asyncio.to_thread(self.identity.reload)

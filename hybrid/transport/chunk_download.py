@@ -302,11 +302,13 @@ class ChunkedFiles:
             wanted = [(chunk.offset + skipped, chunk.size - skipped)]
             stream = _Exactly(self._calls.chunk_ranges(RangesCall(sha256=sha256, ranges=put_ranges(wanted))))
         assert stream is not None
-        async for block in stream.take(chunk.size - skipped):
-            self.traffic.range_bytes += len(block)
-            yield block
-        if place is not None:
-            await stream.close()
+        try:
+            async for block in stream.take(chunk.size - skipped):
+                self.traffic.range_bytes += len(block)
+                yield block
+        finally:
+            if place is not None:
+                await stream.close()
 
     def _found(self, index: ChunkIndex) -> Places:
         """Where this machine has the chunks of an index; reads local files until there is nothing to look for."""

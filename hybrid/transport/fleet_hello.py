@@ -26,6 +26,7 @@ from hybrid.errors import (
 from hybrid.fleet.messages import PROTOCOL, Hello
 from hybrid.fleet.signing import NONCE_BYTES, hello_bytes, is_signed_by_authority
 from hybrid.transport.fleet_paths import HELLO_PATH
+from hybrid.transport.http_reply import whole_body
 from hybrid.transport.proof import SeenCertificate, ask_seeing
 from hybrid.transport.proof_mac import spki_sha256
 
@@ -142,7 +143,7 @@ async def _ask_plainly(url: URL, timeout_s: float) -> tuple[int, bytes]:
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s), auto_decompress=False) as session,
             session.get(url, allow_redirects=False) as response,
         ):
-            return response.status, await response.content.read(_MAX_ANSWER_BYTES)
+            return response.status, await whole_body(response, _MAX_ANSWER_BYTES)
     except HybridError:
         raise
     except TimeoutError as exc:

@@ -227,14 +227,13 @@ class FleetLink:
                 if not self.token.text or self.met is None:
                     await self.renew()
                 shown = self.token.text
-                exchange = self._exchange(self._known(), request, authorized=True)
-                response = await exchange.__aenter__()
-                if response.status < 300 or response.status in fine:
-                    stack.push_async_exit(exchange.__aexit__)
+                async with AsyncExitStack() as attempt:  # also what breaks while an error is read is told as ours
+                    exchange = self._exchange(self._known(), request, authorized=True)
+                    response = await attempt.enter_async_context(exchange)
+                    if response.status >= 300 and response.status not in fine:
+                        raise await _error(response)
+                    await stack.enter_async_context(attempt.pop_all())
                     return response
-                error = await _error(response)
-                await exchange.__aexit__(None, None, None)
-                raise error
             except _CertificateChanged as exc:
                 self.met = None
                 if is_last:

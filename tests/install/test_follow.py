@@ -1,17 +1,19 @@
 """Following the gateway: kept for starts without a network, jittered, and never a reason to lose what there is."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from edge_agent.disk import RealDisk
 from edge_agent.follow.desired import Desired, DesiredFile
 from edge_agent.follow.follow import Follow, Leader
 from edge_agent.follow.imports import Imported, combined
 from edge_agent.install.sealed import sealed
-from hybrid.errors import ConnectionLost, Forbidden, HybridError, Overloaded
+from hybrid.errors import ConnectionLost, Forbidden, HybridError, Overloaded, StorageError
 from hybrid.fleet.messages import Assigned, StateAnswer, StateCall
 from tests.install.box_lab import DATA, TRIAL, Box, Fleet, Made, Shelf
 from tests.reliability.page_cache import Image
@@ -248,3 +250,73 @@ def test_desired_states_of_another_schema_are_set_aside(tmp_path: Path) -> None:
     (tmp_path / "desired.json").write_text("[]")
     assert file.load() is None
     assert (tmp_path / "desired.json.corrupt-5").exists()
+
+
+class Assigning:
+    """An installation that notes what is assigned."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.assigned: list[list[str]] = []
+
+    def assign(self, models: list[Assigned]) -> None:
+        self.assigned.append([assigned.version for assigned in models])
+
+    def installed(self) -> tuple[()]:
+        return ()
+
+
+class SlowImports:
+    """Imports whose first look takes until it is let go, and whose `failures` looks then fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_looks, self.failures = folder, 0, 0
+        self.looks, self.goes_on = threading.Event(), threading.Event()
+
+    def all(self) -> list[Imported]:
+        self.n_looks += 1
+        if self.n_looks == 1:
+            self.looks.set()
+            self.goes_on.wait(5)
+        elif self.failures:
+            self.failures -= 1
+            raise StorageError("the disk refused")
+        return []
+
+
+def following(folder: Path) -> tuple[Follow, Assigning, SlowImports]:
+    leader = Leader(calls=lambda: None, epoch=str, run="", trust_sequence=lambda: -1, take_trust=_refuse)
+    install = Assigning()
+    follow = Follow(folder, RealDisk(), leader=leader, install=install, rng=Random(1), now_s=lambda: 0.0)  # type: ignore[arg-type]
+    imports = SlowImports(folder / "imports")
+    follow.imports = imports  # type: ignore[assignment]
+    return follow, install, imports
+
+
+async def _refuse(bundle: bytes) -> None:
+    raise AssertionError
+
+
+def _one(version: str) -> Assigned:
+    return Assigned(name="net", version=version, artifact_digest=version * 64)
+
+
+async def test_a_look_that_began_with_an_older_state_does_not_end_last(tmp_path: Path) -> None:
+    follow, install, imports = following(tmp_path)
+    follow.desired = Desired(generation="g1", models=(_one("1"),))
+    slow = asyncio.create_task(follow._apply())
+    await asyncio.to_thread(imports.looks.wait, 5)
+    newer = asyncio.create_task(follow._take(wants("g2", _one("2"))))
+    await asyncio.sleep(0.05)
+    imports.goes_on.set()
+    await asyncio.gather(slow, newer)
+    assert install.assigned == [["1"], ["2"]]
+
+
+async def test_a_state_that_could_not_be_handed_on_is_taken_again(tmp_path: Path) -> None:
+    follow, install, imports = following(tmp_path)
+    imports.n_looks, imports.failures = 1, 1
+    with pytest.raises(StorageError):
+        await follow._take(wants("g2", _one("2")))
+    await follow._take(wants("g2", _one("2")))
+    assert install.assigned == [["2"]]

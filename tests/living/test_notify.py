@@ -168,3 +168,27 @@ async def test_after_a_quiet_while_everything_is_tried_again(tmp_path: Path, mon
     assert living.problems() == []
     assert living.status().mode == "normal"
     running.cancel()
+
+
+async def test_models_that_open_slowly_again_do_not_end_the_signs_of_life(
+    system: tuple[Listener, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    listener, name = system
+    monkeypatch.setattr("edge_agent.living.crash_guard.SETTLED_S", 0.0)
+    for _ in range(4):
+        guard = CrashGuard(tmp_path, RealDisk())
+        guard.begin()
+    resumed = asyncio.Event()
+
+    async def resume() -> None:
+        resumed.set()
+        await asyncio.sleep(60)
+
+    living = Living(Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "60000"}), guard, resumed=resume)
+    running = asyncio.create_task(living.run())
+    async with asyncio.timeout(2):
+        await resumed.wait()
+    listener.heard()
+    await asyncio.sleep(0.15)
+    assert "WATCHDOG=1" in listener.heard()
+    running.cancel()
