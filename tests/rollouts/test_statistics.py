@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cloud_gateway.fleet.rollouts.statistics import binomial_tail, boxes_p, events_p, least_ranks_p, ranks_p
+from cloud_gateway.fleet.rollouts.statistics import binomial_tail, boxes_p, events_p, least_ranks_p, ranks_p, usual_most
 
 
 @given(st.integers(1, 10**6), st.floats(1e-6, 1 - 1e-6), st.data())
@@ -47,3 +47,8 @@ def test_events_without_runs_say_nothing():
     assert events_p(5, 10, 0, 0) == 1.0
     assert events_p(0, 10, 0, 10) == 1.0
     assert events_p(20, 1000, 10, 1000) == pytest.approx(stats.binom.sf(19, 30, 0.5))
+
+
+@pytest.mark.parametrize("mean", [0.3, 7.0, 499.0, 501.0, 745.0, 1000.0, 20_000.0])
+def test_what_is_usual_of_many_boxes_is_a_poisson_quantile(mean):
+    assert usual_most(mean, 0.05) == pytest.approx(stats.poisson.ppf(0.95, mean), abs=1)

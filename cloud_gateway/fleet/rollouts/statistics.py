@@ -7,11 +7,14 @@ where there are too few boxes. Pure functions of numbers, exact wherever that is
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Final
 
 _EXACT_RANKS: Final = 400
 """Up to this product of the two numbers of boxes, and without ties, the rank test counts exactly."""
 _NEGLIGIBLE: Final = 1e-17
+_LARGE_MEAN: Final = 500.0
+"""From here on a Poisson count is as good as normal, and e to its negative soon no number any more."""
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
@@ -49,6 +52,8 @@ def _log_choose(n: int, k: int) -> float:
 
 def usual_most(mean: float, chance: float) -> int:
     """The most events that a Poisson count of this mean has, but for so small a chance."""
+    if mean > _LARGE_MEAN:
+        return math.ceil(NormalDist(mean, math.sqrt(mean)).inv_cdf(1.0 - chance))
     term = math.exp(-mean)
     total, k = term, 0
     while 1.0 - total > chance and term > 0.0:
