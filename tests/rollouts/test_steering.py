@@ -332,6 +332,20 @@ def _refuse(changes):
     raise StorageError("the disk says no")
 
 
+async def test_a_caller_who_leaves_does_not_have_things_written_twice(place, monkeypatch):
+    steering = place.open()
+    write = steering._store.write
+    monkeypatch.setattr(steering._store, "write", lambda changes: (time.sleep(0.1), write(changes)))
+    starting = asyncio.create_task(steering.start(plan()))
+    await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    (rollout,) = steering.ledger.rollouts.values()
+    assert [entry.kind for entry in await steering.history(rollout.plan.id)] == ["started"]
+    steering.close()
+
+
 async def test_orders_for_what_is_not_there(place):
     steering = place.open()
     with pytest.raises(NotFound):

@@ -359,10 +359,13 @@ class Steering:
             changes = self.ledger.take_changes()
             if changes.is_empty:
                 return
+            work = asyncio.ensure_future(asyncio.to_thread(self._store.write, changes))
             try:
-                await asyncio.to_thread(self._store.write, changes)
+                await asyncio.shield(work)
             except BaseException:
-                self.ledger.give_back(changes)
+                await asyncio.wait((work,))  # a thread cannot be cancelled: what it writes is not written again
+                if work.exception() is not None:
+                    self.ledger.give_back(changes)
                 raise
 
     def _alarm(self, kind: str, text: str) -> None:
