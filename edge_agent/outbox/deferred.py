@@ -78,7 +78,7 @@ class Deferred:
         self._outbox = outbox
         self._tickets = Tickets(outbox.store, vault)
         self._rng = rng
-        self._came: dict[str, asyncio.Event] = {}
+        self._came: dict[str, set[asyncio.Event]] = {}
         self._woken = asyncio.Event()
         outbox.sender.on_deferred = self._woken.set
         self._received: dict[str, list[tuple[str, int]]] = {}
@@ -109,7 +109,8 @@ class Deferred:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + min(max(0.0, wait_s), MOST_WAIT_S)
         while True:
-            event = self._came.setdefault(ticket, asyncio.Event())
+            event = asyncio.Event()
+            self._came.setdefault(ticket, set()).add(event)
             try:
                 found = await self._find(ticket)
                 if found.is_settled or loop.time() >= until_s:
@@ -118,7 +119,9 @@ class Deferred:
                     async with asyncio.timeout_at(until_s):
                         await event.wait()
             finally:
-                self._came.pop(ticket, None)
+                self._came[ticket].discard(event)
+                if not self._came[ticket]:
+                    del self._came[ticket]
 
     async def forget(self, ticket: str) -> None:
         """Forget a request and its outcome; one that was not sent is not sent any more.
@@ -187,8 +190,7 @@ class Deferred:
         tickets = await asyncio.to_thread(self._tickets.settle, epoch, whole, self._outbox.now_s())
         self._counts = await asyncio.to_thread(self._tickets.count)
         for ticket in tickets:
-            event = self._came.get(ticket)
-            if event is not None:
+            for event in self._came.get(ticket, ()):
                 event.set()
         return [(one.stream, one.seq) for one in outcomes]
 

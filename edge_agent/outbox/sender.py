@@ -106,7 +106,9 @@ class Sender:
 
     async def _next(self) -> Batch:
         now_s = self._now_s()
-        held = [stream for stream, until_s in self._held_until_s.items() if until_s > now_s]
+        # Those that are over leave: a stream that has nothing to send now must not be what the pause is counted from.
+        self._held_until_s = {stream: until_s for stream, until_s in self._held_until_s.items() if until_s > now_s}
+        held = list(self._held_until_s)
         return await asyncio.to_thread(
             self._store.batch, least_important=self._least_important(), held=held, now_s=now_s
         )

@@ -68,6 +68,7 @@ class SampleShelf:
         self._loop_s = 0.0
         self._top = 0
         self._lock = threading.RLock()
+        self._numbering = threading.Lock()  # of its own: who asks for a number must not wait for the disk
         self.n_items = 0
         self.n_bytes = 0
         self.n_to_upload = 0
@@ -85,8 +86,8 @@ class SampleShelf:
         self._database.close()
 
     def next_id(self) -> str:
-        """An id that no sample had before."""
-        with self._lock:
+        """An id that no sample had before; does not block."""
+        with self._numbering:
             self._top += 1
             return f"{self._top:012x}"
 

@@ -20,7 +20,7 @@ from edge_agent.outbox.place import Place
 from edge_agent.part import Problem
 from edge_agent.samples.budget import WriteBudget
 from edge_agent.samples.shelf import Kept, SampleShelf, ShelfLimits
-from hybrid.errors import BadMessage, HybridError, OutboxFull
+from hybrid.errors import BadMessage, HybridError, OutboxFull, TooLarge
 from hybrid.fleet.messages import SampleRule
 from hybrid.fleet.sample import Sample, packed_arrays, parse_sample
 
@@ -294,11 +294,13 @@ class Samples:
             for sample_id in found:
                 try:
                     content = await asyncio.to_thread(self.shelf.read, sample_id)
-                    await self._outbox.put("sample", content, about=sample_id)
-                except OutboxFull:
-                    raise
                 except HybridError as exc:
                     _log.warning("samples.not_readable id=%s code=%s", sample_id, exc.code)
+                    continue
+                try:
+                    await self._outbox.put("sample", content, about=sample_id)
+                except TooLarge as exc:  # for good; whatever else the outbox says, it waits and is brought later
+                    _log.warning("samples.not_taken id=%s code=%s", sample_id, exc.code)
             await asyncio.to_thread(self.shelf.uploaded, found)
 
 

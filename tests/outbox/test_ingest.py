@@ -170,6 +170,8 @@ def test_bounds_per_box_drop_telemetry_and_hold_results(tmp_path: Path) -> None:
         await take(BOX, call(item(0, stream="sample")))
         answer = await take(BOX, call(item(0, stream="sample/more")))
         assert answer.held == {"sample/more": "quota"}, "numbers are kept for ever: streams are bounded"
+        assert answer.acked == {"sample/more": -1}
+        assert not gateway.bodies(stream="sample/more")
 
     in_virtual_time(program())
 

@@ -127,14 +127,14 @@ class Deferrals:
         return await asyncio.to_thread(pack_response, response)
 
     def _choose(self) -> _Deferral | None:
-        """The oldest of the box that had the fewest turns; its attempt is written down."""
+        """The oldest of the box whose last turn is the longest ago; its attempt is written down."""
         with self._store.database.reading() as db:
             oldest = db.execute("SELECT box, min(item_id) FROM deferral WHERE is_done = 0 GROUP BY box").fetchall()
         if not oldest:
             self._turns.clear()
             return None
         box_id, item_id = min(oldest, key=lambda row: (self._turns[row[0]], row[1]))
-        self._turns[box_id] += 1
+        self._turns[box_id] = max(self._turns.values(), default=0) + 1
         with self._store.database.writing() as db:
             db.execute("UPDATE deferral SET n_attempts = n_attempts + 1 WHERE item_id = ?", (item_id,))
             row = db.execute(
@@ -155,6 +155,8 @@ class Deferrals:
             blob = sha256(content).hexdigest()
             self._store.blobs.put(deferral.box_id, blob, content)
         with self._store.database.writing() as db:
+            if blob and self._store.blobs.size(deferral.box_id, blob) < 0:  # the same reply was forgotten just now
+                self._store.blobs.put(deferral.box_id, blob, content)
             db.execute(
                 "UPDATE deferral SET is_done = 1, code = ?, detail = ?, n_bytes = ?, blob = ?, body = ?"
                 " WHERE item_id = ? AND is_done = 0",
@@ -223,6 +225,10 @@ class Deferrals:
         found: list[Outcome] = []
         total_bytes = 0
         for stream, seq, code, detail, n_bytes, blob, body in rows:
+            if blob and self._store.blobs.size(box_id, blob) < 0:  # one lost reply must not keep back the others
+                lost = "the gateway's disk lost the outcome; send the request again"
+                found.append(Outcome(stream=stream, seq=seq, code=StorageError.code, detail=lost))
+                continue
             if blob and n_bytes > ANSWER_BYTES:
                 found.append(Outcome(stream=stream, seq=seq, blob_sha256=blob, code=code, detail=detail))
                 continue

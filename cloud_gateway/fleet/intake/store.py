@@ -146,16 +146,17 @@ class IngestStore:
         return found
 
     def forget_blobs(self, names: Sequence[tuple[str, str]]) -> None:
-        """Remove blobs that no row names any more."""
-        with self.database.reading() as db:
-            gone = [
-                (box_id, blob)
-                for box_id, blob in names
-                if db.execute("SELECT 1 FROM item WHERE box = ? AND blob = ?", (box_id, blob)).fetchone() is None
-                and db.execute("SELECT 1 FROM deferral WHERE box = ? AND blob = ?", (box_id, blob)).fetchone() is None
-            ]
-        for box_id, blob in gone:
-            self.blobs.remove(box_id, blob)
+        """Remove blobs that no row names any more; none that a transaction under way has found and is about to name."""
+        if not names:
+            return
+        with self.database.writing() as db:
+            for box_id, blob in names:
+                if (
+                    db.execute("SELECT 1 FROM item WHERE box = ? AND blob = ?", (box_id, blob)).fetchone() is None
+                    and db.execute("SELECT 1 FROM deferral WHERE box = ? AND blob = ?", (box_id, blob)).fetchone()
+                    is None
+                ):
+                    self.blobs.remove(box_id, blob)
 
 
 class _Taking:
@@ -188,6 +189,8 @@ class _Taking:
 
     def _take(self, item: Item) -> None:
         stream = self._stream(item.stream)
+        if item.stream in self._blocked:
+            return  # one stream more than this box may have
         if item.seq <= stream.seq:
             self._recognise(item, stream)
         elif item.seq - item.skipped - 1 > stream.seq:
