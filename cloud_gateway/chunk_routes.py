@@ -14,16 +14,20 @@ from hybrid.artifact.chunk_messages import IndexCall, RangesCall
 from hybrid.errors import BadMessage, StorageError
 
 _MAX_CALL_BYTES: Final = 64 << 10
+_INDEXES_AT_ONCE: Final = 2
+"""A herd that waits for the reading of one file must not hold every thread that the gateway has."""
 _T = TypeVar("_T")
 _log = logging.getLogger("hybrid.chunks")
 
 
 def add_chunk_routes(app: web.Application, chunks: ChunkService, admit: Admit = admit_identity) -> None:
     """Serve indexes and parts of files to whoever has the right `read`."""
+    indexing = asyncio.Semaphore(_INDEXES_AT_ONCE)
 
     async def index(request: web.Request) -> web.StreamResponse:
         call = await _call(request, IndexCall)
-        answer = await asyncio.to_thread(chunks.index, call)
+        async with indexing:
+            answer = await asyncio.to_thread(chunks.index, call)
         return web.Response(body=msgspec.msgpack.encode(answer), content_type="application/msgpack")
 
     async def ranges(request: web.Request) -> web.StreamResponse:

@@ -200,13 +200,15 @@ def answering(handler: _Handler) -> _Handler:
             return await handler(request)
         except HybridError as exc:
             facts: dict[str, object] = {
-                key: exc.fields[key] for key in ("missing", "upload_offset", "artifact_digest") if key in exc.fields
+                key: exc.fields[key]
+                for key in ("missing", "upload_offset", "artifact_digest", "retry_after_s")
+                if key in exc.fields
             }
             if exc.advice is not None:
                 facts["advice"] = exc.advice
             response = web.json_response({"error": str(exc), "code": exc.code, **facts}, status=exc.http_status)
             if "retry_after_s" in exc.fields:
-                response.headers["Retry-After"] = "1"
+                response.headers["Retry-After"] = str(max(1, round(exc.fields["retry_after_s"])))
             if "upload_offset" in facts:
                 response.headers["Upload-Offset"] = str(facts["upload_offset"])
             if not request.content.is_eof():
