@@ -118,6 +118,8 @@ class FallbackSession:
                 self._wanted = found
                 if is_checked:
                     self._check(found, _made_up(found.get_inputs()))
+                    self._cpu = None
+                    _begin_anew(found)  # the check was no run of the caller's
         except Exception as exc:  # noqa: BLE001  (whatever a provider raises)
             self._wanted = None
             self._cpu = open_cpu()  # raises where the model itself is at fault
@@ -168,6 +170,7 @@ class FallbackSession:
         self._note(_first_line(error))
 
     def _note(self, reason: str, *, may_return: bool = True) -> None:
+        may_return = may_return and not _keeps_state(self._cpu)  # what is remembered by now, the CPU alone remembers
         now_s = self._now_s()
         if self._n_failures and now_s - self._back_s > self._pause_s(self._n_failures):
             self._n_failures = 0  # it held long enough since it came back
@@ -227,6 +230,15 @@ class FallbackSession:
             return
         if not all(_equal(one, other) for one, other in zip(mine, theirs, strict=True)):
             raise RuntimeError(f"{self.provider} gives other numbers than the CPU for the same inputs")
+
+
+def _keeps_state(session: Any) -> bool:
+    return bool(getattr(session, "keeps_state", False))
+
+
+def _begin_anew(session: Any) -> None:
+    if _keeps_state(session):
+        session.reset_variables()
 
 
 def _made_up(inputs: Sequence[Port]) -> dict[str, np.ndarray] | None:

@@ -26,6 +26,8 @@ from devices.tflite_selfcheck import fault
 
 _PACKAGES: Final = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}
 _CPU_NAMES: Final = ("CPU", "XNNPACK")
+_UNKNOWN: Final = (-1,)
+"""Shape of an input whose tensor was left half resized: that of no request."""
 _UNSUPPORTED: Final = ("custom op", "unresolved", "Didn't find op", "Op builtin_code out of range", "not supported")
 
 
@@ -165,9 +167,10 @@ class TfliteSession:
         """
         with self._lock:
             self._interpreter = self._opened()
-            self._put_shapes(self._shapes)
+            self._put_shapes({name: shape for name, shape in self._shapes.items() if shape != _UNKNOWN})
 
     def _put_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes |= dict.fromkeys(shapes, _UNKNOWN)  # where the engine refuses, the next request asks anew
         for name, shape in shapes.items():
             self._interpreter.resize_tensor_input(self._indices[name], shape)
         self._interpreter.allocate_tensors()

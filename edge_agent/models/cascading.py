@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from hybrid.session.report import RunReport
 from hybrid.session.trip import Answer
 
 _log = logging.getLogger("hybrid.agent.models")
+
+RESERVE_S: Final = 0.05
+"""Of a request's deadline, for giving the small model's answer where the large one's did not come."""
 
 
 class CascadedSession(HostedSession):
@@ -113,12 +116,18 @@ class CascadedSession(HostedSession):
         until_s = None if deadline_s is None else perf_counter() + deadline_s
         try:
             session = await self._executor.open_whole(self._small)
-            computed = await self._executor.compute(session, feeds, asked, until_s, priority=priority_now())
-        except (DeadlinePassed, Overloaded):
+        except Overloaded:
             raise
         except HybridError as exc:  # the large one answers, as it would without a cascade
             _log.warning("cascade.broken model=%s error=%s", self._small.name, exc)
             self._rule = None
+            return None, None
+        try:
+            computed = await self._executor.compute(session, feeds, asked, until_s, priority=priority_now())
+        except (DeadlinePassed, Overloaded):
+            raise
+        except HybridError as exc:  # these inputs may be at fault: the large one answers, or says so
+            _log.info("cascade.not_tried model=%s error=%s", self._small.name, exc)
             return None, None
         found = dict(zip(asked, computed.outputs, strict=True))
         sure = confidences(found[rule.output], rule.kind, rule.temperature)
@@ -160,10 +169,12 @@ class EscalatingSession(HostedSession):
         output_names: Sequence[str],
         feeds: Mapping[str, np.ndarray],
         compute_here: ComputeHere,  # noqa: ARG002 (the cascade runs the small one by itself)
-        deadline_s: float | None = None,  # noqa: ARG002 (whoever asks ends the wait)
+        deadline_s: float | None = None,
     ) -> Answer:
         """See `HostedSession.answer`."""
-        outputs, report = await asyncio.to_thread(self._runs.run, output_names, feeds)
+        # Whoever asks ends the wait at the deadline: by then the small one's answer must be on its way.
+        left_s = None if deadline_s is None else deadline_s - min(RESERVE_S, deadline_s / 8)
+        outputs, report = await asyncio.to_thread(self._runs.run, output_names, feeds, left_s)
         return Answer(outputs, report)
 
 

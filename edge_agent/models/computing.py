@@ -176,9 +176,11 @@ class BoxCompute:
             return None  # nobody is there, or it is a tail
         hosted = self.sessions.get(model.model_digest)
         if hosted is None:
+            options = self._options
             made = await self._made(model, session, neighbourhood)
-            hosted = self.sessions.setdefault(model.model_digest, made)
-            if hosted is not made:  # another request made one meanwhile
+            is_stale = neighbourhood != self._known or options is not self._options
+            hosted = None if is_stale else self.sessions.setdefault(model.model_digest, made)
+            if hosted is not made:  # another request made one meanwhile, or others may be asked by now
                 await asyncio.to_thread(made.close, CLOSE_WAIT_S)
         return hosted
 

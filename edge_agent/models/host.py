@@ -64,8 +64,11 @@ class Host:
         """See `ModelHost`."""
         async with self._changing:
             before = self._answering.named(version.name)
-            await self._executor.open_whole(served(version))
-            self._beside.pop(version.model_digest, None)
+            opened = await self._executor.open_whole(served(version))
+            was_tried = self._beside.pop(version.model_digest, None) is not None
+            if was_tried and getattr(opened.engine, "keeps_state", False) and not self._answers(version):
+                self._executor.sessions.drop(version.model_digest)  # no caller made the runs that it remembers
+                await self._executor.open_whole(served(version))
             is_same = before is not None and before.model_digest == version.model_digest
             if not is_same or before is None or before.artifact_digest != version.artifact_digest:
                 self._compute.begin_anew(version.model_digest)
@@ -96,9 +99,12 @@ class Host:
         version = self._answering.named(name)
         return Runs() if version is None else self._compute.runs(version.model_digest)
 
+    def _answers(self, version: ModelVersion) -> bool:
+        return self._answering.of_digest(version.model_digest) is not None
+
     def _let_go(self, version: ModelVersion) -> None:
         """Give memory back, unless another name is answered with the same model."""
-        if self._answering.of_digest(version.model_digest) is None:
+        if not self._answers(version):
             self._executor.sessions.drop(version.model_digest)
             self._compute.forget(version.model_digest)
 

@@ -148,7 +148,7 @@ def _n_rows(feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray]) -> i
 
 
 def _with_rows(array: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    if rows.dtype != array.dtype or rows.shape[1:] != array.shape[1:]:
+    if rows.dtype != array.dtype or rows.shape != (len(places), *array.shape[1:]):
         raise ValueError(f"{rows.dtype} {rows.shape} for {array.dtype} {array.shape}")
     joined = array.copy()
     joined[places] = rows

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybrid.errors import DeadlinePassed, HybridError, Overloaded
+from hybrid.errors import DeadlinePassed, HybridError, Overloaded, ProtocolError
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -106,7 +106,7 @@ class Together:
                 self._thread.start()
             self._changed.notify_all()
         try:
-            return future.result(None if left_s is None else left_s + 1.0)
+            return future.result(left_s)
         except TimeoutError as exc:
             if isinstance(exc, HybridError):
                 raise
@@ -161,15 +161,19 @@ class Together:
     def _send(self, group: _Group) -> None:
         dues_s = [until_s for _, _, until_s, _ in group.items if until_s is not None]
         left_s = None if len(dues_s) < len(group.items) else max(dues_s) - monotonic()
-        feeds = {name: np.concatenate([item[0][name] for item in group.items]) for name in group.items[0][0]}
         self.n_messages += 1
+        n_all = group.n_rows
         try:
+            feeds = {name: np.concatenate([item[0][name] for item in group.items]) for name in group.items[0][0]}
             found = self._ask(feeds, group.names, left_s)
+            other = next((name for name, array in found.outputs.items() if np.shape(array)[:1] != (n_all,)), None)
+            if other is not None:
+                raise ProtocolError(f"output {other!r} of the large model has not one row for each of {n_all}")
         except Exception as exc:  # noqa: BLE001  (whatever it is: each caller has its small answer)
             for _, _, _, future in group.items:
                 future.set_exception(exc)
             return
-        first, n_all = 0, group.n_rows
+        first = 0
         for _, n_rows, _, future in group.items:
             rows = slice(first, first + n_rows)
             first += n_rows

@@ -1,12 +1,14 @@
 """A session's cascade: the artifact's small variant here, the shipped model at a gateway, one report of both."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 import msgspec
 import numpy as np
@@ -93,6 +95,7 @@ class CascadedRuns:
         self._gateways = Gateways(token)
         self._gateways.begin(urls, on_change=lambda: None)
         self._together = Together(self._ask, hold_s=HOLD_S)
+        _open.add(self)
         ports = [*engine.session.get_inputs(), *engine.session.get_outputs()]
         self._cascade = Cascade(
             found.rule,
@@ -103,14 +106,21 @@ class CascadedRuns:
             takes_rows=all(port.shape and not isinstance(port.shape[0], int) for port in ports),
         )
 
-    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> tuple[list[Any], RunReport]:
+    def run(
+        self, names: Sequence[str] | None, feeds: Mapping[str, Any], deadline_s: float | None = None
+    ) -> tuple[list[Any], RunReport]:
         """The wanted outputs, and how they came about; whatever the engine raises for these feeds.
+
+        Args:
+            names: wanted outputs, all when None or empty.
+            feeds: arrays by input name.
+            deadline_s: seconds that this request may take; None for what the options say.
 
         Raises:
             DeadlinePassed: not even the small model was done in time.
         """
         started_s = perf_counter()
-        weighed = self._cascade.run(names, feeds, self._options.deadline_s)
+        weighed = self._cascade.run(names, feeds, self._options.deadline_s if deadline_s is None else deadline_s)
         total_s = perf_counter() - started_s
         return weighed.outputs, self._report(weighed, total_s)
 
@@ -127,6 +137,12 @@ class CascadedRuns:
     def on_hard(self, listener: "OnHard | None") -> None:
         """Who is told of requests of which the small model was not sure."""
         self._cascade.on_hard = listener
+
+    def forked(self) -> None:
+        """In a forked child: threads stayed with the parent, and whoever held a lock with them."""
+        self._together.forked()
+        self._gateways.forked()
+        self._allowance.forked()
 
     def close(self) -> None:
         """Gives the gateways back; the small model still answers afterwards."""
@@ -167,13 +183,15 @@ class CascadedRuns:
         left_bytes = self._allowance.constraints().uplink_left_bytes
         if left_bytes is not None and n_bytes > left_bytes:
             return f"not_available: {n_bytes} bytes do not fit the uplink budget now (max_uplink_bytes_per_s)"
+        self._gateways.tend()
         if not self._gateways.ready:
             clients = self._gateways.clients
+            for client in clients:
+                client.want()
             return f"gateway_unreachable: {clients[0].down_reason or 'connecting' if clients else 'none is known'}"
         return ""
 
     def _ask(self, feeds: Mapping[str, np.ndarray], names: Sequence[str], left_s: float | None) -> Replied:
-        self._gateways.tend()
         client = next(iter(self._gateways.ready), None)
         if client is None:
             raise GatewayUnreachable("no gateway is connected now; the small model answers")
@@ -207,3 +225,15 @@ class CascadedRuns:
             queue_s=response.queue_s,
             compute_s=response.compute_s,
         )
+
+
+_open: WeakSet[CascadedRuns] = WeakSet()
+
+
+def _in_child() -> None:
+    for runs in list(_open):
+        runs.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

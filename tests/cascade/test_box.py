@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pytest
 
+from edge_agent.models.cascading import EscalatingSession
 from hybrid.artifact.manifest import CascadeRule
 from hybrid.cascade.build import write_artifact
 from hybrid.schedule.options import Options
 from hybrid.session.connected import Neighbourhood
+from hybrid.session.report import RunReport
 from tests.cascade.made import classifier, points
 from tests.edge_agent.model_room import ask, model_room, version
 from tests.live_gateway import LiveGateway
@@ -70,3 +73,59 @@ async def test_a_box_that_opened_the_small_one_escalates_what_it_is_unsure_of(tm
             for index, row in enumerate(x[:8]):
                 computed = await ask(room, "m", {"x": row[None]})
                 assert np.allclose(computed.outputs[0][0], wanted[0][index], atol=1e-5)
+
+
+async def test_a_request_at_fault_does_not_end_the_cascade(tmp_path: Path) -> None:
+    small, large = classifier(tmp_path / "s.onnx", used=4, batch=1), classifier(tmp_path / "l.onnx", used=12)
+    rule = CascadeRule(
+        small="small", output="scores", kind="logits", temperature=1.0, threshold=0.01, max_accuracy_drop=0.01
+    )
+    write_artifact(small, large, rule, name="points", version="1", folder=tmp_path / "artifact")
+    x, _ = points(3, 1)
+    answers = [onnxruntime.InferenceSession(path) for path in (small, large)]
+    async with model_room(tmp_path / "box") as room:
+        room.compute.neighbourhood = lambda: Neighbourhood(("http://127.0.0.1:9",), None)  # nobody is there
+        await room.host.answer(version(tmp_path / "artifact" / "l.onnx"))
+        for rows, side in ((x[:1], 0), (x, 1), (x[:1], 0)):
+            computed = await ask(room, "m", {"x": rows})
+            assert np.allclose(computed.outputs[0], answers[side].run(None, {"x": rows})[0], atol=1e-5)
+
+
+async def test_a_session_is_not_kept_for_gateways_that_left_while_it_was_made(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "l.onnx", used=12)
+    x, _ = points(1, 1)
+    async with model_room(tmp_path / "box") as room:
+        urls = iter(["http://127.0.0.1:9", "http://127.0.0.1:10"])
+        known = [Neighbourhood((next(urls),), None)]
+        room.compute.neighbourhood = lambda: known[0]
+        opened = version(model)
+        await room.host.answer(opened)
+        first = asyncio.create_task(ask(room, "m", {"x": x}))
+        await asyncio.sleep(0)
+        known[0] = Neighbourhood((next(urls),), None)
+        await asyncio.gather(first, ask(room, "m", {"x": x}))
+        await ask(room, "m", {"x": x})
+        kept = room.compute.sessions[opened.model_digest]
+        clients = kept._hosted._connection._gateways.clients
+        assert [client.url for client in clients] == ["http://127.0.0.1:10"]
+
+
+class _Runs:
+    """In place of the cascade's own runs."""
+
+    given_s: float | None = None
+
+    def runs(self, *_given: object) -> "_Runs":
+        return self
+
+    def run(self, _names: object, _feeds: object, deadline_s: float | None) -> tuple[list[np.ndarray], RunReport]:
+        self.given_s = deadline_s
+        return [], RunReport()
+
+
+async def test_the_small_answer_is_in_time() -> None:
+    runs = _Runs()
+    session = EscalatingSession(runs, None, Options(), Neighbourhood((), None))  # type: ignore[arg-type]
+    for deadline_s, given_s in ((None, None), (10.0, 9.95), (0.08, 0.07)):
+        await session.answer([], {}, None, deadline_s)  # type: ignore[arg-type]
+        assert runs.given_s == (None if given_s is None else pytest.approx(given_s))

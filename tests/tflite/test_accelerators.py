@@ -14,6 +14,7 @@ import pytest
 import hybrid
 from devices.errors import DeviceError, ModelFileMissing
 from devices.fallback import FallbackSession
+from devices.onnx_engine import Port
 from devices.tflite_engine import TfliteSession
 from tests import zoo
 from tests.tflite.delegate import LayerDelegate
@@ -210,3 +211,35 @@ def test_what_the_delegate_says_of_a_dead_run_is_an_error_of_the_engine(layer: P
     delegate.fails_at = "run"
     with pytest.raises(DeviceError, match="failed to invoke"):
         session.run(None, FEEDS)
+
+
+class _Counting:
+    """A model that adds up what it was given."""
+
+    keeps_state = True
+
+    def __init__(self) -> None:
+        self.total, self.is_broken = 0.0, False
+
+    def get_inputs(self) -> list[Port]:
+        return [Port(name="x", type="tensor(float)", shape=(1,))]
+
+    def run(self, _names: object, feeds: dict[str, np.ndarray], _options: object = None) -> list[np.ndarray]:
+        if self.is_broken:
+            raise RuntimeError("gone")
+        self.total += float(feeds["x"][0])
+        return [np.array([self.total], np.float32)]
+
+    def reset_variables(self) -> None:
+        self.total = 0.0
+
+
+def test_what_a_model_remembers_comes_from_the_callers_runs_alone() -> None:
+    clock, wanted = Clock(), _Counting()
+    session = FallbackSession("strange", lambda: wanted, _Counting, is_checked=True, now_s=clock)
+    one = {"x": np.ones(1, np.float32)}
+    assert [float(session.run(None, one)[0][0]) for _ in range(2)] == [1.0, 2.0]
+    wanted.is_broken = True
+    assert float(session.run(None, one)[0][0]) == 1.0
+    assert session.trouble is not None
+    assert session.trouble.retry_s is None, "the CPU remembers by now"

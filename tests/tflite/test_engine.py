@@ -11,7 +11,7 @@ from devices.tflite_details import keeps_state, public_names, refusal, wrong_on_
 from devices.tflite_engine import TfliteSession, engine_version, interpreter_module, numpy_refusal
 from devices.tflite_magic import is_tflite
 from devices.tflite_selfcheck import fault
-from hybrid.tflite.model_file import schema
+from hybrid.tflite.model_file import read, schema, write
 from tests import zoo
 from tests.tflite.made import dense, feeds_for, voice
 
@@ -125,3 +125,15 @@ def test_state_is_seen_and_can_be_begun_anew() -> None:
 def test_names_that_are_shared_or_empty_get_the_tensors_number() -> None:
     assert public_names([(0, "x"), (3, "y"), (5, "x"), (7, "")]) == {0: "x#0", 3: "y", 5: "x#5", 7: "tensor#7"}
     assert public_names([(2, "x"), (2, "x")]) == {2: "x"}
+
+
+def test_a_size_that_the_engine_refuses_costs_no_other_request(tmp_path: Path) -> None:
+    model = read(dense(tmp_path / "layer.tflite", np.ones((3, 4), np.float32)))
+    graph = model.subgraphs[0]
+    graph.tensors[int(graph.inputs[0])].shapeSignature = [-1, -1]
+    session = TfliteSession(write(model))
+    good = {"x": np.ones((1, 4), np.float32)}
+    assert session.run(None, good)[0].tolist() == [[4.0, 4.0, 4.0]]
+    with pytest.raises(DeviceError):
+        session.run(None, {"x": np.ones((1, 5), np.float32)})
+    assert session.run(None, good)[0].tolist() == [[4.0, 4.0, 4.0]]
