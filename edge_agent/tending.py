@@ -52,7 +52,7 @@ class Tending:
 
     def status(self) -> dict[str, object]:
         """Of all parts, by name."""
-        return {part.name: part.status() for part in self.parts}
+        return {part.name: self._told(part) for part in self.parts}
 
     def _asked(self, part: Part) -> Sequence[Problem]:
         try:
@@ -60,6 +60,13 @@ class Tending:
         except Exception as exc:  # noqa: BLE001 (health answers whatever one part does)
             _log.exception("part.untold name=%s", part.name)
             return (_failure(part, exc),)
+
+    def _told(self, part: Part) -> object:
+        try:
+            return part.status()
+        except Exception:  # noqa: BLE001 (as above)
+            _log.exception("part.untold name=%s", part.name)
+            return {}
 
     async def _tend(self, part: Part) -> None:
         loop = asyncio.get_running_loop()
@@ -91,6 +98,8 @@ def _is_cancelled(exc: BaseException) -> bool:
 
 
 def _failure(part: Part, exc: BaseException) -> Problem:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]  # a group says only that something in it broke
     code = exc.code if isinstance(exc, HybridError) else "internal"
     return Problem(
         code=code,

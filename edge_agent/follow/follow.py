@@ -46,7 +46,6 @@ class Leader:
         trust_sequence: of the newest trust bundle here; -1 for none.
         take_trust: checks and keeps a newer bundle.
         health: how the box is.
-        may_poll: False while the link is spared (metered, or a low battery).
     """
 
     calls: Callable[[], FleetCalls | None]
@@ -55,7 +54,6 @@ class Leader:
     trust_sequence: Callable[[], int]
     take_trust: Callable[[bytes], Awaitable[object]]
     health: Callable[[], Health | None] = lambda: None
-    may_poll: Callable[[], bool] = lambda: True
 
 
 class Follow:
@@ -93,7 +91,6 @@ class Follow:
         self._trouble: HybridError | None = None
         self._heard_s: float | None = None
         self._known = ""
-        self._soon = asyncio.Event()
         self._applying = asyncio.Lock()
 
     def problems(self) -> Sequence[Problem]:
@@ -114,10 +111,6 @@ class Follow:
             "heard_s_ago": None if self._heard_s is None else round(now_s - self._heard_s, 1),
             "n_failures": self._n_failures,
         }
-
-    def hurry(self) -> None:
-        """The link is back: the next call is made within a second."""
-        self._soon.set()
 
     async def run(self) -> None:
         """See `Part`."""
@@ -145,7 +138,7 @@ class Follow:
     async def _ask(self) -> float:
         """One call; gives the upper end of the pause after it."""
         calls = self._leader.calls()
-        if calls is None or not self._leader.may_poll():
+        if calls is None:
             return _LOOK_S
         call = StateCall(
             known=self._known,
@@ -175,14 +168,7 @@ class Follow:
 
     async def _rest(self, bound_s: float) -> None:
         """Full jitter: anything between nothing and the bound."""
-        pause_s = self._rng.random() * bound_s
-        self._soon.clear()
-        try:
-            async with asyncio.timeout(pause_s):
-                await self._soon.wait()
-        except TimeoutError:
-            return
-        await asyncio.sleep(self._rng.random())
+        await asyncio.sleep(self._rng.random() * bound_s)
 
     async def _take(self, answer: StateAnswer) -> None:
         self._heard_s = asyncio.get_running_loop().time()

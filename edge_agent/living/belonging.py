@@ -92,7 +92,8 @@ def gateway(box: Patient) -> Check:
         return passed("gateway", "set to none: this box serves alone", url=None)
     if found is None:
         return passed("gateway", "none is needed before the box is enrolled", url=None)
-    url = box.config.gateway if box.config.gateway not in ("", "auto") else found.url
+    named = box.config.gateway.partition(",")[0].strip()  # of several the agent asks the first one
+    url = named if named not in ("", "auto") else found.url
     url = url or str(box.part("access").get("gateway") or "")
     if not url:
         return warned(

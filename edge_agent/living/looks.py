@@ -13,6 +13,7 @@ from typing import Any, Final
 from devices.power_supply import is_on_battery
 from edge_agent.disk import RealDisk
 from edge_agent.install.records import SLOTS, decode
+from edge_agent.install.sealed import unsealed
 from edge_agent.install.shelf import RECORD
 from edge_agent.link_rules import windows
 from edge_agent.living import thermal
@@ -198,12 +199,15 @@ def models(box: Patient) -> Check:
     names = sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
     if not names:
         return passed("models", "none is assigned yet", n_models=0)
-    told, bad, refused = [], [], []
+    told, bad, refused, n_removed = [], [], [], 0
     for name in names:
         try:
-            slots = decode((home / name / RECORD).read_bytes(), name)
+            slots = decode(unsealed((home / name / RECORD).read_bytes()), name)
         except (OSError, HybridError) as exc:
             bad.append(f"{name}: its record cannot be read ({exc})")
+            continue
+        if slots.phase == "removed":  # only its sequence is kept
+            n_removed += 1
             continue
         held = slots.held(slots.answers) if slots.answers else None
         if held is None:
@@ -214,7 +218,9 @@ def models(box: Patient) -> Check:
             told.append(f"{name}:{held.version} ({slots.phase})")
         if slots.failure is not None and slots.wanted is not None:
             refused.append(f"{name}:{slots.wanted.version} was refused: {slots.failure.code}: {slots.failure.detail}")
-    facts = {"n_models": len(names), "n_bad": len(bad), "n_refused": len(refused)}
+    if n_removed == len(names):
+        return passed("models", "none is assigned now", n_models=0)
+    facts = {"n_models": len(names) - n_removed, "n_bad": len(bad), "n_refused": len(refused)}
     if bad:
         fix = "start the agent: it goes back to the other slot and fetches what is missing"
         return failed("models", "; ".join([*bad, *refused]), fix, **facts)

@@ -162,11 +162,6 @@ class Access:
             return NONE_WANTED
         return trust.sequence
 
-    async def renew_epoch(self) -> None:
-        """Draw a new epoch and tell it with the next access call."""
-        await asyncio.to_thread(self.identity.renew_epoch)
-        self.link.token.text = ""
-
     async def run(self) -> None:
         """See `Part`."""
         n_failures = 0

@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent.part import Problem
 from edge_agent.tending import Tending
+from hybrid.errors import StorageError
 
 
 class Breaking:
@@ -29,20 +30,28 @@ class Breaking:
         return ()
 
     def status(self) -> object:
-        return None
+        raise KeyError("nobody knows")
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("broken"), asyncio.CancelledError()])
-async def test_a_part_that_broke_is_run_again(failure: BaseException, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (RuntimeError("broken"), "internal"),
+        (asyncio.CancelledError(), "internal"),
+        (ExceptionGroup("two", [StorageError("the disk refused"), RuntimeError("broken")]), "storage"),
+    ],
+)
+async def test_a_part_that_broke_is_run_again(failure: BaseException, code: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("edge_agent.tending._FIRST_PAUSE_S", 0.05)
     part = Breaking(failure)
     tending = Tending([part], Random(1))
     running = asyncio.create_task(tending.run())
     await asyncio.sleep(0.01)
-    assert [problem.code for problem in tending.problems()] == ["internal"]
+    assert [problem.code for problem in tending.problems()] == [code]
     async with asyncio.timeout(5):
         await part.runs_on.wait()
     assert tending.problems() == ()
+    assert tending.status() == {"breaking": {}}
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.disk import RealDisk
+from edge_agent.install.records import Held, Slots
+from edge_agent.install.shelf import Shelf
 from edge_agent.living import belonging, looks, thermal
 from edge_agent.living.crash_guard import CrashGuard
 from edge_agent.living.patient import Patient, admitted
@@ -128,12 +130,20 @@ def _changed(enrolment: Enrolment, **fields: str) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(enrolment, **fields))
 
 
-def test_what_can_be_wrong_with_models_and_queue(tmp_path):
+def test_what_can_be_wrong_with_models_and_queue(tmp_path, monkeypatch):
     data = tmp_path
     seen(looks.models(box(data)), "PASS", "none is assigned")
     (data / "models" / "net" / "a").mkdir(parents=True)
     (data / "models" / "net" / "slots.json").write_bytes(b"\0\0")
     seen(looks.models(box(data)), "FAIL", "net", "cannot be read")
+    shelf = Shelf(RealDisk(), data, lambda: 0.0)
+    shelf.save(Slots(name="net"))
+    seen(looks.models(box(data)), "PASS", "none is assigned now")  # of a removed model its record stays
+    held = Held(artifact_digest="0" * 64, version="3", sequence=3, is_good=True)
+    shelf.save(Slots(name="net", a=held, answers="a", phase="committed"))
+    seen(looks.models(box(data)), "FAIL", "of the version that answers is missing")
+    monkeypatch.setattr(looks, "_missing", lambda slot: "")
+    seen(looks.models(box(data)), "PASS", "net:3 (committed)")
     seen(looks.outbox(box(data)), "PASS", "nothing was queued")
     (data / "outbox").mkdir()
     (data / "outbox" / "outbox.db").write_bytes(b"\0" * 5000)
