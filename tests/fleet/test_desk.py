@@ -294,6 +294,8 @@ def test_a_revoked_box_gets_nothing_until_it_is_admitted(desk: Desk, box: Caller
     with pytest.raises(Forbidden):  # a token that lies on a stolen box opens no door again
         box.enroll(desk, desk.token())
     desk.admit(box.box_id, "tester")
+    assert holder(desk, token) is None  # what it was lent before stays over
+    assert not desk.access_tokens.stands(identity)
     assert box.access(desk).token
 
 

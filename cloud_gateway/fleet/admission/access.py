@@ -57,6 +57,13 @@ class AccessTokens:
         box = self._boxes.find(identity.box_id)
         return box is not None and box.admission == "admitted" and identity.token_id not in self._ended
 
+    def end(self, box_id: str) -> None:
+        """The box was let out: what it was lent is over, also once it is let in again."""
+        with self._lock:
+            for name in self._of_box.pop(box_id, ()):
+                self._lent.pop(name, None)
+                self._note_ended(name)
+
     def lend(self, db: sqlite3.Connection, box_id: str, *, is_new_life: bool) -> tuple[Token, Callable[[], None]]:
         """A token for a box, in a transaction that is under way, and what makes it count once that is on the disk.
 
@@ -86,13 +93,16 @@ class AccessTokens:
                     if name not in left:
                         self._lent.pop(name, None)
                         if is_new_life:
-                            self._ended[name] = None
-                while len(self._ended) > _MOST_ENDED:
-                    self._ended.popitem(last=False)
+                            self._note_ended(name)
                 self._of_box[box_id] = left
                 self._lent[token.id] = (token.key, box_id, expires_s)
 
         return token, count
+
+    def _note_ended(self, name: str) -> None:
+        self._ended[name] = None
+        while len(self._ended) > _MOST_ENDED:
+            self._ended.popitem(last=False)
 
 
 def _base32(raw: bytes) -> str:

@@ -178,6 +178,7 @@ class FleetDesk:
                 token, count = self.access_tokens.lend(db, box_id, is_new_life=is_new_life)
         self.boxes.take(changed)
         if past:
+            self.access_tokens.end(box_id)
             self.alarms.recount()
             return AccessAnswer(admission=changed.admission)
         count()
@@ -310,6 +311,8 @@ class FleetDesk:
                     db.execute("DELETE FROM access WHERE box_id = ?", (box_id,))
                 self.audit.within(db, who, what, box_id=box_id, detail=reason)
             self.boxes.take(box)
+            if admission != "admitted":
+                self.access_tokens.end(box_id)
         return box
 
 
