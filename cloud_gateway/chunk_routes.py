@@ -27,7 +27,12 @@ def add_chunk_routes(app: web.Application, chunks: ChunkService, admit: Admit = 
     async def index(request: web.Request) -> web.StreamResponse:
         call = await _call(request, IndexCall)
         async with indexing:
-            answer = await asyncio.to_thread(chunks.index, call)
+            work = asyncio.ensure_future(asyncio.to_thread(chunks.index, call))
+            try:
+                answer = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait((work,))  # its caller left, but a thread cannot be cancelled
+                raise
         return web.Response(body=msgspec.msgpack.encode(answer), content_type="application/msgpack")
 
     async def ranges(request: web.Request) -> web.StreamResponse:

@@ -26,7 +26,7 @@ from cloud_gateway.fleet.steering.metrics import fleet_families
 from cloud_gateway.fleet.steering.neighbours import Neighbours, Versions
 from cloud_gateway.fleet.steering.routes import add_steering_routes
 from cloud_gateway.fleet.steering.steering import Steering
-from hybrid.errors import Forbidden
+from hybrid.errors import Forbidden, HybridError
 from hybrid.hosting.auth import Tokens
 from hybrid.hosting.front_door import IDENTITY
 from hybrid.serving.body_budget import BodyBudget
@@ -149,8 +149,13 @@ class Fleet:
 
     def _tell_of_quota(self, box_id: str, kind: str) -> None:
         text = f"it brings more {kind} than this gateway keeps for one box; look at them, remove what is done with"
-        loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, self.desk.alarms.raise_alarm, "ingest_quota", box_id, text)
+        asyncio.get_running_loop().run_in_executor(None, self._raise_quota, box_id, text)
+
+    def _raise_quota(self, box_id: str, text: str) -> None:
+        try:
+            self.desk.alarms.raise_alarm("ingest_quota", box_id, text)
+        except HybridError as exc:
+            _log.warning("fleet.alarm_not_kept kind=ingest_quota box=%s error=%s", box_id, exc)
 
     def families(self) -> Iterator[Metric]:
         """Its metrics, as they stand now."""

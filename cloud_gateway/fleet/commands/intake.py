@@ -13,7 +13,7 @@ import typer
 from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
 from cloud_gateway.fleet.commands.tokens import when
 from cloud_gateway.fleet.intake.admin_routes import ITEMS_PATH, ItemList, RemoveWish
-from cloud_gateway.fleet.intake.export import write_other, write_sample
+from cloud_gateway.fleet.intake.export import is_there, write_other, write_sample
 from cloud_gateway.fleet.intake.listing import MOST_LISTED, StoredThing
 from hybrid.cli.gateway_choice import choose
 from hybrid.cli.output import note, progress, result
@@ -160,7 +160,7 @@ async def _export(wish: _Wish, folder: Path) -> _Told:
 
 
 async def _export_one(client: RegistryClient, one: StoredThing, folder: Path, write: "_Write", told: _Told) -> None:
-    if await asyncio.to_thread(lambda: any(folder.glob(f"*/{one.id:012d}.*"))):
+    if await asyncio.to_thread(is_there, folder, one):
         told.n_there += 1
         return
     content = bytearray()

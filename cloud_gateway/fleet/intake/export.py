@@ -17,6 +17,11 @@ from hybrid.fleet.sample import parse_sample
 INDEX: Final = "index.jsonl"
 
 
+def is_there(folder: Path, one: StoredThing) -> bool:
+    """Whether it was written before."""
+    return any((folder / one.box / f"{one.id:012d}{suffix}").exists() for suffix in (".bin", ".npz"))
+
+
 def write_other(folder: Path, one: StoredThing, content: bytes) -> None:
     """`FOLDER/BOX/ID.bin`, and its line in the index."""
     _check(one, content)

@@ -115,8 +115,11 @@ class _Calls:
 
     async def rollouts(self, request: web.Request) -> web.StreamResponse:
         require(request, "admin")
-        found = self._steering.ledger.rollouts.values()
-        return json_reply(RolloutList(rollouts=tuple(rollout_view(self._steering, rollout) for rollout in found)))
+        views = []
+        for rollout in list(self._steering.ledger.rollouts.values()):
+            views.append(rollout_view(self._steering, rollout))
+            await asyncio.sleep(0)  # hundreds of them with thousands of boxes each: others get their turn
+        return json_reply(RolloutList(rollouts=tuple(views)))
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         who = _admin(request)
@@ -146,7 +149,7 @@ class _Calls:
         limit = request.query.get("limit", "200")
         if not (limit.isascii() and limit.isdigit() and len(limit) < 9):
             raise BadMessage(f"limit={limit[:20]!r} is no number")
-        found = fleet_status(
+        found = await fleet_status(
             self._steering,
             time.time(),
             selector=parse_tags(request.query.get("tags", "")),

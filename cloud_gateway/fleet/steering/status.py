@@ -1,5 +1,6 @@
 """How a fleet stands: boxes by state, version, phase and problem, and each rollout by its stages."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -17,12 +18,14 @@ from cloud_gateway.fleet.steering.messages import (
 )
 from cloud_gateway.fleet.steering.steering import Steering
 
+_AT_ONCE = 200
+"""So many boxes are looked at before others get their turn on the loop."""
 _GRACE_S = 90.0
 """A box that was not heard of for its pause and this long is offline."""
 _STATE_ORDER = ("quarantined", "not_ready", "waiting", "offline", "never_seen", "revoked", "ready")
 
 
-def fleet_status(
+async def fleet_status(
     steering: Steering, now_s: float, *, selector: Mapping[str, str], only_trouble: bool, limit: int
 ) -> FleetStatus:
     """The fleet, or that part of it that has some tags.
@@ -35,7 +38,11 @@ def fleet_status(
         limit: boxes to list.
     """
     boxes = [box for box in steering.boxes.all() if matches(selector, box.tags)]
-    rows = [box_row(steering, box, now_s) for box in boxes]
+    rows = []
+    for at, box in enumerate(boxes):
+        rows.append(box_row(steering, box, now_s))
+        if at % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)
     listed = [row for row in rows if not only_trouble or row.state != "ready" or row.problems or row.missing]
     listed.sort(key=lambda row: (_STATE_ORDER.index(row.state), not row.problems, row.name))
     return FleetStatus(
