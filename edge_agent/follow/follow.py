@@ -20,7 +20,7 @@ from edge_agent.follow.imports import TRUST, Imported, Imports, combined
 from edge_agent.install.install import Install
 from edge_agent.install.shelf import on_disk
 from edge_agent.part import Problem
-from hybrid.errors import HybridError, LinkError, NotAdmitted, StorageError, Unauthenticated
+from hybrid.errors import CorruptContent, HybridError, LinkError, NotAdmitted, StorageError, Unauthenticated
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import Assigned, Health, StateAnswer, StateCall
 
@@ -186,13 +186,15 @@ class Follow:
         await self._apply()
         self._known = answer.generation  # what could not be handed on is asked for again
 
-    async def _take_trust(self, bundle: bytes) -> None:
+    async def _take_trust(self, bundle: bytes) -> bool:
+        """Whether it was taken or refused; a disk that could not keep it says neither."""
         try:
             await self._leader.take_trust(bundle)
         except HybridError as exc:
             _log.warning("follow.trust_refused code=%s %s", exc.code, exc)
-        else:
-            self._install.hurry("forbidden")
+            return isinstance(exc, CorruptContent) or not isinstance(exc, StorageError)
+        self._install.hurry("forbidden")
+        return True
 
     async def _look_for_imports(self) -> None:
         while True:
@@ -239,7 +241,7 @@ class Follow:
         if self._disk.size(path) < 0:
             return
         try:
-            await self._take_trust(await on_disk(self._disk.read, path))
-            await on_disk(self._disk.remove, path)
+            if await self._take_trust(await on_disk(self._disk.read, path)):
+                await on_disk(self._disk.remove, path)
         except StorageError as exc:
             self._trouble = exc

@@ -32,6 +32,8 @@ BACKOFF_MAX_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 60.0
 TOKEN_REFUSED_PAUSE_S: Final = 600.0
 NONE_WANTED: Final = 1 << 53
+REFUSED_TRUST_S: Final = 3600.0
+"""So long after a bundle that was refused none is asked for; then the gateway may have a better one."""
 _log = logging.getLogger("hybrid.agent.trust")
 
 
@@ -97,7 +99,7 @@ class Access:
         self.time = TrustedTime(self.identity.files, clock_s=clock_s)
         self.link = FleetLink(self._locate, learn_time=self.time.learn, now_s=clock_s)
         self.calls: FleetCalls = OneKnock(FleetClient(self.link), rng=rng)
-        self._wants_no_trust = False
+        self._no_trust_until_s = 0.0
         self._locator: Locator | None = None
         self._found_url = ""
         self._problem: Problem | None = None
@@ -151,14 +153,14 @@ class Access:
         try:
             return await asyncio.to_thread(self.identity.take_trust, envelope)
         except Forbidden:
-            self._wants_no_trust = True  # the same would come with every answer
+            self._no_trust_until_s = self.time.now_s() + REFUSED_TRUST_S  # the same would come with every answer
             raise
 
     @property
     def trust_sequence(self) -> int:
-        """What a state call tells: of the newest bundle here, -1 for none; beyond all where none would be taken."""
+        """What a state call tells: of the newest bundle here, -1 for none; beyond all where none is wanted."""
         trust = self.trust()
-        if trust is None or self._wants_no_trust:
+        if trust is None or (self._no_trust_until_s and self.time.now_s() < self._no_trust_until_s):
             return NONE_WANTED
         return trust.sequence
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.disk import RealDisk
+from edge_agent.trust.access import NONE_WANTED, REFUSED_TRUST_S, Access
 from edge_agent.trust.identity import FOLDER, BoxIdentity, Enrolment
 from edge_agent.trust.machine import Machine, this_machine
 from edge_agent.trust.record_file import RecordFiles
@@ -269,3 +270,17 @@ def test_a_box_that_lost_its_enrolment_believes_nobody_rather_than_everybody(tmp
     assert trust is not None
     assert not trust.trusted("publisher")
     assert access_of(tmp_path / "fresh").trust() is None
+
+
+async def test_after_a_refused_bundle_a_box_asks_again_within_hours(tmp_path: Path) -> None:
+    enrolled_in(tmp_path)
+    now_s = 0.0
+    access = Access(tmp_path, RealDisk(), rng=random.Random(1), machine=HERE, clock_s=lambda: now_s)
+    assert access.trust_sequence == 4
+    with pytest.raises(Forbidden):
+        await access.take_trust(delegate(ROOT, [], 3))
+    assert access.trust_sequence == NONE_WANTED
+    now_s = REFUSED_TRUST_S + 1.0
+    assert access.trust_sequence == 4
+    await access.take_trust(delegate(ROOT, [], 5))
+    assert access.trust_sequence == 5

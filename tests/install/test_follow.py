@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
@@ -11,9 +11,9 @@ import pytest
 from edge_agent.disk import RealDisk
 from edge_agent.follow.desired import Desired, DesiredFile
 from edge_agent.follow.follow import Follow, Leader
-from edge_agent.follow.imports import Imported, combined
+from edge_agent.follow.imports import TRUST, Imported, combined
 from edge_agent.install.sealed import sealed
-from hybrid.errors import ConnectionLost, Forbidden, HybridError, Overloaded, StorageError
+from hybrid.errors import ConnectionLost, CorruptContent, DiskFull, Forbidden, HybridError, Overloaded, StorageError
 from hybrid.fleet.messages import Assigned, StateAnswer, StateCall
 from tests.install.box_lab import DATA, TRIAL, Box, Fleet, Made, Shelf
 from tests.reliability.page_cache import Image
@@ -259,6 +259,9 @@ class Assigning:
         self.begun = asyncio.Event()
         self.assigned: list[list[str]] = []
 
+    def hurry(self, code: str = "") -> None:
+        """Nothing waits here."""
+
     def assign(self, models: list[Assigned]) -> None:
         self.assigned.append([assigned.version for assigned in models])
 
@@ -284,8 +287,11 @@ class SlowImports:
         return []
 
 
-def following(folder: Path) -> tuple[Follow, Assigning, SlowImports]:
-    leader = Leader(calls=lambda: None, epoch=str, run="", trust_sequence=lambda: -1, take_trust=_refuse)
+def following(
+    folder: Path, take_trust: Callable[[bytes], Awaitable[None]] | None = None
+) -> tuple[Follow, Assigning, SlowImports]:
+    take = take_trust or _refuse
+    leader = Leader(calls=lambda: None, epoch=str, run="", trust_sequence=lambda: -1, take_trust=take)
     install = Assigning()
     follow = Follow(folder, RealDisk(), leader=leader, install=install, rng=Random(1), now_s=lambda: 0.0)  # type: ignore[arg-type]
     imports = SlowImports(folder / "imports")
@@ -320,3 +326,20 @@ async def test_a_state_that_could_not_be_handed_on_is_taken_again(tmp_path: Path
         await follow._take(wants("g2", _one("2")))
     await follow._take(wants("g2", _one("2")))
     assert install.assigned == [["2"]]
+
+
+async def test_imported_keys_wait_for_room_on_the_disk(tmp_path: Path) -> None:
+    failures: list[HybridError] = []
+
+    async def take(bundle: bytes) -> None:
+        if failures:
+            raise failures.pop()
+
+    follow, _, imports = following(tmp_path, take)
+    imports.n_looks = 1
+    for found, stays in ((DiskFull("no room"), True), (CorruptContent("torn"), False), (None, False)):
+        failures[:] = [] if found is None else [found]
+        imports.folder.mkdir(exist_ok=True)
+        (imports.folder / TRUST).write_bytes(b"bundle")
+        await follow._apply()
+        assert (imports.folder / TRUST).exists() == stays
