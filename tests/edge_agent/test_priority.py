@@ -1,6 +1,7 @@
 """Who goes first on a box: by priority, but nobody waits for ever, and memory goes to what matters."""
 
 import asyncio
+import sys
 from pathlib import Path
 from time import perf_counter
 
@@ -47,6 +48,22 @@ def _order(jobs: list[EngineJob], now_s: float) -> list[EngineJob]:
 async def test_higher_priorities_go_first_and_within_one_the_most_urgent(session: EngineSession) -> None:
     late, soon, low, high = (_job(session, *given) for given in ((5, 0.0), (5, 0.1, 0.5), (0, 0.0, 0.4), (9, 0.2)))
     assert _order([late, soon, low, high], 0.2) == [high, soon, late, low]
+
+
+async def test_the_queue_keeps_nothing_of_what_was_taken(session: EngineSession) -> None:
+    """Not even behind a job that may wait for long: jobs hold inputs and answers."""
+    queue = RunQueue()
+    patient = _job(session, 5, 0.0, 1e6)
+    queue.push(patient)
+    for number in range(20):
+        feeds = {"x": np.zeros(1)}
+        job = _job(session, 5, float(number))
+        job.feeds = feeds
+        queue.push(job)
+        assert queue.pop(float(number)).jobs == [job]
+        del job
+        assert sys.getrefcount(feeds) <= 2, "this name, and the question itself"
+    assert queue.pop(20.0).jobs == [patient]
 
 
 async def test_who_has_waited_too_long_goes_before_all_others(session: EngineSession) -> None:

@@ -7,7 +7,6 @@ Priorities are strict, but nobody starves: a job that has waited for `AGING_S` g
 
 import heapq
 import logging
-from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -62,7 +61,7 @@ class RunQueue:
     def __init__(self) -> None:
         self.n_waiting = 0
         self._orders: list[list[tuple[float, int, EngineJob]]] = [[] for _ in range(N_PRIORITIES)]
-        self._arrivals: list[deque[EngineJob]] = [deque() for _ in range(N_PRIORITIES)]
+        self._arrivals: list[dict[EngineJob, None]] = [{} for _ in range(N_PRIORITIES)]
         self._numbers = count()
         self._waiting: dict[RowSession, dict[EngineJob, None]] = {}
         self._families: dict[object, dict[EngineSession, None]] = {}
@@ -84,7 +83,7 @@ class RunQueue:
         """A held job may start alone from now on."""
         if job.is_waiting:
             heapq.heappush(self._orders[job.priority], (job.due_s, next(self._numbers), job))
-            self._arrivals[job.priority].append(job)
+            self._arrivals[job.priority][job] = None
 
     def rows_waiting(self, job: EngineJob) -> int:
         """Rows that could run with this job, its own not among them."""
@@ -95,6 +94,7 @@ class RunQueue:
         """A job waits no longer: it starts, or it was withdrawn."""
         job.is_waiting = False
         self.n_waiting -= 1
+        self._arrivals[job.priority].pop(job, None)
         session = job.session
         mates = self._waiting[session]
         del mates[job]
@@ -111,6 +111,9 @@ class RunQueue:
         work = Work()
         while (job := self._first(now_s)) is not None:
             self.take(job)
+            order = self._orders[job.priority]
+            if order[0][2] is job:
+                heapq.heappop(order)  # nothing here keeps its tensors alive
             if not job.can_make_it(now_s, job.session.floor_s(job.feeds)):
                 work.late.append(job)
                 continue
@@ -129,16 +132,16 @@ class RunQueue:
         aged: EngineJob | None = None
         top: EngineJob | None = None
         for order, arrivals in zip(reversed(self._orders), reversed(self._arrivals), strict=True):
-            if not order and not arrivals:
-                continue
-            while arrivals and not arrivals[0].is_waiting:
-                arrivals.popleft()
             while order and not order[0][2].is_waiting:
                 heapq.heappop(order)
+            if not order:
+                continue
             if top is None:
-                top = order[0][2] if order else None
-            elif arrivals and now_s - arrivals[0].submitted_s >= AGING_S:
-                aged = arrivals[0] if aged is None or arrivals[0].submitted_s < aged.submitted_s else aged
+                top = order[0][2]
+                continue
+            oldest = next(iter(arrivals))
+            if now_s - oldest.submitted_s >= AGING_S and (aged is None or oldest.submitted_s < aged.submitted_s):
+                aged = oldest
         return aged or top
 
     def _part(self, work: Work) -> None:
