@@ -200,7 +200,7 @@ class Follow:
         while True:
             await asyncio.sleep(_LOOK_S)
             names = await on_disk(lambda: tuple(self._disk.names(self.imports.folder)))
-            if any(name.endswith(".json") for name in names):
+            if any(not name.startswith(".") for name in names):
                 await self._apply()
 
     async def _apply(self) -> None:

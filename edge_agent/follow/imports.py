@@ -42,6 +42,7 @@ class Imports:
 
     def __init__(self, data: Path, disk: Disk) -> None:
         self.folder, self._disk = data / "imports", disk
+        self._idle: frozenset[Path] = frozenset()
 
     def all(self) -> list[Imported]:
         """Every import, the oldest first; what does not parse is removed."""
@@ -76,12 +77,19 @@ class Imports:
         write_durably(self._disk, self.folder / f"{assigned.artifact_digest}.json", sealed(data))
 
     def clean(self, counting: Iterable[Imported], wanted: Iterable[str], installed: Iterable[str]) -> None:
-        """Remove imports that no longer count, and files that are installed, or that nobody wants any more."""
+        """Remove imports that no longer count, and files that are installed, or that nobody wants any more.
+
+        They go at the second look that finds them idle: an import that comes in between is not known to the caller yet.
+        """
         kept, needed = {one.assigned.artifact_digest for one in counting}, set(wanted) - set(installed)
+        idle = []
         for name in self._disk.names(self.folder):
             stem, _, suffix = name.partition(".")
             if _DIGEST.fullmatch(stem) and stem not in (kept if suffix else needed):
-                self._disk.remove(self.folder / name)
+                idle.append(self.folder / name)
+        for path in sorted(self._idle.intersection(idle)):
+            self._disk.remove(path)
+        self._idle = frozenset(idle)
 
 
 def combined(

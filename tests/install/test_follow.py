@@ -11,7 +11,7 @@ import pytest
 from edge_agent.disk import RealDisk
 from edge_agent.follow.desired import Desired, DesiredFile
 from edge_agent.follow.follow import Follow, Leader
-from edge_agent.follow.imports import TRUST, Imported, combined
+from edge_agent.follow.imports import TRUST, Imported, Imports, combined
 from edge_agent.install.sealed import sealed
 from hybrid.errors import ConnectionLost, CorruptContent, DiskFull, Forbidden, HybridError, Overloaded, StorageError
 from hybrid.fleet.messages import Assigned, StateAnswer, StateCall
@@ -343,3 +343,22 @@ async def test_imported_keys_wait_for_room_on_the_disk(tmp_path: Path) -> None:
         (imports.folder / TRUST).write_bytes(b"bundle")
         await follow._apply()
         assert (imports.folder / TRUST).exists() == stays
+
+
+def test_an_import_that_comes_between_two_looks_stays(tmp_path: Path) -> None:
+    imports = Imports(tmp_path, RealDisk())
+    assigned = _one("1")
+    files = imports.folder / assigned.artifact_digest
+    files.mkdir(parents=True)
+    imports.clean([], [], [])  # its files are here, its record is not yet
+    imports.add(assigned, "")
+    assert files.is_dir()
+    [imported] = imports.all()
+    imports.clean([imported], [assigned.artifact_digest], [])
+    imports.clean([imported], [assigned.artifact_digest], [])
+    assert files.is_dir()
+    assert imports.all() == [imported]
+    for _ in range(2):
+        imports.clean([], [], [])
+    assert imports.all() == []
+    assert not files.exists()
