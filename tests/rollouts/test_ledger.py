@@ -149,6 +149,15 @@ def test_a_box_with_a_narrower_assignment_takes_no_part():
     assert wanted(ledger, boxes.all()[-1]) == "7"
 
 
+def test_a_box_whose_narrower_assignment_ends_comes_into_the_rollout():
+    boxes = Boxes(*(box(i, site="a") for i in range(5)), box(9, site="a", gpu="1"))
+    ledger = ledger_of(boxes)
+    ledger.assign(assignment("7", site="a", gpu="1"))
+    rollout = ledger.start(plan(selector={"site": "a"}), queue=False)
+    ledger.unassign("detector", {"site": "a", "gpu": "1"})
+    assert boxes.all()[-1].id in rollout.members
+
+
 def test_a_box_that_gets_or_loses_the_tags_joins_or_leaves():
     boxes = Boxes(*(box(i, site="a") for i in range(10)))
     ledger = ledger_of(boxes)

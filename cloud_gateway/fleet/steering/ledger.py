@@ -121,6 +121,7 @@ class Ledger:
             if known.model == model and known.selector == selector:
                 del self.assignments[at]
                 self._unwritten.assignments()
+                self._place_all(model)
                 return known
         raise NotFound(
             f"no assignment of {model!r} to {shown(selector)}; `hybrid fleet assignments` lists them",
@@ -324,11 +325,15 @@ class Ledger:
         self.assignments = [a for a in self.assignments if (a.model, a.selector) != same]
         self.assignments.append(placed)
         self._unwritten.assignments()
+        self._place_all(assignment.model)
+        return placed
+
+    def _place_all(self, model: str) -> None:
+        """Assignments of a model changed: whom its running rollouts are about is looked at again."""
         for rollout in self.running():
-            if rollout.plan.model == assignment.model:
+            if rollout.plan.model == model:
                 for box in self._boxes.all():
                     self._place(rollout, box.id, box)
-        return placed
 
     def _turn(self, rollout_id: str, states: tuple[State, ...], to: State, text: str, who: str) -> Rollout:
         rollout = self.find(rollout_id)
