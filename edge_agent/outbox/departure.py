@@ -37,11 +37,8 @@ def next_batch(
     damaged: list[StoredItem] = []
     n_bytes = 0
     last_seq: dict[str, int] = {}
-    passed_over = set(held)
     for row in _rows(connection, ledger, least_important, held):
         row_id, kind, stream, seq, digest, made_s, size, blob, origin_epoch, origin_seq = row
-        if stream in passed_over:
-            continue
         if len(found) >= MOST_ITEMS or (found and blob) or n_bytes + (0 if blob else size) > MOST_BYTES:
             break
         body = b"" if blob else _body(connection, vault, row_id, digest)

@@ -91,7 +91,7 @@ class Outbox:
         Cancelling the call does not take the thing back.
 
         Args:
-            kind: decides when it travels, and what happens when room is short (docs/agent.md).
+            kind: decides when it travels, and what happens when room is short (docs/outbox.md).
             body: its content.
             stream: KIND or KIND/SUFFIX; empty for KIND. Items of a stream arrive in order.
             about: an unsent item of the same stream about the same is replaced; of reports, the model's name.

@@ -11,7 +11,7 @@ from hybrid.fleet.messages import Kind
 
 KINDS: Final[tuple[Kind, ...]] = ("report", "result", "deferred", "sample", "telemetry")
 PRIORITY: Final[dict[Kind, int]] = {"report": 1, "result": 2, "deferred": 2, "sample": 3, "telemetry": 4}
-"""1 travels first; docs/agent.md has the table."""
+"""1 travels first; docs/outbox.md has the table."""
 
 DROPPED_FIRST: Final[tuple[Kind, ...]] = ("telemetry", "sample")
 """What leaves when room is short, oldest first, in this order; nothing else ever does."""

@@ -22,7 +22,7 @@ Examples:
   hybrid agent outbox
   hybrid agent outbox --data /var/lib/hybrid-agent --json
 
-What a kind may use, and what leaves first when room is short, stands in docs/agent.md.
+What a kind may use, and what leaves first when room is short, stands in docs/outbox.md.
 """
 
 HEADINGS = ("KIND", "PRIORITY", "WAIT", "BYTES", "SENT", "DROPPED", "REPLACED", "REFUSED", "LOST")
