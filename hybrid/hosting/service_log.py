@@ -43,7 +43,11 @@ class _Overflowing(logging.Handler):
         if self._records.qsize() >= _MOST_WAITING:
             self.n_lost += 1
             return
-        record.message = record.getMessage()
+        try:
+            record.message = record.getMessage()
+        except Exception:  # noqa: BLE001 (a line that does not fit its arguments is no fault of who is served)
+            self.handleError(record)
+            return
         record.msg, record.args = record.message, None  # what the arguments hold may change, or be large
         self._records.put(record)
 

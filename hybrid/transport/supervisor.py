@@ -126,7 +126,7 @@ class Supervisor:
                 timeout=timeout,
                 trust_env=True,
                 ws_response_class=ChannelSocket,
-                middlewares=(showing(self._token),),
+                middlewares=(showing(self._token, self._url),),
             ) as session,
             asyncio.TaskGroup() as group,
         ):

@@ -33,12 +33,12 @@ class Trust:
     is_explicit: bool = True
 
 
-def showing(credential: Credential) -> aiohttp.ClientMiddlewareType:
-    """Makes each request of a session show the token of the moment."""
+def showing(credential: Credential, url: URL) -> aiohttp.ClientMiddlewareType:
+    """Makes each request of a session to this gateway show the token of the moment; one led elsewhere shows none."""
 
     async def show(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         token = text_of(credential)
-        if token:
+        if token and (request.url.host, request.url.port) == (url.host, url.port):
             request.headers["Authorization"] = f"Bearer {token}"
         return await handler(request)
 

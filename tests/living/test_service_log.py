@@ -27,6 +27,17 @@ def test_lines_have_a_date_and_under_systemd_the_journals_priority(monkeypatch: 
         assert len(lines) == 2
 
 
+def test_a_line_that_does_not_fit_its_arguments_costs_no_request(monkeypatch: pytest.MonkeyPatch):
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", text)
+    monkeypatch.setattr(logging.getLogger("hybrid"), "propagate", False)  # pytest's own handler would raise
+    with ServiceLog("info", environment={}):
+        log.info("number=%d", "one")
+        log.info("and on")
+    assert text.getvalue().splitlines()[-1].endswith("and on")
+    assert "number=%d" in text.getvalue()
+
+
 def test_files_are_turned_over_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     file = tmp_path / "logs" / "agent.log"

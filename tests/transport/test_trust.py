@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from hybrid.errors import GatewayUntrusted
 from hybrid.hosting.auth import Tokens
@@ -13,7 +14,7 @@ from hybrid.hosting.proof_route import add_proof_route
 from hybrid.hosting.tls import ServerCertificate
 from hybrid.serving.split.channel import add_routes
 from hybrid.transport.client import GatewayClient, acquire, release
-from hybrid.transport.trust import Trust
+from hybrid.transport.trust import Trust, showing
 from hybrid.wire.message import InferRequest, InferResponse
 from tests import trust_lab
 from tests.transport.conftest import ask
@@ -156,3 +157,22 @@ async def test_the_proxy_of_the_environment_is_used(tokens, monkeypatch):
             assert await works(one)
         assert seen[0] == b"GET http://gateway.test:8700/v2/hybrid/channel HTTP/1.1"
         proxy.close()
+
+
+async def test_a_token_does_not_follow_a_redirect() -> None:
+    shown: list[str | None] = []
+
+    def app_of(target: str) -> web.Application:
+        async def answer(request: web.Request) -> web.Response:
+            shown.append(request.headers.get("Authorization"))
+            return web.Response() if not target else web.Response(status=307, headers={"Location": target})
+
+        app = web.Application()
+        app.router.add_get("/", answer)
+        return app
+
+    async with TestServer(app_of("")) as other, TestServer(app_of(str(other.make_url("/")))) as asked:
+        url = asked.make_url("/")
+        async with ClientSession(middlewares=(showing("the token", url),)) as session, session.get(url) as reply:
+            assert reply.status == 200
+    assert shown == ["Bearer the token", None]
