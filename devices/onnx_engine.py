@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as engine_errors
 
 from devices.errors import DeviceError, ModelFileMissing, ModelRejected, OperatorUnsupported
+from devices.forked_engines import keep_in_children
 
 _LOAD_ERRORS: Final = (
     engine_errors.Fail,
@@ -77,9 +78,11 @@ def open_session(
     """
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else fspath(path_or_bytes)
     try:
-        return ort.InferenceSession(model, sess_options, providers=providers, provider_options=provider_options)
+        session = ort.InferenceSession(model, sess_options, providers=providers, provider_options=provider_options)
     except _LOAD_ERRORS as error:
         raise _typed(error, "" if isinstance(model, bytes) else model) from error
+    keep_in_children(session)
+    return session
 
 
 def ports(session: ort.InferenceSession) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
