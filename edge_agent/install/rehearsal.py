@@ -91,7 +91,7 @@ class Rehearsal:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "MALLOC_ARENA_MAX": "2", "PYTHONWARNINGS": "ignore"},
+            env=_environment(),
             start_new_session=True,
             limit=_MOST_ANSWER_BYTES,
         )
@@ -133,6 +133,12 @@ def runs_here(variant: Variant) -> bool:
 
         return any(find_spec(module) is not None for module in ("ai_edge_litert", "tflite_runtime"))
     return False
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what is ours alone: a model that breaks out of its engine finds no token in it."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("HYBRID_", "CREDENTIALS_"))}
+    return kept | {"MALLOC_ARENA_MAX": "2", "PYTHONWARNINGS": "ignore"}
 
 
 def _how(code: int) -> str:
