@@ -13,6 +13,7 @@ from typing import Final
 from hybrid.errors import DiskFull, StorageError
 
 _BUSY_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 10.0
 _OF_DISK: Final = frozenset({
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_INTERRUPT,
@@ -48,6 +49,8 @@ class Database:
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
+        self._idle = threading.Condition(self._guard)
+        self._n_users = 0
         self._is_closed = False
         self._connect = connect or _connected
         self.is_new = not path.exists() or path.stat().st_size == 0
@@ -75,8 +78,8 @@ class Database:
         Raises:
             StorageError: the database refused.
         """
-        with _mapped(self._path):
-            yield self._connection()
+        with self._using() as connection:
+            yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -85,8 +88,7 @@ class Database:
         Raises:
             DiskFull, StorageError: nothing was written.
         """
-        with _mapped(self._path):
-            connection = self._connection()
+        with self._using() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -97,12 +99,30 @@ class Database:
                 raise
 
     def close(self) -> None:
-        """Close the connections of all threads."""
-        with self._guard:
+        """Close the connections of all threads, once none is used any more; those still in use are left to the end."""
+        with self._idle:
             self._is_closed = True
+            if not self._idle.wait_for(lambda: not self._n_users, _CLOSE_TIMEOUT_S):
+                _log.warning("database.still_used path=%s n_users=%d", self._path, self._n_users)
+                return
             for connection in self._open:
                 connection.close()
             self._open.clear()
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection; `close` waits, for closing one under a statement that runs breaks the process."""
+        with self._idle:
+            if self._is_closed:
+                raise StorageError(f"{self._path}: closed", path=str(self._path))
+            self._n_users += 1
+        try:
+            with _mapped(self._path):
+                yield self._connection()
+        finally:
+            with self._idle:
+                self._n_users -= 1
+                self._idle.notify_all()
 
     def _connection(self) -> sqlite3.Connection:
         known: sqlite3.Connection | None = getattr(self._local, "connection", None)
