@@ -4,6 +4,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,7 +119,8 @@ class SampleShelf:
                 self._insert(samples, contents, uploads)
             except Exception:
                 for name in contents:
-                    disk.remove(self._files / f"{name}{_SUFFIX}")
+                    with suppress(OSError):  # on a failing disk the first refusal is what is told
+                        disk.remove(self._files / f"{name}{_SUFFIX}")
                 raise
             self._trim()
 

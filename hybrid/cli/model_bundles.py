@@ -1,8 +1,6 @@
 """`hybrid models export` and `import`: versions as one file, for boxes and gateways without a network."""
 
-import asyncio
 import base64
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -10,10 +8,10 @@ import msgspec
 import typer
 
 from hybrid.artifact.cache import cache_dir
-from hybrid.artifact.names import BUNDLE_SUFFIX, check_word
-from hybrid.cli.gateway_choice import choose
-from hybrid.cli.output import note, progress, result
-from hybrid.errors import BadMessage, Conflict, Forbidden, HybridError, NotFound, StorageError
+from hybrid.artifact.names import BUNDLE_SUFFIX
+from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json, ask_registry, check_label, showing
+from hybrid.errors import Conflict, Forbidden, HybridError, NotFound, StorageError
 
 if TYPE_CHECKING:
     from hybrid.artifact.folder import Artifact
@@ -39,16 +37,9 @@ Examples:
   hybrid models import detector-3.hybrid --gateway https://plant-4:8700 --json
 """
 
-Gateway = Annotated[
-    str,
-    typer.Option(
-        "--gateway", envvar="HYBRID_GATEWAY", help="Its URL; `auto`: this machine's, else one found that proves itself."
-    ),
-]
 TokenOption = Annotated[
     str | None, typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="Of the gateway.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 class _Trust(msgspec.Struct):
@@ -72,16 +63,16 @@ def export_bundle(
     from hybrid.transport.model_pull import pull
 
     name, _, version = model.partition(":")
-    _check(name, version or None)
+    check_label(name, version or None)
     given = _read(trust) if trust is not None else None
-    with Showing(f"pulling {model}") as begin:
+    with showing(f"pulling {model}") as begin:
 
         async def work(client: "RegistryClient") -> "tuple[Artifact, bytes | None, str]":
             artifact = await pull(client, name, version or None, cache_dir(), begin=begin)
             kept, why = (given, "") if given is not None else await _gateways_trust(client)
             return artifact, kept, why
 
-        artifact, envelope, why = _run(gateway, token, work)
+        artifact, envelope, why = ask_registry(gateway, token, work)
     verify(artifact)
     destination = out / f"{name}-{artifact.manifest.version}{BUNDLE_SUFFIX}" if out.is_dir() else out
     pack_bundle(artifact, envelope, destination)
@@ -118,7 +109,7 @@ def import_bundle(
 
     envelope = trust_in(file)
     manifest = open_artifact(file).manifest
-    with Showing(f"pushing {file.name}") as begin:
+    with showing(f"pushing {file.name}") as begin:
 
         async def work(client: "RegistryClient") -> tuple[Pushed, str]:
             pushed = await push(client, file, manifest.name, PushOptions(), begin=begin)
@@ -126,7 +117,7 @@ def import_bundle(
                 await bring(client, pushed.version.model_digest, [pushed.folder])
             return pushed, await _hand_over(client, envelope)
 
-        pushed, trust = _run(gateway, token, work)
+        pushed, trust = ask_registry(gateway, token, work)
     info = pushed.version
     label = f"{info.name}:{info.version}"
     data = {"model": info, "is_new": pushed.is_new, "sent_bytes": pushed.sent_bytes, "trust": trust}
@@ -135,22 +126,6 @@ def import_bundle(
         if trust:
             note(f"trust bundle: {trust}")
         note(f"next: hybrid fleet assign {label}")
-
-
-class Showing:
-    """Shows what a transfer tells: its size, and then each step."""
-
-    def __init__(self, label: str) -> None:
-        from contextlib import ExitStack
-
-        self._label, self._shown = label, ExitStack()
-
-    def __enter__(self) -> Callable[[int], Callable[[int], None]]:
-        self._shown.__enter__()
-        return lambda total_bytes: self._shown.enter_context(progress(self._label, total_bytes, "bytes")).advance
-
-    def __exit__(self, *told: object) -> None:
-        self._shown.close()
 
 
 async def _gateways_trust(client: "RegistryClient") -> tuple[bytes | None, str]:
@@ -181,18 +156,6 @@ async def _hand_over(client: "RegistryClient", envelope: bytes | None) -> str:
     return "taken"
 
 
-def _run(gateway: str, token: str | None, work: "Callable[[RegistryClient], Awaitable[_T]]") -> _T:
-    from hybrid.transport.registry_client import RegistryClient
-
-    choice = choose(gateway, token)
-
-    async def inside() -> _T:
-        async with RegistryClient(choice.url, token, trust=choice.trust) as client:
-            return await work(client)
-
-    return asyncio.run(inside())
-
-
 def _read(path: Path) -> bytes:
     from hybrid.fleet.trust_bundle import opened_by_own_root
 
@@ -204,12 +167,3 @@ def _read(path: Path) -> bytes:
         raise StorageError(f"{path}: {exc.strerror or exc}", path=str(path)) from exc
     opened_by_own_root(envelope)
     return envelope
-
-
-def _check(name: str, version: str | None) -> None:
-    try:
-        check_word(name)
-        if version is not None:
-            check_word(version, "version")
-    except BadMessage as exc:
-        raise typer.BadParameter(str(exc)) from exc

@@ -4,8 +4,6 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -13,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from hybrid.artifact.cache import cache_dir
-from hybrid.artifact.names import BUNDLE_SUFFIX, check_word
-from hybrid.cli.gateway_choice import choose
+from hybrid.artifact.names import BUNDLE_SUFFIX
 from hybrid.cli.model_bundles import EXPORT_HELP, IMPORT_HELP, export_bundle, import_bundle
-from hybrid.cli.output import note, progress, result
+from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json, ask_registry, check_label, showing
 from hybrid.cli.table import table
-from hybrid.errors import BadMessage
 
 if TYPE_CHECKING:
     from hybrid.transport.attachments_along import Brought
-    from hybrid.transport.model_pull import Begin
     from hybrid.transport.model_push import Pushed
     from hybrid.transport.registry_client import ModelInfo, RegistryClient
 
@@ -42,17 +38,10 @@ app = typer.Typer(
     """,
 )
 
-Gateway = Annotated[
-    str,
-    typer.Option(
-        "--gateway", envvar="HYBRID_GATEWAY", help="Its URL; `auto`: this machine's, else one found that proves itself."
-    ),
-]
 TokenOption = Annotated[
     str | None,
     typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="Pushing needs a publisher's."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 app.command("export", help=EXPORT_HELP)(export_bundle)
@@ -93,11 +82,11 @@ def push(
     from hybrid.transport.model_push import PushOptions
     from hybrid.transport.model_push import push as push_model
 
-    _check(name, version)
+    check_label(name, version)
     if golden is not None and (file.is_dir() or file.suffix.lower() in (".zip", BUNDLE_SUFFIX)):
         raise typer.BadParameter("--golden is for a bare model; an artifact has its own golden inputs, or none")
     private_key = read_key(key_path(sign)) if sign is not None else None
-    with _showing(f"pushing {file.name}") as begin, TemporaryDirectory(prefix="hybrid-golden-") as staging:
+    with showing(f"pushing {file.name}") as begin, TemporaryDirectory(prefix="hybrid-golden-") as staging:
 
         def dress(artifact: Artifact) -> Artifact:
             return with_golden(artifact, Path(staging), str(golden), golden_tolerance)
@@ -109,7 +98,7 @@ def push(
             folders = [own_folder(digest), *([pushed.folder] if pushed.folder is not None else [])]
             return pushed, await bring(client, digest, folders)
 
-        pushed, along = _run(gateway, token, work)
+        pushed, along = ask_registry(gateway, token, work)
     _tell_pushed(pushed, along, json=json)
 
 
@@ -124,12 +113,12 @@ def ls(
     from hybrid.transport.registry_client import ModelInfo
 
     if name is not None:
-        _check(name, None)
+        check_label(name, None)
 
     async def ask(client: "RegistryClient") -> tuple[ModelInfo, ...]:
         return await client.models() if name is None else (ModelInfo(name=name, versions=await client.versions(name)),)
 
-    models = _run(gateway, token, ask)
+    models = ask_registry(gateway, token, ask)
     result({"models": models}, _table(models) or "no models", json=json)
     if models:
         _next(f"hybrid models pull {models[-1].name}", json=json)
@@ -155,9 +144,9 @@ def pull(
     from hybrid.transport.model_pull import pull as pull_model
 
     name, _, version = model.partition(":")
-    _check(name, version or None)
+    check_label(name, version or None)
     traffic = Traffic()
-    with _showing(f"pulling {model}") as begin:
+    with showing(f"pulling {model}") as begin:
 
         async def whole(client: "RegistryClient") -> Artifact:
             if out is None:
@@ -175,7 +164,7 @@ def pull(
             artifact = await whole(client)
             return artifact, await fetch(client, artifact)
 
-        artifact, attached = _run(gateway, token, work)
+        artifact, attached = ask_registry(gateway, token, work)
     manifest = artifact.manifest
     data = {
         "name": manifest.name,
@@ -188,9 +177,7 @@ def pull(
         "reused_bytes": traffic.reused_bytes,
     }
     if traffic.reused_bytes and not json:
-        note(
-            f"{_megabytes(traffic.reused_bytes)} were here in another version, {_megabytes(traffic.fetched_bytes)} came"
-        )
+        note(f"{_size(traffic.reused_bytes)} were here in another version, {_size(traffic.fetched_bytes)} came")
     result(data, str(artifact.model_path), json=json)
     _next(f"hybrid.InferenceSession({os.fspath(artifact.model_path)!r})", json=json)
 
@@ -207,45 +194,6 @@ def _tell_pushed(pushed: "Pushed", along: "Brought", *, json: bool) -> None:
     if along.unsigned:
         note(f"{along.unsigned} calibrations are not signed and stay: sign them with hybrid calibrate --sign own")
     _next(f"hybrid models ls {info.name}", json=json)
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 50_000 else f"{n_bytes / 1e3:.1f} kB"
-
-
-def _run(gateway: str, token: str | None, work: "Callable[[RegistryClient], Awaitable[_T]]") -> _T:
-    """Do work with a client of the gateway."""
-    from hybrid.transport.registry_client import RegistryClient
-
-    choice = choose(gateway, token)
-
-    async def inside() -> _T:
-        async with RegistryClient(choice.url, token, trust=choice.trust) as client:
-            return await work(client)
-
-    return asyncio.run(inside())
-
-
-@contextmanager
-def _showing(label: str) -> "Iterator[Begin]":
-    """What a transfer tells its size, and then each step; shown on stderr until the block ends."""
-    from contextlib import ExitStack
-
-    with ExitStack() as shown:
-
-        def begin(total_bytes: int) -> Callable[[int], None]:
-            return shown.enter_context(progress(label, total_bytes, "bytes")).advance
-
-        yield begin
-
-
-def _check(name: str, version: str | None) -> None:
-    try:
-        check_word(name)
-        if version is not None:
-            check_word(version, "version")
-    except BadMessage as exc:
-        raise typer.BadParameter(str(exc)) from exc
 
 
 def _table(models: "tuple[ModelInfo, ...]") -> str:

@@ -4,7 +4,9 @@ from random import Random
 
 import pytest
 
-from tests.install.box_lab import Fleet, Made, make
+from tests.install.box_lab import TRIAL, Fleet, Made, Shelf, committed, live, make
+from tests.install.settled import good
+from tests.reliability.page_cache import Image
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,10 @@ def versions(fleet: Fleet) -> list[Made]:
         )
         for number, blob in ((1, weights), (2, weights), (3, others))
     ]
+
+
+@pytest.fixture(scope="module")
+def with_one(fleet: Fleet, versions: list[Made]) -> Image:
+    image = Image()
+    live(image, Shelf(*versions), fleet.trust(), versions[0].assigned(trial=TRIAL), until=committed("1"), prepare=good)
+    return image

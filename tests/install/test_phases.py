@@ -1,6 +1,5 @@
 """What becomes of an assignment: room, links, engines, trials, crashes, and the next one after each failure."""
 
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -10,30 +9,11 @@ from msgspec.structs import replace
 from hybrid.errors import EngineCrashed
 from hybrid.fleet.rollback import Rollback, signed_rollback
 from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, live, make
+from tests.install.settled import ended, good, install
 from tests.reliability.page_cache import Image
 from tests.reliability.simulated_disk import SimulatedDisk
 
 DOWNLOADS = Path("/data/downloads")
-
-
-def good(box: Box) -> None:
-    box.host.n_good_a_look = 1
-
-
-@pytest.fixture(scope="module")
-def with_one(fleet: Fleet, versions: list[Made]) -> Image:
-    image = Image()
-    live(image, Shelf(*versions), fleet.trust(), versions[0].assigned(trial=TRIAL), until=committed("1"), prepare=good)
-    return image
-
-
-def ended(*phases: str) -> Callable[[Box], bool]:
-    return lambda box: box.told().phase in phases
-
-
-def install(image: Image, shelf: Shelf, fleet: Fleet, made: Made, until: Callable[[Box], bool], **other: object) -> Box:
-    prepare = other.pop("prepare", good)
-    return live(image, shelf, fleet.trust(), made.assigned(trial=TRIAL), until=until, prepare=prepare, **other)  # type: ignore[arg-type]
 
 
 def test_a_first_version_goes_through_every_phase(fleet: Fleet, versions: list[Made]) -> None:

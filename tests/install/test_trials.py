@@ -1,7 +1,6 @@
 """Engines, golden outputs and trials: what fails is gone, and the version before answers."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -11,28 +10,9 @@ import pytest
 from hybrid.artifact.manifest import Golden
 from hybrid.errors import EngineCrashed, ModelInvalid, Overloaded
 from hybrid.fleet.messages import Trial
-from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, failing, live, make, npy
+from tests.install.box_lab import Box, Fleet, Made, Shelf, committed, failing, live, make, npy
+from tests.install.settled import ended, good, install
 from tests.reliability.page_cache import Image
-
-
-def good(box: Box) -> None:
-    box.host.n_good_a_look = 1
-
-
-@pytest.fixture(scope="module")
-def with_one(fleet: Fleet, versions: list[Made]) -> Image:
-    image = Image()
-    live(image, Shelf(*versions), fleet.trust(), versions[0].assigned(trial=TRIAL), until=committed("1"), prepare=good)
-    return image
-
-
-def ended(*phases: str) -> Callable[[Box], bool]:
-    return lambda box: box.told().phase in phases
-
-
-def install(image: Image, shelf: Shelf, fleet: Fleet, made: Made, until: Callable[[Box], bool], **other: object) -> Box:
-    prepare = other.pop("prepare", good)
-    return live(image, shelf, fleet.trust(), made.assigned(trial=TRIAL), until=until, prepare=prepare, **other)  # type: ignore[arg-type]
 
 
 def test_a_version_that_crashes_its_rehearsal_fails_and_the_next_one_installs(

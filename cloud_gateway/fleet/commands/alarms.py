@@ -6,9 +6,10 @@ import msgspec
 import typer
 
 from cloud_gateway.fleet.admission.alarms import Alarm
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.tokens import when
 from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.transport.fleet_paths import ADMIN_ALARMS_PATH
 

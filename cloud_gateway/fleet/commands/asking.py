@@ -11,17 +11,10 @@ from hybrid.errors import BadMessage
 
 _T = TypeVar("_T")
 
-Gateway = Annotated[
-    str,
-    typer.Option(
-        "--gateway", envvar="HYBRID_GATEWAY", help="Its URL; `auto`: this machine's, else one found that proves itself."
-    ),
-]
 AdminToken = Annotated[
     str | None,
     typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="An administrator's token of the gateway."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 class Asker:

@@ -8,9 +8,10 @@ from urllib.parse import quote
 import typer
 
 from cloud_gateway.fleet.assignments import Assignment, Terms, parse_tags, shown
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.steering.messages import AssignmentList, AssignWish, BoxRow, TagsWish, UnassignWish
 from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.errors import BadMessage
 from hybrid.fleet.messages import SampleRule, Trial

@@ -7,9 +7,10 @@ import msgspec
 import typer
 
 from cloud_gateway.fleet.admission.enrolment import tags_text
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.tokens import when
 from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.transport.fleet_paths import ADMIN_BOXES_PATH
 

@@ -10,13 +10,14 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.tokens import when
 from cloud_gateway.fleet.intake.admin_routes import ITEMS_PATH, ItemList, RemoveWish
 from cloud_gateway.fleet.intake.export import is_there, write_other, write_sample
 from cloud_gateway.fleet.intake.listing import MOST_LISTED, StoredThing
 from hybrid.cli.gateway_choice import choose
 from hybrid.cli.output import note, progress, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.errors import CorruptContent
 from hybrid.transport.registry_client import RegistryClient

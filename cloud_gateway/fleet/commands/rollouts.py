@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cloud_gateway.fleet.assignments import n_boxes, shown
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.assignments import (
     Model,
     Priority,
@@ -23,6 +23,7 @@ from cloud_gateway.fleet.commands.assignments import (
 from cloud_gateway.fleet.rollouts.rollout import Tolerance, check_stages
 from cloud_gateway.fleet.steering.messages import RolloutList, RolloutView, RolloutWish
 from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.fleet.messages import Trial
 from hybrid.transport.fleet_paths import ROLLOUTS_PATH

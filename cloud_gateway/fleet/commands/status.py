@@ -7,10 +7,11 @@ from urllib.parse import urlencode
 import typer
 
 from cloud_gateway.fleet.assignments import n_boxes, shown
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.assignments import selector_of
 from cloud_gateway.fleet.steering.messages import BoxRow, FleetStatus
 from hybrid.cli.output import decorated, event, note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.errors import LinkError
 from hybrid.transport.fleet_paths import STATUS_PATH

@@ -9,8 +9,9 @@ import typer
 
 from cloud_gateway.fleet.admission.enrolment import EnrolmentWish, tags_text
 from cloud_gateway.fleet.assignments import parse_tags
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.transport.fleet_paths import ADMIN_TOKENS_PATH
 

@@ -6,8 +6,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cloud_gateway.fleet.commands.asking import AdminToken, Asker, Gateway, Json
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from hybrid.cli.output import note, result
+from hybrid.cli.registry_asking import Gateway, Json
 from hybrid.cli.table import table
 from hybrid.errors import NotFound, StorageError
 from hybrid.fleet.trust_bundle import DelegatedKey
