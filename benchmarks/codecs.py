@@ -13,7 +13,7 @@ import zstandard
 from PIL import Image
 
 from benchmarks.report import Bar, Record, publish
-from compression import catalog
+from compression.codecs import catalog
 from compression.tensor import TensorSpec
 from tests import zoo
 

@@ -20,7 +20,7 @@ import zstandard
 from PIL import Image
 
 from benchmarks.report import Bar, Record, publish
-from compression import catalog
+from compression.codecs import catalog
 from compression.errors import NotEncodable
 from compression.tensor import TensorSpec
 from hybrid.artifact.digest import model_digest

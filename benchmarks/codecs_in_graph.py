@@ -17,10 +17,10 @@ import onnx
 
 from benchmarks.codecs_at_cuts import Feeds, Row, session_of
 from benchmarks.report import Bar, Record, publish
-from compression import catalog, graph_affine
-from compression.affine import Levels
-from compression.level_names import LevelNames
-from compression.quantized import QuantizedCodec
+from compression.codecs import catalog, graph_affine
+from compression.codecs.affine import Levels
+from compression.codecs.level_names import LevelNames
+from compression.codecs.quantized import QuantizedCodec
 from hybrid.artifact.digest import model_digest
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.cut import Cut

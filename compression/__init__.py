@@ -1,1 +1,1 @@
-"""Tensors to fewer bytes: feature codecs and, later, quantization, pruning, distillation and bottlenecks."""
+"""Tensors and models to fewer bytes: feature codecs, quantization, pruning, training, learned bottlenecks, export to TFLite."""

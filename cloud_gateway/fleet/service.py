@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -182,12 +183,11 @@ class Fleet:
         await self.steering.release(within_s)
 
     def close(self) -> None:
-        """Close the files."""
-        try:
-            self.ingest.close()
-            self.steering.close()
-        finally:
-            self._database.close()
+        """Close the files, each whatever the others do."""
+        with ExitStack() as parts:
+            parts.callback(self._database.close)
+            parts.callback(self.ingest.close)
+            parts.callback(self.steering.close)
 
 
 def add_no_fleet(app: web.Application) -> None:

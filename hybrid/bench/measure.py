@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 
-from compression import catalog
+from compression.codecs import catalog
 from devices.onnx_engine import open_session
 from hybrid.artifact.digest import model_digest
 from hybrid.bench.layers import head_layers, layers_of

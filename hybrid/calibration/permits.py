@@ -170,7 +170,7 @@ class CalibrationFinder:
 
 def _same_values(codec: str) -> tuple[str, ...]:
     """The codecs that give the same values: with and without an entropy stage. None where the codec is not known."""
-    from compression import catalog  # loads zstandard and PIL
+    from compression.codecs import catalog  # loads zstandard and PIL
 
     if codec not in catalog.CODECS:
         return ()

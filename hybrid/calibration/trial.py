@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from compression import catalog
+from compression.codecs import catalog
 from devices.onnx_engine import open_session
 from devices.tflite_magic import is_tflite
 from hybrid.calibration.judge import Answers, Judge, Tally

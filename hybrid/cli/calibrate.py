@@ -164,7 +164,7 @@ def _wish(
     tolerance: float,
     budget: float,
 ) -> "Wish":
-    from compression import catalog
+    from compression.codecs import catalog
     from hybrid.calibration.calibrate import Wish
 
     names = tuple(filter(None, (word.strip() for word in codecs.split(",")))) or tuple(catalog.CODECS)

@@ -18,7 +18,7 @@ from typing import IO
 
 import msgspec
 
-from compression.level_names import LevelNames, level_names
+from compression.codecs.level_names import LevelNames, level_names
 from hybrid.errors import EngineFailed, HybridError, PlanError, StorageError, from_code
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition import store

@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from compression import graph_affine
+from compression.codecs import graph_affine
 from compression.errors import NotEncodable
 from hybrid.errors import PlanError
 from hybrid.graph.model_file import load_proto

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
-from compression.affine import Levels
+from compression.codecs.affine import Levels
 from hybrid.errors import PlanError, TensorMismatch
 from hybrid.route.levels import Crossed, run_head
 from hybrid.route.way import Head, Rest, Way

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from compression.affine import Levels
-from compression.level_names import LevelNames
+from compression.codecs.affine import Levels
+from compression.codecs.level_names import LevelNames
 from hybrid.route.way import Head
 
 Crossed = Mapping[str, np.ndarray | Levels]
@@ -14,8 +14,8 @@ Crossed = Mapping[str, np.ndarray | Levels]
 
 def n_levels_of(codec: str) -> int:
     """Levels that a codec carries and an engine can compute; 0 for the other codecs."""
-    from compression import catalog
-    from compression.quantized import QuantizedCodec
+    from compression.codecs import catalog
+    from compression.codecs.quantized import QuantizedCodec
 
     found = catalog.CODECS.get(codec)
     return found.n_levels if isinstance(found, QuantizedCodec) else 0
@@ -55,7 +55,7 @@ def as_levels(head: Head | None, arrays: Mapping[str, np.ndarray], codec: str) -
     """The same crossing as `run_head` would give, from its arrays: what an encoding is timed with."""
     if head is None or not head.n_levels or head.n_levels != n_levels_of(codec):
         return arrays
-    from compression.affine import quantized
+    from compression.codecs.affine import quantized
 
     made = {one.tensor for one in head.levels}
     return {name: quantized(array, head.n_levels) if name in made else array for name, array in arrays.items()}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from compression.level_names import LevelNames
+from compression.codecs.level_names import LevelNames
 from hybrid.partition.cut import Cut
 from hybrid.route.engine import EngineRun
 from hybrid.route.holding import Holding

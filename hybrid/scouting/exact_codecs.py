@@ -7,8 +7,8 @@ import numpy as np
 
 def exact_codecs(crossing: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """The lossless codecs for these tensors: pictures have one more, smaller and slower, for slow links."""
-    from compression import catalog
-    from compression.lossless_picture import LosslessWebpCodec
+    from compression.codecs import catalog
+    from compression.codecs.lossless_picture import LosslessWebpCodec
 
     pictures = catalog.CODECS.get("lossless-webp")
     if isinstance(pictures, LosslessWebpCodec) and any(map(pictures.carries, crossing.values())):

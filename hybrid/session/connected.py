@@ -163,7 +163,7 @@ def connect(
 
 def _require_known(codec: str) -> None:
     if codec not in ("auto", "none"):
-        from compression import catalog  # loads zstandard and PIL
+        from compression.codecs import catalog  # loads zstandard and PIL
 
         catalog.get(codec)
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compression.affine import Levels
+from compression.codecs.affine import Levels
 from compression.errors import CompressionError, UnknownDatatype
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 from hybrid.errors import TensorMismatch
@@ -23,7 +23,7 @@ class Tensor:
 
     Attributes:
         spec: name, datatype and known shape.
-        codec: "none" for raw little-endian bytes, else a name of `compression.catalog`.
+        codec: "none" for raw little-endian bytes, else a name of `compression.codecs.catalog`.
         payload: the bytes; may be a view of the array that the tensor was made of, or of the message that it came in.
     """
 
@@ -53,7 +53,7 @@ class Tensor:
         spec = TensorSpec(name=name, dtype=dtype, shape=tuple(array.shape))
         if codec == RAW:
             return cls(spec=spec, payload=_raw_bytes(spec, array))
-        from compression import catalog
+        from compression.codecs import catalog
 
         try:
             return cls(spec=spec, codec=codec, payload=catalog.get(codec).encode(array))
@@ -67,8 +67,8 @@ class Tensor:
         Raises:
             TensorMismatch: a codec that carries no levels, or levels of something that is not finite.
         """
-        from compression import catalog
-        from compression.quantized import QuantizedCodec
+        from compression.codecs import catalog
+        from compression.codecs.quantized import QuantizedCodec
 
         spec = TensorSpec(name=name, dtype="FP32", shape=tuple(levels.levels.shape))
         found = catalog.get(codec)
@@ -91,7 +91,7 @@ class Tensor:
         shape = _known_shape(self.spec)
         if self.codec == RAW:
             return _strings(self.spec, shape, self.payload) if self.spec.dtype == BYTES else self._numbers(shape)
-        from compression import catalog
+        from compression.codecs import catalog
 
         try:
             array = catalog.get(self.codec).decode(self.payload, self.spec)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compression import catalog
+from compression.codecs import catalog
 from hybrid.artifact.attachments import attachments_in
 from hybrid.artifact.digest import model_digest
 from hybrid.artifact.folder import from_onnx, open_folder, write_folder

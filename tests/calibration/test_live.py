@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 import hybrid
-from compression import catalog
+from compression.codecs import catalog
 from devices import pace
 from devices.shape import Direction, Shape
 from devices.shaped_proxy import ShapedProxy

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from compression import catalog
+from compression.codecs import catalog
 from compression.errors import NotEncodable, UnknownCodec
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from compression import catalog
-from compression.codec import Payload
+from compression.codecs import catalog
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from compression import catalog, pixels, webp
+from compression.codecs import catalog, pixels, webp
+from compression.codecs.lossless_picture import LosslessWebpCodec
 from compression.errors import NotEncodable
-from compression.lossless_picture import LosslessWebpCodec
 from compression.tensor import NUMPY_OF, TensorSpec, datatype_of
 
 FLOATS = ("FP16", "FP32", "FP64")

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from compression import affine, catalog
-from compression.affine import Levels
+from compression.codecs import affine, catalog
+from compression.codecs.affine import Levels
+from compression.codecs.quantized import QuantizedCodec
 from compression.errors import CorruptPayload, NotEncodable, UnknownCodec
-from compression.quantized import QuantizedCodec
 from compression.tensor import NUMPY_OF, TensorSpec, datatype_of
 
 NAMES = ("q8", "q8z", "q4", "q4z")

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from compression import catalog, graph_affine
-from compression.affine import Levels
+from compression.codecs import catalog, graph_affine
+from compression.codecs.affine import Levels
+from compression.codecs.level_names import LevelNames
+from compression.codecs.quantized import QuantizedCodec
 from compression.errors import NotEncodable
-from compression.level_names import LevelNames
-from compression.quantized import QuantizedCodec
 from compression.tensor import TensorSpec
 from hybrid.errors import PlanError, UnknownCut
 from hybrid.partition.cut import Cut

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import hybrid
-from compression import catalog
+from compression.codecs import catalog
 from hybrid.errors import PlacementUnavailable
 from hybrid.route.allowance import LOSSLESS
 from hybrid.route.levels import n_levels_of, run_head, wanted_levels
@@ -26,7 +26,7 @@ from tests.live_gateway import LiveGateway
 
 OLDER = """#!{python}
 import sys
-from compression import catalog
+from compression.codecs import catalog
 for name in [name for name in catalog.CODECS if name not in {known!r}]:
     del catalog.CODECS[name]
 from hybrid.cli.main import main

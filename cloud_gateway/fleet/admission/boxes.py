@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -120,6 +120,17 @@ class Boxes:
             NotFound: no such box. BadMessage: tags that nobody could type.
         """
         return self.change(box_id, tags=check_tags(tags))
+
+    def change_tags(self, box_id: str, put: Mapping[str, str], drop: Collection[str]) -> Box:
+        """Give a box some tags and take others from it; what others change at the same time stays.
+
+        Raises:
+            NotFound: no such box. BadMessage: tags that nobody could type, or too many.
+        """
+        with self.lock:
+            known = self._by_id.get(box_id)
+            tags = (known.tags if known is not None else {}) | dict(put)
+            return self.set_tags(box_id, {key: value for key, value in tags.items() if key not in drop})
 
     def rename(self, box_id: str, name: str) -> Box:
         """Call a box otherwise.

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from cloud_gateway.fleet.assignments import Assignment, assigned_of, deciding, matches
+from cloud_gateway.fleet.rollouts.figures import Figures
 from cloud_gateway.fleet.rollouts.rollout import Course, Member, Plan, is_offered
 from hybrid.fleet.messages import Admission, Assigned
 
@@ -54,11 +55,17 @@ class BoxDirectory(Protocol):
 
 
 class Rollout(msgspec.Struct, kw_only=True):
-    """A rollout with all that is known of it; `members` by box."""
+    """A rollout with what is known of it.
+
+    Attributes:
+        members: by box; of one that ended they are on the disk alone.
+        figures: how far its boxes had come when it ended; None before.
+    """
 
     plan: Plan
     course: Course
     members: dict[str, Member] = {}
+    figures: Figures | None = None
 
 
 def desired(

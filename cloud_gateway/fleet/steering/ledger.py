@@ -11,6 +11,7 @@ from typing import Final
 
 from cloud_gateway.fleet.assignments import Assignment, may_meet, n_boxes, shown
 from cloud_gateway.fleet.rollouts.engine import begin_stage, looked, note_past, note_seen, note_told, step
+from cloud_gateway.fleet.rollouts.figures import figures_of
 from cloud_gateway.fleet.rollouts.rollout import ENDED, RUNNING, Course, Plan, State, late_seat, seats
 from cloud_gateway.fleet.steering.desired import BoxDirectory, BoxView, Rollout, concerns, desired
 from cloud_gateway.fleet.steering.reports import BoxState
@@ -43,6 +44,7 @@ class Ledger:
         self.states: dict[str, BoxState] = kept.boxes
         self._next_id = 1 + max((a.id for a in kept.assignments), default=0)
         self._running = [rollout for rollout in kept.rollouts if rollout.course.state in RUNNING]
+        self._ended_now: list[Rollout] = []
         self._unwritten = Unwritten()
 
     # What boxes should be.
@@ -252,6 +254,13 @@ class Ledger:
         """All that is to be written; it counts as written from now on."""
         return self._unwritten.take(self.assignments, self.rollouts, self.states)
 
+    def shed(self) -> None:
+        """What was taken is on the disk: the boxes of rollouts that ended need no memory any more."""
+        for rollout in self._ended_now:
+            if not self._unwritten.has_members(rollout.plan.id):
+                rollout.members = {}
+        self._ended_now = [rollout for rollout in self._ended_now if rollout.members]
+
     def give_back(self, changes: Changes) -> None:
         """A write failed: all of it is to be written again."""
         self._unwritten.give_back(changes)
@@ -353,6 +362,9 @@ class Ledger:
     def _end(self, rollout: Rollout, state: State, text: str, who: str) -> None:
         rollout.course.state, rollout.course.reason, rollout.course.waiting = state, text, ""
         self._running = [known for known in self._running if known is not rollout]
+        rollout.figures = figures_of(rollout.plan, rollout.members.values())
+        self._unwritten.members(rollout.plan.id, rollout.members)  # the disk alone has them from now on
+        self._ended_now.append(rollout)
         self._note(rollout, state, text, who=who)
         ended = [key for key, known in self.rollouts.items() if known.course.state in ENDED]
         for key in ended[:-ENDED_KEPT]:

@@ -3,6 +3,7 @@
 import msgspec
 
 from cloud_gateway.fleet.assignments import Assignment, Terms
+from cloud_gateway.fleet.rollouts.figures import StageFigures
 from cloud_gateway.fleet.rollouts.rollout import Course, Plan, Tolerance
 from cloud_gateway.fleet.steering.store import HistoryEntry
 from hybrid.fleet.messages import Health, Installed
@@ -57,14 +58,10 @@ class AssignmentList(msgspec.Struct, frozen=True, kw_only=True):
     lost: str = ""
 
 
-class StageView(msgspec.Struct, frozen=True, kw_only=True):
+class StageView(StageFigures, frozen=True, kw_only=True):
     """One stage of a rollout: its boxes by how they stand."""
 
     share: float
-    n_boxes: int
-    n_done: int
-    n_failed: int
-    n_taken: int
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):

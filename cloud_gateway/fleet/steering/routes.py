@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -38,8 +38,8 @@ class TagDesk(Protocol):
         """A box by id or name."""
         ...
 
-    def set_tags(self, box_id: str, tags: dict[str, str]) -> Box:
-        """Gives a box these tags."""
+    def change_tags(self, box_id: str, put: Mapping[str, str], drop: Collection[str]) -> Box:
+        """Gives a box some tags and takes others from it."""
         ...
 
 
@@ -134,7 +134,8 @@ class _Calls:
         require(request, "admin")
         rollout = self._steering.ledger.find(request.match_info["id"])
         history = await self._steering.history(rollout.plan.id)
-        view = rollout_view(self._steering, rollout, with_members=True)
+        members = await self._steering.members(rollout)
+        view = rollout_view(self._steering, rollout, members.values())
         return json_reply(msgspec.structs.replace(view, history=history))
 
     async def order(self, request: web.Request) -> web.StreamResponse:
@@ -162,9 +163,8 @@ class _Calls:
         who = _admin(request)
         wish = await body_of(request, TagsWish)
         box = self._boxes.named(request.match_info["box"])
-        tags = {key: value for key, value in (box.tags | wish.put).items() if key not in wish.drop}
-        changed: BoxView = await asyncio.to_thread(self._boxes.set_tags, box.id, tags)
-        await asyncio.to_thread(self._note, who, "tagged", box.id, str(tags))
+        changed: BoxView = await asyncio.to_thread(self._boxes.change_tags, box.id, wish.put, wish.drop)
+        await asyncio.to_thread(self._note, who, "tagged", box.id, str(changed.tags))
         return json_reply(box_row(self._steering, changed, time.time()))
 
     async def _kept(self, who: str, what: str, detail: str) -> None:

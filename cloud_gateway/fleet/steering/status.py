@@ -2,10 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+from msgspec.structs import asdict
 
 from cloud_gateway.fleet.assignments import deciding, matches
 from cloud_gateway.fleet.rollouts.engine import standing
+from cloud_gateway.fleet.rollouts.figures import figures_of
+from cloud_gateway.fleet.rollouts.rollout import Member
 from cloud_gateway.fleet.steering.desired import BoxView, Rollout
 from cloud_gateway.fleet.steering.messages import (
     AssignmentList,
@@ -117,36 +121,26 @@ def _versions(rows: list[BoxRow]) -> tuple[VersionRow, ...]:
     )
 
 
-def rollout_view(steering: Steering, rollout: Rollout, *, with_members: bool = False) -> RolloutView:
-    """One rollout."""
+def rollout_view(steering: Steering, rollout: Rollout, members: Iterable[Member] = ()) -> RolloutView:
+    """One rollout, and those of its boxes that are given."""
     plan, course = rollout.plan, rollout.course
-    members = [member for member in rollout.members.values() if not member.is_gone]
+    figures = rollout.figures or figures_of(plan, rollout.members.values())
     stages = tuple(
-        StageView(
-            share=share,
-            n_boxes=sum(m.stage == at for m in members),
-            n_done=sum(m.stage == at and m.is_done for m in members),
-            n_failed=sum(m.stage == at and m.failed != "" for m in members),
-            n_taken=sum(m.stage == at and m.taken_s >= 0 for m in members),
-        )
-        for at, share in enumerate(plan.stages)
+        StageView(share=share, **asdict(found)) for share, found in zip(plan.stages, figures.stages, strict=True)
     )
-    views: tuple[MemberView, ...] = ()
-    if with_members:
-        views = tuple(
-            MemberView(
-                box_id=m.box_id,
-                name=_name(steering.boxes.find, m.box_id),
-                stage=m.stage + 1,
-                is_control=m.is_control,
-                standing=standing(plan, course, m) if m.stage <= course.stage or m.taken_s >= 0 else "before",
-                code=m.failed,
-            )
-            for m in sorted(members, key=lambda m: (m.stage, m.box_id))
+    views = tuple(
+        MemberView(
+            box_id=m.box_id,
+            name=_name(steering.boxes.find, m.box_id),
+            stage=m.stage + 1,
+            is_control=m.is_control,
+            standing=standing(plan, course, m) if m.stage <= course.stage or m.taken_s >= 0 else "before",
+            code=m.failed,
         )
-    return RolloutView(
-        plan=plan, course=course, stages=stages, n_control=sum(m.is_control for m in members), members=views
+        for m in sorted(members, key=lambda m: (m.stage, m.box_id))
+        if not m.is_gone
     )
+    return RolloutView(plan=plan, course=course, stages=stages, n_control=figures.n_control, members=views)
 
 
 def assignment_list(steering: Steering) -> AssignmentList:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cloud_gateway.fleet.assignments import Assignment, Terms
-from cloud_gateway.fleet.rollouts.rollout import Plan
+from cloud_gateway.fleet.rollouts.rollout import Member, Plan
 from cloud_gateway.fleet.steering.desired import BoxView, Rollout, generation_of
 from cloud_gateway.fleet.steering.herd import HerdLimits
 from cloud_gateway.fleet.steering.ledger import Ledger
@@ -240,6 +240,12 @@ class Steering:
         await self._write()
         return await asyncio.to_thread(self._store.history, rollout_id)
 
+    async def members(self, rollout: Rollout) -> dict[str, Member]:
+        """The boxes of a rollout; those of one that ended are read from the disk."""
+        if rollout.members or rollout.figures is None:
+            return rollout.members
+        return await asyncio.to_thread(self._store.members, rollout.plan.id)
+
     # How it lives.
 
     async def run(self) -> None:
@@ -367,6 +373,7 @@ class Steering:
                 if work.exception() is not None:
                     self.ledger.give_back(changes)
                 raise
+            self.ledger.shed()
 
     def _alarm(self, kind: str, text: str) -> None:
         try:

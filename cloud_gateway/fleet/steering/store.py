@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from cloud_gateway.fleet.assignments import Assignment
+from cloud_gateway.fleet.rollouts.figures import Figures, figures_of
 from cloud_gateway.fleet.rollouts.rollout import ENDED, Course, Member, Plan
 from cloud_gateway.fleet.steering.desired import Rollout
 from cloud_gateway.fleet.steering.reports import BoxState
@@ -25,7 +26,7 @@ from hybrid.hosting.database import Database
 
 RECORD_NAME: Final = "assignments.record"
 ENDED_KEPT: Final = 200
-"""Rollouts that ended are kept so long."""
+"""So many rollouts that ended are kept; in memory only how many of their boxes came how far."""
 _MIGRATIONS: Final = (
     """
     CREATE TABLE assignment (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
@@ -38,6 +39,7 @@ _MIGRATIONS: Final = (
     CREATE INDEX history_of ON history (rollout, id);
     CREATE TABLE box_state (box_id TEXT PRIMARY KEY, body BLOB NOT NULL)
     """,
+    "ALTER TABLE rollout ADD COLUMN figures BLOB NOT NULL DEFAULT x''",
 )
 _HISTORY: Final = ("rollout", "at_s", "clock_s", "kind", "text", "who")
 _json = msgspec.json.Encoder()
@@ -67,13 +69,13 @@ class Changes:
 
     Attributes:
         assignments: all of them, or None where they stay.
-        rollouts: id, plan, course, when it was made.
+        rollouts: id, plan, course, when it was made, figures (empty before its end).
         members: rollout, box, content.
         boxes: box, last words.
     """
 
     assignments: tuple[Assignment, ...] | None = None
-    rollouts: tuple[tuple[str, bytes, bytes, float], ...] = ()
+    rollouts: tuple[tuple[str, bytes, bytes, float, bytes], ...] = ()
     members: tuple[tuple[str, str, bytes], ...] = ()
     boxes: tuple[tuple[str, bytes], ...] = ()
     history: tuple[HistoryEntry, ...] = ()
@@ -123,20 +125,15 @@ class RolloutStore:
                 msgspec.json.decode(body, type=Assignment)
                 for (body,) in db.execute("SELECT body FROM assignment ORDER BY id")
             )
-            rollouts = {
-                rollout_id: Rollout(
-                    plan=msgspec.json.decode(plan, type=Plan), course=msgspec.json.decode(course, type=Course)
-                )
-                for rollout_id, plan, course in db.execute("SELECT id, plan, course FROM rollout ORDER BY made_s, id")
-            }
-            for rollout_id, box_id, body in db.execute("SELECT rollout, box_id, body FROM member"):
-                if rollout_id in rollouts:
-                    rollouts[rollout_id].members[box_id] = msgspec.msgpack.decode(body, type=Member)
+            rollouts = tuple(
+                _loaded(db, *row)
+                for row in db.execute("SELECT id, plan, course, figures FROM rollout ORDER BY made_s, id").fetchall()
+            )
             boxes = {
                 box_id: msgspec.msgpack.decode(body, type=BoxState)
                 for box_id, body in db.execute("SELECT box_id, body FROM box_state")
             }
-        kept = Kept(assignments=assignments, rollouts=tuple(rollouts.values()), boxes=boxes)
+        kept = Kept(assignments=assignments, rollouts=rollouts, boxes=boxes)
         if self._database.is_new:
             kept = self._restored(kept)
         if kept.lost:
@@ -186,7 +183,8 @@ class RolloutStore:
                     "INSERT INTO assignment VALUES (?, ?)", [(a.id, _json.encode(a)) for a in changes.assignments]
                 )
             db.executemany(
-                "INSERT INTO rollout VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET course = excluded.course",
+                "INSERT INTO rollout (id, plan, course, made_s, figures) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET course = excluded.course, figures = excluded.figures",
                 changes.rollouts,
             )
             db.executemany("INSERT OR REPLACE INTO member VALUES (?, ?, ?)", changes.members)
@@ -198,6 +196,11 @@ class RolloutStore:
         if changes.assignments is not None and self._record is not None:
             write_atomically(self._record, _written_record(changes.assignments))
 
+    def members(self, rollout_id: str) -> dict[str, Member]:
+        """The boxes of a rollout as they were last written."""
+        with self._database.reading() as db:
+            return _members(db, rollout_id)
+
     def history(self, rollout_id: str, n_most: int = 1000) -> tuple[HistoryEntry, ...]:
         """What happened in a rollout, oldest first."""
         with self._database.reading() as db:
@@ -206,6 +209,23 @@ class RolloutStore:
                 (rollout_id, n_most),
             ).fetchall()
         return tuple(HistoryEntry(**dict(zip(_HISTORY, row, strict=True))) for row in reversed(rows))
+
+
+def _loaded(db: sqlite3.Connection, rollout_id: str, plan: bytes, course: bytes, figures: bytes) -> Rollout:
+    """A rollout with its boxes, or with what is kept of one that ended."""
+    found = Rollout(plan=msgspec.json.decode(plan, type=Plan), course=msgspec.json.decode(course, type=Course))
+    if found.course.state not in ENDED:
+        found.members = _members(db, rollout_id)
+    elif figures:
+        found.figures = msgspec.json.decode(figures, type=Figures)
+    else:  # it ended under a program that wrote none
+        found.figures = figures_of(found.plan, _members(db, rollout_id).values())
+    return found
+
+
+def _members(db: sqlite3.Connection, rollout_id: str) -> dict[str, Member]:
+    rows = db.execute("SELECT box_id, body FROM member WHERE rollout = ?", (rollout_id,))
+    return {box_id: msgspec.msgpack.decode(body, type=Member) for box_id, body in rows}
 
 
 def _written_record(assignments: tuple[Assignment, ...]) -> bytes:

@@ -53,9 +53,9 @@ class Unwritten:
         changes = Changes(
             assignments=tuple(assignments) if self._assignments else None,
             rollouts=tuple(
-                (key, _json.encode(rollouts[key].plan), _json.encode(rollouts[key].course), rollouts[key].plan.made_s)
+                (key, _json.encode(one.plan), _json.encode(one.course), one.plan.made_s, _figures(one))
                 for key in sorted(self._rollouts)
-                if key in rollouts
+                if (one := rollouts.get(key)) is not None
             ),
             members=tuple(
                 (key, box_id, _pack.encode(rollouts[key].members[box_id]))
@@ -69,6 +69,10 @@ class Unwritten:
         self._rollouts, self._members, self._boxes, self._history = set(), set(), set(), []
         return changes
 
+    def has_members(self, rollout_id: str) -> bool:
+        """Whether members of a rollout wait to be written."""
+        return any(key == rollout_id for key, _ in self._members)
+
     def give_back(self, changes: Changes) -> None:
         """A write failed: all of it is to be written again."""
         self._assignments |= changes.assignments is not None
@@ -76,3 +80,7 @@ class Unwritten:
         self._members.update((key, box_id) for key, box_id, _ in changes.members)
         self._boxes.update(key for key, _ in changes.boxes)
         self._history = [*changes.history, *self._history]
+
+
+def _figures(rollout: Rollout) -> bytes:
+    return _json.encode(rollout.figures) if rollout.figures is not None else b""

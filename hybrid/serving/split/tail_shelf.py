@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from compression import catalog
+from compression.codecs import catalog
 from devices.errors import DeviceError
 from hybrid.errors import EngineFailed, HybridError, Overloaded, PlanError, Warming
 from hybrid.graph.shape_key import ShapeKey

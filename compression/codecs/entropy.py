@@ -3,7 +3,7 @@
 import threading
 from typing import TYPE_CHECKING, Final
 
-from compression.codec import Payload
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The same levels computed by the engine: heads that quantize what crosses, tails that take levels.
 
-Design: the wire carries what `compression.affine` defines, whoever computes it: the nodes added here do its arithmetic
+Design: the wire carries what `affine` defines, whoever computes it: the nodes added here do its arithmetic
 operation for operation in float32, and agree with it bit for bit where the engine rounds as IEEE 754 says. Scales are
 found anew in every run (a minimum and a maximum of each channel), so nothing is clipped and nothing must be calibrated
 but the accuracy. NaNs get lost in an engine's minima; a sum that is multiplied by 0 brings them back, as a NaN scale.
@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compression import affine
+from compression.codecs import affine
+from compression.codecs.level_names import PREFIX, LevelNames, level_names
 from compression.errors import NotEncodable
-from compression.level_names import PREFIX, LevelNames, level_names
 from compression.tensor import ONNX_OF, TensorSpec
 
 LEAST_OPSET: Final = 8

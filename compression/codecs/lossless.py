@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from compression import entropy, palette, planes, raw
-from compression.codec import Payload
+from compression.codecs import entropy, palette, planes, raw
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec
 

@@ -10,8 +10,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from compression import pixels, planes, raw
-from compression.codec import Payload
+from compression.codecs import pixels, planes, raw
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload, NotEncodable
 from compression.tensor import NUMPY_OF, TensorSpec
 

@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from compression import raw
-from compression.codec import Payload
+from compression.codecs import raw
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload, NotEncodable
 from compression.tensor import NUMPY_OF, TensorSpec
 

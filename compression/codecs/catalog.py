@@ -2,16 +2,16 @@
 
 from typing import Final
 
-from compression import webp
-from compression.codec import Codec
+from compression.codecs import webp
+from compression.codecs.codec import Codec
+from compression.codecs.half import HalfCodec
+from compression.codecs.jpeg import Jpeg
+from compression.codecs.lossless import LosslessCodec
+from compression.codecs.lossless_picture import LosslessWebpCodec
+from compression.codecs.picture import PictureCodec
+from compression.codecs.quantized import QuantizedCodec
+from compression.codecs.raw import RawCodec
 from compression.errors import UnknownCodec
-from compression.half import HalfCodec
-from compression.jpeg import Jpeg
-from compression.lossless import LosslessCodec
-from compression.lossless_picture import LosslessWebpCodec
-from compression.picture import PictureCodec
-from compression.quantized import QuantizedCodec
-from compression.raw import RawCodec
 
 CODECS: Final[dict[str, Codec]] = {
     codec.name: codec

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from compression import planes
+from compression.codecs import planes
 from compression.errors import CorruptPayload, NotEncodable
 
 _RIFF: Final = struct.Struct("<4sI4s4sI")

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from compression import planes
+from compression.codecs import planes
 from compression.errors import CorruptPayload
 
 _MODES: Final = {1: "L", 3: "RGB"}

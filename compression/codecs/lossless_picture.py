@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from compression import palette, pixels, planes, raw, webp
-from compression.codec import Payload
+from compression.codecs import palette, pixels, planes, raw, webp
+from compression.codecs.codec import Payload
+from compression.codecs.picture import files_of, packed
 from compression.errors import CorruptPayload, NotEncodable
-from compression.picture import files_of, packed
 from compression.tensor import NUMPY_OF, TensorSpec
 
 _DATATYPES: Final = ("UINT8", "FP16", "FP32")

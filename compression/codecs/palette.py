@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from compression import entropy
+from compression.codecs import entropy
+from compression.codecs.planes import shuffled
 from compression.errors import CorruptPayload
-from compression.planes import shuffled
 
 _MAX_LEVELS: Final = 256
 _LENGTHS: Final = struct.Struct("<II")

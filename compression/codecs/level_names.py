@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from compression.affine import channel_axis
+from compression.codecs.affine import channel_axis
 from compression.tensor import TensorSpec
 
 LEAST_ELEMENTS: Final = 64

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from compression.codec import Payload
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload, NotEncodable
 from compression.tensor import BYTES, NUMPY_OF, TensorSpec, datatype_of
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from compression import affine, entropy, raw
-from compression.affine import Levels
-from compression.codec import Payload
+from compression.codecs import affine, entropy, raw
+from compression.codecs.affine import Levels
+from compression.codecs.codec import Payload
 from compression.errors import CorruptPayload, NotEncodable
 from compression.tensor import NUMPY_OF, TensorSpec
 

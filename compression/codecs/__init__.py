@@ -1,0 +1,1 @@
+"""Feature codecs: one tensor to bytes and back, by the name that the wire gives each."""
