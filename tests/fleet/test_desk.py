@@ -338,6 +338,22 @@ def test_names_tags_and_what_happened(desk: Desk, box: Caller) -> None:
     assert [event.what for event in desk.audit.of_box(box.box_id)] == ["enrolled"]
 
 
+def test_tags_that_two_people_change_at_once_are_both_changed(desk: Desk, box: Caller) -> None:
+    take = desk.boxes.take
+
+    def take_slowly(changed: Box) -> None:
+        time.sleep(0.002)
+        take(changed)
+
+    desk.boxes.take = take_slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: desk.boxes.change_tags(box.box_id, {f"n{n}": "x"}, ()), range(16)))
+    changed = desk.boxes.change_tags(box.box_id, {"n0": "y", "m": ""}, ("n1", "m", "none"))
+    assert changed.tags == {"n0": "y"} | {f"n{n}": "x" for n in range(2, 16)}
+    with pytest.raises(NotFound):
+        desk.boxes.change_tags("0" * 32, {"a": "b"}, ())
+
+
 def test_memory_and_disk_say_the_same_whatever_happens_at_once(desk: Desk, tmp_path: Path, wall: SteppedWall) -> None:
     boxes = [Caller() for _ in range(4)]
     token = desk.token(count=4)
