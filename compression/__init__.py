@@ -1,1 +1,1 @@
-"""Tensors and models to fewer bytes: feature codecs, quantization, pruning, training, learned bottlenecks, export to TFLite."""
+"""Tensors and models to fewer bytes: feature codecs, quantization, pruning, training, bottlenecks, export to TFLite."""

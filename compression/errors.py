@@ -29,3 +29,33 @@ class CorruptPayload(CompressionError, ValueError):
     """Encoded bytes that do not decode to exactly the declared tensor."""
 
     code = "corrupt_payload"
+
+
+class NotQuantizable(CompressionError, ValueError):
+    """A model, or a part of one, that this way of quantizing does not fit."""
+
+    code = "not_quantizable"
+
+
+class NotPrunable(CompressionError, ValueError):
+    """A model from which no channel can be taken without guessing what depends on it."""
+
+    code = "not_prunable"
+
+
+class TrainingNeeded(CompressionError):
+    """Something that only training can do was asked for, and no training set or no torch is there."""
+
+    code = "training_needed"
+
+
+class NotExportable(CompressionError, ValueError):
+    """A torch module that cannot be written in the wanted form, or whose written form answers otherwise."""
+
+    code = "not_exportable"
+
+
+class NotMeasurable(CompressionError):
+    """A device that did not time what it was given: unreachable, too small, or it refused."""
+
+    code = "not_measurable"

@@ -17,6 +17,7 @@ LATEST: Final = "latest"
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILES: Final = 4096
 MAX_VARIANTS: Final = 64
+MAX_SPLITS: Final = 64
 _MAX_INTEGER: Final = 1 << 53
 _NULL: Final = msgspec.Raw(b"null")
 
@@ -91,6 +92,30 @@ class CascadeRule(msgspec.Struct, frozen=True, kw_only=True):
     measured: Measured | None = None
 
 
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs on both sides of one cut in place of the cut's own parts; see docs/compress.md.
+
+    Attributes:
+        id: unique in the manifest; the codec that it makes is called `split:ID`.
+        cut: id of the cut.
+        shape_key: text of the shape key that it is for.
+        head: ONNX from the model's inputs to the crossing tensors; None keeps the cut's own head.
+        encoder: ONNX from the crossing tensor, float32, to `latent`, int8; with a decoder and a prior, or not at all.
+        decoder: ONNX from `latent` to the crossing tensor.
+        prior: tables of the entropy coder, JSON.
+        files: all of the above.
+    """
+
+    id: str
+    cut: str
+    shape_key: str
+    files: tuple[str, ...]
+    head: str | None = None
+    encoder: str | None = None
+    decoder: str | None = None
+    prior: str | None = None
+
+
 class LineageStep(msgspec.Struct, frozen=True, kw_only=True):
     """One step of how the model came to be."""
 
@@ -116,6 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden: Golden | None = None
     lineage: tuple[LineageStep, ...] = ()
     cascade: CascadeRule | msgspec.UnsetType = msgspec.UNSET
+    splits: tuple[Split, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def model_file(self) -> str:
@@ -199,6 +225,22 @@ def _check(manifest: Manifest) -> None:
     _check_variants(manifest)
     _check_golden(manifest)
     _check_cascade(manifest)
+    _check_splits(manifest)
+
+
+def _check_splits(manifest: Manifest) -> None:
+    splits = () if manifest.splits is msgspec.UNSET else manifest.splits
+    if len(splits) > MAX_SPLITS or len({split.id for split in splits}) != len(splits):
+        raise BadMessage(f"{len(splits)} splits: at most {MAX_SPLITS} with different ids are wanted")
+    for split in splits:
+        check_word(split.id, "split id")
+        _check_listed(manifest, split.files, f"split {split.id!r}")
+        coder = (split.encoder, split.decoder, split.prior)
+        named = [name for name in (split.head, *coder) if name is not None]
+        if set(named) != set(split.files) or len(named) != len(split.files) or not named:
+            raise BadMessage(f"split {split.id!r}: files must be its head, encoder, decoder and prior, each once")
+        if any(coder) and not all(coder):
+            raise BadMessage(f"split {split.id!r}: encoder, decoder and prior belong together")
 
 
 def _check_cascade(manifest: Manifest) -> None:

@@ -1,0 +1,1 @@
+"""Fewer channels: structured pruning of torch modules and of ONNX graphs."""

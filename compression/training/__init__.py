@@ -1,0 +1,1 @@
+"""What needs a training set: fine-tuning, distillation, quantization-aware training, heads of low rank, export."""
