@@ -1,4 +1,8 @@
-"""SQLite as the gateway uses it: durable, shared by threads, and set aside when it cannot be read."""
+"""SQLite as the gateway uses it: durable, shared by threads, and set aside when it cannot be read.
+
+Design: a large file would keep a start waiting for minutes if all of it were read first. It is read beside the work;
+damage that is found then, or met by a query, is noted in a file beside it, and the next start sets it aside.
+"""
 
 import logging
 import os
@@ -14,6 +18,13 @@ from hybrid.errors import DiskFull, StorageError
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 10.0
+_CHECKED_BYTES: Final = 64 << 20
+"""A file up to this size is read whole before it is used, a larger one beside it."""
+_DAMAGED: Final = "-damaged"
+"""Ends the name of the file that notes damage."""
+_OF_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_STEPS_BETWEEN_LOOKS: Final = 10_000
+"""SQLite's steps (milliseconds) after which a check looks whether the database was closed."""
 _OF_DISK: Final = frozenset({
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_INTERRUPT,
@@ -53,23 +64,63 @@ class Database:
         self._n_users = 0
         self._is_closed = False
         self._connect = connect or _connected
+        self._note = path.with_name(path.name + _DAMAGED)
+        self._is_real = connect is None
         self.is_new = not path.exists() or path.stat().st_size == 0
         if connect is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._open_sound(migrations)
+            is_checked = self._open_sound(migrations)
         except BaseException:
             self.close()
             raise
+        if not is_checked:
+            threading.Thread(target=self._check, name=f"check-{path.name}", daemon=True).start()
 
-    def _open_sound(self, migrations: Sequence[str]) -> None:
-        """Bring the schema up to date; a file that is no sound database is set aside and begun anew."""
+    def _open_sound(self, migrations: Sequence[str]) -> bool:
+        """Bring the schema up to date; a file that is no sound database is set aside and begun anew.
+
+        Returns:
+            Whether all of the file was read.
+        """
+        to_check = not self._is_real or self._note.exists() or self._n_bytes() <= _CHECKED_BYTES
         try:
-            self._migrate(migrations)
+            self._migrate(migrations, to_check=to_check)
         except _Unreadable as exc:
             self._set_aside(str(exc))
             self.is_new = True
-            self._migrate(migrations)
+            self._migrate(migrations, to_check=True)
+            to_check = True
+        if to_check and self._is_real:
+            with suppress(OSError):
+                self._note.unlink(missing_ok=True)
+        return to_check
+
+    def _n_bytes(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def _check(self) -> None:
+        """Read all of a large file; ends when the database is closed."""
+        try:
+            with self.reading() as connection:
+                connection.set_progress_handler(lambda: self._is_closed, _STEPS_BETWEEN_LOOKS)
+                if connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+                    return
+        except StorageError as exc:  # closed meanwhile, or noted already
+            _log.info("database.not_checked path=%s reason=%s", self._path, exc)
+            return
+        self._note_damage("quick_check failed")
+
+    def _note_damage(self, reason: str) -> None:
+        """The next start looks at all of the file and sets it aside."""
+        try:
+            self._note.touch()
+        except OSError as exc:
+            reason += f"; not noted: {exc}"
+        _log.error("database.damaged path=%s reason=%r advice='restart: it is set aside then'", self._path, reason)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -117,7 +168,7 @@ class Database:
                 raise StorageError(f"{self._path}: closed", path=str(self._path))
             self._n_users += 1
         try:
-            with _mapped(self._path):
+            with self._mapped():
                 yield self._connection()
         finally:
             with self._idle:
@@ -139,10 +190,10 @@ class Database:
         self._local.connection = connection
         return connection
 
-    def _migrate(self, migrations: Sequence[str]) -> None:
+    def _migrate(self, migrations: Sequence[str], *, to_check: bool) -> None:
         try:
             connection = self._connection()
-            if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            if to_check and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise _Unreadable("quick_check failed")
             connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
             connection.execute("DELETE FROM schema_version WHERE 0")  # a byte of the header may forbid to write
@@ -163,6 +214,15 @@ class Database:
                     connection.execute(statement)
             if version < len(migrations):
                 connection.execute("INSERT INTO schema_version VALUES (?)", (len(migrations),))
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            if self._is_real and (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF in _OF_DAMAGE:
+                self._note_damage(str(exc))
+            raise _storage_error(self._path, exc) from exc
 
     def _is_of_disk(self, exc: sqlite3.Error) -> bool:
         """Whether an error while opening speaks of the disk; anything else is what a changed byte makes SQLite say."""
@@ -205,15 +265,10 @@ class _Unreadable(Exception):
     """The file is no database, or a damaged one."""
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as exc:
-        raise _storage_error(path, exc) from exc
-
-
 def _storage_error(path: Path, exc: sqlite3.Error) -> StorageError:
-    if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
+    if code in _OF_DAMAGE:
+        return StorageError(f"{path}: {exc}; restart: the file is set aside then", path=str(path))
+    if code == sqlite3.SQLITE_FULL:
         return DiskFull(f"{path}: no room; nothing was half-stored: make room and try again", path=str(path))
     return StorageError(f"{path}: {exc}; check the disk and its permissions", path=str(path))
