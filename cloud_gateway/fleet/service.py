@@ -23,6 +23,7 @@ from cloud_gateway.fleet.intake.ingest import Ingest
 from cloud_gateway.fleet.intake.listing import Listing
 from cloud_gateway.fleet.intake.outcomes import Deferrals, Infer
 from cloud_gateway.fleet.intake.routes import add_ingest_routes
+from cloud_gateway.fleet.intake.sweep import Sweep
 from cloud_gateway.fleet.steering.metrics import fleet_families
 from cloud_gateway.fleet.steering.neighbours import Neighbours, Versions
 from cloud_gateway.fleet.steering.routes import add_steering_routes
@@ -96,9 +97,9 @@ class Fleet:
         self._deferrals: Deferrals | None = None
         if self.ingest.store.was_begun_anew:
             self.desk.alarms.raise_alarm("ingest_begun_anew", "", _BEGUN_ANEW)
-        self.ingest.on_report = self.steering.take_report
+        self.ingest.on_reports = self.steering.take_reports
         self.ingest.on_quota = self._tell_of_quota
-        self._running.append(self.ingest.run)
+        self._running += [self.ingest.run, Sweep(self.ingest.store, self._blobs).run]
 
     def _steering(
         self,

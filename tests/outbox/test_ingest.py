@@ -1,15 +1,16 @@
 """The gateway's end: what it acknowledges is on its disk, each thing once, in order, within bounds, for many boxes."""
 
 import asyncio
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from cloud_gateway.fleet.intake.ingest import Ingest
+from cloud_gateway.fleet.intake.ingest import Ingest, Report
 from cloud_gateway.fleet.intake.store import N_SEEN, Allowance, IngestLimits
-from hybrid.errors import BadMessage, TooLarge, VersionUnsupported
+from hybrid.errors import BadMessage, StorageError, TooLarge, VersionUnsupported
 from hybrid.fleet.messages import IngestAnswer, IngestCall, Installed, Item
 from tests.outbox.lab import BOX, Gateway, in_virtual_time, running, sequence, until
 from tests.reliability.page_cache import Image
@@ -192,17 +193,17 @@ def test_reports_are_handed_on_in_order_at_least_once(tmp_path: Path) -> None:
     async def program() -> None:
         gateway = Gateway(tmp_path)
         taken: list[tuple[str, str, int]] = []
-        failures = [2]
+        failures, n_groups = [2], [0]
 
-        async def take(box_id: str, report: Installed, item_id: int, made_s: float) -> None:
-            if report.version == "3" and failures[0]:
-                failures[0] -= 1
-                from hybrid.errors import StorageError
+        async def take(reports: Sequence[Report]) -> None:
+            n_groups[0] += 1
+            for box_id, report, item_id, _ in reports:
+                if report.version == "3" and failures[0]:
+                    failures[0] -= 1
+                    raise StorageError("the disk does not take it now")
+                taken.append((box_id, report.version, item_id))
 
-                raise StorageError("the disk does not take it now")
-            taken.append((box_id, report.version, item_id))
-
-        gateway.ingest.on_report = take
+        gateway.ingest.on_reports = take
         bodies = [msgspec.msgpack.encode(Installed(name="m", version=str(n), artifact_digest="")) for n in range(6)]
         bodies.insert(2, b"no report at all")
         async with running(gateway.ingest):
@@ -214,6 +215,7 @@ def test_reports_are_handed_on_in_order_at_least_once(tmp_path: Path) -> None:
         for _, version, item_id in taken:
             assert last.setdefault(item_id, version) == version
         assert gateway.bodies() == [], "what was handed on is not kept"
+        assert n_groups[0] == 3, "those that came together are handed on together"
 
     in_virtual_time(program())
 

@@ -87,7 +87,7 @@ class BlobMemory:
     def size(self, box_id: str, sha256: str) -> int:
         return len(self._kept.get((box_id, sha256), b"")) if (box_id, sha256) in self._kept else -1
 
-    def read(self, box_id: str, sha256: str) -> bytes:
+    def read(self, box_id: str, sha256: str, *, offset: int = 0, n_bytes: int = -1) -> bytes:
         if (box_id, sha256) not in self._kept:
             raise NotFound("gone")
         return self._kept[box_id, sha256]
@@ -131,7 +131,7 @@ class Gateway(Machine):
             rng=Random(self.rng.random()),
             connect=self.connect,
         )
-        ingest.on_report = steering.take_report
+        ingest.on_reports = steering.take_reports
         self.ingest, self.steering = ingest, steering
         server.handlers = {
             "ingest": self._ingest,

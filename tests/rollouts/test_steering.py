@@ -346,6 +346,17 @@ async def test_a_caller_who_leaves_does_not_have_things_written_twice(place, mon
     steering.close()
 
 
+async def test_reports_that_come_together_are_one_write(place, monkeypatch):
+    steering = place.open()
+    write, written = steering._store.write, []
+    monkeypatch.setattr(steering._store, "write", lambda changes: (written.append(changes), write(changes)))
+    ids = [one.id for one in place.boxes.all()]
+    await steering.take_reports([(key, told(NEW), 1 + at, 5.0) for at, key in enumerate(ids)])
+    assert [len(changes.boxes) for changes in written] == [10]
+    assert all(steering.ledger.states[key].item_id == 1 + at for at, key in enumerate(ids))
+    steering.close()
+
+
 async def test_orders_for_what_is_not_there(place):
     steering = place.open()
     with pytest.raises(NotFound):

@@ -57,8 +57,9 @@ def add_item_routes(app: web.Application, listing: Listing, box_named: Callable[
     async def content(request: web.Request) -> web.StreamResponse:
         require(request, "admin")
         offset = _whole(request.query.get("offset", "0"))
-        found = await asyncio.to_thread(listing.content, _whole(request.match_info["id"]))
-        return web.Response(body=found[offset : offset + PIECE_BYTES], content_type="application/octet-stream")
+        item_id = _whole(request.match_info["id"])
+        piece = await asyncio.to_thread(lambda: listing.content(item_id, offset=offset, n_bytes=PIECE_BYTES))
+        return web.Response(body=piece, content_type="application/octet-stream")
 
     async def remove(request: web.Request) -> web.StreamResponse:
         require(request, "admin")

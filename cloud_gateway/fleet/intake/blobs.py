@@ -32,8 +32,8 @@ class BlobShelf(Protocol):
         """Bytes of a finished blob; -1 where there is none."""
         ...
 
-    def read(self, box_id: str, sha256: str) -> bytes:
-        """Its content. Raises `NotFound`."""
+    def read(self, box_id: str, sha256: str, *, offset: int = 0, n_bytes: int = -1) -> bytes:
+        """Its content, or (by `n_bytes`) a piece of it. Raises `NotFound`."""
         ...
 
     def put(self, box_id: str, sha256: str, content: bytes) -> None:
@@ -103,10 +103,12 @@ class FleetBlobs:
         path = self._path(box_id, sha256)
         return path.stat().st_size if path.is_file() else -1
 
-    def read(self, box_id: str, sha256: str) -> bytes:
+    def read(self, box_id: str, sha256: str, *, offset: int = 0, n_bytes: int = -1) -> bytes:
         """See `BlobShelf`."""
         try:
-            return self._path(box_id, sha256).read_bytes()
+            with self._path(box_id, sha256).open("rb") as file:
+                file.seek(offset)
+                return file.read(n_bytes)
         except FileNotFoundError as exc:
             raise NotFound(f"blob {sha256[:16]}… of box {box_id} is gone") from exc
 
@@ -122,6 +124,23 @@ class FleetBlobs:
     def remove(self, box_id: str, sha256: str) -> None:
         """See `BlobShelf`."""
         self._path(box_id, sha256).unlink(missing_ok=True)
+
+    def boxes(self) -> list[str]:
+        """The boxes that have a space here."""
+        try:
+            return sorted(path.name for path in self._folder.iterdir() if len(path.name) == 32)
+        except FileNotFoundError:
+            return []
+
+    def older(self, box_id: str, age_s: float) -> list[str]:
+        """Finished blobs of a box that came so long ago."""
+        before_s = time.time() - age_s
+        found = []
+        for path in (self._folder / box_id / "blobs").glob("??/*"):
+            with suppress(OSError):
+                if len(path.name) == 64 and path.stat().st_mtime < before_s:
+                    found.append(path.name)
+        return found
 
     def _path(self, box_id: str, sha256: str) -> Path:
         check_digest(sha256)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,9 @@ from hybrid.artifact.names import check_digest
 from hybrid.errors import BadMessage, HybridError, Overloaded, TooLarge, VersionUnsupported
 from hybrid.fleet.messages import PROTOCOL, IngestAnswer, IngestCall, Installed, Item
 
-OnReport = Callable[[str, Installed, int, float], Awaitable[None]]
+Report = tuple[str, Installed, int, float]
 """Box, report, the item's id (it rises), and when it was made, seconds since 1970 by the gateway's clock."""
+OnReports = Callable[[Sequence[Report]], Awaitable[None]]
 
 MOST_WAITING: Final = 256
 _GROUP_CALLS: Final = 64
@@ -46,7 +47,7 @@ class Ingest:
 
     Attributes:
         store: the database; its methods block.
-        on_report: gets each report once it is stored; set before `run`.
+        on_reports: gets reports once they are stored, in their order; set before `run`.
         on_deferred: is told that deferred requests came.
         on_quota: is told of a box that may leave no more of a kind: box, kind.
     """
@@ -67,7 +68,7 @@ class Ingest:
         """
         self.limits = limits or IngestLimits()
         self.store = IngestStore(folder, blobs or FleetBlobs(folder), self.limits, wall_s=wall_s, connect=connect)
-        self.on_report: OnReport | None = None
+        self.on_reports: OnReports | None = None
         self.on_deferred: Callable[[], None] = _ignore
         self.on_quota: Callable[[str, str], None] = _ignore_quota
         self._waiting: list[_Waiting] = []
@@ -179,16 +180,18 @@ class Ingest:
     async def _hand_on(self) -> bool:
         """Hand on the oldest reports; whether there were any."""
         rows = await asyncio.to_thread(self._oldest_reports)
-        if self.on_report is not None:
-            for item_id, box_id, made_s, body, _ in rows:
-                report = _report(body)
-                if report is None:
-                    _log.warning("ingest.no_report box=%s item=%d n_bytes=%d", box_id, item_id, len(body))
-                else:
-                    await self.on_report(box_id, report, item_id, made_s)
-            if rows:
-                await asyncio.to_thread(self._forget_reports, rows)
-        return bool(rows) and self.on_report is not None
+        if not rows or self.on_reports is None:
+            return False
+        reports: list[Report] = []
+        for item_id, box_id, made_s, body, _ in rows:
+            report = _report(body)
+            if report is None:
+                _log.warning("ingest.no_report box=%s item=%d n_bytes=%d", box_id, item_id, len(body))
+            else:
+                reports.append((box_id, report, item_id, made_s))
+        await self.on_reports(reports)
+        await asyncio.to_thread(self._forget_reports, rows)
+        return True
 
     def _oldest_reports(self) -> list[tuple[int, str, float, bytes, int]]:
         with self.store.database.reading() as db:

@@ -69,13 +69,15 @@ class Listing:
             rows = db.execute("SELECT box, kind, n_items, n_bytes, n_dropped FROM held ORDER BY box, kind").fetchall()
         return [Amount(box=row[0], kind=row[1], n_items=row[2], n_bytes=row[3], n_dropped=row[4]) for row in rows]
 
-    def content(self, item_id: int) -> bytes:
-        """The content of an item. Raises `NotFound`."""
+    def content(self, item_id: int, *, offset: int = 0, n_bytes: int = -1) -> bytes:
+        """The content of an item, or (by `n_bytes`) a piece of it. Raises `NotFound`."""
         with self._store.database.reading() as db:
             row = db.execute("SELECT box, kind, blob, body FROM item WHERE id = ?", (item_id,)).fetchone()
         if row is None or row[1] not in LISTED:
             raise NotFound(f"there is no item {item_id} here, or not any more")
-        return self._store.blobs.read(row[0], row[2]) if row[2] else bytes(row[3])
+        if row[2]:
+            return self._store.blobs.read(row[0], row[2], offset=offset, n_bytes=n_bytes)
+        return bytes(row[3][offset:] if n_bytes < 0 else row[3][offset : offset + n_bytes])
 
     def remove(self, kind: str, up_to: int, *, box: str = "") -> int:
         """Remove items of a kind up to an id, of one box or of all; how many those were."""

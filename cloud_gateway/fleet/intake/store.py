@@ -151,12 +151,13 @@ class IngestStore:
             return
         with self.database.writing() as db:
             for box_id, blob in names:
-                if (
-                    db.execute("SELECT 1 FROM item WHERE box = ? AND blob = ?", (box_id, blob)).fetchone() is None
-                    and db.execute("SELECT 1 FROM deferral WHERE box = ? AND blob = ?", (box_id, blob)).fetchone()
-                    is None
-                ):
+                if not _is_named(db, box_id, blob):
                     self.blobs.remove(box_id, blob)
+
+    def unnamed(self, box_id: str, blobs: Sequence[str]) -> list[str]:
+        """Those of a box's blobs that no row names."""
+        with self.database.reading() as db:
+            return [blob for blob in blobs if not _is_named(db, box_id, blob)]
 
 
 class _Taking:
@@ -352,6 +353,14 @@ class _Taking:
         for seq, digest in stream.digests.items():
             self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (stream.id, seq, digest))
         self._db.execute("DELETE FROM seen WHERE stream_id = ? AND seq <= ?", (stream.id, stream.seq - N_SEEN))
+
+
+def _is_named(db: sqlite3.Connection, box_id: str, blob: str) -> bool:
+    """Whether a row speaks of a blob; each table is asked by an index."""
+    return any(
+        db.execute(f"SELECT 1 FROM {table} WHERE box = ? AND blob = ?", (box_id, blob)).fetchone()  # noqa: S608
+        for table in ("item", "deferral")
+    )
 
 
 def held(db: sqlite3.Connection, box_id: str, kind: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import logging
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -132,11 +132,19 @@ class Steering:
         Raises:
             StorageError: it is not kept.
         """
-        state = self._state_of(box_id)
-        told = state.note_report(report, item_id, made_s)
-        self.ledger.note_seen(box_id)
-        if self.ledger.note_told(box_id, [told] if told is not None else []):
-            self._soon.set()
+        await self.take_reports(((box_id, report, item_id, made_s),))
+
+    async def take_reports(self, reports: Sequence[tuple[str, Installed, int, float]]) -> None:
+        """Take over many of them, in their order and with one write: box, report, its item's id, when it was made.
+
+        Raises:
+            StorageError: none of them is kept.
+        """
+        for box_id, report, item_id, made_s in reports:
+            told = self._state_of(box_id).note_report(report, item_id, made_s)
+            self.ledger.note_seen(box_id)
+            if self.ledger.note_told(box_id, [told] if told is not None else []):
+                self._soon.set()
         await self._write()
 
     def seen(self, box_id: str) -> None:
