@@ -314,3 +314,24 @@ def test_packed_messages_refuse_what_is_cut_or_changed() -> None:
             unpack_request(bytes(changed))
         except HybridError:
             continue
+
+
+def test_a_gateway_that_stops_in_good_order_makes_no_attempt(tmp_path: Path) -> None:
+    async def program() -> None:
+        model = Doubling()
+        gateway = Gateway(tmp_path / "gateway", model)
+        lane = gateway.lane()
+        outbox = outbox_of(tmp_path / "box", lane)
+        part = deferred_of(outbox, lane)
+        async with running(outbox, part, gateway.ingest):
+            ticket = await part.take(asked("often"))
+            await until(lambda: gateway_rows(gateway) == 1, within_s=100)
+            for _ in range(2 * MOST_ATTEMPTS):  # updates and reboots of the gateway's machine
+                async with running(gateway.deferrals):
+                    await asyncio.sleep(0.25)
+                assert model.runs == [], "each time it was stopped while it computed"
+            async with running(gateway.deferrals):
+                found = await part.outcome(ticket, 60.0)
+            assert isinstance(found, Answered)
+
+    in_virtual_time(program())

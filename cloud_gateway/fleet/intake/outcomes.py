@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -80,7 +81,7 @@ class Deferrals:
         while True:
             self._came.clear()
             try:
-                chosen = await asyncio.to_thread(self._choose)
+                chosen = await self._next()
                 if chosen is None:
                     await self._came.wait()
                 elif await self._compute(chosen):
@@ -91,6 +92,21 @@ class Deferrals:
                 _log.warning("deferred.waits error=%s", exc)
                 await asyncio.sleep(_AGAIN_S)
 
+    async def _next(self) -> _Deferral | None:
+        work = asyncio.ensure_future(asyncio.to_thread(self._choose))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait((work,))
+            if not work.cancelled() and work.exception() is None and (chosen := work.result()) is not None:
+                await self._not_begun(chosen)
+            raise
+
+    async def _not_begun(self, deferral: _Deferral) -> None:
+        """This gateway stops in good order: that is no attempt which ended it."""
+        with suppress(HybridError):
+            await asyncio.shield(asyncio.to_thread(self._take_back, deferral))
+
     async def _compute(self, deferral: _Deferral) -> bool:
         """Compute one and keep the outcome; False where it has to wait."""
         content, code, detail = b"", "", ""
@@ -100,6 +116,9 @@ class Deferrals:
         else:
             try:
                 content = await self._answer(deferral)
+            except asyncio.CancelledError:
+                await self._not_begun(deferral)
+                raise
             except _LATER as exc:
                 _log.info("deferred.later box=%s seq=%d code=%s", deferral.box_id, deferral.seq, exc.code)
                 await asyncio.to_thread(self._take_back, deferral)
