@@ -59,3 +59,15 @@ class NotMeasurable(CompressionError):
     """A device that did not time what it was given: unreachable, too small, or it refused."""
 
     code = "not_measurable"
+
+
+class InvalidTrainingSet(CompressionError, ValueError):
+    """A training script, or what it returned, that cannot be trained with: the message names the part at fault."""
+
+    code = "training_set_invalid"
+
+
+class NotTrainable(CompressionError, ValueError):
+    """A model, or a part of one, that cannot be trained, or not by itself."""
+
+    code = "not_trainable"
