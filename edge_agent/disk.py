@@ -10,12 +10,14 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
 from hybrid.artifact.chunk_view import read_at
 from hybrid.artifact.durable import storing, sync_folder
+from hybrid.errors import StorageError
 
 _FICLONE: Final = 0x40049409
 _BLOCK_BYTES: Final = 1 << 20
@@ -86,11 +88,13 @@ class RealDisk:
 
     def read(self, path: Path) -> bytes:
         """See `Disk`."""
-        return path.read_bytes()
+        with _reading(path):
+            return path.read_bytes()
 
     def read_at(self, path: Path, offset: int, n_bytes: int) -> bytes:
         """See `Disk`."""
-        return read_at(path, offset, n_bytes)
+        with _reading(path):
+            return read_at(path, offset, n_bytes)
 
     def append(self, path: Path, content: bytes) -> None:
         """See `Disk`."""
@@ -133,11 +137,13 @@ class RealDisk:
 
     def names(self, path: Path) -> Iterable[str]:
         """See `Disk`."""
-        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else ()
+        with _reading(path):
+            return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else ()
 
     def size(self, path: Path) -> int:
         """See `Disk`."""
-        return path.stat().st_size if path.is_file() else -1
+        with _reading(path):
+            return path.stat().st_size if path.is_file() else -1
 
     def is_plain(self, path: Path) -> bool:
         """See `Disk`."""
@@ -153,7 +159,7 @@ class RealDisk:
 
     def sha256(self, path: Path) -> str:
         """See `Disk`."""
-        with path.open("rb") as file:
+        with _reading(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def copy(self, source: Path, target: Path) -> None:
@@ -170,9 +176,21 @@ class RealDisk:
 
     def free_bytes(self, path: Path) -> int:
         """See `Disk`."""
-        while not path.exists():
-            path = path.parent
-        return shutil.disk_usage(path).free
+        with _reading(path):
+            while not path.exists():
+                path = path.parent
+            return shutil.disk_usage(path).free
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Map what the operating system says while `path` is read; that it is not there stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise StorageError(f"{path}: {exc.strerror or exc}; look at the disk's health", path=str(path)) from exc
 
 
 def _make_lasting_folder(path: Path) -> None:

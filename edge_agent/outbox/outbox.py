@@ -239,12 +239,15 @@ class Outbox:
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
-                await asyncio.wait((work,))
+                await asyncio.wait((work,), timeout=_END_S)
                 raise
             except (HybridError, OSError):
                 pass  # those who wait are told below
             finally:
-                if work.done() and not work.cancelled():
+                if not work.done():
+                    work.add_done_callback(_seen)
+                    _tell_all(group, StorageError("the disk of the outbox does not answer; it may or may not be kept"))
+                elif not work.cancelled():
                     self._settle(work, group, len(gathered))
             if self._pending:
                 self._wakes.set()
@@ -311,11 +314,21 @@ class Outbox:
                 await asyncio.to_thread(self.store.close)
         except (HybridError, OSError) as exc:
             _log.warning("outbox.not_closed error=%s", exc)
-        for pending in self._pending:
-            if not pending.settled.done():
-                pending.settled.set_exception(Overloaded("the agent stops; try again later", retry_after_s=5.0))
+        _tell_all(self._pending, Overloaded("the agent stops; try again later", retry_after_s=5.0))
         self._pending.clear()
         self._pending_bytes = 0
+
+
+def _tell_all(group: Sequence[_Pending], error: HybridError) -> None:
+    for pending in group:
+        if not pending.settled.done():
+            pending.settled.set_exception(error)
+
+
+def _seen(work: "asyncio.Future[list[Kept | HybridError]]") -> None:
+    """Nobody waits for this commit any more, however it ended."""
+    if not work.cancelled() and (error := work.exception()) is not None:
+        _log.warning("outbox.late error=%s", error)
 
 
 def _checked(kind: Kind, stream: str) -> str:

@@ -15,14 +15,29 @@ from typing import Final
 from edge_agent.outbox.records import Batch, StoredItem
 from edge_agent.outbox.store import OutboxStore
 from edge_agent.part import Problem
-from hybrid.errors import CorruptContent, HybridError, LinkError, StorageError
+from hybrid.errors import (
+    BadMessage,
+    Conflict,
+    CorruptContent,
+    DiskFull,
+    HybridError,
+    LinkError,
+    Overloaded,
+    StorageError,
+    TooLarge,
+)
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import IngestAnswer, IngestCall, Item
 
 _FIRST_PAUSE_S: Final = 1.0
 _MOST_PAUSE_S: Final = 60.0
+_MOST_WANTED_S: Final = 900.0
+"""A gateway that asks for a longer pause than this is asked again after it."""
 _IDLE_S: Final = 600.0
 """Asked so often whether something may travel, beside being woken: a metered link may have ended."""
+
+_OF_A_FILE: Final = (Overloaded, Conflict, DiskFull, TooLarge, CorruptContent, BadMessage)
+"""What a gateway answers to one file; other streams go on. Were it about all of them, the next call would hear it."""
 
 _log = logging.getLogger("hybrid.agent.outbox")
 
@@ -123,7 +138,11 @@ class Sender:
         except CorruptContent:
             await self._lose((head,))
             return None
-        await calls.put_blob(head.blob, content)
+        try:
+            await calls.put_blob(head.blob, content)
+        except _OF_A_FILE as exc:
+            self._hold(head.stream, exc.code, _wanted_s(exc))
+            return None
         return batch
 
     async def _take(self, batch: Batch, answer: IngestAnswer) -> bool:
@@ -161,10 +180,10 @@ class Sender:
             _log.error("outbox.lost stream=%s seq=%d n_bytes=%d reason=damaged", item.stream, item.seq, item.n_bytes)
         await asyncio.to_thread(self._store.give_up, items, why="lost")
 
-    def _hold(self, stream: str, code: str) -> None:
+    def _hold(self, stream: str, code: str, wanted_s: float = 0.0) -> None:
         n = self._n_held[stream] = self._n_held.get(stream, 0) + 1
         self._held_codes[stream] = code
-        self._held_until_s[stream] = self._now_s() + self._jitter(n)
+        self._held_until_s[stream] = self._now_s() + self._pause_s(n, wanted_s)
         if n == 1 or n % 16 == 0:
             _log.warning("outbox.held stream=%s code=%s n=%d", stream, code, n)
 
@@ -180,16 +199,15 @@ class Sender:
     def _failed(self, error: HybridError) -> float:
         self._n_failures += 1
         self._last_error = error.code
-        pause_s = self._jitter(self._n_failures)
-        wanted_s = error.fields.get("retry_after_s")
-        if isinstance(wanted_s, int | float) and 0 < wanted_s <= _MOST_PAUSE_S:
-            pause_s = max(pause_s, float(wanted_s) * (1.0 + self._rng.random()))
+        pause_s = self._pause_s(self._n_failures, _wanted_s(error))
         if self._n_failures in (1, 8) or self._n_failures % 64 == 0:
             _log.warning("outbox.not_sent code=%s n_failures=%d error=%s", error.code, self._n_failures, error)
         return pause_s
 
-    def _jitter(self, n: int) -> float:
-        return self._rng.uniform(0.0, min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(n, 10)))
+    def _pause_s(self, n: int, wanted_s: float) -> float:
+        """After so many failures, and where the gateway said when to come back."""
+        drawn_s = self._rng.uniform(0.0, min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(n, 10)))
+        return max(drawn_s, wanted_s * (1.0 + self._rng.random())) if wanted_s else drawn_s
 
     def problems(self) -> Sequence[Problem]:
         """What keeps things from arriving, where waiting alone will not mend it."""
@@ -212,6 +230,12 @@ class Sender:
             "since_answer_s": None if self._told_at_s is None else round(self._now_s() - self._told_at_s, 1),
             "held": dict(self._held_codes),
         }
+
+
+def _wanted_s(error: HybridError) -> float:
+    """How long the gateway asked to wait; 0 where it did not."""
+    wanted_s = error.fields.get("retry_after_s")
+    return min(float(wanted_s), _MOST_WANTED_S) if isinstance(wanted_s, int | float) and wanted_s > 0 else 0.0
 
 
 def _ignore() -> None:

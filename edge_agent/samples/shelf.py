@@ -3,10 +3,10 @@
 import logging
 import sqlite3
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from edge_agent.outbox.clock import ForwardClock
 from edge_agent.outbox.database import BoxDatabase
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS top (id INTEGER NOT NULL)
 """
 _SUFFIX: Final = ".sample"
 _VACUUM_BYTES: Final = 256 << 10
+_T = TypeVar("_T")
 _log = logging.getLogger("hybrid.agent.samples")
 
 
@@ -68,6 +69,8 @@ class SampleShelf:
         self._clock: ForwardClock | None = None
         self._loop_s = 0.0
         self._top = 0
+        self._is_open = False
+        self._is_matched = False
         self._lock = threading.RLock()
         self._numbering = threading.Lock()  # of its own: who asks for a number must not wait for the disk
         self.n_items = 0
@@ -79,12 +82,14 @@ class SampleShelf:
         with self._lock:
             self._loop_s = loop_s
             self._clock = ForwardClock(lambda: self._loop_s)
-            self._database.open()
-            self._sound_rows()
+            self._is_open = True
+            self._sound(lambda _: None)
 
     def close(self) -> None:
         """Close the index."""
-        self._database.close()
+        with self._lock:
+            self._is_open = self._is_matched = False
+            self._database.close()
 
     def next_id(self) -> str:
         """An id that no sample had before; does not block."""
@@ -116,13 +121,13 @@ class SampleShelf:
                     disk.append(path, self._place.vault.seal(content, name.encode()))
                     disk.sync(path)
                 disk.sync(self._files)
-                self._insert(samples, contents, uploads)
+                self._sound(lambda db: self._insert(db, samples, contents, uploads))
             except Exception:
                 for name in contents:
                     with suppress(OSError):  # on a failing disk the first refusal is what is told
                         disk.remove(self._files / f"{name}{_SUFFIX}")
                 raise
-            self._trim()
+            self._sound(self._trim)
 
     def read(self, sample_id: str) -> bytes:
         """The content of a sample.
@@ -138,12 +143,15 @@ class SampleShelf:
 
     def list(self, model: str, limit: int) -> Sequence[Kept]:
         """The newest, of one model or (empty) of all."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                "SELECT id, model, model_digest, variant, made_s, n_bytes, is_labelled, is_to_upload FROM sample"
-                " WHERE ? IN ('', model) ORDER BY id DESC LIMIT ?",
-                (model, limit),
-            ).fetchall()
+
+        def rows_of(database: BoxDatabase) -> list[tuple[Any, ...]]:
+            with database.reading() as db:
+                return db.execute(
+                    "SELECT id, model, model_digest, variant, made_s, n_bytes, is_labelled, is_to_upload FROM sample"
+                    " WHERE ? IN ('', model) ORDER BY id DESC LIMIT ?",
+                    (model, limit),
+                ).fetchall()
+
         return [
             Kept(
                 id=f"{row[0]:012x}",
@@ -155,35 +163,47 @@ class SampleShelf:
                 is_labelled=bool(row[6]),
                 is_to_upload=bool(row[7]),
             )
-            for row in rows
+            for row in self._sound(rows_of)
         ]
 
     def forget(self, sample_id: str) -> None:
         """Remove a sample. Raises `NotFound`."""
         number = int(_checked(sample_id), 16)
-        with self._lock:
-            with self._database.reading() as db:
+
+        def forget(database: BoxDatabase) -> None:
+            with database.reading() as db:
                 found = db.execute("SELECT 1 FROM sample WHERE id = ?", (number,)).fetchone()
             if found is None:
                 raise NotFound(f"no sample {sample_id} on this box")
             self._remove([number])
 
+        self._sound(forget)
+
     def to_upload(self, limit: int) -> Sequence[str]:
         """The oldest that are to be brought to the gateway."""
-        with self._database.reading() as db:
-            rows = db.execute("SELECT id FROM sample WHERE is_to_upload ORDER BY id LIMIT ?", (limit,)).fetchall()
-        return [f"{number:012x}" for (number,) in rows]
+
+        def oldest(database: BoxDatabase) -> list[str]:
+            with database.reading() as db:
+                rows = db.execute("SELECT id FROM sample WHERE is_to_upload ORDER BY id LIMIT ?", (limit,)).fetchall()
+            return [f"{number:012x}" for (number,) in rows]
+
+        return self._sound(oldest)
 
     def uploaded(self, sample_ids: Sequence[str]) -> None:
         """These are in the outbox, or cannot be read."""
-        with self._lock:
-            with self._database.writing() as db:
+
+        def note(database: BoxDatabase) -> None:
+            with database.writing() as db:
                 for sample_id in sample_ids:
                     db.execute("UPDATE sample SET is_to_upload = 0 WHERE id = ?", (int(sample_id, 16),))
             self._count()
 
-    def _insert(self, samples: Sequence[Sample], contents: dict[str, bytes], uploads: Collection[str]) -> None:
-        with self._database.writing() as db:
+        self._sound(note)
+
+    def _insert(
+        self, database: BoxDatabase, samples: Sequence[Sample], contents: dict[str, bytes], uploads: Collection[str]
+    ) -> None:
+        with database.writing() as db:
             for sample in samples:
                 self._row(db, sample, len(contents[sample.id]), is_to_upload=sample.id in uploads)
         self.n_items += len(samples)
@@ -197,10 +217,10 @@ class SampleShelf:
              n_bytes, bool(sample.label), is_to_upload),
         )  # fmt: skip
 
-    def _trim(self) -> None:
+    def _trim(self, database: BoxDatabase) -> None:
         """Remove the oldest beyond the bounds."""
         while True:
-            with self._database.reading() as db:
+            with database.reading() as db:
                 rows = db.execute("SELECT id, n_bytes, at_s FROM sample ORDER BY id LIMIT 64").fetchall()
             gone: list[int] = []
             n_items, n_bytes = self.n_items, self.n_bytes
@@ -237,14 +257,28 @@ class SampleShelf:
             ).fetchone()
         self.n_items, self.n_bytes, self.n_to_upload = row
 
-    def _sound_rows(self) -> None:
-        try:
-            self._match_files()
-        except CorruptContent as exc:
-            self._database.set_aside(str(exc))
-            self._database.open()
-            self._match_files()
+    def _sound(self, work: Callable[[BoxDatabase], _T]) -> _T:
+        """Do something with the index; where it turns out to be damaged, make it again and do it there."""
+        with self._lock:
+            if not self._is_open:
+                raise StorageError("the samples are closed: the agent stops")
+            try:
+                if not self._is_matched:  # at the start, or the disk failed while the index was made again
+                    self._match()
+                return work(self._database)
+            except CorruptContent as exc:
+                self._is_matched = False
+                self._database.set_aside(str(exc))
+                self._match()
+                found = work(self._database)
+                self._count()
+                return found
+
+    def _match(self) -> None:
+        self._database.open()
+        self._match_files()
         self._count()
+        self._is_matched = True
 
     def _match_files(self) -> None:
         """Rows and files belong together: strays leave, and a lost index is made again."""

@@ -20,7 +20,7 @@ from edge_agent.outbox.place import Place
 from edge_agent.part import Problem
 from edge_agent.samples.budget import WriteBudget
 from edge_agent.samples.shelf import Kept, SampleShelf, ShelfLimits
-from hybrid.errors import BadMessage, HybridError, OutboxFull, TooLarge
+from hybrid.errors import BadMessage, CorruptContent, HybridError, NotFound, OutboxFull, TooLarge
 from hybrid.fleet.messages import SampleRule
 from hybrid.fleet.sample import Sample, packed_arrays, parse_sample
 
@@ -294,7 +294,7 @@ class Samples:
             for sample_id in found:
                 try:
                     content = await asyncio.to_thread(self.shelf.read, sample_id)
-                except HybridError as exc:
+                except (NotFound, CorruptContent) as exc:
                     _log.warning("samples.not_readable id=%s code=%s", sample_id, exc.code)
                     continue
                 try:

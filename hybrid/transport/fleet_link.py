@@ -114,6 +114,7 @@ class FleetLink:
         self._got_s = 0.0
         self._life_s = 0.0
         self._session: aiohttp.ClientSession | None = None
+        self._pin: tuple[str, aiohttp.Fingerprint] | None = None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -307,7 +308,7 @@ class FleetLink:
                 URL(met.url).joinpath(request.path.lstrip("/")),
                 data=request.data,
                 headers=headers,
-                ssl=aiohttp.Fingerprint(bytes.fromhex(met.certificate_sha256)) if met.certificate_sha256 else True,
+                ssl=self._pinned(met.certificate_sha256) if met.certificate_sha256 else True,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=request.answer_s),
                 allow_redirects=False,
             ) as response:
@@ -320,6 +321,12 @@ class FleetLink:
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             self.trouble = _link_error(met.url, exc)
             raise self.trouble from exc
+
+    def _pinned(self, certificate_sha256: str) -> aiohttp.Fingerprint:
+        """The same object for the same certificate: aiohttp uses a connection again only for the very same one."""
+        if self._pin is None or self._pin[0] != certificate_sha256:
+            self._pin = (certificate_sha256, aiohttp.Fingerprint(bytes.fromhex(certificate_sha256)))
+        return self._pin[1]
 
 
 class _CertificateChanged(Exception):

@@ -8,7 +8,6 @@ import pytest
 
 from cloud_gateway.fleet.intake.store import Allowance, IngestLimits
 from edge_agent.outbox.policy import KindLimits, OutboxLimits
-from hybrid.errors import Overloaded, VersionUnsupported
 from hybrid.fleet.messages import IngestAnswer, IngestCall
 from tests.outbox.lab import BOX, Gateway, Lane, in_virtual_time, outbox_of, running, sequence, until
 
@@ -247,44 +246,6 @@ def test_a_full_shelf_at_the_gateway_holds_one_stream_and_nothing_else(tmp_path:
             limits.by_kind["result"] = Allowance(n_items=100, n_bytes=1000, drops=False)
             await until(lambda: not outbox.store.ledger.n_items, within_s=300)
         assert sequence(gateway.bodies()) == [0, 1, 2, 9, 3, 4, 5]
-
-    in_virtual_time(program())
-
-
-class Refusing(Lane):
-    """A gateway that refuses as overloaded ones and newer ones do."""
-
-    error: Exception | None = None
-    asked_at_s: list[float]
-
-    async def ingest(self, call: IngestCall) -> IngestAnswer:
-        self.asked_at_s.append(asyncio.get_running_loop().time())
-        if self.error is not None:
-            raise self.error
-        return await super().ingest(call)
-
-
-def test_refusals_are_waited_out_with_jitter(tmp_path: Path) -> None:
-    async def program() -> None:
-        gateway = Gateway(tmp_path / "gateway")
-        lane = Refusing(gateway.ingest, gateway.deferrals)
-        lane.asked_at_s = []
-        lane.error = Overloaded("later", retry_after_s=20.0)
-        outbox = outbox_of(tmp_path / "box", lane)
-        async with running(outbox):
-            await outbox.put("result", b"0:")
-            for _ in range(100):  # news do not shorten a pause after failures
-                await asyncio.sleep(1.0)
-                await outbox.put("telemetry", b"1:")
-            gaps = [b - a for a, b in zip(lane.asked_at_s, lane.asked_at_s[1:], strict=False)]
-            assert gaps
-            assert min(gaps) >= 20.0
-            assert len({round(gap, 3) for gap in gaps}) == len(gaps), "no two pauses are alike"
-            lane.error = VersionUnsupported("upgrade", mine=1, theirs=9)
-            await asyncio.sleep(600.0)
-            assert outbox.sender.status()["last_error"] == "version_unsupported"
-            lane.error = None
-            await until(lambda: not outbox.store.ledger.n_items, within_s=200)
 
     in_virtual_time(program())
 
