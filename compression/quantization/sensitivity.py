@@ -1,0 +1,101 @@
+"""Which nodes cost most accuracy in int8: each is quantized by itself, or all but it, and the outputs compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from compression.errors import NotQuantizable
+from compression.measuring import Feeds
+from compression.quantization.placement import check_names, place
+from compression.quantization.prepare import WEIGHTED, prepare
+from compression.quantization.ranges import activation_ranges
+from compression.quantization.recipe import Int8Recipe
+from compression.quantization.running import check_samples, open_session, run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What one node does to the outputs.
+
+    Attributes:
+        node: its name in the prepared model, as `Int8Recipe.kept_float` takes it.
+        distance: of the outputs from the float ones, relative to these: 0 is the same, 1 as far as all zeros.
+    """
+
+    node: str
+    distance: float
+
+
+def sensitivities(
+    model: onnx.ModelProto,
+    samples: Sequence[Feeds],
+    recipe: Int8Recipe | None = None,
+    *,
+    nodes: Sequence[str] = (),
+    way: Literal["alone", "all_but"] = "alone",
+    watch: Callable[[int, int], None] = lambda _done, _n: None,
+) -> list[Sensitivity]:
+    """Every node's share in the error, the greatest first.
+
+    Args:
+        model: float32, prepared or not.
+        samples: they give the ranges, and the outputs are compared on them; few suffice.
+        recipe: types and ranges; nodes that it keeps float are left out.
+        nodes: names to look at, in place of every convolution and matrix product.
+        way: `alone` quantizes one node at a time: the distance that it makes. `all_but` keeps one node float at
+            a time: the distance that it takes away, which may be negative; it sees errors that cancel.
+        watch: is told how many nodes are done, of how many.
+
+    Raises:
+        NotQuantizable: the model, a sample or a name does not fit.
+    """
+    recipe = recipe or Int8Recipe()
+    prepared = prepare(model)
+    check_samples(prepared, samples)
+    check_names(prepared, nodes, "nodes")
+    looked_at = [name for name in nodes or weighted_nodes(prepared) if name not in recipe.kept_float]
+    ranges = activation_ranges(prepared, samples, recipe.ranges)
+    wanted = Answers(prepared, samples)
+    whole = wanted.distance(place(prepared, ranges, recipe)) if way == "all_but" else 0.0
+    found = []
+    for number, name in enumerate(looked_at):
+        if way == "alone":
+            distance = wanted.distance(place(prepared, ranges, recipe, only=[name]))
+        else:
+            kept = replace(recipe, kept_float=(*recipe.kept_float, name))
+            distance = whole - wanted.distance(place(prepared, ranges, kept))
+        found.append(Sensitivity(node=name, distance=distance))
+        watch(number + 1, len(looked_at))
+    return sorted(found, key=lambda one: -one.distance)
+
+
+def weighted_nodes(prepared: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions and matrix products, in the graph's order."""
+    return [node.name for node in prepared.graph.node if node.op_type in WEIGHTED]
+
+
+class Answers:
+    """What a float model answers to samples; other models are held against it."""
+
+    def __init__(self, model: onnx.ModelProto, samples: Sequence[Feeds]) -> None:
+        self._samples = samples
+        types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+        self._names = [name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT]
+        if not self._names:
+            raise NotQuantizable("the model has no float32 output to compare; wanted one, its logits say")
+        session = open_session(model)
+        self._wanted = [run(session, self._names, feeds) for feeds in samples]
+
+    def distance(self, model: onnx.ModelProto) -> float:
+        """The mean over samples and outputs of ‖y − ŷ‖ / ‖y‖."""
+        session = open_session(model)
+        parts = []
+        for feeds, wanted in zip(self._samples, self._wanted, strict=True):
+            for want, have in zip(wanted, run(session, self._names, feeds), strict=True):
+                length = float(np.linalg.norm(want.astype(np.float64)))
+                apart = float(np.linalg.norm(want.astype(np.float64) - have))
+                parts.append(apart / length if length else apart)
+        return float(np.mean(parts))
