@@ -24,6 +24,7 @@ from edge_agent.models.onward import Onward
 from edge_agent.models.room import ModelRoom, open_room
 from edge_agent.outbox.routes import Parts as OutboxCalls
 from edge_agent.outbox.routes import add_outbox_routes, deferring
+from edge_agent.problem_log import ProblemLog
 from edge_agent.reloading import Reloading
 from edge_agent.samples.routes import Parts as SampleCalls
 from edge_agent.samples.routes import add_sample_routes
@@ -51,6 +52,7 @@ from hybrid.serving.rest.routes import add_routes as add_inference_routes
 from hybrid.serving.rest.service import EXTENSIONS, InferenceService
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
 from hybrid.serving.split.channel import add_routes as add_channel_routes
+from hybrid.serving.split.decoders import Decoders
 from hybrid.serving.split.prepare import add_prepare_route
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import TailShelf
@@ -73,6 +75,7 @@ class _Inside(NamedTuple):
     local: LocalModels
     tending: Tending
     standing: Standing
+    log: ProblemLog
 
 
 class Agent:
@@ -157,6 +160,7 @@ class Agent:
             inside.standing.is_serving = True
             await self._say_ready(stack, certificate)
             living.ready(inside.standing.summary())
+            inside.log.look()
             await stop.first.wait()
             inside.standing.is_serving = False
             await living.stopping()
@@ -177,7 +181,7 @@ class Agent:
         )
         standing.gateway = lambda: fleet.gateway_url
         fleet.health, fleet.figures = standing.health, standing.figures
-        return _Inside(room, fleet, local, tending, standing)
+        return _Inside(room, fleet, local, tending, standing, ProblemLog(standing.problems))
 
     def _announce(self, stack: AsyncExitStack, inside: _Inside, certificate: LiveCertificate | None, port: int) -> None:
         """Let devices nearby find this box."""
@@ -202,7 +206,12 @@ class Agent:
                 certificate.ask()
 
         living = Living(
-            Notifier(), fleet.guard, hangs=standing.hangs, summary=standing.summary, resumed=fleet.install.resume
+            Notifier(),
+            fleet.guard,
+            hangs=standing.hangs,
+            summary=standing.summary,
+            resumed=fleet.install.resume,
+            look=inside.log.look,
         )
         tending.add(living)
         tending.add(Reloading(self._config, self._read_again, change, (living.reloading, living.reloaded)))
@@ -213,8 +222,15 @@ class Agent:
         room = inside.room
         add_inference_routes(app, service)
         shelf = TailShelf(room.executor, self._config.data / "prepared")
+        decoders = Decoders(room.executor, room.answering.splits, service.bodies)
         split = SplitService(
-            room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
+            room.executor,
+            room.models,
+            shelf,
+            service.statistics,
+            service.bodies,
+            compute=room.compute,
+            decoders=decoders,
         )
         onward = Onward(split, shelf, room, inside.fleet.neighbourhood, self._may_leave)
         inside.standing.onward = lambda: onward.counts

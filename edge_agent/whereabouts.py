@@ -62,4 +62,13 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_left_over(pid)
+
+
+def _is_left_over(pid: int) -> bool:
+    """Whether it has ended, and only its number is kept until its parent looks."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return words[:1] in ([b"Z"], [b"X"])

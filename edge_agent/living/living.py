@@ -39,6 +39,7 @@ class Living:
         hangs: what hangs now, in words; empty while nothing does. Asked on the event loop, answers from memory.
         summary: one line for `systemctl status`.
         resumed: called once when an agent that began with less may do everything again.
+        look: called with every sign of life.
     """
 
     name = "living"
@@ -51,9 +52,10 @@ class Living:
         hangs: Callable[[], str] = str,
         summary: Callable[[], str] = str,
         resumed: Callable[[], Awaitable[None]] | None = None,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._notifier, self._guard, self._hangs, self._summary = notifier, guard, hangs, summary
-        self._resumed = resumed
+        self._resumed, self._look = resumed, look
         self._seen = ""
         self._is_settled = False
 
@@ -91,6 +93,7 @@ class Living:
             if not seen:
                 self._notifier.alive()
             self._notifier.status(seen or self._summary())
+            self._look()
             if not self._is_settled and loop.time() >= settled_s:
                 self._is_settled = True
                 group.create_task(self._settle(), name="settled")  # models may take longer than the watchdog waits

@@ -71,8 +71,12 @@ def _sending(sender: Mapping[str, Any], n_items: int) -> list[str]:
         return ["the agent is stopped: nothing is sent"]
     found = []
     since_s = sender["since_answer_s"]
-    heard = "has not answered since the agent started" if since_s is None else f"answered {since_s:.0f} s ago"
-    found.append(f"the gateway {heard}")
+    if since_s is not None:
+        found.append(f"the gateway answered {since_s:.0f} s ago")
+    elif sender["n_failures"]:
+        found.append("the gateway has not answered since the agent started")
+    else:
+        found.append("no gateway was called since the agent started")
     if sender["n_failures"] and n_items:
         found.append(f"{sender['n_failures']} calls in a row failed, the last with {sender['last_error']}")
     found += [f"the gateway does not take stream {stream} now: {code}" for stream, code in sender["held"].items()]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hybrid.transport.client import GatewayClient
     from hybrid.transport.trust import Trust
 
-LOOPBACK: Final = "http://127.0.0.1:8700"
+_PORT: Final = 8700
+LOOPBACK: Final = f"http://127.0.0.1:{_PORT}"
+LOOPBACK_TLS: Final = f"https://127.0.0.1:{_PORT}"
 _KNOCK_S: Final = 0.5
 _SEARCH_S: Final = 3.0
 _SETTLE_S: Final = 10.0
@@ -50,7 +52,7 @@ def choose(gateway: str, token: str | None) -> Choice:
     if named != "auto":
         return Choice(url=named, trust=Trust())
     if _answers():
-        return Choice(url=LOOPBACK, trust=Trust())
+        return Choice(url=LOOPBACK_TLS if _speaks_tls() else LOOPBACK, trust=Trust())
     found = _discover(token)
     note(f"using {found.url}")
     return found
@@ -78,10 +80,22 @@ def connected(gateway: str, token: str | None) -> "Iterator[GatewayClient]":
 
 def _answers() -> bool:
     try:
-        socket.create_connection(("127.0.0.1", 8700), _KNOCK_S).close()
+        socket.create_connection(("127.0.0.1", _PORT), _KNOCK_S).close()
     except OSError:
         return False
     return True
+
+
+def _speaks_tls() -> bool:
+    """Whether what listens there ends a plain call without an answer, as a gateway with TLS does."""
+    try:
+        with socket.create_connection(("127.0.0.1", _PORT), _KNOCK_S) as link:
+            link.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+            return link.recv(5) != b"HTTP/"
+    except ConnectionResetError:
+        return True
+    except OSError:
+        return False
 
 
 def _discover(token: str | None) -> Choice:

@@ -26,7 +26,7 @@ from hybrid.fleet.messages import AccessAnswer, AccessCall, EnrollAnswer, Enroll
 from hybrid.fleet.signing import access_bytes, enroll_bytes
 from hybrid.transport.fleet_hello import Met
 from hybrid.transport.fleet_paths import ACCESS_PATH, ENROLL_PATH
-from hybrid.transport.http_reply import error_of_reply, plainly, whole_body
+from hybrid.transport.http_reply import ended_in_a_call, error_of_reply, plainly, whole_body
 from hybrid.transport.token_source import RenewedToken
 
 MAX_ANSWER_BYTES: Final = 16 << 20
@@ -380,7 +380,7 @@ def _link_error(url: str, exc: Exception) -> HybridError:
     if isinstance(exc, TimeoutError):
         return GatewayStalled(f"{url}: no byte within the time limit", url=url)
     reason = str(exc) or type(exc).__name__
-    return ConnectionLost(f"{url}: the connection ended in a call ({reason})", url=url)
+    return ended_in_a_call(url, reason)
 
 
 async def _error(response: aiohttp.ClientResponse) -> HybridError:

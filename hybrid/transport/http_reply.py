@@ -9,6 +9,7 @@ import msgspec
 
 from hybrid.errors import (
     Conflict,
+    ConnectionLost,
     DeadlinePassed,
     Forbidden,
     HybridError,
@@ -59,6 +60,16 @@ def plainly(error: aiohttp.ClientConnectorError) -> str:
     if isinstance(seen, socket.gaierror):
         return f"{error.host} is not known: {seen.strerror}"
     return os.strerror(seen.errno) if seen.errno else str(seen) or str(error)
+
+
+def ended_in_a_call(url: str, reason: str) -> ConnectionLost:
+    """A connection that ended before the reply; a TLS gateway that is asked in plain HTTP does nothing else."""
+    if url.startswith("http://"):
+        advice = "Where the gateway speaks TLS (--host other than loopback), its URL begins with https://."
+        return ConnectionLost(
+            f"{url}: the connection ended in a call ({reason}); does it speak TLS?", url=url, advice=advice
+        )
+    return ConnectionLost(f"{url}: the connection ended in a call ({reason})", url=url)
 
 
 def error_of_reply(status: int, body: bytes, url: str) -> HybridError:

@@ -25,7 +25,7 @@ from hybrid.errors import (
     RefusedError,
     from_code,
 )
-from hybrid.transport.http_reply import plainly
+from hybrid.transport.http_reply import ended_in_a_call, plainly
 from hybrid.transport.trust import Trust, Verifier
 
 SIGNATURE_HEADER: Final = "Hybrid-Signature"
@@ -270,7 +270,7 @@ class RegistryClient:
             raise GatewayStalled(f"{self.url}: no byte within the time limit", url=self.url) from exc
         except (aiohttp.ClientError, OSError) as exc:
             reason = str(exc) or type(exc).__name__
-            raise ConnectionLost(f"{self.url}: the connection ended in a call ({reason})", url=self.url) from exc
+            raise ended_in_a_call(self.url, reason) from exc
 
 
 def _base(url: str) -> URL:

@@ -16,7 +16,10 @@ from hybrid.hosting.database import Database
 DAY_S: Final = 86400.0
 LONGEST_S: Final = 3660 * DAY_S
 MOST_BOXES: Final = 1_000_000
-_REFUSAL: Final = "the gateway does not take this enrolment token; have a new one made: hybrid fleet token create"
+_REFUSAL: Final = (
+    "the gateway does not take this enrolment token: it is unknown there, used up, expired or revoked "
+    "(an administrator sees which: hybrid fleet token ls); have a new one made: hybrid fleet token create"
+)
 _NO_KEY: Final = bytes(32)
 
 

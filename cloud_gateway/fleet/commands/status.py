@@ -143,6 +143,7 @@ def _ago(seconds: float) -> str:
 
 def _pictured(found: FleetStatus) -> "Group":
     """The same as a live picture."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -152,10 +153,13 @@ def _pictured(found: FleetStatus) -> "Group":
     parts += [Text(line) for line in lines(found)[1:] if line.startswith(("rollout ", "LOST"))]
     for columns, rows in (
         (_VERSION_HEAD, _version_rows(found)),
+        (("problem", "boxes"), [(code, str(n)) for code, n in found.problems.items()]),
         (_BOX_HEAD, [_box_row(row) for row in found.boxes]),
     ):
         if rows:
-            picture = Table(*columns)
+            picture = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            for column in columns:
+                picture.add_column(column, overflow="fold")
             for row in rows:
                 picture.add_row(*row)
             parts.append(picture)
