@@ -1,14 +1,19 @@
 """A real gateway process for tests and benchmarks: started, pushed to, killed, frozen, started again on its port."""
 
+import asyncio
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import pytest
+
+from hybrid.cli.main import main
 
 if TYPE_CHECKING:
     from devices.lab.lab import Place
@@ -73,11 +78,22 @@ class LiveGateway:
         self.url = line.split()[1]
 
     def push(self, model: Path, name: str) -> None:
-        """Pushes a model with the real command."""
-        command = [str(HYBRID), "models", "push", str(model), "--name", name, "--gateway", self.url]
-        settings = dict(os.environ) | {"HYBRID_TOKEN": self.token}
+        """Pushes a model with the command: in this process where it may wait, which spares the start of another."""
+        words = ["models", "push", str(model), "--name", name, "--gateway", self.url]
+        if self._place is None and asyncio._get_running_loop() is None:
+            told = io.StringIO()
+            with redirect_stdout(told), redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HYBRID_TOKEN", self.token)
+                code = main(words)
+            assert code == 0, told.getvalue()
+            return
         done = subprocess.run(
-            self._placed(command), capture_output=True, text=True, env=settings, timeout=60, check=False
+            self._placed([str(HYBRID), *words]),
+            capture_output=True,
+            text=True,
+            env=dict(os.environ) | {"HYBRID_TOKEN": self.token},
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
 

@@ -13,6 +13,7 @@ import pytest
 from hybrid.cli import words
 from hybrid.cli.main import main
 from hybrid.errors import ExitCode
+from hybrid.transport import model_pull, model_push
 from tests.live_gateway import LiveGateway
 from tests.odd_models import ODD
 
@@ -161,7 +162,9 @@ def taken() -> Iterator[int]:
 
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a sound model, a broken one, and files that are none."""
+    """A folder with a sound model, a broken one, and files that are none; nobody is asked for longer than a moment."""
+    monkeypatch.setattr(model_push, "CONTACT_S", 0.2)
+    monkeypatch.setattr(model_pull, "CONTACT_S", 0.2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     onnx.save(ODD["output_used_later"]().model, "sound.onnx")

@@ -19,6 +19,7 @@ from devices import pace
 from devices.shape import Direction, Shape
 from devices.shaped_proxy import ShapedProxy
 from hybrid.errors import PlacementUnavailable
+from hybrid.scouting import preparation
 from tests import zoo
 from tests.live_gateway import LiveGateway
 from tests.session.test_placements import assert_same, whole
@@ -116,7 +117,13 @@ def test_gateway_restarted_serves_again(own_gateway: LiveGateway) -> None:
     session.close()
 
 
-def test_nobody_there() -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that soon stop hoping for a gateway: what they say then is shown here, not how long they hoped."""
+    monkeypatch.setattr(preparation, "UNREACHABLE_S", 1.0)
+
+
+def test_nobody_there(impatient: None) -> None:
     session = hybrid.InferenceSession(
         zoo.path("ppocr_cls"), gateway="http://127.0.0.1:9", options=hybrid.Options(placement="offload")
     )
@@ -128,7 +135,7 @@ def test_nobody_there() -> None:
     session.close()
 
 
-def test_nobody_there_and_no_fallback() -> None:
+def test_nobody_there_and_no_fallback(impatient: None) -> None:
     session = hybrid.InferenceSession(
         zoo.path("ppocr_cls"),
         gateway="http://127.0.0.1:9",
@@ -171,7 +178,7 @@ def test_model_is_pushed_when_asked_to(own_gateway: LiveGateway) -> None:
 
 
 @pytest.mark.parametrize("token", ["hyb_aaaaaaaa_" + "a" * 32, None], ids=["unknown", "none"])
-def test_gateway_that_does_not_know_us(own_gateway: LiveGateway, token: str | None) -> None:
+def test_gateway_that_does_not_know_us(own_gateway: LiveGateway, token: str | None, impatient: None) -> None:
     session = hybrid.InferenceSession(
         zoo.path("ppocr_cls"), gateway=own_gateway.url, token=token, options=hybrid.Options(placement="offload")
     )
