@@ -10,41 +10,37 @@ try:
 except ImportError:
     from tflite_runtime.interpreter import Interpreter
 
+
+class Opened:
+    """A file in one thread; quantizes what it is given where the file wants that."""
+
+    def __init__(self, path: str) -> None:
+        self.interpreter = Interpreter(path, num_threads=1)
+        self.interpreter.allocate_tensors()
+        self.taken = self.interpreter.get_input_details()[0]
+        self.given = self.interpreter.get_output_details()[0]
+
+    def scores(self, image: np.ndarray) -> np.ndarray:
+        """One image to its scores, as numbers of whatever the file gives."""
+        array, kind = image[None], self.taken["dtype"]
+        if kind != np.float32:
+            scale, zero = self.taken["quantization"]
+            limits = np.iinfo(kind)
+            array = np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(kind)
+        self.interpreter.set_tensor(self.taken["index"], array.reshape(self.taken["shape"]))
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self.given["index"])[0].astype(np.float32)
+
+
 images, out, n_runs, *models = sys.argv[1:]
-arrays = np.load(images)["x"]
-
-
-def quantized(array, detail):
-    scale, zero = detail["quantization"]
-    if detail["dtype"] == np.float32:
-        return array
-    return np.clip(
-        np.round(array / scale) + zero, *((-128, 127) if detail["dtype"] == np.int8 else (-32768, 32767))
-    ).astype(detail["dtype"])
-
-
-opened = []
-for model in models:
-    interpreter = Interpreter(model, num_threads=1)
-    interpreter.allocate_tensors()
-    opened.append((interpreter, interpreter.get_input_details()[0], interpreter.get_output_details()[0]))
-
-found = {}
-for model, (interpreter, taken, given) in zip(models, opened):
-    scores = []
-    for array in arrays:
-        interpreter.set_tensor(taken["index"], quantized(array[None], taken).reshape(taken["shape"]))
-        interpreter.invoke()
-        scores.append(interpreter.get_tensor(given["index"])[0].astype(np.float32))
-    found[f"scores:{model}"] = np.stack(scores)
-seconds = {model: [] for model in models}
+arrays = next(iter(np.load(images).values()))
+opened = {model: Opened(model) for model in models}
+found = {f"scores:{model}": np.stack([each.scores(array) for array in arrays]) for model, each in opened.items()}
+seconds: dict[str, list[float]] = {model: [] for model in models}
 for _ in range(int(n_runs)):
-    for model, (interpreter, taken, given) in zip(models, opened):
+    for model, each in opened.items():
         began = time.perf_counter()
-        interpreter.set_tensor(taken["index"], quantized(arrays[:1], taken).reshape(taken["shape"]))
-        interpreter.invoke()
-        interpreter.get_tensor(given["index"])
+        each.scores(arrays[0])
         seconds[model].append(time.perf_counter() - began)
-for model, each in seconds.items():
-    found[f"seconds:{model}"] = np.array(each)
+found |= {f"seconds:{model}": np.array(each) for model, each in seconds.items()}
 np.savez(out, **found)
