@@ -13,7 +13,7 @@ help:  ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: .venv-test/installed .venv-kserve/installed  ## Run every check and test (PYTEST_ARGS="-k wire" for some of them)
-	@.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv-test/bin/python -m tests.side_by_side $(PYTEST_ARGS)
 
 demo: .venv-demo/installed  ## See a device and a gateway answer together while the link changes
 	@.venv-demo/bin/hybrid demo $(DEMO_ARGS)

@@ -78,11 +78,11 @@ def test_generated_pages_are_what_the_program_says() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_flag_of_every_command_is_documented(run_hybrid) -> None:
+def test_every_flag_of_every_command_is_documented(hybrid_here) -> None:
     """What `--help` of each command prints, against the page: an independent way to the same answer."""
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for path in re.findall(r"^## hybrid (.+)$", page, re.MULTILINE):
-        done = run_hybrid(*path.split(), "--help", TERM="dumb", COLUMNS="200")
+        done = hybrid_here(*path.split(), "--help", TERM="dumb", COLUMNS="200")
         assert done.returncode == 0, path
         section = page.split(f"\n## hybrid {path}\n")[1].split("\n## ")[0]
         shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", done.stdout)) - {"--help"}

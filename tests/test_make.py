@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests import side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -83,3 +87,27 @@ def test_the_pins_cover_what_the_project_asks_for() -> None:
             if requirement.name != "hybrid-split":
                 version = pinned[canonicalize_name(requirement.name)]
                 assert requirement.specifier.contains(version), (name, str(requirement))
+
+
+def test_every_test_has_its_place_in_one_of_two_processes() -> None:
+    first, second = side_by_side.commands([], 2)
+    left_out = [word.removeprefix("--ignore=") for word in first if word.startswith("--ignore=")]
+    assert left_out == second[-len(left_out) :]
+    assert set(left_out) == set(side_by_side.COMPUTING)
+    assert side_by_side.commands([], 1) == [[sys.executable, "-m", "pytest"]]
+    assert side_by_side.commands(["-k", "wire"], 2) == [[sys.executable, "-m", "pytest", "-k", "wire"]]
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((0, 5), 0), ((1, 0), 1), ((0, 2), 2), ((5, 5), 5)])
+def test_whoever_fails_of_the_two_is_heard(
+    codes: tuple[int, int], code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scripts = [[sys.executable, "-c", f"print('said by {number}'); exit({one})"] for number, one in enumerate(codes)]
+    monkeypatch.setattr(side_by_side, "commands", lambda words, n_cores: scripts)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert side_by_side.main([]) == code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capfd.readouterr().out
+    assert told.index("said by 0") < told.index("said by 1")

@@ -2,6 +2,7 @@
 
 import asyncio
 import faulthandler
+import json
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,7 @@ from devices.shaped_proxy import ShapedProxy
 from hybrid.errors import PlacementUnavailable
 from hybrid.scouting import preparation
 from tests import zoo
-from tests.live_gateway import LiveGateway
+from tests.live_gateway import HYBRID, LiveGateway
 from tests.session.test_placements import assert_same, whole
 
 SLOW_UPLINK = Shape(up=Direction(rate_bps=1_500_000.0), down=Direction())
@@ -191,16 +192,12 @@ def test_gateway_that_does_not_know_us(own_gateway: LiveGateway, token: str | No
 
 
 def test_token_revoked_while_in_use(own_gateway: LiveGateway) -> None:
-    from tests.live_gateway import HYBRID
-
     command = [str(HYBRID), "gateway", "token"]
     where = ["--data", str(own_gateway.data)]
     made = subprocess.run(
         [*command, "create", "--role", "device", "--name", "box", "--json", *where],
         capture_output=True, text=True, check=True, timeout=30,
     )  # fmt: skip
-    import json
-
     token = json.loads(made.stdout)["data"]["token"]
     feeds = zoo.feeds("ppocr_cls", 4)
     session = prepared_session(own_gateway.url, token)
