@@ -52,7 +52,6 @@ from hybrid.serving.rest.routes import add_routes as add_inference_routes
 from hybrid.serving.rest.service import EXTENSIONS, InferenceService
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
 from hybrid.serving.split.channel import add_routes as add_channel_routes
-from hybrid.serving.split.decoders import Decoders
 from hybrid.serving.split.prepare import add_prepare_route
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import TailShelf
@@ -222,15 +221,8 @@ class Agent:
         room = inside.room
         add_inference_routes(app, service)
         shelf = TailShelf(room.executor, self._config.data / "prepared")
-        decoders = Decoders(room.executor, room.answering.splits, service.bodies)
         split = SplitService(
-            room.executor,
-            room.models,
-            shelf,
-            service.statistics,
-            service.bodies,
-            compute=room.compute,
-            decoders=decoders,
+            room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
         )
         onward = Onward(split, shelf, room, inside.fleet.neighbourhood, self._may_leave)
         inside.standing.onward = lambda: onward.counts
