@@ -43,6 +43,7 @@ from hybrid.serving.rest.service import EXTENSIONS, InferenceService
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
 from hybrid.serving.split.channel import SplitChannel
 from hybrid.serving.split.channel import add_routes as add_channel_routes
+from hybrid.serving.split.decoders import Decoders
 from hybrid.serving.split.prepare import add_prepare_route
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import TailShelf
@@ -93,14 +94,13 @@ class Gateway:
         models = LoadedModels(registry, executor)
         door = FrontDoor(tokens, RequestMeter())
         app = web.Application(middlewares=[door.handle], client_max_size=config.max_body_bytes)
-        regions = SharedMemoryRegions() if config.allow_shared_memory else None
-        if regions is not None:
-            stack.callback(regions.close)
+        regions = _regions(config, stack)
         shelf = TailShelf(executor, config.data / "prepared")
         batches = BatchShelf(executor, shelf.prepared_of, config.data / "prepared", _batch_settings(config))
         service = self._service(models, executor, batches, regions)
         add_inference_routes(app, service)
-        split = SplitService(executor, models, shelf, service.statistics, service.bodies)
+        decoders = Decoders(executor, registry.splits, service.bodies)
+        split = SplitService(executor, models, shelf, service.statistics, service.bodies, decoders=decoders)
         channels = self._add_split(app, split, service, tokens)
         self._add_models(app, registry, blobs, models, executor)
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
@@ -210,6 +210,15 @@ class Gateway:
             committed=lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}"),
         )
         add_chunk_routes(app, ChunkService(registry.find_blob, self._config.data / "chunks"), require)
+
+
+def _regions(config: GatewayConfig, stack: AsyncExitStack) -> SharedMemoryRegions | None:
+    """What clients on this machine may share memory through, where they may."""
+    if not config.allow_shared_memory:
+        return None
+    regions = SharedMemoryRegions()
+    stack.callback(regions.close)
+    return regions
 
 
 def _batch_settings(config: GatewayConfig) -> BatchSettings:

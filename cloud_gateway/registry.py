@@ -21,6 +21,7 @@ from hybrid.artifact.digest import HashedFile, digest_of_files
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.manifest import Manifest, artifact_digest, parse
 from hybrid.artifact.signature import Signature
+from hybrid.artifact.splits import SplitFiles, found_splits
 from hybrid.errors import BadMessage, Conflict, CorruptContent, HybridError, NotFound, StorageError
 from hybrid.hosting.database import Database
 from hybrid.serving.engines.served_model import ServedModel
@@ -177,6 +178,19 @@ class Registry:
         """The signature that came with a manifest, by artifact digest."""
         path = self._manifests / f"{digest}.sig"
         return Signature.of_file_bytes(path.read_bytes()) if path.exists() else None
+
+    def splits(self, model_digest: str) -> tuple[SplitFiles, ...]:
+        """The splits of all artifacts with that model; a manifest that cannot be read costs only its own."""
+        found: dict[str, SplitFiles] = {}
+        for record in self._select("model_digest = ?", model_digest):
+            try:
+                manifest = parse(self.manifest_bytes(record.artifact_digest))
+            except (HybridError, OSError) as exc:
+                _log.warning("registry.unread artifact=%s reason=%r", record.artifact_digest, str(exc))
+                continue
+            splits = found_splits(manifest, lambda _, entry: self.find_blob(entry.sha256))
+            found |= {split.digest: split for split in splits}
+        return tuple(found.values())
 
     # Files.
 

@@ -55,6 +55,7 @@ MEANING = {
     ExitCode.PERMISSION: "no token, the wrong one, or no right to do this",
     ExitCode.UNREACHABLE: "the gateway cannot be reached now: try later",
     ExitCode.REFUSED: "refused by a limit or a rule",
+    ExitCode.NOTHING_WON: "`hybrid compress` found nothing that is worth shipping; its report says why",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C",
 }
 

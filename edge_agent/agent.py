@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-import numpy as np
 from aiohttp import web
 
 from edge_agent.config import AgentConfig
@@ -28,6 +28,7 @@ from edge_agent.problem_log import ProblemLog
 from edge_agent.reloading import Reloading
 from edge_agent.samples.routes import Parts as SampleCalls
 from edge_agent.samples.routes import add_sample_routes
+from edge_agent.samples.store import Arrays
 from edge_agent.status import Standing, add_status_route
 from edge_agent.tending import Tending
 from edge_agent.whereabouts import Address, forget_address, note_address
@@ -52,6 +53,7 @@ from hybrid.serving.rest.routes import add_routes as add_inference_routes
 from hybrid.serving.rest.service import EXTENSIONS, InferenceService
 from hybrid.serving.rest.shared_memory import SharedMemoryRegions
 from hybrid.serving.split.channel import add_routes as add_channel_routes
+from hybrid.serving.split.decoders import Decoders
 from hybrid.serving.split.prepare import add_prepare_route
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import TailShelf
@@ -221,8 +223,15 @@ class Agent:
         room = inside.room
         add_inference_routes(app, service)
         shelf = TailShelf(room.executor, self._config.data / "prepared")
+        decoders = Decoders(room.executor, room.answering.splits, service.bodies)
         split = SplitService(
-            room.executor, room.models, shelf, service.statistics, service.bodies, compute=room.compute
+            room.executor,
+            room.models,
+            shelf,
+            service.statistics,
+            service.bodies,
+            compute=room.compute,
+            decoders=decoders,
         )
         onward = Onward(split, shelf, room, inside.fleet.neighbourhood, self._may_leave)
         inside.standing.onward = lambda: onward.counts
@@ -235,13 +244,16 @@ class Agent:
     def _service(self, stack: AsyncExitStack, inside: _Inside) -> InferenceService:
         config, room, fleet = self._config, inside.room, inside.fleet
 
-        def served(
-            model: ServedModel, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], _: float
-        ) -> None:
+        def offered(model: ServedModel, inputs: Arrays, outputs: Arrays, *, is_hard: bool) -> None:
             version = room.answering.named(model.name)
             if version is not None and version.samples != "off":
-                fleet.samples.offer(model.name, model.model_digest, version.variant, inputs=inputs, outputs=outputs)
+                digest, variant = model.model_digest, version.variant
+                fleet.samples.offer(model.name, digest, variant, inputs=inputs, outputs=outputs, is_hard=is_hard)
 
+        def served(model: ServedModel, inputs: Arrays, outputs: Arrays, _: float) -> None:
+            offered(model, inputs, outputs, is_hard=False)
+
+        room.compute.on_hard = partial(offered, is_hard=True)
         regions = SharedMemoryRegions() if config.allow_shared_memory else None
         if regions is not None:
             stack.callback(regions.close)

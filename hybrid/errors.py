@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     PERMISSION = 4
     UNREACHABLE = 5
     REFUSED = 6
+    NOTHING_WON = 7
     INTERRUPTED = 130
 
 
@@ -103,10 +104,25 @@ class UnknownCut(PlanError, LookupError):
     exit_code = ExitCode.NOT_FOUND
 
 
+class UnknownSplit(PlanError, LookupError):
+    """A split of the model's artifact that this gateway does not hold, or not with the same files."""
+
+    code = "unknown_split"
+    http_status = 404
+    exit_code = ExitCode.NOT_FOUND
+
+
 class PlacementUnavailable(PlanError):
     """A forced placement with `fallback=False` that could not be had; the message says why."""
 
     code = "placement_unavailable"
+
+
+class DataUnfit(PlanError, ValueError):
+    """Samples or labels by which the wanted floor cannot be judged; the message says what is missing."""
+
+    code = "data_unfit"
+    http_status = 400
 
 
 class LinkError(HybridError, ConnectionError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from edge_agent.models.room import ModelRoom
 from hybrid.errors import DeadlinePassed, Forbidden, GatewayUnreachable, HybridError, NotFound, Overloaded, Warming
 from hybrid.graph.shape_key import ShapeKey
+from hybrid.serving.split.decoders import is_split
 from hybrid.serving.split.service import SplitService
 from hybrid.serving.split.tail_shelf import CutTime, PreparedReply, TailShelf
 from hybrid.wire.message import InferRequest, InferResponse
@@ -154,7 +155,13 @@ class Onward:
         # Seconds beyond: what the way there costs stands in the queue of each reply.
         cuts = [CutTime(id=cut, tail_s=tail_s) for cut, tail_s in holding.tails.items()]
         state: Literal["ready", "preparing"] = "ready" if known.state == "ready" else "preparing"
-        return PreparedReply(state=state, cuts=cuts, whole_s=holding.whole_s, codecs=tuple(holding.codecs))
+        return PreparedReply(
+            state=state,
+            cuts=cuts,
+            whole_s=holding.whole_s,
+            codecs=tuple(holding.codecs),
+            splits=tuple(holding.splits),
+        )
 
     @property
     def is_reachable(self) -> bool:
@@ -248,7 +255,7 @@ class Onward:
             known.holding = None
             if offer.state != "unknown":
                 tails = {tail.id: tail.tail_s for tail in offer.cuts}
-                known.holding = Holding(ready[0], offer.whole_s, tails, offer.codecs)
+                known.holding = Holding(ready[0], offer.whole_s, tails, offer.codecs, offer.splits)
         except HybridError as exc:
             _log.info("onward.no_offer code=%s", exc.code)
             known.state = "failed"
@@ -262,9 +269,7 @@ class Onward:
         holding, now_s = known.holding, monotonic()
         assert holding is not None
         view = holding.view(now_s)
-        if view is None or any(
-            tensor.codec not in holding.codecs and tensor.codec != "none" for tensor in request.inputs
-        ):
+        if view is None or not _is_decoded_by(holding, request):
             return False
         is_here = self._room.answering.of_digest(request.model_digest) is not None
         there_s = self._there_s(request, known, view)
@@ -331,3 +336,11 @@ class Onward:
             queue_s=max(0.0, elapsed_s - response.compute_s),
             via=client.url,
         )
+
+
+def _is_decoded_by(holding: "Holding", request: InferRequest) -> bool:
+    """Whether the gateway decodes what a request's tensors came as."""
+    if request.split and request.split not in holding.splits:
+        return False
+    codecs = {tensor.codec for tensor in request.inputs if not (request.split and is_split(tensor))}
+    return codecs <= {"none", *holding.codecs}

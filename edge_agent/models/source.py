@@ -1,9 +1,12 @@
 """Which version answers which name: the model source of the agent."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from edge_agent.models.version import DEFAULT_PRIORITY, ModelVersion
-from hybrid.errors import NotFound
+from hybrid.artifact.folder import open_folder
+from hybrid.artifact.splits import SplitFiles, splits_of
+from hybrid.errors import HybridError, NotFound
 from hybrid.serving.engines.served_model import ServedModel
 
 
@@ -34,6 +37,16 @@ class Answering:
         """The version with a model digest; of several the one of highest priority."""
         found = [version for version in self._versions.values() if version.model_digest == model_digest]
         return max(found, key=lambda version: version.priority, default=None)
+
+    def splits(self, model_digest: str) -> tuple[SplitFiles, ...]:
+        """The splits of all installed artifacts with that model; reads their manifests."""
+        folders = {version.folder for version in self._versions.values() if version.model_digest == model_digest}
+        found: dict[str, SplitFiles] = {}
+        for folder in folders - {None}:
+            assert folder is not None
+            with suppress(HybridError):  # it is being replaced
+                found |= {split.digest: split for split in splits_of(open_folder(folder))}
+        return tuple(found.values())
 
     def priority(self, model_digest: str) -> int:
         """Of the model with that digest."""

@@ -104,6 +104,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
         decoder: ONNX from `latent` to the crossing tensor.
         prior: tables of the entropy coder, JSON.
         files: all of the above.
+        carrier: codec of what crosses where there is no encoder.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     encoder: str | None = None
     decoder: str | None = None
     prior: str | None = None
+    carrier: str = "lossless"
 
 
 class LineageStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,6 +243,7 @@ def _check_splits(manifest: Manifest) -> None:
             raise BadMessage(f"split {split.id!r}: files must be its head, encoder, decoder and prior, each once")
         if any(coder) and not all(coder):
             raise BadMessage(f"split {split.id!r}: encoder, decoder and prior belong together")
+        check_word(split.carrier, "carrier")
 
 
 def _check_cascade(manifest: Manifest) -> None:

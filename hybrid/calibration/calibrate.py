@@ -13,6 +13,7 @@ from compression.tensor import TensorSpec
 from devices.onnx_engine import ports
 from hybrid.artifact.attachments import Attachment, attachment_of
 from hybrid.artifact.signature import public_key_of, sign
+from hybrid.artifact.splits import SplitFiles
 from hybrid.calibration.draft import Draft
 from hybrid.calibration.judge import TOLERANCE, Judge, Tally, judge_for
 from hybrid.calibration.record import Calibration, Cell, Metric
@@ -40,6 +41,7 @@ class Wish:
 
     Attributes:
         codecs: names.
+        splits: of the model's artifact; those for other shapes than the samples' are left out.
         cuts: ids of cuts, `input` for the input cut; None for the Pareto cuts and the input cut.
         n_samples: at most so many.
         seed: of their choice.
@@ -57,6 +59,7 @@ class Wish:
     output: str | None = None
     tolerance: float = TOLERANCE
     again: bool = False
+    splits: tuple[SplitFiles, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,7 +117,7 @@ def calibrate(
     labels: Sequence[int] | None = None,
     watch: Watch | None = None,
 ) -> Calibration:
-    """Measure every wished codec at every wished cut.
+    """Measure every wished codec at every wished cut, and the splits there.
 
     Args:
         path: the shipped model.
@@ -141,12 +144,14 @@ def calibrate(
     assert judge is not None
     watch.stage("preparing")
     prepared = prepare(path, model_digest, shape_key, cache)
-    cuts = _wished(cuts_of(prepared), prepared.table.cuts, wish.cuts)
-    draft = Draft(drafts, _facts(material, model_digest, wish), again=wish.again)
+    here = [split for split in wish.splits if split.shape_key == shape_key.text]
+    cuts = _wished(cuts_of(prepared, here), prepared.table.cuts, wish.cuts)
+    facts = [*_facts(material, model_digest, wish), sorted(split.digest for split in here)]
+    draft = Draft(drafts, facts, again=wish.again)
     known = draft.cells
     left = [cut for cut in cuts if cell_name(cut) not in known]
     watch.total(len(material.feeds) * len(left))
-    trial = Trial(prepared=prepared, samples=material.feeds, judge=judge, codecs=wish.codecs)
+    trial = Trial(prepared=prepared, samples=material.feeds, judge=judge, codecs=wish.codecs, splits=here)
     fresh = try_cuts(
         trial,
         left,

@@ -20,6 +20,7 @@ from hybrid.artifact.folder import Artifact, open_folder
 from hybrid.artifact.names import MANIFEST_NAME, SIGNATURE_NAME
 from hybrid.artifact.publishers import config_dir, trusted_keys
 from hybrid.artifact.signature import key_id, verify
+from hybrid.artifact.splits import PREFIX
 from hybrid.calibration.record import Calibration, Cell, parse_calibration
 from hybrid.errors import BadMessage, CorruptContent, Forbidden, HybridError
 from hybrid.graph.shape_key import ShapeKey
@@ -95,17 +96,24 @@ class CalibrationFinder:
         return self._take(found, keep=True) or is_new
 
     def codecs(self, shape_key: str, cut: str) -> tuple[str, ...]:
-        """The lossy codecs that are calibrated at a cut (empty: the input cut) for these shapes."""
-        return tuple(self._permits.get((shape_key, cut), {}))
+        """The lossy codecs of the catalog that are calibrated at a cut (empty: the input cut) for these shapes."""
+        return tuple(name for name in self._permits.get((shape_key, cut), {}) if not name.startswith(PREFIX))
 
-    def drop(self, shape_key: str, cut: str, codec: str) -> float | None:
-        """The accuracy drop to count with, 0 to 1: the upper end of the interval; None where nobody trusted says."""
-        permit = self._permits.get((shape_key, cut), {}).get(codec)
+    def drop(self, shape_key: str, cut: str, codec: str, split: str = "") -> float | None:
+        """The accuracy drop to count with, 0 to 1: the upper end of the interval; None where nobody trusted says.
+
+        Args:
+            shape_key: text of the input shapes.
+            cut: cut id, empty for the input cut.
+            codec: its name.
+            split: digest of the split whose codec it is: the word on another one of the same name does not count.
+        """
+        permit = self.permit(shape_key, cut, codec, split)
         return None if permit is None else permit.drop
 
-    def permit(self, shape_key: str, cut: str, codec: str) -> Permit | None:
-        """All that is known of a codec at a cut."""
-        return self._permits.get((shape_key, cut), {}).get(codec)
+    def permit(self, shape_key: str, cut: str, codec: str, split: str = "") -> Permit | None:
+        """All that is known of a codec at a cut; arguments as `drop`."""
+        return self._permits.get((shape_key, cut), {}).get(_named(codec, split))
 
     def _know_keys(self) -> None:
         """Whom the user trusts now. Where that has changed, what was refused has another chance."""
@@ -158,7 +166,7 @@ class CalibrationFinder:
         words: dict[tuple[str, str], dict[str, dict[str, Permit]]] = {}
         for known, key in self._trusted:
             lossy = [cell for cell in known.cells if cell.is_lossy]
-            named = [(name, cell) for cell in lossy for name in _same_values(cell.codec)]
+            named = [(name, cell) for cell in lossy for name in _same_values(cell)]
             for name, cell in sorted(named, key=lambda pair: pair[0] == pair[1].codec):  # its own cell knows its bytes
                 permit = Permit(drop=max(0.0, cell.drop_high), cell=cell, key_id=key)
                 words.setdefault((known.shape_key, cell.cut), {}).setdefault(name, {})[key] = permit
@@ -168,13 +176,20 @@ class CalibrationFinder:
         }
 
 
-def _same_values(codec: str) -> tuple[str, ...]:
+def _named(codec: str, split: str) -> str:
+    """Under which name a codec is permitted: a split's only with its digest."""
+    return f"{codec}#{split}" if codec.startswith(PREFIX) else codec
+
+
+def _same_values(cell: Cell) -> tuple[str, ...]:
     """The codecs that give the same values: with and without an entropy stage. None where the codec is not known."""
     from compression.codecs import catalog  # loads zstandard and PIL
 
-    if codec not in catalog.CODECS:
+    if cell.codec.startswith(PREFIX):
+        return (_named(cell.codec, cell.split),)
+    if cell.codec not in catalog.CODECS:
         return ()
-    wanted = catalog.values_of(codec)
+    wanted = catalog.values_of(cell.codec)
     return tuple(name for name in catalog.CODECS if catalog.values_of(name) == wanted)
 
 

@@ -29,7 +29,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cut: cut id; empty for the input cut; `output` for a local variant as a whole.
-        codec: its name.
+        codec: its name; `split:ID` for a split of the artifact.
+        split: digest of that split; empty for the codecs of the catalog.
         is_lossy: whether it may change values; where not, the drop is none and nothing needs to be permitted.
         n: samples.
         drop: the drop as counted, as a share.
@@ -55,6 +56,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     encode_s: float = 0.0
     decode_s: float = 0.0
     sqnr_db: float | None = None
+    split: str = ""
 
     @property
     def is_sound(self) -> bool:
@@ -121,6 +123,6 @@ def parse_calibration(content: bytes) -> Calibration:
         raise BadMessage(f"the calibration holds more than {MAX_CELLS} cells, or one whose numbers contradict")
     if len({(cell.cut, cell.codec) for cell in found.cells}) != len(found.cells):
         raise BadMessage("the calibration names a codec at a cut twice")
-    if any(len(text) > _MAX_TEXT for cell in found.cells for text in (cell.cut, cell.codec)):
+    if any(len(text) > _MAX_TEXT for cell in found.cells for text in (cell.cut, cell.codec, cell.split)):
         raise BadMessage(f"the calibration names a cut or codec of more than {_MAX_TEXT} characters")
     return found

@@ -18,13 +18,14 @@ import onnxruntime
 from compression.codecs import catalog
 from devices.onnx_engine import open_session
 from devices.tflite_magic import is_tflite
+from hybrid.artifact.splits import SplitFiles
 from hybrid.calibration.judge import Answers, Judge, Tally
 from hybrid.calibration.record import Cell
-from hybrid.errors import TensorMismatch
+from hybrid.calibration.split_trial import Passed, SplitRun, opened_split
 from hybrid.partition.crossing import crossed, fed
 from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
-from hybrid.wire.tensor import Tensor
+from hybrid.wire.split_coding import carried
 
 Feeds = dict[str, np.ndarray]
 INPUT_CUT: Final = ""
@@ -55,17 +56,19 @@ class Trial:
         samples: requests.
         judge: has learned the uncompressed model's answer to each sample.
         codecs: names of the codecs.
+        splits: of the model's artifact, for these shapes.
     """
 
     prepared: Prepared
     samples: Sequence[Feeds]
     judge: Judge
     codecs: Sequence[str]
+    splits: Sequence[SplitFiles] = ()
 
 
 @dataclass(slots=True)
 class _Measured:
-    """What one codec at one cut has shown so far."""
+    """What one codec at one cut has shown so far; `split` is what makes it, where one does."""
 
     codec: str
     is_lossy: bool
@@ -77,6 +80,15 @@ class _Measured:
     signal: float = 0.0
     noise: float = 0.0
     is_carried: bool = False
+    split: SplitRun | None = None
+
+    def compare(self, exact: np.ndarray, arrived: np.ndarray) -> None:
+        """Takes in how far a tensor is from the uncompressed one."""
+        if exact.dtype.kind == "f":
+            wide = exact.astype(np.float64)
+            self.signal += float(np.square(wide, where=np.isfinite(wide), out=np.zeros_like(wide)).sum())
+            gap = np.nan_to_num(wide - arrived, nan=0.0, posinf=0.0, neginf=0.0)
+            self.noise += float(np.square(gap).sum())
 
     def cell(self, cut: str) -> Cell:
         low, high = self.tally.interval if self.is_lossy else (0.0, 0.0)
@@ -94,12 +106,19 @@ class _Measured:
             encode_s=median(self.encode_s),
             decode_s=median(self.decode_s),
             sqnr_db=10 * log10(self.signal / self.noise) if self.noise and self.signal else None,
+            split=self.split.split.digest if self.split is not None else "",
         )
 
 
-def cuts_of(prepared: Prepared) -> list[Cut]:
-    """The input cut, then the interior Pareto cuts, those with few bytes and a light head first."""
-    return [prepared.table.cuts[0], *prepared.table.promising]
+def cuts_of(prepared: Prepared, splits: Sequence[SplitFiles] = ()) -> list[Cut]:
+    """The input cut, then the interior Pareto cuts, those with few bytes and a light head first, then those of splits.
+
+    Raises:
+        UnknownCut: a split's that this model does not have.
+    """
+    usual = [prepared.table.cuts[0], *prepared.table.promising]
+    known = {cut.id for cut in usual}
+    return [*usual, *(prepared.table.get(name) for name in dict.fromkeys(s.cut for s in splits) if name not in known)]
 
 
 def cell_name(cut: Cut) -> str:
@@ -149,6 +168,9 @@ def _try_cut(trial: Trial, cut: Cut, share_s: float, watch: Watch) -> tuple[list
     head = None if cut.kind == "input" else opened(prepared.head_path(cut.id))
     tail = opened(prepared.tail_path(cut.id))
     measured = [_Measured(name, catalog.get(name).lossy, Tally(judge.metric)) for name in trial.codecs]
+    for split in [split for split in trial.splits if split.cut == cut.id]:
+        run = opened_split(split, cut, opened)
+        measured.append(_Measured(split.codec, True, Tally(judge.metric), is_carried=True, split=run))
     n_tried = 0
     for index, feeds in enumerate(trial.samples):
         if index and watch.now_s() >= until_s:
@@ -157,10 +179,15 @@ def _try_cut(trial: Trial, cut: Cut, share_s: float, watch: Watch) -> tuple[list
         before = judge.before(index)
         judged = [(crossing, before)]  # what arrived exactly so before needs no tail: q8 with and without entropy stage
         for entry in measured:
+            if entry.split is not None:
+                passed = _passed(entry, entry.split, feeds, crossing, kept)
+                after = judge.after(index, _answers(tail, cut, passed.arrived, passed.kept))
+                entry.tally.count(before=before, after=after)
+                continue
             decoded = _carried(entry, crossing)
-            after = next((right for arrived, right in judged if _is_same(decoded, arrived)), None)
-            if after is None:
-                after = judge.after(index, _answers(tail, cut, decoded, kept))
+            known = next((right for arrived, right in judged if _is_same(decoded, arrived)), None)
+            after = judge.after(index, _answers(tail, cut, decoded, kept)) if known is None else known
+            if known is None:
                 judged.append((decoded, after))
             entry.tally.count(before=before, after=after)
         n_tried += 1
@@ -197,7 +224,7 @@ def _carried(entry: _Measured, crossing: Feeds) -> Feeds:
     encode_s = decode_s = 0.0
     for name, array in crossing.items():
         started_s = time.perf_counter()
-        tensor, is_carried = _encoded(name, array, entry.codec)
+        tensor, is_carried = carried(name, array, entry.codec)
         encoded_s = time.perf_counter()
         found = tensor.to_array()
         decode_s += time.perf_counter() - encoded_s
@@ -206,11 +233,7 @@ def _carried(entry: _Measured, crossing: Feeds) -> Feeds:
         n_bytes += len(tensor.payload)
         raw_bytes += array.nbytes
         entry.is_carried |= is_carried
-        if array.dtype.kind == "f":
-            exact = array.astype(np.float64)
-            entry.signal += float(np.square(exact, where=np.isfinite(exact), out=np.zeros_like(exact)).sum())
-            gap = np.nan_to_num(exact - found, nan=0.0, posinf=0.0, neginf=0.0)
-            entry.noise += float(np.square(gap).sum())
+        entry.compare(array, found)
     entry.encode_s.append(encode_s)
     entry.decode_s.append(decode_s)
     entry.n_bytes.append(n_bytes)
@@ -218,13 +241,16 @@ def _carried(entry: _Measured, crossing: Feeds) -> Feeds:
     return decoded
 
 
-def _encoded(name: str, array: np.ndarray, codec: str) -> tuple[Tensor, bool]:
-    if codec != "none":
-        try:
-            return Tensor.of(name, array, codec), True
-        except TensorMismatch:
-            return Tensor.of(name, array), False
-    return Tensor.of(name, array), True
+def _passed(entry: _Measured, run: SplitRun, feeds: Feeds, crossing: Feeds, kept: Feeds) -> Passed:
+    """What comes through a split, its cost and its distance from what the cut's own head gives taken in."""
+    passed = run.passed(feeds, crossing, kept)
+    for name, array in crossing.items():
+        entry.compare(array, passed.arrived[name])
+    entry.encode_s.append(passed.encode_s)
+    entry.decode_s.append(passed.decode_s)
+    entry.n_bytes.append(passed.n_bytes)
+    entry.raw_bytes.append(sum(array.nbytes for array in crossing.values()))
+    return passed
 
 
 def _is_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> bool:

@@ -11,12 +11,13 @@ from hybrid.cli.gateway_choice import connected
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
 from hybrid.cli.signing_key import key_path
-from hybrid.errors import HybridError
+from hybrid.errors import HybridError, UnknownSplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hybrid.artifact.attachments import Attachment
+    from hybrid.artifact.splits import SplitFiles
     from hybrid.calibration.calibrate import Wish
     from hybrid.calibration.pixels import Pixels
     from hybrid.calibration.record import Calibration
@@ -57,7 +58,9 @@ PixelsOption = Annotated[
 Shape = Annotated[
     list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
 ]
-Codecs = Annotated[str, typer.Option("--codecs", help="Names with commas between them; all by default.")]
+Codecs = Annotated[
+    str, typer.Option("--codecs", help="Names with commas between them; all by default, and the splits.")
+]
 Cuts = Annotated[
     str, typer.Option("--cuts", help="Cut ids, and `input`, with commas between them; else those worth timing.")
 ]
@@ -109,7 +112,7 @@ def calibrate(
     private_key = _private_key(signer) if signer is not None else None
     given = open_model(model, gateway, token)
     wish = _wish(codecs, cuts, samples, seed, metric, output, tolerance, budget)
-    wish = replace(wish, again=again)
+    wish = replace(wish, again=again, splits=_splits(given, codecs))
     if push:
         with connected(gateway, token):
             pass  # said before the work, not after it
@@ -165,9 +168,11 @@ def _wish(
     budget: float,
 ) -> "Wish":
     from compression.codecs import catalog
+    from hybrid.artifact.splits import PREFIX
     from hybrid.calibration.calibrate import Wish
 
-    names = tuple(filter(None, (word.strip() for word in codecs.split(",")))) or tuple(catalog.CODECS)
+    words = tuple(filter(None, (word.strip() for word in codecs.split(","))))
+    names = tuple(word for word in words if not word.startswith(PREFIX)) if words else tuple(catalog.CODECS)
     for name in names:
         catalog.get(name)
     return Wish(
@@ -228,6 +233,22 @@ def _measured(
         note("no calibration was written; cuts that were finished are kept: the same command goes on from there")
         raise
     return measured
+
+
+def _splits(given: GivenModel, codecs: str) -> "tuple[SplitFiles, ...]":
+    """The splits of the artifact: all without a word on codecs, else those that are named."""
+    from hybrid.artifact.splits import PREFIX, splits_of
+
+    found = splits_of(given.artifact) if given.artifact is not None else ()
+    words = [word.strip() for word in codecs.split(",") if word.strip()]
+    named = [word for word in words if word.startswith(PREFIX)]
+    there = {split.codec for split in found}
+    strange = next((word for word in named if word not in there), None)
+    if strange is not None:
+        raise UnknownSplit(
+            f"{given.name} has no {strange!r}; its artifact has {', '.join(sorted(there)) or 'no splits'}"
+        )
+    return tuple(split for split in found if not words or split.codec in named)
 
 
 def _samples(given: GivenModel, data: Path, pixels: str | None, shape: list[str]) -> "Samples":

@@ -84,10 +84,21 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Cuts belong to a model and a shape key: another file or another input shape has other cuts.",
         "List the cuts with `hybrid plan MODEL` for the shapes that you use.",
     ),
+    "unknown_split": Explanation(
+        "The gateway does not hold the split by which the device wants to send, or holds other files under its name.",
+        "Another artifact with the same model was pushed there, or none with splits.",
+        "Push the artifact that the device has opened; sessions take other ways meanwhile.",
+    ),
     "placement_unavailable": Explanation(
         "A forced placement with fallback=False could not be had.",
         "No trusted gateway, a gateway without this model, or a cut whose head or tail cannot be built.",
         "Read the reason in the message; allow the fallback to get the device's own answer instead.",
+    ),
+    "data_unfit": Explanation(
+        "The samples or labels do not allow the judgement that was asked for.",
+        "There are too few to show so small a drop, a sample holds no numbers, the labels are not this model's, or its "
+        "outputs are the same whatever goes in.",
+        "Do what the message says: more samples, other labels, or a larger --max-drop.",
     ),
     "link": Explanation(
         "The way to the gateway failed.",

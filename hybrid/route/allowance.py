@@ -37,6 +37,10 @@ class Allowance:
             uplink_left_bytes=self._budget.left_bytes(monotonic()),
         )
 
+    def permitting(self) -> Constraints:
+        """The constraints that hold whatever the moment: what they refuse need not be measured."""
+        return self._constraints
+
     def spend(self, n_bytes: int) -> None:
         """Counts what was sent."""
         if self._budget is not None:

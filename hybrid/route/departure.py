@@ -11,6 +11,7 @@ from hybrid.errors import PlanError, TensorMismatch
 from hybrid.route.levels import Crossed, run_head
 from hybrid.route.way import Head, Rest, Way
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
+from hybrid.wire.split_coding import SplitCoder
 from hybrid.wire.tensor import Tensor
 
 COMPRESSED_REPLY_BYTES = 16 * 1024
@@ -27,6 +28,7 @@ class Headed:
         head_s: seconds of the head.
         rest: what goes on from it here; None where the device would begin anew.
         held: what that goes on from, as the head gave it: no codec has touched it.
+        coder: encodes what crosses, where a split of the artifact does; None where codecs do.
     """
 
     crossing: Crossed
@@ -34,6 +36,7 @@ class Headed:
     head_s: float
     rest: Rest | None = None
     held: Mapping[str, np.ndarray] = field(default_factory=dict)
+    coder: SplitCoder | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +73,7 @@ def headed(way: Way, feeds: Mapping[str, np.ndarray], wanted: Sequence[str]) -> 
     crossing, kept = run_head(head, feeds, way.prospect.codec, (*wanted, *rest.inputs) if rest is not None else wanted)
     head_s = perf_counter() - started_s
     held = {name: kept[name] if name in kept else feeds[name] for name in rest.inputs} if rest is not None else {}
-    return Headed(crossing=crossing, kept=kept, head_s=head_s, rest=rest, held=held)
+    return Headed(crossing=crossing, kept=kept, head_s=head_s, rest=rest, held=held, coder=head.coder)
 
 
 def gone_on(here: Headed, wanted: Sequence[str], run_options: object = None) -> list[np.ndarray]:
@@ -118,7 +121,7 @@ def outgoing(
     """
     started_s = perf_counter()
     prospect, kept = way.prospect, here.kept
-    tensors = encoded(here.crossing, prospect.codec)
+    tensors = encoded(here.crossing, prospect.codec, here.coder)
     encoded_s = perf_counter()
     compress_reply = prospect.codec != "none" and prospect.reply_bytes >= COMPRESSED_REPLY_BYTES
     request = InferRequest(
@@ -127,6 +130,7 @@ def outgoing(
         model_digest=model_digest,
         shape_key=shape_key,
         cut=prospect.cut,
+        split=here.coder.named if here.coder is not None else "",
         output_codec="lossless" if compress_reply else "none",
         deadline_s=deadline_s,
         hops=hops,
@@ -168,12 +172,19 @@ def computed_by(
     return {name: computed[name] if name in computed else feeds[name] for name in head.crossing}, computed
 
 
-def encoded(crossing: Crossed, codec: str) -> tuple[Tensor, ...]:
+def encoded(crossing: Crossed, codec: str, coder: SplitCoder | None = None) -> tuple[Tensor, ...]:
     """The crossing tensors; one that the codec cannot carry (a state beside an image) goes raw.
+
+    Args:
+        crossing: what crosses.
+        codec: how it is encoded.
+        coder: encodes it in place of the codec.
 
     Raises:
         TensorMismatch: levels of something that is not finite.
     """
+    if coder is not None:
+        return coder.encoded({name: array for name, array in crossing.items() if isinstance(array, np.ndarray)})
     return tuple(_encoded(name, array, codec) for name, array in crossing.items())
 
 

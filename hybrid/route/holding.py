@@ -15,6 +15,7 @@ class Holding:
         whole_s: seconds of the whole model there, None while it is not timed.
         tails: seconds of each tail by cut id, None where it is not timed; a cut that is missing does not exist there.
         codecs: names of those that it decodes; it is sent nothing else.
+        splits: digests of those splits of the model's artifacts by whose decoders it decodes too.
     """
 
     def __init__(
@@ -23,11 +24,13 @@ class Holding:
         whole_s: float | None,
         tails: dict[str, float | None],
         codecs: Collection[str],
+        splits: Collection[str] = (),
     ) -> None:
         self.client = client
         self.whole_s = whole_s
         self.tails = tails
         self.codecs = frozenset(codecs)
+        self.splits = frozenset(splits)
 
     def view(self, now_s: float) -> GatewayView | None:
         """What may be believed of it now; None while it is down or nothing may be sent there."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from devices.tflite_magic import is_tflite
 from hybrid.artifact.external_data import external_data
+from hybrid.artifact.splits import SplitFiles
 from hybrid.errors import EngineFailed
 from hybrid.partition.cut import Cut, Side
 from hybrid.partition.prepared import Prepared
@@ -26,7 +27,7 @@ from hybrid.route.route import Route
 from hybrid.route.way import Crossing, Head, Rest
 from hybrid.scouting.background import N_RUNS, BackgroundEngine
 from hybrid.scouting.memory import give_back_unused
-from hybrid.scouting.opening import lacks_levels, opened_head, opened_rest
+from hybrid.scouting.opening import lacks_levels, opened_head, opened_rest, opened_split
 from hybrid.scouting.sameness import TOLERANCE_RATIO, distance
 
 log = logging.getLogger("hybrid.session")
@@ -47,6 +48,9 @@ GAIN_RATIO: Final = 0.05
 Wanted = Mapping[str, np.ndarray]
 """The whole model's outputs by name."""
 
+Pieces = Mapping[tuple[str, str], int]
+"""Bytes of what is open, by what it is (`head`, `encoder`, `tail`) and of which cut or split."""
+
 
 class OpenHeads:
     """The heads and rests of one session's routes under one budget a route.
@@ -65,9 +69,9 @@ class OpenHeads:
         self._ratio = _ratio()
         self._has_moved = False
 
-    def obstacle(self, prepared: Prepared, cut: Cut) -> str:
-        """Why this head may not be open at all, or an empty string."""
-        n_bytes, most_bytes = self._n_bytes(prepared, cut.id), self.budget_bytes(prepared)
+    def obstacle(self, prepared: Prepared, cut: Cut, split: SplitFiles | None = None) -> str:
+        """Why this head, of the cut or of a split there, may not be open at all, or an empty string."""
+        n_bytes, most_bytes = sum(self._pieces(prepared, cut, split).values()), self.budget_bytes(prepared)
         if n_bytes <= most_bytes:
             return ""
         return (
@@ -86,40 +90,47 @@ class OpenHeads:
         Returns:
             Whether the head of another crossing was closed for it: requests must not be sent that way any more.
         """
-        cut, codecs = crossing.cut, [way.prospect.codec for way in crossing.ways]
-        if cut is None or not lacks_levels(crossing.head, codecs):
+        cut, split = crossing.cut, crossing.split
+        if cut is None or not _lacks_head(crossing, crossing.head):
             return False
         for other in worst_first:
-            same = other.cut is not None and other.cut.id == cut.id
-            if same and other.head is not None and not lacks_levels(other.head, codecs):
+            if other.place[1:] == crossing.place[1:] and not _lacks_head(crossing, other.head):
                 crossing.head = other.head
                 return False
-        left_bytes = self.budget_bytes(prepared) - self._n_bytes(prepared, cut.id)
         others = [other for other in worst_first if other is not crossing and other.head is not None]
+        own = next((other.head for other in others if other.head_id == crossing.head_id), None)
+        left_bytes = self.budget_bytes(prepared) - sum(self._pieces(prepared, cut, split).values())
         for other in others:
             if self._held_bytes(prepared, others) > left_bytes:
                 close_rest(other)
         closed = False
         for other in others:
-            if self._held_bytes(prepared, others) > left_bytes or len(_open_cuts(others)) >= MOST_HEADS:
+            n_heads = len({known.head_id for known in others if known.head is not None})
+            is_full = n_heads >= MOST_HEADS and (split is None or own is None)
+            if self._held_bytes(prepared, others) > left_bytes or is_full:
                 close(other)
                 closed = True
-        crossing.head = opened_head(self._device, prepared, cut, codecs)
+        if split is not None:
+            crossing.head = opened_split(self._device, prepared, cut, split, own)
+        elif own is not None and not _lacks_head(crossing, own):
+            crossing.head = replace(own, coder=None)
+        else:
+            crossing.head = opened_head(self._device, prepared, cut, [way.prospect.codec for way in crossing.ways])
         self._has_moved = True
         return closed
 
     def fitting(self, prepared: Prepared, best_first: Iterable[Crossing]) -> list[Crossing]:
         """The crossings whose heads may stay open, the best ones first."""
-        left_bytes = self.budget_bytes(prepared)
+        most_bytes = self.budget_bytes(prepared)
         kept: list[Crossing] = []
-        held: set[str] = set()
+        held: dict[tuple[str, str], int] = {}
         for crossing in best_first:
             if crossing.cut is None or crossing.head is None:
                 continue
-            n_bytes = 0 if crossing.cut.id in held else self._n_bytes(prepared, crossing.cut.id)
-            if not kept or crossing.cut.id in held or (n_bytes <= left_bytes and len(held) < MOST_HEADS):
-                left_bytes -= n_bytes
-                held.add(crossing.cut.id)
+            wanted = held | self._pieces(prepared, crossing.cut, crossing.split)
+            n_heads = len({crossing.head_id, *(other.head_id for other in kept)})
+            if not kept or wanted == held or (sum(wanted.values()) <= most_bytes and n_heads <= MOST_HEADS):
+                held = wanted
                 kept.append(crossing)
         return kept
 
@@ -132,12 +143,11 @@ class OpenHeads:
             outputs: names of all outputs of the whole model.
             best_first: crossings with open heads.
         """
-        heads = {crossing.cut.id for crossing in best_first if crossing.cut is not None}
-        left_bytes = self.budget_bytes(prepared) - sum(self._n_bytes(prepared, cut_id) for cut_id in heads)
+        left_bytes = self.budget_bytes(prepared) - sum(self._open_pieces(prepared, best_first).values())
         rests: dict[str, Rest | None] = {}
         for crossing in best_first:
-            if crossing.cut is None:
-                continue
+            if crossing.cut is None or not crossing.has_own_head:
+                continue  # another head's activation is no place to go on from: the answer would not be the model's
             cut_id = crossing.cut.id
             if cut_id not in rests:
                 n_bytes = self._n_bytes(prepared, cut_id, "tail")
@@ -192,10 +202,26 @@ class OpenHeads:
         return max(LEAST_BYTES, int(self._ratio * whole_bytes) + min(self._given_back_bytes, whole_bytes))
 
     def _held_bytes(self, prepared: Prepared, crossings: Iterable[Crossing]) -> int:
-        cuts = _open_cuts(crossings)
         rests = {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.rest is not None}
-        heads_bytes = sum(self._n_bytes(prepared, cut_id) for cut_id in cuts)
+        heads_bytes = sum(self._open_pieces(prepared, crossings).values())
         return heads_bytes + sum(self._n_bytes(prepared, cut_id, "tail") for cut_id in rests)
+
+    def _open_pieces(self, prepared: Prepared, crossings: Iterable[Crossing]) -> Pieces:
+        """Heads and encoders that are open."""
+        pieces: dict[tuple[str, str], int] = {}
+        for crossing in crossings:
+            if crossing.cut is not None and crossing.head is not None:
+                pieces |= self._pieces(prepared, crossing.cut, crossing.split)
+        return pieces
+
+    def _pieces(self, prepared: Prepared, cut: Cut, split: SplitFiles | None) -> dict[tuple[str, str], int]:
+        """What is open on this device of a cut, or of a split there."""
+        if split is None:
+            return {("head", cut.id): self._n_bytes(prepared, cut.id)}
+        pieces: dict[tuple[str, str], int] = {("encoder", split.digest): split.n_bytes("encoder", "prior")}
+        if "head" in split.files:
+            return pieces | {("head", split.digest): split.n_bytes("head")}
+        return pieces | {("head", cut.id): self._n_bytes(prepared, cut.id)}
 
     def _n_bytes(self, prepared: Prepared, cut_id: str, side: Side = "head") -> int:
         """Weights of a head or tail, or of the whole model without a cut."""
@@ -212,9 +238,11 @@ class OpenHeads:
         return self._sizes[key]
 
 
-def _open_cuts(crossings: Iterable[Crossing]) -> set[str]:
-    """Ids of the cuts whose heads are open."""
-    return {crossing.cut.id for crossing in crossings if crossing.cut is not None and crossing.head is not None}
+def _lacks_head(crossing: Crossing, head: Head | None) -> bool:
+    """Whether a head that is open would not do for a crossing."""
+    if crossing.split is not None:
+        return head is None
+    return lacks_levels(head, [way.prospect.codec for way in crossing.ways])
 
 
 def put_rest(crossing: Crossing, rest: Rest | None) -> None:

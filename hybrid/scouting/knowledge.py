@@ -117,11 +117,11 @@ class Knowledge:
         """The lossy codecs that a trusted calibration knows at a cut (empty: the input cut)."""
         return self._finder.codecs(shape_key.text, cut_id)
 
-    def drop(self, shape_key: ShapeKey, cut_id: str, codec: str) -> float | None:
-        """The accuracy drop to count with, None where nobody trusted says."""
-        return self._finder.drop(shape_key.text, cut_id, codec)
+    def drop(self, shape_key: ShapeKey, cut_id: str, codec: str, split: str = "") -> float | None:
+        """The accuracy drop to count with, None where nobody trusted says; `split` is the digest of a split's codec."""
+        return self._finder.drop(shape_key.text, cut_id, codec, split)
 
-    def bytes_ratio(self, shape_key: ShapeKey, cut_id: str, codec: str) -> float:
+    def bytes_ratio(self, shape_key: ShapeKey, cut_id: str, codec: str, split: str = "") -> float:
         """Encoded over raw bytes, as the calibration's samples had them; 1 where none says."""
-        permit = self._finder.permit(shape_key.text, cut_id, codec)
+        permit = self._finder.permit(shape_key.text, cut_id, codec, split)
         return permit.cell.n_bytes / permit.cell.raw_bytes if permit is not None and permit.cell.raw_bytes else 1.0

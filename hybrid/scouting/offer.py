@@ -20,12 +20,13 @@ class Tail(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A gateway's answer to `POST /v2/hybrid/prepare`."""
+    """A gateway's answer to `POST /v2/hybrid/prepare`; `splits` are digests of those whose decoders it holds."""
 
     state: Literal["ready", "preparing", "unknown"]
     cuts: tuple[Tail, ...] = ()
     whole_s: float | None = None
     codecs: tuple[str, ...] = FIRST_CODECS
+    splits: tuple[str, ...] = ()
 
 
 def ask(client: GatewayClient, model_digest: str, shape_key: str) -> Offer:

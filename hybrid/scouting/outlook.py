@@ -53,7 +53,9 @@ def hope_s(route: Route, crossing: Crossing, constraints: Constraints, head_s: f
 
 
 def exact_way(crossing: Crossing) -> Way:
-    """The lightest way that gives every bit back, for comparing: a lossy codec is meant to differ."""
+    """The lightest way that gives every bit back, for comparing: a lossy codec is meant to differ. A split has one."""
+    if crossing.split is not None:
+        return crossing.ways[0]
     exact = [way for way in crossing.ways if way.prospect.codec in LOSSLESS]
     if exact:
         return min(exact, key=lambda way: way.prospect.bytes_up)

@@ -302,7 +302,8 @@ class Preparation:
         if offer.state != "ready":
             route.note = "the gateway is preparing this model and shape"
             return None
-        return Holding(client, offer.whole_s, {tail.id: tail.tail_s for tail in offer.cuts}, offer.codecs)
+        tails = {tail.id: tail.tail_s for tail in offer.cuts}
+        return Holding(client, offer.whole_s, tails, offer.codecs, offer.splits)
 
 
 def _uplinks_bps(route: Route) -> dict[str, float]:

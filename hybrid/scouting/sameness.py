@@ -1,6 +1,6 @@
 """How far two results are from one another."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,17 @@ TOLERANCE_RATIO = 1e-4
 def distance(found: Iterable[np.ndarray], wanted: Iterable[np.ndarray]) -> float:
     """The largest `distance_ratio` of all outputs."""
     return max((distance_ratio(one, other) for one, other in zip(found, wanted, strict=True)), default=0.0)
+
+
+def is_alike(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> bool:
+    """Whether results have the wanted ones' shapes and datatypes, and finite numbers where those have them."""
+    return len(found) == len(wanted) and all(map(_has_form, found, wanted))
+
+
+def _has_form(found: np.ndarray, wanted: np.ndarray) -> bool:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return False
+    return wanted.dtype.kind != "f" or bool((np.isfinite(found) | ~np.isfinite(wanted)).all())
 
 
 def distance_ratio(found: np.ndarray, wanted: np.ndarray) -> float:

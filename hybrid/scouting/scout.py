@@ -6,26 +6,28 @@ from time import monotonic, perf_counter
 
 import numpy as np
 
+from hybrid.artifact.splits import PREFIX
 from hybrid.errors import RefusedError, UnknownCut, Warming
-from hybrid.partition.cut import Cut
 from hybrid.partition.prepared import Prepared
 from hybrid.profile.record import Timing
-from hybrid.route.allowance import LOSSLESS, Allowance
+from hybrid.route.allowance import Allowance
 from hybrid.route.departure import assembled, encoded, headed, outgoing
 from hybrid.route.holding import is_gateways_fault
 from hybrid.route.levels import Crossed, as_levels
 from hybrid.route.route import Route
-from hybrid.route.way import MOST_REFUSALS, Crossing, Head, Way
+from hybrid.route.way import MOST_REFUSALS, Crossing, Way
 from hybrid.schedule.beliefs import Decision
 from hybrid.schedule.options import Options
-from hybrid.schedule.prospect import Prospect, refusal
+from hybrid.schedule.prospect import refusal
 from hybrid.scouting.background import N_RUNS, BackgroundEngine
-from hybrid.scouting.exact_codecs import exact_codecs
 from hybrid.scouting.heads import OpenHeads, close
 from hybrid.scouting.knowledge import Knowledge
-from hybrid.scouting.outlook import UNKNOWN_S, best_s, exact_way, forbid, hope_s
-from hybrid.scouting.sameness import TOLERANCE_RATIO, distance
+from hybrid.scouting.outlook import UNKNOWN_S, best_s, exact_way, forbid
+from hybrid.scouting.sameness import TOLERANCE_RATIO, distance, is_alike
+from hybrid.scouting.splits import Splits
+from hybrid.scouting.way_making import WayMaker
 from hybrid.wire.message import InferResponse
+from hybrid.wire.split_coding import SplitCoder
 
 log = logging.getLogger("hybrid.session")
 
@@ -51,6 +53,7 @@ class Scout:
         model_digest: digest of the model.
         outputs: names of all outputs of the whole model.
         knowledge: what is known of the model before anything is measured.
+        splits: those of the model's artifact.
         heads: what stays open beside the whole model.
     """
 
@@ -63,10 +66,12 @@ class Scout:
         model_digest: str,
         outputs: tuple[str, ...],
         knowledge: Knowledge,
+        splits: Splits,
         heads: OpenHeads,
     ) -> None:
         self._options = options
         self._knowledge = knowledge
+        self._maker = WayMaker(options, allowance, knowledge, splits)
         self._allowance = allowance
         self._model_digest = model_digest
         self._outputs = outputs
@@ -83,13 +88,12 @@ class Scout:
         self._n_unanswered = 0
         if not self._refer(route):
             return False
+        self._ask(route)
         try:
-            cuts = self._cuts(prepared)
+            crossings = self._maker.crossings(route, prepared)
         except UnknownCut as exc:
             route.note = str(exc)
             return True
-        self._ask(route)
-        crossings = self._known_or_new(route, cuts)
         measured = [crossing for crossing in crossings if self._measure(route, crossing, crossings, prepared)]
         constraints = self._allowance.constraints()
         measured.sort(key=lambda crossing: best_s(route, crossing, constraints))
@@ -143,6 +147,8 @@ class Scout:
         said = next((why for way in ways if (why := refusal(way.prospect, constraints))), "")
         if not crossings and self._options.codec != "auto":
             said = f"no gateway that holds the model decodes the codec {self._options.codec!r}, or has this cut"
+            if self._options.codec.startswith(PREFIX):
+                said = f"{self._options.codec} is not in the model's artifact for this cut, or at no gateway"
         if not said and self._options.kind == "split" and prepared is not None:
             said = prepared.table.note or ""
         return said or "no remote way could be verified yet"
@@ -170,89 +176,20 @@ class Scout:
                 route.scheduler.observe_local(taken_s, monotonic())
         return True
 
-    # -- which crossings there are
-
-    def _cuts(self, prepared: Prepared | None) -> list[Cut | None]:
-        """The cuts to consider, None standing for the input cut, which needs no head."""
-        inputs: list[Cut | None] = [None] if self._options.kind in ("auto", "offload") else []
-        if prepared is None:
-            return inputs
-        if self._options.forced_cut:
-            return [prepared.table.get(self._options.forced_cut)]
-        pareto = [cut for cut in prepared.table.interior if cut.id in prepared.table.pareto]
-        if self._options.kind == "split" and not pareto:
-            # No cut is worth it, but one is wanted: those with the fewest bytes.
-            pareto = sorted((cut for cut in prepared.table.interior if cut.sized), key=lambda cut: cut.n_bytes)[:3]
-        return [*inputs, *pareto]
-
-    def _known_or_new(self, route: Route, cuts: list[Cut | None]) -> list[Crossing]:
-        """One crossing for each gateway and cut that both sides have, keeping those that are there."""
-        known = {(crossing.holding, crossing.cut): crossing for crossing in route.crossings}
-        crossings = [
-            self._with_ways(route, known.get((holding, cut)) or Crossing(holding, cut))
-            for holding in route.holdings
-            for cut in cuts
-            if (cut is None or cut.id in holding.tails) and self._options.codec in {"auto", *holding.codecs}
-        ]
-        return sorted(crossings, key=lambda crossing: (crossing.cut is not None, self._hope_s(route, crossing)))
-
-    def _hope_s(self, route: Route, crossing: Crossing) -> float:
-        cut, shape_key = crossing.cut, route.shape_key
-        head_s = self._knowledge.expected_head_s(shape_key, cut.id, route.local_s) if cut is not None else 0.0
-        return hope_s(route, crossing, self._allowance.constraints(), head_s)
-
-    def _with_ways(self, route: Route, crossing: Crossing) -> Crossing:
-        """The crossing with a way for each codec: lossless ones, and lossy ones that are forced or calibrated."""
-        cut_id, shape_key, holding = crossing.cut.id if crossing.cut else "", route.shape_key, crossing.holding
-        codecs: tuple[str, ...] = (self._options.codec,)
-        there = {way.prospect.codec: way for way in crossing.ways}
-        if self._options.codec == "auto":
-            fed = (route.sample or {}) if crossing.cut is None else {}
-            exact = tuple(codec for codec in there if codec in LOSSLESS) or exact_codecs(fed)
-            codecs = (*exact, *self._knowledge.codecs(shape_key, cut_id))
-        for codec in (codec for codec in codecs if codec in holding.codecs):
-            drop = 0.0 if codec in LOSSLESS else self._knowledge.drop(shape_key, cut_id, codec)
-            if codec in there:
-                there[codec].prospect = replace(there[codec].prospect, accuracy_drop=drop)
-                continue
-            ratio = self._knowledge.bytes_ratio(shape_key, cut_id, codec)
-            crossing.ways.append(Way(self._prospect(route, crossing, codec, drop, ratio), crossing))
-            crossing.is_timed = False
-        return crossing
-
-    def _prospect(
-        self, route: Route, crossing: Crossing, codec: str, drop: float | None, bytes_ratio: float
-    ) -> Prospect:
-        """What is known of a way before it is measured."""
-        cut, holding, sample = crossing.cut, crossing.holding, route.sample or {}
-        raw_bytes = cut.n_bytes if cut else sum(array.nbytes for array in sample.values())
-        reply_bytes = cut.reply_bytes if cut else sum(output.nbytes for output in route.reference or ())
-        return Prospect(
-            placement="split" if cut else "offload",
-            cut=cut.id if cut else "",
-            codec=codec,
-            gateway=holding.client.url,
-            head_s=None if cut else 0.0,
-            bytes_up=int(raw_bytes * bytes_ratio),
-            bytes_down=reply_bytes,
-            reply_bytes=reply_bytes,
-            tail_s=holding.tails.get(cut.id) if cut else holding.whole_s,
-            accuracy_drop=drop,
-            raw_input=cut is None or any(tensor.name in sample for tensor in cut.tensors),
-        )
-
     # -- what each costs
 
     def _measure(self, route: Route, crossing: Crossing, crossings: list[Crossing], prepared: Prepared | None) -> bool:
         """Times the head and each encoding, once; False for a crossing that cannot win now, or cannot run here."""
         if crossing.refusals >= MOST_REFUSALS:
             return False
+        if crossing.split is not None and refusal(crossing.ways[0].prospect, self._allowance.permitting()):
+            return False
         if crossing.cut is not None and crossing.head is None:
-            obstacle = self._heads.obstacle(prepared, crossing.cut) if prepared is not None else ""
+            obstacle = self._heads.obstacle(prepared, crossing.cut, crossing.split) if prepared is not None else ""
             if obstacle and self._options.kind == "auto":
                 forbid(crossing, obstacle)
                 return False
-            known_s, hoped_s = self._best_known_s(route, crossings), self._hope_s(route, crossing)
+            known_s, hoped_s = self._best_known_s(route, crossings), self._maker.hope_s(route, crossing)
             if HOPE_RATIO * hoped_s > known_s:
                 reason = f"cannot win: about {1e3 * hoped_s:.0f} ms expected where {1e3 * known_s:.0f} are to be had"
                 forbid(crossing, reason)
@@ -294,23 +231,31 @@ class Scout:
         if crossing.is_timed:
             return
         arrays, head_s = route.sample or {}, 0.0
+        coder = None
         if crossing.head is not None:
-            arrays, head_s = self._head(route, crossing.head, crossing.cut.id if crossing.cut else "")
+            arrays, head_s = self._head(route, crossing)
+            coder = crossing.head.coder
         for way in crossing.ways:
             # The first encoding of a process loads the codec's library: the second one tells what a request pays.
             going = as_levels(crossing.head, arrays, way.prospect.codec)
-            encode_s, bytes_up = min(_encoding(going, way.prospect.codec) for _ in range(2))
+            with self._device.in_engine:  # an encoder may run in it
+                encode_s, bytes_up = min(_encoding(going, way.prospect.codec, coder) for _ in range(2))
             way.prospect = replace(way.prospect, head_s=head_s, encode_s=encode_s, bytes_up=bytes_up)
         crossing.is_timed = True
 
-    def _head(self, route: Route, head: Head, cut_id: str) -> tuple[dict[str, np.ndarray], float]:
+    def _head(self, route: Route, crossing: Crossing) -> tuple[dict[str, np.ndarray], float]:
         """What crosses, and the head's seconds: as this machine measured them before, else as they are now."""
-        known = self._knowledge.own_head(route.shape_key, cut_id)
-        arrays, seconds = self._device.timed_head(head, route.sample or {}, n_runs=0 if known is not None else N_RUNS)
+        assert crossing.head is not None
+        assert crossing.cut is not None
+        cut_id, is_own = crossing.cut.id, crossing.has_own_head  # profiles are of cuts' own heads
+        known = self._knowledge.own_head(route.shape_key, cut_id) if is_own else None
+        n_runs = 0 if known is not None else N_RUNS
+        arrays, seconds = self._device.timed_head(crossing.head, route.sample or {}, n_runs=n_runs)
         if known is None:
             # Profiled as if the device had its usual speed.
             known = Timing.of([taken_s / route.device_speed_ratio for taken_s in seconds])
-            self._knowledge.note_head(route.shape_key, cut_id, known)
+            if is_own:
+                self._knowledge.note_head(route.shape_key, cut_id, known)
         return arrays, known.low_s
 
     # -- whether it is right
@@ -324,27 +269,40 @@ class Scout:
             self._n_unanswered += 1
             return
         try:
-            response, difference = self._composed(route, way)
+            response, outputs = self._composed(route, way)
         except Exception as exc:  # noqa: BLE001  (the gateway's errors, or the head's engine's own)
             self._failed(route, crossing, exc)
             return
         route.scheduler.observe_remote(
             SHADOW, way.prospect, 0.0, queue_s=response.queue_s, tail_s=response.compute_s, now_s=monotonic()
         )
+        is_learned = crossing.split is not None and crossing.split.is_learned  # its decoder is in no tail's seconds
         for sibling in crossing.ways:
-            tail_s = response.compute_s if sibling.prospect.tail_s is None else sibling.prospect.tail_s
-            sibling.prospect = replace(sibling.prospect, tail_s=tail_s)
+            known_s = None if is_learned else sibling.prospect.tail_s
+            sibling.prospect = replace(sibling.prospect, tail_s=response.compute_s if known_s is None else known_s)
         bytes_down = sum(len(tensor.payload) for tensor in response.outputs)
         way.prospect = replace(way.prospect, bytes_down=bytes_down)
+        self._compare(crossing, outputs, route.reference or [])
+
+    def _compare(self, crossing: Crossing, outputs: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+        """Takes a crossing whose outputs are the whole model's, or where they are meant to differ have its form."""
+        difference, cut_id = distance(outputs, wanted), crossing.cut.id if crossing.cut is not None else "input"
+        if crossing.split is not None:
+            crossing.verified = is_alike(outputs, wanted)
+            log.info("split.tried id=%s cut=%s difference=%.1e", crossing.split.id, cut_id, difference)
+            if not crossing.verified:
+                crossing.refusals = MOST_REFUSALS
+                forbid(crossing, "its outputs have not the form of the whole model's, or hold no numbers")
+            return
         crossing.verified = difference <= TOLERANCE_RATIO
         if not crossing.verified:
             limit = f"of its largest value (limit {TOLERANCE_RATIO:.0e})"
             crossing.refusals = MOST_REFUSALS
             forbid(crossing, f"differs from the whole model by {difference:.1e} {limit}")
-            log.warning("crossing.rejected cut=%s difference=%.1e", way.prospect.cut or "input", difference)
+            log.warning("crossing.rejected cut=%s difference=%.1e", cut_id, difference)
 
-    def _composed(self, route: Route, way: Way) -> tuple[InferResponse, float]:
-        """The gateway's reply to the sample, and how far head and tail together are from the whole."""
+    def _composed(self, route: Route, way: Way) -> tuple[InferResponse, list[np.ndarray]]:
+        """The gateway's reply to the sample, and what head and tail gave together."""
         with self._device.in_engine:
             sent = outgoing(
                 way,
@@ -359,8 +317,7 @@ class Scout:
         way.holding.client.standing.breaker.sent(monotonic())
         future = way.holding.client.infer(sent.request, stall_s=TRIAL_STALL_S, timeout_s=TRIAL_TIMEOUT_S)
         response = future.result(timeout=TRIAL_TIMEOUT_S + 1)
-        outputs = assembled(sent, response)
-        return response, distance(outputs, route.reference or ())
+        return response, assembled(sent, response)
 
     def _failed(self, route: Route, crossing: Crossing, exc: Exception) -> None:
         """Counts against the gateway what is the gateway's, and against the crossing what is its own."""
@@ -377,8 +334,8 @@ class Scout:
             forbid(crossing, f"refused: {code}: {exc}")
 
 
-def _encoding(arrays: Crossed, codec: str) -> tuple[float, int]:
+def _encoding(arrays: Crossed, codec: str, coder: SplitCoder | None) -> tuple[float, int]:
     """Seconds and bytes of encoding what crosses."""
     before_s = perf_counter()
-    tensors = encoded(arrays, codec)
+    tensors = encoded(arrays, codec, coder)
     return perf_counter() - before_s, sum(len(tensor.payload) for tensor in tensors)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from weakref import WeakSet
 
 from hybrid.artifact.cache import cache_dir
+from hybrid.artifact.splits import PREFIX
 from hybrid.profile.machine import this_setting
 from hybrid.profile.store import ProfileStore
 from hybrid.route.allowance import Allowance
@@ -22,6 +23,7 @@ from hybrid.scouting.knowledge import Knowledge
 from hybrid.scouting.memory import give_back_unused
 from hybrid.scouting.preparation import Preparation
 from hybrid.scouting.scout import Scout
+from hybrid.scouting.splits import Splits, splits_beside
 from hybrid.scouting.variants import Variants
 from hybrid.session.device import Device
 from hybrid.session.pushing import Pusher
@@ -144,6 +146,7 @@ def connect(
             model_digest=digest,
             outputs=declared.outputs,
             knowledge=_knowledge(source, engine, settings, digest),
+            splits=Splits(splits_beside(source.path, digest), options),
             heads=OpenHeads(background, given_back_bytes),
         ),
         variants=lambda digest: Variants(
@@ -162,7 +165,7 @@ def connect(
 
 
 def _require_known(codec: str) -> None:
-    if codec not in ("auto", "none"):
+    if codec not in ("auto", "none") and not codec.startswith(PREFIX):  # splits are known with the model's artifact
         from compression.codecs import catalog  # loads zstandard and PIL
 
         catalog.get(codec)

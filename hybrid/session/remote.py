@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.errors import DigestMismatch, EngineFailed, GatewayStalled, HybridError, NotFound, PlanError, UnknownCut
+from hybrid.errors import (
+    DigestMismatch,
+    EngineFailed,
+    GatewayStalled,
+    HybridError,
+    NotFound,
+    PlanError,
+    UnknownCut,
+    UnknownSplit,
+)
 from hybrid.route.allowance import Allowance
 from hybrid.route.departure import Headed, Outgoing, gone_on, headed, outgoing
 from hybrid.route.feeds import Declared, Shapes
@@ -325,7 +334,7 @@ class Remote:
         if sent is not None:
             trip.bytes_up += sent.bytes_up
             trip.wasted_s += sent.head_s + sent.encode_s
-        if isinstance(exc, DigestMismatch | UnknownCut | NotFound):
+        if isinstance(exc, DigestMismatch | UnknownCut | UnknownSplit | NotFound):
             route.drop(way.holding)
             self._preparation.wake()
         elif is_gateways_fault(exc):

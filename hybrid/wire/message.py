@@ -16,7 +16,7 @@ Parameter = str | bool | int | float
 Buffer = bytes | memoryview
 Message = TypeVar("Message", "InferRequest", "InferResponse")
 
-_REQUEST_TEXTS: Final = ("model_name", "model_version", "model_digest", "shape_key", "cut", "traceparent")
+_REQUEST_TEXTS: Final = ("model_name", "model_version", "model_digest", "shape_key", "cut", "split", "traceparent")
 _RESPONSE_SECONDS: Final = ("hybrid_receive_s", "hybrid_queue_s", "hybrid_compute_s")
 
 ENCODED_SLACK_BYTES: Final = 4096
@@ -43,6 +43,7 @@ class InferRequest:
         model_digest: the model, when asked for by content.
         shape_key: canonical text of the input shapes.
         cut: cut id; empty means that the inputs are the whole model's.
+        split: digest of the split by whose decoder the inputs are to be decoded; empty where by none.
         output_codec: codec for the response's tensors.
         deadline_s: seconds left when this was sent; None without a deadline.
         traceparent: W3C trace context.
@@ -57,6 +58,7 @@ class InferRequest:
     model_digest: str = ""
     shape_key: str = ""
     cut: str = ""
+    split: str = ""
     output_codec: str = RAW
     deadline_s: float | None = None
     traceparent: str = ""

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from math import prod
 from time import perf_counter
 
+import msgspec
 import numpy as np
 
 from compression.tensor import datatype_of
 from hybrid.errors import BadMessage, DeadlinePassed, DigestMismatch, HybridError, NotFound, TensorMismatch, TooLarge
 from hybrid.graph.shape_key import ShapeKey
+from hybrid.partition.cut import Cut
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.computing import Asked, Compute, ComputeHere
 from hybrid.serving.engines.executor import Computed, Executor
@@ -19,6 +21,7 @@ from hybrid.serving.engines.session import EngineSession
 from hybrid.serving.engines.statistics import StatisticsBoard
 from hybrid.serving.rest.classification import classify
 from hybrid.serving.split.decode import OFF_LOOP_BYTES, decoded, feeds_of, work_bytes
+from hybrid.serving.split.decoders import Decoders, is_split
 from hybrid.serving.split.tail_shelf import PreparedReply, TailShelf
 from hybrid.wire.limits import Limits
 from hybrid.wire.message import InferRequest, InferResponse, OutputRequest
@@ -38,6 +41,7 @@ class SplitService:
         statistics: counters by model version.
         bodies: memory of all requests, what they decode to included.
         compute: computes them; None: the executor does.
+        decoders: of the splits of artifacts; None for none.
 
     Attributes:
         n_active: requests between their message and their answer.
@@ -52,10 +56,12 @@ class SplitService:
         bodies: BodyBudget | None = None,
         *,
         compute: Compute | None = None,
+        decoders: Decoders | None = None,
     ) -> None:
         self._compute = compute or ComputeHere(executor)
         self._executor = executor
         self._bodies = bodies or BodyBudget()
+        self._decoders = decoders or Decoders(executor)
         self._models = models
         self._shelf = shelf
         self._statistics = statistics
@@ -73,6 +79,7 @@ class SplitService:
             NotFound: no such model here, or it is not loaded.
             DigestMismatch: the name's model has another digest.
             UnknownCut: the cut is not in this gateway's table.
+            UnknownSplit: no artifact here has the split by which it was encoded.
             Warming: the tail is not ready yet.
             TooLarge: inputs of the shape key would not fit a message.
             DeadlinePassed, Overloaded, TensorMismatch, EngineFailed.
@@ -86,8 +93,8 @@ class SplitService:
                 raise DeadlinePassed("the deadline passed while the request was on its way; allow more time")
             async with asyncio.timeout(None if deadline_s is None else deadline_s - started_s):
                 model = await self._model(request)
-                session = await self._session(model, request)
-                response, computed = await self._answer(model, session, request, deadline_s)
+                session, cut = await self._session(model, request)
+                response, computed = await self._answer(model, session, request, deadline_s, cut)
         except HybridError:  # DeadlinePassed among them, which is a TimeoutError too
             self._count_failure(model, started_s)
             raise
@@ -130,7 +137,10 @@ class SplitService:
             model = await self._models.by_digest(model_digest)
         except NotFound:
             return PreparedReply(state="unknown")
-        return self._shelf.reply(model, key)
+        reply = self._shelf.reply(model, key)
+        if reply.state != "unknown":
+            reply = msgspec.structs.replace(reply, splits=await self._decoders.offered(model_digest, key.text))
+        return reply
 
     async def _model(self, request: InferRequest) -> ServedModel:
         if request.model_digest:
@@ -147,20 +157,51 @@ class SplitService:
             raise BadMessage("the request names no model; give hybrid_model_digest or hybrid_model_name")
         return (await self._models.open(request.model_name, request.model_version)).model
 
-    async def _session(self, model: ServedModel, request: InferRequest) -> EngineSession:
+    async def _session(self, model: ServedModel, request: InferRequest) -> tuple[EngineSession, Cut | None]:
         if not request.cut:
-            return await self._executor.open_whole(model)
+            return await self._executor.open_whole(model), None
         session, cut = self._shelf.tail(model, self._key(request.shape_key), request.cut)
-        return session if cut.kind == "interior" else await self._executor.open_whole(model)
+        return session if cut.kind == "interior" else await self._executor.open_whole(model), cut
 
     async def _answer(
-        self, model: ServedModel, session: EngineSession, request: InferRequest, deadline_s: float | None
+        self,
+        model: ServedModel,
+        session: EngineSession,
+        request: InferRequest,
+        deadline_s: float | None,
+        cut: Cut | None,
     ) -> tuple[InferResponse, Computed]:
         n_bytes = work_bytes(session, request)
+        if request.split and cut is not None and any(map(is_split, request.inputs)):
+            return await self._answer_split(model, session, request, deadline_s, cut=cut, n_bytes=n_bytes)
         if n_bytes <= OFF_LOOP_BYTES:
             return await self._computed(model, session, request, feeds_of(request), deadline_s)
         async with decoded(request, n_bytes, self._bodies) as feeds:
             return await self._computed(model, session, request, feeds, deadline_s)
+
+    async def _answer_split(
+        self,
+        model: ServedModel,
+        session: EngineSession,
+        request: InferRequest,
+        deadline_s: float | None,
+        *,
+        cut: Cut,
+        n_bytes: int,
+    ) -> tuple[InferResponse, Computed]:
+        """The same where what crosses goes through a decoder first, whose seconds count with the tail's."""
+        if len(request.inputs) != 1:
+            raise TensorMismatch(f"{len(request.inputs)} tensors come by a split, which encodes one")
+        (tensor,) = request.inputs
+        self._bodies.take(n_bytes)
+        try:
+            found = await self._decoders.decode(request, tensor, cut, deadline_s)
+            feeds = {tensor.spec.name: found.array}
+            response, computed = await self._computed(model, session, request, feeds, deadline_s)
+        finally:
+            self._bodies.give(n_bytes)
+        queue_s, compute_s = computed.queue_s + found.queue_s, computed.compute_s + found.compute_s
+        return response, computed._replace(queue_s=queue_s, compute_s=compute_s)
 
     async def _computed(
         self,

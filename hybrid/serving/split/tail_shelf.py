@@ -62,6 +62,7 @@ class PreparedReply(msgspec.Struct, frozen=True, kw_only=True):
         cuts: every cut of this gateway's table that has a tail.
         whole_s: seconds of the whole model.
         codecs: names of those that this gateway decodes.
+        splits: digests of those splits of the model's artifacts whose decoders it holds for these shapes.
     """
 
     state: Literal["ready", "preparing", "unknown"]
@@ -69,6 +70,7 @@ class PreparedReply(msgspec.Struct, frozen=True, kw_only=True):
     whole_s: float | None = None
     note: str | None = None
     codecs: tuple[str, ...] = msgspec.field(default_factory=catalog.decodable)
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
