@@ -47,8 +47,8 @@ def page(report: Report) -> str:
 
 _LEGEND = (
     "Left is faster, up is nearer to the original (the ring); the larger a dot, the more bytes. Lines are 95 % "
-    "intervals: one that reaches below the red line is not shipped. Green was shipped, blue lies on the Pareto front of "
-    "drop, time and bytes."
+    "intervals: one that reaches below the red line is not shipped. Green was shipped, blue lies on the Pareto front "
+    "of drop, time and bytes."
 )
 
 

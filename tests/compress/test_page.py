@@ -1,4 +1,5 @@
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -125,5 +126,5 @@ def test_ticks_are_round_and_lie_within(low, high):
     found = ticks(low, high)
     assert 4 <= len(found) <= 9
     assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
-    steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in zip(found, found[1:], strict=False)}
+    steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in pairwise(found)}
     assert steps == {1.0}
