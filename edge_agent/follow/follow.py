@@ -66,7 +66,6 @@ class Follow:
         install: makes it so.
         rng: for pauses.
         now_s: wall clock.
-        policies: told of the models' terms (samples, priority) whenever they may have changed.
     """
 
     name = "follow"
@@ -80,11 +79,9 @@ class Follow:
         install: Install,
         rng: Random,
         now_s: Callable[[], float],
-        policies: Callable[[Sequence[Assigned]], None] = lambda models: None,  # noqa: ARG005 (nobody to tell)
     ) -> None:
         self._disk, self._leader, self._install, self._rng = disk, leader, install, rng
         self._file, self.imports = DesiredFile(data, disk, now_s), Imports(data, disk)
-        self._policies = policies
         self.desired: Desired | None = None
         self._models: tuple[Assigned, ...] | None = None
         self._n_failures = 0
@@ -224,7 +221,6 @@ class Follow:
         if self._models != tuple(models):
             self._models = tuple(models)
             self._install.assign(models)
-            self._policies(models)
 
     async def _clean_imports(self, models: Sequence[Assigned], counting: Sequence[Imported]) -> None:
         if not self._install.begun.is_set():

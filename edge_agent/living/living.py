@@ -16,6 +16,7 @@ from edge_agent.part import Problem
 from hybrid.hosting.systemd import Notifier
 
 _PAUSE_S: Final = 10.0
+_AGAIN_S: Final = 60.0
 _PER_WATCHDOG: Final = 3
 """Signs of life within the time that the watchdog gives: one that is lost is no restart."""
 _log = logging.getLogger("hybrid.agent.living")
@@ -102,10 +103,16 @@ class Living:
     async def _settle(self) -> None:
         began_with_less = self._guard.mode != "normal"
         await asyncio.to_thread(self._guard.settled)
-        if began_with_less:
-            _log.warning("living.resumed all models and updates are tried again")
-            if self._resumed is not None:
+        if not began_with_less:
+            return
+        _log.warning("living.resumed all models and updates are tried again")
+        while self._resumed is not None:
+            try:
                 await self._resumed()
+                return
+            except Exception:  # noqa: BLE001 (signs of life go on; it is tried again)
+                _log.exception("living.not_resumed again_s=%.0f", _AGAIN_S)
+            await asyncio.sleep(_AGAIN_S)
 
     def problems(self) -> Sequence[Problem]:
         """See `Part`."""

@@ -22,13 +22,14 @@ from edge_agent.living.link_policy import network_manager_metered
 from edge_agent.living.patient import Patient
 from hybrid.artifact.names import ATTACHMENTS_NAME
 from hybrid.cli.doctor.check import Check, failed, passed, warned
-from hybrid.errors import HybridError
+from hybrid.errors import DiskFull, HybridError
 
 _LOW_BYTES: Final = 500 << 20
 _FULL_BYTES: Final = 64 << 20
 _NEAR_CELSIUS: Final = 8.0
 _LOW_MEMORY_BYTES: Final = 128 << 20
 _LEAST_CLOCK: Final = 0.9
+_NO_ROOM: Final = "make room on the disk: it is tried again by itself"
 
 
 def service(box: Patient) -> Check:
@@ -199,7 +200,7 @@ def models(box: Patient) -> Check:
     names = sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
     if not names:
         return passed("models", "none is assigned yet", n_models=0)
-    told, bad, refused, n_removed = [], [], [], 0
+    told, bad, refused, n_removed, is_full = [], [], [], 0, False
     for name in names:
         try:
             slots = decode(unsealed((home / name / RECORD).read_bytes()), name)
@@ -217,17 +218,18 @@ def models(box: Patient) -> Check:
         else:
             told.append(f"{name}:{held.version} ({slots.phase})")
         if slots.failure is not None and slots.wanted is not None:
-            refused.append(f"{name}:{slots.wanted.version} was refused: {slots.failure.code}: {slots.failure.detail}")
+            became = "is put off" if slots.phase == "deferred" else "was refused"
+            refused.append(f"{name}:{slots.wanted.version} {became}: {slots.failure.code}: {slots.failure.detail}")
+            is_full = is_full or slots.failure.code == DiskFull.code
     if n_removed == len(names):
         return passed("models", "none is assigned now", n_models=0)
     facts = {"n_models": len(names) - n_removed, "n_bad": len(bad), "n_refused": len(refused)}
     if bad:
         fix = "start the agent: it goes back to the other slot and fetches what is missing"
-        return failed("models", "; ".join([*bad, *refused]), fix, **facts)
+        return failed("models", "; ".join([*bad, *refused]), _NO_ROOM if is_full else fix, **facts)
     if refused:
-        return warned(
-            "models", "; ".join([*told, *refused]), "assign another version, or see `hybrid explain`", **facts
-        )
+        fix = _NO_ROOM if is_full else "assign another version, or see `hybrid explain`"
+        return warned("models", "; ".join([*told, *refused]), fix, **facts)
     return passed("models", ", ".join(told), **facts)
 
 

@@ -5,9 +5,11 @@ binary messages; two of them are written here and their answers read. Source: D-
 "Message Protocol".
 """
 
+import math
 import os
 import socket
 import struct
+from time import monotonic
 from typing import Final
 
 SYSTEM_BUS: Final = "/run/dbus/system_bus_socket"
@@ -30,21 +32,22 @@ def property_number(destination: str, path: str, name: str, *, bus: str = SYSTEM
     interface, _, member = name.rpartition(".")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as wire:
+            until_s = monotonic() + _WITHIN_S
             wire.settimeout(_WITHIN_S)
             wire.connect(bus)
-            _greet(wire)
+            _greet(wire, until_s)
             _ask(wire, 1, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.Hello")
             _ask(wire, 2, destination, path, "org.freedesktop.DBus.Properties.Get", interface, member)
-            return _number(_answer(wire, 2))
+            return _number(_answer(wire, 2, until_s))
     except (OSError, struct.error, IndexError, ValueError) as exc:
         raise BusUnavailable(f"{bus}: {exc}") from exc
 
 
-def _greet(wire: socket.socket) -> None:
+def _greet(wire: socket.socket, until_s: float = math.inf) -> None:
     wire.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
     line = b""
     while not line.endswith(b"\r\n"):
-        byte = wire.recv(1)
+        byte = _some(wire, 1, until_s)
         if not byte or len(line) > 1000:
             raise BusUnavailable("the bus ended the greeting")
         line += byte
@@ -70,17 +73,17 @@ def _ask(wire: socket.socket, serial: int, destination: str, path: str, name: st
     wire.sendall(head + _padded(head, 8) + body)
 
 
-def _answer(wire: socket.socket, serial: int) -> tuple[str, bytes]:
+def _answer(wire: socket.socket, serial: int, until_s: float = math.inf) -> tuple[str, bytes]:
     """Byte order and body of the answer to a call; signals and other answers are passed over."""
     while True:
-        head = _exactly(wire, 16)
+        head = _exactly(wire, 16, until_s)
         order = "<" if head[:1] == b"l" else ">"
         kind = head[1]
         n_body, _, n_fields = struct.unpack(order + "III", head[4:])
         if n_body + n_fields > _MOST_BYTES:
             raise BusUnavailable("the bus sent a message that is too long")
-        fields = _exactly(wire, n_fields + (-n_fields % 8))
-        body = _exactly(wire, n_body)
+        fields = _exactly(wire, n_fields + (-n_fields % 8), until_s)
+        body = _exactly(wire, n_body, until_s)
         if _reply_serial(order, fields) == serial and kind in (_RETURN, _ERROR):
             if kind == _ERROR:
                 raise BusUnavailable("nobody there knows this")
@@ -102,14 +105,23 @@ def _number(answer: tuple[str, bytes]) -> int:
     return int(struct.unpack(order + "I", body[4:8])[0])
 
 
-def _exactly(wire: socket.socket, n_bytes: int) -> bytes:
+def _exactly(wire: socket.socket, n_bytes: int, until_s: float = math.inf) -> bytes:
     data = b""
     while len(data) < n_bytes:
-        part = wire.recv(n_bytes - len(data))
+        part = _some(wire, n_bytes - len(data), until_s)
         if not part:
             raise BusUnavailable("the bus ended the connection")
         data += part
     return data
+
+
+def _some(wire: socket.socket, n_bytes: int, until_s: float) -> bytes:
+    """What comes next; the moment until which the whole question may take counts, however often bytes trickle in."""
+    left_s = until_s - monotonic()
+    if left_s <= 0:
+        raise BusUnavailable(f"the bus gave no answer within {_WITHIN_S:.0f} s")
+    wire.settimeout(None if math.isinf(left_s) else left_s)
+    return wire.recv(n_bytes)
 
 
 def _padded(data: bytes, to: int) -> bytes:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # loaded when somebody can be asked
 
 _log = logging.getLogger("hybrid.agent.models")
 
+OnHard = Callable[[ServedModel, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None]
 CLOSE_WAIT_S: Final = 1.0
 N_LATEST: Final = 256
 _HERE: Final = Place()
@@ -50,6 +51,7 @@ class BoxCompute:
 
     Attributes:
         neighbourhood: who may be asked now; None for nobody. A change of it makes sessions anew.
+        on_hard: told of requests of which a cascade's small model was not sure: the model, inputs, the answer.
         sessions: by model digest, of models that were asked for while somebody could be asked.
     """
 
@@ -58,6 +60,7 @@ class BoxCompute:
         self._answering = answering
         self._options = options
         self.neighbourhood: Callable[[], Neighbourhood | None] = _nobody
+        self.on_hard: OnHard = _unheard
         self._turns = Turns(executor)
         self._runs: dict[str, Runs] = {}
         self._known: Neighbourhood | None = None
@@ -87,7 +90,7 @@ class BoxCompute:
                 if n_checked_bytes < 0:
                     session.check(feeds)
                 with at_priority(priority):
-                    computed = await self._anywhere(hosted, request, asked.deadline_s)
+                    computed = await self._anywhere(model, hosted, request, asked.deadline_s)
         except (TensorMismatch, Overloaded, DeadlinePassed):
             raise
         except HybridError:
@@ -139,7 +142,9 @@ class BoxCompute:
         )
         return computed._replace(place=_HERE)
 
-    async def _anywhere(self, hosted: "HostedSession", request: _Request, deadline_s: float | None) -> Computed:
+    async def _anywhere(
+        self, model: ServedModel, hosted: "HostedSession", request: _Request, deadline_s: float | None
+    ) -> Computed:
         queue_s = compute_s = 0.0
 
         async def here(left_s: float | None) -> list[np.ndarray]:
@@ -159,6 +164,8 @@ class BoxCompute:
         except TimeoutError:
             raise DeadlinePassed("no answer within the deadline; allow more time") from None
         report = answer.report
+        if report.answered_by in ("large", "both") or (report.answered_by == "small" and report.fallback):
+            self.on_hard(model, request.feeds, dict(zip(request.names, answer.outputs, strict=True)))
         if report.placement != "local" or not compute_s:
             compute_s = report.head_s + report.tail_s
             queue_s = max(0.0, report.total_s - compute_s)
@@ -218,6 +225,11 @@ class BoxCompute:
         if hosted is not None:
             closing = asyncio.to_thread(hosted.close, CLOSE_WAIT_S)
             self._executor.spawn(closing, name=f"close-{model_digest[:8]}")
+
+
+def _unheard(model: ServedModel, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    """Nobody keeps hard requests."""
+    del model, inputs, outputs
 
 
 def _nobody() -> None:

@@ -97,6 +97,7 @@ class Samples:
         self._vault_problems = problems
         self._budget = WriteBudget(self.limits.day_bytes)
         self._offered_s: dict[str, float] = {}
+        self._hard_s: dict[str, float] = {}
         self._waiting: deque[_Offer] = deque()
         self._waiting_bytes = 0
         self._woken = asyncio.Event()
@@ -114,22 +115,26 @@ class Samples:
         inputs: Arrays,
         outputs: Arrays,
         label: object = None,
+        is_hard: bool = False,
     ) -> bool:
         """Offer what a request left, without waiting; whether it is taken. The arrays are copied if it is.
 
-        Nothing is promised: with the power it may be lost before it is on the disk.
+        Nothing is promised: with the power it may be lost before it is on the disk. Of requests of which a cascade's
+        small model was not sure (`is_hard`) one in so many seconds is taken whatever ordinary ones came before: they
+        are few among many, and the ones to learn from.
         """
         if self._rules(model) == "off":
             return False
         now_s = asyncio.get_running_loop().time()
-        if label is None and now_s - self._offered_s.get(model, float("-inf")) < self.limits.offered_every_s:
+        clock = self._hard_s if is_hard else self._offered_s
+        if label is None and now_s - clock.get(model, float("-inf")) < self.limits.offered_every_s:
             return False
         n_bytes = sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
         if len(self._waiting) >= self.limits.waiting_items or self._waiting_bytes + n_bytes > self.limits.waiting_bytes:
             self._n_passed_over += 1
             return False
         if label is None:
-            self._offered_s[model] = now_s
+            clock[model] = self._offered_s[model] = now_s
         copies = [{name: np.array(array) for name, array in arrays.items()} for arrays in (inputs, outputs)]
         self._waiting.append(_Offer(model, model_digest, variant, copies[0], copies[1], _text(label), n_bytes))
         self._waiting_bytes += n_bytes

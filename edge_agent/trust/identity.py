@@ -164,7 +164,7 @@ class BoxIdentity:
         self.key = self.files.load(KEY_FILE, BoxKey.parse)
         self.enrolment = self.files.load(ENROLMENT_FILE, json_of(Enrolment))
         enrolment = self.enrolment
-        if enrolment is not None and not self.is_sound and self.files.has(NEXT_KEY_FILE):
+        if enrolment is not None and not self.is_sound:
             self._finish_anew()
         self.trust = None
         self.had_root = self.files.has(TRUST_FILE)
@@ -208,9 +208,13 @@ class BoxIdentity:
         return key
 
     def _finish_anew(self) -> None:
-        """The enrolment is already that of the next key: this is another box from now on."""
+        """The enrolment is already that of the next key: this is another box from now on.
+
+        Agent and command may do so at once: who comes second finds no next key any more, and the key in its place.
+        """
         key = self.files.load(NEXT_KEY_FILE, BoxKey.parse)
         if key is None or self.enrolment is None or key.box_id != self.enrolment.box_id:
+            self.key = self.files.load(KEY_FILE, BoxKey.parse)
             return
         self.files.store(KEY_FILE, key.pem)
         self.key = key

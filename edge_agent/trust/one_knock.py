@@ -20,6 +20,9 @@ from hybrid.fleet.messages import IngestAnswer, IngestCall, OutcomesAnswer, Outc
 PATIENCE_S: Final = 90.0
 """So long the others wait; then they try it themselves: nobody may be following at all."""
 
+HELD_PATIENCE_S: Final = 10.0
+"""So long, where a poll is held at the gateway as far as this box knows: it says nothing for minutes if all is well."""
+
 SPREAD_S: Final = 45.0
 
 _T = TypeVar("_T")
@@ -34,12 +37,17 @@ class OneKnock:
         self._is_open = asyncio.Event()
         self._is_open.set()
         self._shut_s = 0.0
+        self._n_polls = 0
 
     async def state(self, call: StateCall) -> StateAnswer:
         """See `FleetCalls`; the one that knocks, and then wants an answer at once, not a poll that is held."""
         if not self._is_open.is_set():
             call = msgspec.structs.replace(call, wait_s=0.0)
-        return await self._watched(self._calls.state(call))
+        self._n_polls += 1
+        try:
+            return await self._watched(self._calls.state(call))
+        finally:
+            self._n_polls -= 1
 
     async def ingest(self, call: IngestCall) -> IngestAnswer:
         """See `FleetCalls`."""
@@ -91,7 +99,7 @@ class OneKnock:
         loop = asyncio.get_running_loop()
         shut_s = self._shut_s
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(HELD_PATIENCE_S if self._n_polls else PATIENCE_S):
                 await self._is_open.wait()
         except TimeoutError:
             return
@@ -107,12 +115,16 @@ class OneKnock:
         return answer
 
     async def _flowing(self, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        has_flowed = False
         try:
             async for block in blocks:
                 self._is_open.set()
+                has_flowed = True
                 yield block
         except LinkError:
-            self._shut()
+            # One connection of several broke: where the gateway is gone, the poll that is held there says so too.
+            if not (has_flowed and self._n_polls):
+                self._shut()
             raise
 
     def _shut(self) -> None:

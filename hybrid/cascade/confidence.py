@@ -24,13 +24,19 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def confidences(scores: np.ndarray, kind: ScoreKind, temperature: float) -> np.ndarray:
-    """The probability of each row's most likely class; 0 where a score is no number, so that nobody relies on it."""
+    """The probability of each row's most likely class; 0 where a score is no number, so that nobody relies on it.
+
+    A row that holds several decisions (scores of three axes and more) is as sure as the least sure of them.
+    """
     logits = logits_of(scores, kind)
     sound = np.isfinite(logits).all(axis=1)
     found = np.zeros(len(logits))
     if sound.any():
         found[sound] = probabilities(logits[sound], temperature).max(axis=1)
-    return found
+    if scores.ndim <= 2 or not len(found):
+        return found
+    least: np.ndarray = found.reshape(scores.shape[0], -1).min(axis=1)
+    return least
 
 
 def calibration_error(sure: np.ndarray, right: np.ndarray, n_bins: int = 15) -> float:

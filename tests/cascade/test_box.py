@@ -36,11 +36,18 @@ async def test_each_request_is_answered_by_the_one_that_should(tmp_path: Path) -
         async with model_room(tmp_path / f"box-{cascade}", Options(cascade=cascade)) as room:
             room.compute.neighbourhood = lambda: Neighbourhood(("http://127.0.0.1:9",), None)  # nobody is there
             await room.host.answer(version(tmp_path / "artifact" / "l.onnx"))
+            hard: list[float] = []
+            room.compute.on_hard = lambda _model, inputs, outputs, hard=hard: hard.append(
+                (inputs["x"][0, 0], outputs["scores"][0, 0])
+            )
             for index, row in enumerate(x):
                 computed = await ask(room, "m", {"x": row[None]})
                 side = 0 if sure[index] and cascade == "auto" else 1
                 assert np.allclose(computed.outputs[0][0], wanted[side][index], atol=1e-5)
             assert room.compute.runs(version(tmp_path / "artifact" / "l.onnx").model_digest).n_good == len(x)
+            unsure = [] if cascade == "off" else np.flatnonzero(~sure)
+            assert [given for given, _ in hard] == [x[at, 0] for at in unsure]
+            assert np.allclose([answer for _, answer in hard], [wanted[1][at][0] for at in unsure], atol=1e-5)
 
 
 async def test_a_box_that_opened_the_small_one_escalates_what_it_is_unsure_of(tmp_path: Path) -> None:
@@ -64,15 +71,19 @@ async def test_a_box_that_opened_the_small_one_escalates_what_it_is_unsure_of(tm
             await room.host.answer(opened)
             await ask(room, "m", {"x": x[:1]})
             assert await asyncio.to_thread(room.compute.sessions[opened.model_digest].prepare, {}, 20.0)
+            hard: list[float] = []
+            room.compute.on_hard = lambda _model, inputs, _outputs: hard.append(inputs["x"][0, 0])
             for index, row in enumerate(x):
                 computed = await ask(room, "m", {"x": row[None]})
                 assert np.allclose(computed.outputs[0][0], wanted[0 if sure[index] else 1][index], atol=1e-5)
                 assert computed.place.placement == ("local" if sure[index] else "offload")
                 assert (computed.place.model_digest == opened.model_digest) is bool(sure[index])
+            assert hard == [x[at, 0] for at in np.flatnonzero(~sure)]
             gateway.kill()
             for index, row in enumerate(x[:8]):
                 computed = await ask(room, "m", {"x": row[None]})
                 assert np.allclose(computed.outputs[0][0], wanted[0][index], atol=1e-5)
+            assert len(hard) == (~sure).sum() + (~sure[:8]).sum(), "hard ones that nobody else answered too"
 
 
 async def test_a_request_at_fault_does_not_end_the_cascade(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent.disk import RealDisk
 from edge_agent.trust.access import NONE_WANTED, REFUSED_TRUST_S, Access
-from edge_agent.trust.identity import FOLDER, BoxIdentity, Enrolment
+from edge_agent.trust.identity import ENROLMENT_FILE, FOLDER, BoxIdentity, Enrolment
 from edge_agent.trust.machine import Machine, this_machine
 from edge_agent.trust.record_file import RecordFiles
 from edge_agent.trust.trusted_time import BUILT_S, TrustedTime
@@ -284,3 +284,37 @@ async def test_after_a_refused_bundle_a_box_asks_again_within_hours(tmp_path: Pa
     assert access.trust_sequence == 4
     await access.take_trust(delegate(ROOT, [], 5))
     assert access.trust_sequence == 5
+
+
+def test_agent_and_command_may_finish_a_new_identity_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two comes second: both know the new key, and the disk has it."""
+    agent = enrolled_in(tmp_path)
+    command = identity_in(tmp_path)
+    key = command.next_key()
+    store = command.files.store
+
+    def store_slowly(name: str, content: bytes) -> None:
+        store(name, content)
+        if name == ENROLMENT_FILE:
+            agent.reload()  # it looks before the command goes on
+
+    monkeypatch.setattr(command.files, "store", store_slowly)
+    command.enrolled(Enrolment(url="https://gw2:8700", authority_sha256="b" * 64, box_id=key.box_id), None)
+    assert command.is_sound
+    assert agent.is_sound
+    again = identity_in(tmp_path).next_key()
+    load = agent.files.load
+
+    def load_slowly(name: str, parse: object) -> object:
+        if name == ENROLMENT_FILE:  # the command does all of it while the agent reads
+            monkeypatch.setattr(agent.files, "load", load)
+            other = identity_in(tmp_path)
+            other.enrolled(Enrolment(url="https://gw3:8700", authority_sha256="c" * 64, box_id=again.box_id), None)
+        return load(name, parse)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agent.files, "load", load_slowly)
+    agent.reload()
+    assert agent.is_sound
+    assert agent.key is not None
+    assert agent.key.box_id == again.box_id
+    assert agent.problems() == []

@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from edge_agent.trust.one_knock import PATIENCE_S, SPREAD_S, OneKnock
+from edge_agent.trust.one_knock import HELD_PATIENCE_S, PATIENCE_S, SPREAD_S, OneKnock
 from hybrid.errors import Forbidden, GatewayUnreachable
 from hybrid.fleet.messages import IngestAnswer, IngestCall, StateAnswer, StateCall
 from tests.reliability.virtual_loop import VirtualLoop
@@ -151,5 +151,35 @@ def test_a_file_that_breaks_off_shuts_the_way() -> None:
         with pytest.raises(GatewayUnreachable):
             await calls.ingest(INGEST)
         assert asyncio.get_running_loop().time() == PATIENCE_S
+
+    run(work)
+
+
+def test_one_broken_download_holds_nobody_while_a_poll_is_held() -> None:
+    async def work() -> None:
+        gateway, calls = made()
+        held = asyncio.Event()
+
+        async def state(call: StateCall) -> StateAnswer:
+            await held.wait()
+            return StateAnswer(generation="g")
+
+        gateway.state = state  # type: ignore[method-assign]
+        poll = asyncio.create_task(calls.state(STATE))
+        await asyncio.sleep(0)
+        gateway.is_there = False
+        with pytest.raises(GatewayUnreachable):
+            [block async for block in calls.blob("s", 0)]
+        gateway.is_there = True
+        await calls.ingest(INGEST)
+        assert asyncio.get_running_loop().time() == 0.0
+        gateway.is_there = False
+        with pytest.raises(GatewayUnreachable):
+            await calls.ingest(INGEST)
+        gateway.is_there = True
+        await calls.ingest(INGEST)
+        assert asyncio.get_running_loop().time() == HELD_PATIENCE_S, "nobody knocks while the poll is held"
+        held.set()
+        await poll
 
     run(work)

@@ -46,7 +46,7 @@ class Life:
     """A box that follows, for one life."""
 
     def __init__(self, box: Box, gateway: Gateway | None, takes: Callable[[bytes], None]) -> None:
-        self.box, self.policies = box, []
+        self.box = box
         box.host.n_good_a_look = 1
 
         async def take(bundle: bytes) -> None:
@@ -59,10 +59,7 @@ class Life:
             trust_sequence=lambda: -1,
             take_trust=take,
         )
-        self.follow = Follow(
-            DATA, box.disk, leader=leader, install=box.install, rng=box.rng, now_s=lambda: box.clock_s,
-            policies=lambda models: self.policies.append(tuple(models)),
-        )  # fmt: skip
+        self.follow = Follow(DATA, box.disk, leader=leader, install=box.install, rng=box.rng, now_s=lambda: box.clock_s)
 
 
 def live(
@@ -117,7 +114,6 @@ def test_what_the_gateway_wants_is_installed_told_and_kept(fleet: Fleet, version
     assert gateway.calls[0].known == ""
     assert gateway.calls[-1].known == "g1"
     assert gateway.calls[-1].installed[0].artifact_digest == versions[0].digest
-    assert life.policies[-1][0].priority == 7
     assert life.box.host.answering["net"].priority == 7
     kept = DesiredFile(DATA, life.box.disk, lambda: 0.0).load()
     assert kept is not None

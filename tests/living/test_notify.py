@@ -192,3 +192,27 @@ async def test_models_that_open_slowly_again_do_not_end_the_signs_of_life(
     await asyncio.sleep(0.15)
     assert "WATCHDOG=1" in listener.heard()
     running.cancel()
+
+
+async def test_models_that_do_not_open_again_are_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edge_agent.living.crash_guard.SETTLED_S", 0.0)
+    monkeypatch.setattr("edge_agent.living.living._AGAIN_S", 0.02)
+    for _ in range(4):
+        guard = CrashGuard(tmp_path, RealDisk())
+        guard.begin()
+    attempts, done = [], asyncio.Event()
+
+    async def resume() -> None:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise OSError("the disk was busy")
+        done.set()
+
+    living = Living(Notifier({}), guard, resumed=resume)
+    running = asyncio.create_task(living.run())
+    async with asyncio.timeout(5):
+        await done.wait()
+    await asyncio.sleep(0.1)
+    assert len(attempts) == 3, "and no more once it went well"
+    assert not running.done(), "signs of life go on meanwhile"
+    running.cancel()

@@ -355,3 +355,19 @@ def test_a_tpm_gives_the_key_to_its_own_machine_alone(tmp_path: Path) -> None:
         assert stolen.source == "file"
         with pytest.raises(CorruptContent):
             stolen.unseal(sealed, b"about")
+
+
+def test_hard_requests_do_not_wait_behind_ordinary_ones(tmp_path: Path) -> None:
+    async def program() -> None:
+        outbox = outbox_of(tmp_path / "outbox", None)
+        samples = samples_of(tmp_path / "samples", outbox)
+        async with running(outbox, samples):
+            for n in range(120):  # an ordinary one a second, and every tenth is hard
+                samples.offer("a", DIGEST, inputs=arrays(1.0), outputs={})
+                if n % 10 == 5:
+                    samples.offer("a", DIGEST, inputs=arrays(2.0), outputs={}, is_hard=True)
+                await asyncio.sleep(1.0)
+            kept = [(await samples.read(one.id)).input_arrays()["x"][0] for one in await samples.list()]
+            assert sorted(kept) == [1.0, 1.0, 2.0, 2.0], "one of each kind a minute"
+
+    in_virtual_time(program())

@@ -186,6 +186,8 @@ async def test_orders_need_an_administrator_and_sense(gateway, tmp_path: Path):
         (("assign", "detector", "--tags", "a"), "no tag"),
         (("assign", "detector", "--tags", "all", "--samples", "some"), "none of off, keep, upload"),
         (("assign", "detector", "--tags", "all", "--priority", "12"), "none of 0 to 9"),
+        (("assign", "detector", "--tags", "all", "--trial-runs", "0"), "trial.n_good is 0"),
+        (("assign", "detector", "--tags", "all", "--trial-s", "0"), "trial.most_s is 0"),
         (("unassign", "detector", "--tags", "all"), "no assignment"),
         (("rollout", "start", "detector", "--tags", "site=nowhere"), "no admitted box"),
         (("rollout", "start", "detector", "--tags", "all", "--stages", "50,20"), "must rise"),
@@ -194,7 +196,14 @@ async def test_orders_need_an_administrator_and_sense(gateway, tmp_path: Path):
         (("tag", "nosuch", "a=b"), "nosuch"),
         (("tag", "box", "ab"), "no tag"),
     ):
-        code = {"no tag": 2, "none of off, keep, upload": 2, "none of 0 to 9": 2, "must rise": 2}.get(said, 3)
+        code = {
+            "no tag": 2,
+            "none of off, keep, upload": 2,
+            "none of 0 to 9": 2,
+            "must rise": 2,
+            "trial.n_good is 0": 1,
+            "trial.most_s is 0": 1,
+        }.get(said, 3)
         assert said in await asyncio.to_thread(fleet, gateway, *words, code=code)
     assert "no rollouts" in await asyncio.to_thread(fleet, gateway, "rollout", "ls")
     assert "nothing is assigned" in await asyncio.to_thread(fleet, gateway, "assignments")

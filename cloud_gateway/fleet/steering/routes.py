@@ -223,8 +223,8 @@ def _check_aim(model: str, version: str, selector: dict[str, str], terms: Terms)
     check_tags(selector)
     _check_range("priority", terms.priority, 0, 9)
     _check_range("report_within_s", terms.report_within_s, 60.0, _LONGEST_S)
-    _check_range("trial.n_good", terms.trial.n_good, 0, 1e9)
-    _check_range("trial.most_s", terms.trial.most_s, 0.0, _LONGEST_S)
+    _check_range("trial.n_good", terms.trial.n_good, 1, 1e9)  # none would keep a version that never ran
+    _check_range("trial.most_s", terms.trial.most_s, 1.0, _LONGEST_S)
     if terms.rollback is not None and len(terms.rollback[0]) + len(terms.rollback[1]) > _MAX_ROLLBACK_BYTES:
         raise BadMessage(f"a rollback has at most {_MAX_ROLLBACK_BYTES} bytes")
 
