@@ -10,6 +10,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from compression.errors import NotQuantizable
+from compression.quantization.editing import copied
 from compression.quantization.prepare import WEIGHTED, without_marks
 from compression.quantization.ranges import Range
 from compression.quantization.recipe import Int8Recipe
@@ -34,8 +35,7 @@ def place(
     """
     check_names(prepared, recipe.kept_float, "kept_float")
     check_names(prepared, only, "only")
-    model = onnx.ModelProto()
-    model.CopyFrom(prepared)
+    model = copied(prepared)
     limits = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()

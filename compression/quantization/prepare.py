@@ -1,14 +1,14 @@
 """Prepares a float model for quantizing: checked, a recent opset, constants folded, every node named, types known."""
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnxruntime
-from onnx import TensorProto
+from onnx import TensorProto, inliner
 
 from compression.errors import NotQuantizable
+from compression.quantization.editing import all_nodes, copied
 from compression.quantization.running import session_options
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -106,10 +106,9 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     if copy.functions:
-        copy = onnx.inliner.inline_local_functions(copy)
+        copy = inliner.inline_local_functions(copy)
     copy.ir_version = max(copy.ir_version, 8)
     weights = {tensor.name for tensor in copy.graph.initializer}
     inputs = [value for value in copy.graph.input if value.name not in weights]
@@ -159,15 +158,6 @@ def _tidy(model: onnx.ModelProto) -> None:
             name = f"{wanted}~{number}"
         node.name = name
         taken.add(name)
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the graphs in it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_nodes(attribute.g)
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:

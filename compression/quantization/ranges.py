@@ -113,7 +113,7 @@ def _range(seen: _Seen, ranges: Ranges) -> Range:
 def _percentile(counts: np.ndarray, edges: np.ndarray) -> Range:
     share = np.cumsum(counts) / counts.sum()
     low = edges[np.searchsorted(share, 1.0 - _COVERED)]
-    high = edges[min(np.searchsorted(share, _COVERED) + 1, _N_BINS)]
+    high = edges[min(int(np.searchsorted(share, _COVERED)) + 1, _N_BINS)]
     return min(float(low), 0.0), max(float(high), 0.0)
 
 

@@ -26,6 +26,7 @@ class Int8Recipe:
         equalized: cross-layer equalisation before anything else.
         bias_corrected: fold the mean error of each channel into its bias, where that helps.
         smoothed: SmoothQuant's alpha, 0 to 1, or None for none.
+        wide_stems: see `stems`: the same numbers, sooner.
         kept_float: names of nodes (of the prepared model) that stay float.
     """
 
@@ -37,6 +38,7 @@ class Int8Recipe:
     equalized: bool = False
     bias_corrected: bool = False
     smoothed: float | None = None
+    wide_stems: bool = True
     kept_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,8 +56,9 @@ class Int8Recipe:
                 raise NotQuantizable(f"recipe: {field} is {value!r}, wanted one of {', '.join(known)}")
         if self.smoothed is not None and not 0.0 <= self.smoothed <= 1.0:
             raise NotQuantizable(f"recipe: smoothed is {self.smoothed}, wanted an alpha from 0 to 1, or None")
-        if isinstance(self.kept_float, str):
-            raise NotQuantizable(f"recipe: kept_float is one string, {self.kept_float!r}; wanted a tuple of node names")
+        names: object = self.kept_float
+        if isinstance(names, str):
+            raise NotQuantizable(f"recipe: kept_float is one string, {names!r}; wanted a tuple of node names")
 
     @property
     def pair(self) -> str:

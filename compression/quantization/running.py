@@ -12,6 +12,7 @@ import onnxruntime
 
 from compression.errors import NotQuantizable
 from compression.measuring import Feeds
+from compression.quantization.editing import copied
 
 _ERRORS_ONLY = 3
 
@@ -76,8 +77,7 @@ def run(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Feed
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """The model with these tensors as its only outputs; one that it does not make is an error of the engine."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
+    shown = copied(model)
     del shown.graph.output[:]
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return shown

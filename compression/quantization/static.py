@@ -1,16 +1,18 @@
 """Static int8: the float model made ready, ranges from samples, placement, biases mended."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import onnx
 
 from compression.errors import NotQuantizable
 from compression.measuring import Feeds
-from compression.quantization.placement import count, place
+from compression.quantization.placement import check_names, count, place
 from compression.quantization.prepare import prepare
-from compression.quantization.ranges import activation_ranges
+from compression.quantization.ranges import Range, activation_ranges
 from compression.quantization.recipe import Int8Recipe, Quantized
 from compression.quantization.running import check_samples
+from compression.quantization.stems import widen_stems
 
 
 def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recipe | None = None) -> Quantized:
@@ -30,8 +32,17 @@ def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recip
     prepared = prepare(model)
     check_samples(prepared, samples)
     ranges = activation_ranges(prepared, samples, recipe.ranges)
-    placed = place(prepared, ranges, recipe)
+    placed = _placed(prepared, ranges, recipe)
     n_int8, n_float = count(placed)
     if n_int8 == 0:
         raise NotQuantizable(f"no product became int8 ({n_float} stay float); keep fewer nodes float")
     return Quantized(model=placed, n_int8=n_int8, n_float=n_float)
+
+
+def _placed(prepared: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Int8Recipe) -> onnx.ModelProto:
+    if not recipe.wide_stems:
+        return place(prepared, ranges, recipe)
+    check_names(prepared, recipe.kept_float, "kept_float")
+    wide = widen_stems(prepared, recipe.kept_float)
+    known = {**ranges, **{name: ranges[origin] for name, origin in wide.origins.items()}}
+    return place(wide.model, known, replace(recipe, kept_float=(*recipe.kept_float, *wide.added)))

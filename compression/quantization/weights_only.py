@@ -5,7 +5,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compression.errors import NotQuantizable
-from compression.quantization.prepare import all_nodes, prepare, without_marks
+from compression.quantization.editing import attribute, copied, drop_unread
+from compression.quantization.prepare import prepare, without_marks
 
 _LEAST_WEIGHTS = 1024
 _BLOCKS = (16, 32, 64, 128, 256)
@@ -31,15 +32,14 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
         raise NotQuantizable(f"bits is {bits}, wanted 8 or 4: engines run no other")
     if block not in _BLOCKS:
         raise NotQuantizable(f"block is {block}, wanted one of {', '.join(map(str, _BLOCKS))}")
-    small = onnx.ModelProto()
-    small.CopyFrom(prepare(model))
+    small = copied(prepare(model))
     weights = {tensor.name: tensor for tensor in small.graph.initializer}
     done = [_shrink(small, node, weights, bits, block) for node in list(small.graph.node)]
     if not any(done):
         raise NotQuantizable(
             f"the model has no constant weights of {_LEAST_WEIGHTS} numbers or more: nothing would become smaller"
         )
-    _drop_unread(small)
+    drop_unread(small)
     del small.graph.value_info[:]
     return without_marks(small)
 
@@ -73,7 +73,7 @@ def _shrink(
 
 def _channel_axis(node: onnx.NodeProto) -> int:
     if node.op_type == "Gemm":
-        return 0 if any(entry.name == "transB" and entry.i for entry in node.attribute) else 1
+        return 0 if attribute(node, "transB", 0) else 1
     return 1 if node.op_type == "ConvTranspose" else 0
 
 
@@ -114,11 +114,3 @@ def _use_nbits(model: onnx.ModelProto, node: onnx.NodeProto, values: np.ndarray,
     node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
     if "com.microsoft" not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-
-
-def _drop_unread(model: onnx.ModelProto) -> None:
-    read = {name for node in all_nodes(model.graph) for name in node.input}
-    read |= {value.name for value in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
