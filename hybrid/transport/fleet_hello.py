@@ -26,7 +26,7 @@ from hybrid.errors import (
 from hybrid.fleet.messages import PROTOCOL, Hello
 from hybrid.fleet.signing import NONCE_BYTES, hello_bytes, is_signed_by_authority
 from hybrid.transport.fleet_paths import HELLO_PATH
-from hybrid.transport.http_reply import whole_body
+from hybrid.transport.http_reply import plainly, whole_body
 from hybrid.transport.proof import SeenCertificate, ask_seeing
 from hybrid.transport.proof_mac import spki_sha256
 
@@ -149,7 +149,7 @@ async def _ask_plainly(url: URL, timeout_s: float) -> tuple[int, bytes]:
     except TimeoutError as exc:
         raise GatewayStalled(f"{url.origin()} gave no answer within {timeout_s} s") from exc
     except (aiohttp.ClientError, OSError) as exc:
-        raise GatewayUnreachable(f"{url.origin()} could not be asked: {str(exc) or type(exc).__name__}") from exc
+        raise GatewayUnreachable(f"{url.origin()} could not be asked: {plainly(exc)}") from exc
 
 
 def _parsed(url: str, status: int, body: bytes) -> Hello:

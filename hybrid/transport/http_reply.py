@@ -54,8 +54,10 @@ async def whole_body(reply: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def plainly(error: aiohttp.ClientConnectorError) -> str:
+def plainly(error: Exception) -> str:
     """Why nobody could be connected to, as the system says it; the library's words speak of its pool besides."""
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return str(error) or type(error).__name__
     seen = error.os_error
     if isinstance(seen, socket.gaierror):
         return f"{error.host} is not known: {seen.strerror}"

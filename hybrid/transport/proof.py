@@ -19,6 +19,7 @@ import msgspec
 from yarl import URL
 
 from hybrid.errors import GatewayUnreachable, GatewayUntrusted, HybridError, Overloaded
+from hybrid.transport.http_reply import plainly
 from hybrid.transport.proof_mac import NONCE_BYTES, proof_mac, spki_sha256
 from hybrid.transport.token import Token
 
@@ -162,7 +163,7 @@ async def ask_seeing(
     except TimeoutError as exc:
         raise GatewayUnreachable(f"{url} gave no answer within {timeout_s} s", url=url) from exc
     except (aiohttp.ClientError, OSError) as exc:
-        raise GatewayUnreachable(f"{url} could not be asked: {str(exc) or type(exc).__name__}", url=url) from exc
+        raise GatewayUnreachable(f"{url} could not be asked: {plainly(exc)}", url=url) from exc
 
 
 async def _read(url: str, response: aiohttp.ClientResponse) -> bytes:

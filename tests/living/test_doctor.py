@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.disk import RealDisk
-from edge_agent.install.records import Held, Slots
+from edge_agent.install.records import Failure, Held, Slots, Wanted
 from edge_agent.install.shelf import Shelf
 from edge_agent.living import belonging, looks, thermal
 from edge_agent.living.crash_guard import CrashGuard
@@ -144,6 +144,12 @@ def test_what_can_be_wrong_with_models_and_queue(tmp_path, monkeypatch):
     seen(looks.models(box(data)), "FAIL", "of the version that answers is missing")
     monkeypatch.setattr(looks, "_missing", lambda slot: "")
     seen(looks.models(box(data)), "PASS", "net:3 (committed)")
+    full = Failure(code="disk_full", detail="9 bytes are to come, 1 is free", at_s=0.0)
+    wanted = Wanted(artifact_digest="1" * 64, version="4")
+    shelf.save(Slots(name="net", a=held, answers="a", wanted=wanted, phase="deferred", failure=full))
+    seen(looks.models(box(data)), "WARN", "net:4 is put off: disk_full", "make room")
+    shelf.save(Slots(name="net", wanted=wanted, phase="deferred", failure=full))
+    seen(looks.models(box(data)), "FAIL", "no version answers", "make room")
     seen(looks.outbox(box(data)), "PASS", "nothing was queued")
     (data / "outbox").mkdir()
     (data / "outbox" / "outbox.db").write_bytes(b"\0" * 5000)
