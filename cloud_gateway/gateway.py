@@ -193,7 +193,7 @@ class Gateway:
             ),
             bodies=BodyBudget(config.body_memory_bytes),
             batching=batches.of_model,
-            degraded=lambda: degraded(provider, {session.provider for _, session in executor.sessions.sessions()}),
+            degraded=lambda: degraded(provider, [session for _, session in executor.sessions.sessions()]),
             regions=regions,
             extensions=EXTENSIONS if regions is None else (*EXTENSIONS, "system_shared_memory"),
         )

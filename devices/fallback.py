@@ -24,6 +24,8 @@ log = logging.getLogger("hybrid.engine")
 
 FIRST_PAUSE_S: Final = 5.0
 MOST_PAUSE_S: Final = 600.0
+SPARE_S: Final = 60.0
+"""So long the CPU's session is kept after a wrong request: opening it anew for each would cost more than the runs."""
 TOLERANCE: Final = 1e-2
 """Largest difference to the CPU as a share of the output's largest value: accelerators compute in half precision."""
 
@@ -101,6 +103,7 @@ class FallbackSession:
         self._lock = Lock()
         self._trouble: EngineTrouble | None = None
         self._back_s = 0.0
+        self._spare_s = float("-inf")
         self._n_failures = 0
         self._is_trying = False
         self._sample: Mapping[str, Any] | None = None
@@ -136,6 +139,8 @@ class FallbackSession:
         if wanted is None:
             self._try_again_if_due()
             return self._on_cpu().run(output_names, input_feed, run_options)
+        if self._cpu is not None:
+            self._drop_spare()
         try:
             return wanted.run(output_names, input_feed, run_options)
         except Exception as exc:
@@ -144,7 +149,7 @@ class FallbackSession:
             try:
                 outputs = self._on_cpu().run(output_names, input_feed, run_options)
             except Exception:  # noqa: BLE001  (the request's own fault: the accelerator stays)
-                self._cpu = None
+                self._spare_s = self._now_s()  # kept a while: who sends one wrong request sends another
                 raise exc from None
             self._failed(wanted, exc, input_feed)
             return outputs
@@ -160,6 +165,12 @@ class FallbackSession:
             if self._cpu is None:
                 self._cpu = self._open_cpu()
             return self._cpu
+
+    def _drop_spare(self) -> None:
+        """Let go of what a wrong request had opened, once none came for a while."""
+        with self._lock:
+            if self._wanted is not None and self._now_s() - self._spare_s > SPARE_S:
+                self._cpu = None
 
     def _failed(self, wanted: OpenModel, error: Exception, feeds: Mapping[str, Any]) -> None:
         with self._lock:

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -29,6 +32,9 @@ from hybrid.session.trip import Answer
 
 _log = logging.getLogger("hybrid.agent.models")
 
+_Answered = tuple[list[Any], RunReport]
+_N_THREADS: Final = 16
+_MOST_WAITING: Final = 256
 RESERVE_S: Final = 0.05
 """Of a request's deadline, for giving the small model's answer where the large one's did not come."""
 
@@ -151,6 +157,9 @@ class EscalatingSession(HostedSession):
     def __init__(self, found: FoundCascade, engine: Engine, options: Options, neighbourhood: Neighbourhood) -> None:
         self.obstacle = "the small model of a cascade answers, the large one where it is unsure"
         self._runs = found.runs(engine, options, neighbourhood.urls, neighbourhood.token)
+        # Of its own: a gateway that is slow to answer must not hold the threads that everybody's files need.
+        self._threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="cascade")
+        self._n_waiting = 0
 
     def explain(self) -> list[Candidate]:
         """See `HostedSession.explain`."""
@@ -163,6 +172,7 @@ class EscalatingSession(HostedSession):
     def close(self, wait_s: float) -> None:  # noqa: ARG002 (it does not take long)
         """See `HostedSession.close`."""
         self._runs.close()
+        self._threads.shutdown(wait=False)
 
     async def answer(
         self,
@@ -174,8 +184,21 @@ class EscalatingSession(HostedSession):
         """See `HostedSession.answer`."""
         # Whoever asks ends the wait at the deadline: by then the small one's answer must be on its way.
         left_s = None if deadline_s is None else deadline_s - min(RESERVE_S, deadline_s / 8)
-        outputs, report = await asyncio.to_thread(self._runs.run, output_names, feeds, left_s)
+        if self._n_waiting >= _MOST_WAITING:
+            raise Overloaded("too many requests wait for the large model of a cascade; ask again", retry_after_s=1.0)
+        run = partial(copy_context().run, self._runs.run, output_names, feeds, left_s)
+        self._n_waiting += 1
+        try:
+            outputs, report = await self._begun(run)
+        finally:
+            self._n_waiting -= 1
         return Answer(outputs, report)
+
+    def _begun(self, run: Callable[[], _Answered]) -> Awaitable[_Answered]:
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._threads, run)
+        except RuntimeError:  # closed meanwhile: the small one still answers
+            return asyncio.to_thread(run)
 
 
 def cascade_of(version: ModelVersion | None, max_accuracy_drop: float) -> FoundCascade | None:

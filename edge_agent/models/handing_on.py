@@ -6,6 +6,7 @@ models pull` work with either. Who gets a file verifies it, as always: a slot ma
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -17,12 +18,13 @@ from edge_agent.models.version import ModelVersion
 from hybrid.artifact.folder import Artifact, open_folder
 from hybrid.artifact.manifest import LATEST
 from hybrid.artifact.names import check_digest, check_word
-from hybrid.errors import HybridError, NotFound
+from hybrid.errors import HybridError, NotFound, Warming
 from hybrid.hosting.http_replies import json_reply
 from hybrid.hosting.identity import Right
 from hybrid.transport.registry_client import ModelInfo, VersionInfo
 
 SIGNATURE_HEADER: Final = "Hybrid-Signature"
+_REPLACED_S: Final = 1.0
 Admit = Callable[[web.Request, Right], None]
 
 
@@ -51,7 +53,11 @@ class _Calls:
     async def list_models(self, request: web.Request) -> web.StreamResponse:
         """Every model that can be handed on."""
         self._admit(request, "read")
-        found = [await self._told(version) for version in self._answering.versions() if version.folder is not None]
+        found = []
+        for version in self._answering.versions():
+            with suppress(Warming):  # it is being replaced: the next list has it
+                if version.folder is not None:
+                    found.append(await self._told(version))
         models = [ModelInfo(name=info.name, versions=(info,)) for info in found]
         return json_reply({"models": sorted(models, key=lambda model: model.name)})
 
@@ -76,14 +82,21 @@ class _Calls:
         """The bytes of a file; aiohttp honours `Range`."""
         self._admit(request, "read")
         sha256 = check_digest(request.match_info["sha256"])
+        replaced = ""
         for version in self._answering.versions():
             if version.folder is None:
                 continue
-            artifact = await _opened(version)
+            try:
+                artifact = await _opened(version)
+            except Warming:
+                replaced = version.name
+                continue
             name = next((name for name, entry in artifact.manifest.files.items() if entry.sha256 == sha256), None)
             if name is not None:
                 headers = {"Content-Type": "application/octet-stream"}
                 return web.FileResponse(artifact.path_of(name), headers=headers)
+        if replaced:  # it may be one of that version's
+            raise _replaced(replaced)
         raise NotFound("no such file on this box")
 
     def _asked(self, request: web.Request) -> ModelVersion:
@@ -114,7 +127,12 @@ async def _opened(version: ModelVersion) -> Artifact:
     try:
         return await asyncio.to_thread(_artifact, version.folder, version.artifact_digest)
     except HybridError as exc:
-        raise NotFound(f"model {version.name!r} is being replaced; ask again") from exc
+        raise _replaced(version.name) from exc
+
+
+def _replaced(name: str) -> Warming:
+    """What is told while a slot changes: not that there is nothing, which a device would take for an answer."""
+    return Warming(f"model {name!r} is being replaced; ask again", retry_after_s=_REPLACED_S)
 
 
 @lru_cache(maxsize=64)

@@ -35,8 +35,8 @@ class ModelRoom:
 
     def degraded(self) -> str:
         """Why models do not run where the operator wanted them to; empty where they do."""
-        sessions = self.executor.sessions.sessions()
-        return degraded(self.executor.settings.engine.provider, {session.provider for _, session in sessions})
+        sessions = [session for _, session in self.executor.sessions.sessions()]
+        return degraded(self.executor.settings.engine.provider, sessions)
 
     def problems(self) -> tuple[Problem, ...]:
         """Of the engine: an accelerator that is not there, or that failed."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from typing import Final, cast
 
 from devices.engine_provider import EngineProvider, Wanted, choose_provider
@@ -9,6 +10,7 @@ from devices.gpu_memory import gpu_memory
 from hybrid.hosting.service_settings import ServiceSettings
 from hybrid.serving.engines.executor import ExecutorSettings
 from hybrid.serving.engines.opening import EngineSettings
+from hybrid.serving.engines.session import EngineSession
 
 _log = logging.getLogger("hybrid.gateway")
 
@@ -39,9 +41,15 @@ def executor_settings(config: ServiceSettings) -> ExecutorSettings:
     )
 
 
-def degraded(provider: EngineProvider, session_providers: set[str]) -> str:
-    """Why models do not run where the operator wanted them to; empty where they do."""
-    if provider.note or provider.name == "cpu" or "cpu" not in session_providers:
+def degraded(provider: EngineProvider, sessions: Iterable[EngineSession]) -> str:
+    """Why models do not run where the operator wanted them to; empty where they do.
+
+    Args:
+        provider: what the operator wanted.
+        sessions: that are open; those whose engine knows no accelerator here (TensorFlow Lite) are where they belong.
+    """
+    fell_back = any(session.provider == "cpu" and not session.is_for_cpu for session in sessions)
+    if provider.note or provider.name == "cpu" or not fell_back:
         return provider.note
     if provider.name == "torch":
         return "some models cannot run on torch and run on the CPU; the log names them"

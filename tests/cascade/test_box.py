@@ -1,6 +1,8 @@
 """A box with a cascade: the small model where it is sure, the session over the large one elsewhere."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,22 @@ async def test_the_small_answer_is_in_time() -> None:
     for deadline_s, given_s in ((None, None), (10.0, 9.95), (0.08, 0.07)):
         await session.answer([], {}, None, deadline_s)  # type: ignore[arg-type]
         assert runs.given_s == (None if given_s is None else pytest.approx(given_s))
+
+
+async def test_a_slow_gateway_holds_no_thread_that_others_need() -> None:
+    answers = threading.Event()
+
+    class Slow(_Runs):
+        def run(self, _names: object, _feeds: object, deadline_s: float | None) -> tuple[list[np.ndarray], RunReport]:
+            assert answers.wait(30)
+            return super().run(_names, _feeds, deadline_s)
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    session = EscalatingSession(Slow(), None, Options(), Neighbourhood((), None))  # type: ignore[arg-type]
+    waiting = [asyncio.create_task(session.answer([], {}, None, None)) for _ in range(4)]  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "a file"), 10) == "a file"
+    answers.set()
+    await asyncio.gather(*waiting)
+    session._threads.shutdown(wait=False)
+    assert (await session.answer([], {}, None, None)).outputs == [], "closed meanwhile, it still answers"  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ On a machine with a GPU: `uv pip install onnxruntime-gpu` in place of onnxruntim
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +22,7 @@ from hybrid.serving.engines.batch_shelf import BatchSettings, BatchShelf
 from hybrid.serving.engines.executor import Executor, ExecutorSettings
 from hybrid.serving.engines.model_facts import facts_of
 from hybrid.serving.engines.opening import EngineSettings, open_engine
+from hybrid.serving.engines.session import EngineSession
 from tests import small_models, zoo
 from tests.serving.batch_lab import deep, row, served
 
@@ -32,6 +34,11 @@ pytestmark = [
         reason="needs a CUDA device and onnxruntime-gpu",
     ),
 ]
+
+
+def opened_on(provider: str) -> EngineSession:
+    """What a gateway asks of an open session."""
+    return SimpleNamespace(provider=provider, is_for_cpu=False)  # type: ignore[return-value]
 
 
 def on_cuda(gpu_memory_bytes: int = 0) -> EngineSettings:
@@ -80,8 +87,8 @@ def test_auto_takes_the_gpu_and_says_nothing(tmp_path: Path) -> None:
     settings = executor_settings(GatewayConfig(data=tmp_path))
     assert settings.engine.provider.name == "cuda"
     assert settings.gpu_budget_bytes > 1 << 30
-    assert degraded(settings.engine.provider, {"cuda"}) == ""
-    assert "fell back" in degraded(settings.engine.provider, {"cpu"})
+    assert degraded(settings.engine.provider, [opened_on("cuda")]) == ""
+    assert "fell back" in degraded(settings.engine.provider, [opened_on("cpu")])
 
 
 @pytest.mark.skipif(bool(torch_reason()), reason=torch_reason() or "-")

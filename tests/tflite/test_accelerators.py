@@ -13,7 +13,7 @@ import pytest
 
 import hybrid
 from devices.errors import DeviceError, ModelFileMissing
-from devices.fallback import FallbackSession
+from devices.fallback import SPARE_S, FallbackSession
 from devices.onnx_engine import Port
 from devices.tflite_engine import TfliteSession
 from tests import zoo
@@ -145,6 +145,28 @@ def test_a_request_at_fault_does_not_cost_the_accelerator(layer: Path) -> None:
     assert session.trouble is None
     session.run(None, FEEDS)
     assert delegate.n_runs == 1
+
+
+def test_wrong_requests_open_the_cpu_once_a_while(layer: Path) -> None:
+    clock, opened = Clock(), []
+
+    def open_cpu() -> TfliteSession:
+        opened.append(clock.now_s)
+        return TfliteSession(layer, 1)
+
+    delegate = LayerDelegate(WEIGHTS)
+    session = FallbackSession("layer", partial(TfliteSession, layer, 1, [delegate]), open_cpu, now_s=clock)
+    for _ in range(5):
+        with pytest.raises(ValueError, match="input"):
+            session.run(None, {"x": np.ones((1, 7), np.float32)})
+        session.run(None, FEEDS)
+        clock.now_s += 1.0
+    assert len(opened) == 1
+    clock.now_s += SPARE_S
+    session.run(None, FEEDS)
+    assert session._cpu is None, "its memory is given back once no wrong request came for a while"
+    assert session.trouble is None
+    assert delegate.n_runs == 6
 
 
 def test_a_model_at_fault_is_the_models_error(tmp_path: Path) -> None:

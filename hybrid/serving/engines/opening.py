@@ -82,10 +82,12 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
             _warm_up(opened)
         opened_s = time.perf_counter() - started_s
         after_bytes, after_gpu = allocated_bytes(), _free_gpu_bytes(settings)
-    if name != provider.name:
+    is_for_cpu = is_tflite(path)
+    if name != provider.name and not is_for_cpu:
         _log.warning("engine.fallback model=%s wanted=%s got=%s", path.name, provider.name, name)
     session = EngineSession(opened, facts, path, inline_s=settings.inline_s if name == "cpu" else 0.0, provider=name)
     session.opened_s = opened_s
+    session.is_for_cpu = is_for_cpu
     if before_bytes is not None and after_bytes is not None:
         # Weights in a file of their own are mapped, not allocated: they count by their size.
         session.n_allocated_bytes = max(after_bytes - before_bytes, 0)

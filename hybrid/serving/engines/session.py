@@ -42,6 +42,7 @@ class EngineSession:
         output_names: the signature's outputs, in order.
         path: the model file.
         provider: where it computes: `cpu`, `cuda` or `torch`.
+        is_for_cpu: its engine knows no accelerator of a service: that it computes on the CPU is no fallback.
         n_bytes: memory of this machine that it holds; what runs share (the arena of activations) is not in it.
         n_allocated_bytes: the part of it that was allocated, not mapped from a file.
         n_gpu_bytes: memory of the GPU that it holds, its own arena included.
@@ -56,9 +57,9 @@ class EngineSession:
 
     __slots__ = (
         "_fastest_s", "_floor_bytes", "_floor_s", "_inline_bytes", "_inline_s", "_is_bounded", "_met", "_n_timed",
-        "_n_to_time", "_session", "_slowness", "_timed_bytes", "batch", "crowd", "family", "inputs", "joins",
-        "n_allocated_bytes", "n_bytes", "n_gpu_bytes", "n_runs", "n_users", "opened_s", "output_names", "path",
-        "provider", "signature",
+        "_n_to_time", "_session", "_slowness", "_timed_bytes", "batch", "crowd", "family", "inputs", "is_for_cpu",
+        "joins", "n_allocated_bytes", "n_bytes", "n_gpu_bytes", "n_runs", "n_users", "opened_s", "output_names",
+        "path", "provider", "signature",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +74,7 @@ class EngineSession:
         self._session = session
         self.path = path
         self.provider = provider
+        self.is_for_cpu = False
         self.n_bytes = facts.n_bytes
         self.n_allocated_bytes = 0
         self.n_gpu_bytes = 0
