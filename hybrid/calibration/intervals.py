@@ -6,7 +6,7 @@ difference of two shares that were counted on the same samples is Tango's score 
 textbook's interval it stays honest where few samples, or none, changed. Where none did, both say z²/(n + z²).
 """
 
-from math import sqrt
+from math import exp, fsum, lgamma, log, sqrt
 from typing import Final
 
 CONFIDENCE: Final = 0.95
@@ -44,6 +44,18 @@ def paired_drop(n_lost: int, n_won: int, n: int, z: float = Z) -> tuple[float, f
     estimate = (n_lost - n_won) / n
     counts = (n_lost, n_won, n)
     return _solve(counts, z, -1.0, estimate), _solve(counts, -z, estimate, 1.0)
+
+
+def mcnemar(n_lost: int, n_won: int) -> float:
+    """Two-sided p-value of McNemar's exact test: how likely a split as uneven as this one is where nothing changed.
+
+    Source: Q. McNemar, Psychometrika 12 (1947) 153-157, with the binomial distribution instead of its limit.
+    """
+    n, least = n_lost + n_won, min(n_lost, n_won)
+    if n == 0:
+        return 1.0
+    logs = (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2) for k in range(least + 1))
+    return min(1.0, 2 * fsum(exp(value) for value in logs))
 
 
 def samples_for(drop: float, z: float = Z) -> int:

@@ -1,5 +1,192 @@
 """`hybrid compress`: a smaller, faster model for one device, under a floor on accuracy, with a report."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
 import typer
 
+from hybrid.cli.output import note, progress, result
+from hybrid.cli.signing_key import key_path
+
+if TYPE_CHECKING:
+    from hybrid.calibration.pixels import Pixels
+    from hybrid.cli.output import Progress
+    from hybrid.compress.job import Job, Watch
+    from hybrid.compress.run import Result
+    from hybrid.graph.shape_key import ShapeKey
+
 app = typer.Typer()
+
+HELP = """Make a smaller, faster model for one device, and lose no more accuracy than --max-drop.
+
+Int8 with the types that the device is fastest with, its repairs, pruning and, with a training script, everything that
+training can do are tried, each timed on the device beside the original. What is not faster is not shipped, nor what
+loses more than the floor (upper end of the 95 % interval, on samples that neither calibration nor choice has seen).
+The same command goes on after Ctrl-C, or where its budget ended. Exit code 7: nothing was won; the report says why.
+
+\b
+Examples:
+  hybrid compress model.onnx --data calib.npz --labels labels.npy --device rpi-4b --out small
+  hybrid compress model.onnx --data photos/ --pixels imagenet --labels labels.csv --max-drop 0.02 --out small
+  hybrid compress --train-script train.py:training --data test.npz --labels test.npy --budget 60 --out small
+  hybrid models push small
+"""
+
+Model = Annotated[
+    Path | None,
+    typer.Argument(help="An .onnx file, or an artifact; without one the training script's.", metavar="[MODEL]"),
+]
+Data = Annotated[
+    Path, typer.Option("--data", help="Samples: an .npz or .npy of ready inputs, or a folder of these or of images.")
+]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="Right classes: a .csv of file and class, an .npy, or one a line.")
+]
+PixelsOption = Annotated[
+    str | None,
+    typer.Option("--pixels", help="How pixels become inputs: unit, signed, imagenet, raw, JSON, or a JSON file."),
+]
+Shape = Annotated[
+    list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
+]
+Script = Annotated[
+    str,
+    typer.Option("--train-script", help="FILE.py:FUNCTION that gives a training set.", metavar="M:F"),
+]
+Device = Annotated[str, typer.Option("--device", help="A machine of `hybrid devices`, `this`, or an agent's URL.")]
+MaxDrop = Annotated[
+    float, typer.Option("--max-drop", help="Share of answers that may be lost, as 0.01.", min=0.0001, max=1.0)
+]
+Objective = Annotated[
+    Literal["latency", "bytes", "energy"], typer.Option("--objective", help="What is made small; energy is modelled.")
+]
+Budget = Annotated[float, typer.Option("--budget", help="Minutes to search; the judgement comes on top.", min=0.01)]
+Link = Annotated[str, typer.Option("--link", help="A link of `hybrid devices`: also try parts on both sides of it.")]
+Sign = Annotated[
+    str | None,
+    typer.Option("--sign", help="A private key's file, or `own`: yours, made at its first use.", metavar="KEY"),
+]
+Emulation = Annotated[
+    Literal["auto", "quota", "scaled"],
+    typer.Option("--emulation", help="An emulated device: slowed down in truth, or seconds multiplied."),
+]
+
+
+@app.command(help=HELP)
+def compress(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the artifact.", metavar="DIR")],
+    model: Model = None,
+    labels: Labels = None,
+    pixels: PixelsOption = None,
+    shape: Shape = None,
+    train_script: Script = "",
+    device: Device = "this",
+    max_drop: MaxDrop = 0.01,
+    objective: Objective = "latency",
+    budget: Budget = 30.0,
+    link: Link = "",
+    sign: Sign = None,
+    samples: Annotated[int, typer.Option("--samples", help="Use at most so many.", min=1)] = 4000,
+    epochs: Annotated[int, typer.Option("--epochs", help="Of a whole fine-tuning.", min=1)] = 12,
+    seed: Annotated[int, typer.Option("--seed", help="Of every draw and every training.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", help="Of the engine while timed; 0: one a core.", min=0)] = 0,
+    emulation: Emulation = "auto",
+    name: Annotated[str, typer.Option("--name", help="Of the artifact; else the model's.")] = "",
+    version: Annotated[str, typer.Option("--version", help="Of the artifact; else 1.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Nothing that an earlier call did counts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Search, judge, ship."""
+    from hybrid.artifact.publishers import read_key
+    from hybrid.compress.job import Job
+
+    job = Job(
+        model=model,
+        data=data,
+        out=out,
+        labels=labels,
+        pixels=_pixels(pixels),
+        shape=_shape(model, shape or []),
+        train_script=train_script,
+        device=device,
+        link=link,
+        max_drop=max_drop,
+        objective=objective,
+        budget_s=60 * budget,
+        n_samples=samples,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        emulation=emulation,
+        sign=read_key(key_path(sign)) if sign is not None else None,
+        name=name,
+        version=version,
+        again=again,
+    )
+    _tell(job, _compressed(job), json=json)
+
+
+def _compressed(job: "Job") -> "Result":
+    from hybrid.compress.run import compress as compressed
+
+    named = job.model.name if job.model is not None else job.train_script
+    try:
+        with progress(f"compressing {named}", 1, "steps") as bar:
+            return compressed(job, _watch(bar, named))
+    except KeyboardInterrupt:
+        note(f"no artifact was written; what was finished lies in {job.out}.work: the same command goes on from there")
+        raise
+
+
+def _watch(bar: "Progress", named: str) -> "Watch":
+    from hybrid.compress.job import Watch
+
+    return Watch(
+        stage=lambda text: bar.rename(f"compressing {named}: {text}"),
+        total=bar.extend,
+        stepped=lambda: bar.advance(1),
+        said=note,
+    )
+
+
+def _tell(job: "Job", found: "Result", *, json: bool) -> None:
+    """The table, where everything lies, and what to do next."""
+    from hybrid.cli.compress_report import text
+    from hybrid.errors import ExitCode
+
+    facts = {
+        "artifact": found.artifact.folder if found.artifact is not None else None,
+        "artifact_digest": found.artifact.digest if found.artifact is not None else None,
+        "report_paths": found.report_paths,
+        "is_cut_short": found.is_cut_short,
+        "n_known": found.n_known,
+        "report": found.report,
+    }
+    result(facts, text(found), json=json)
+    if not json:
+        for remark in found.report.remarks:
+            note(remark)
+        if found.artifact is not None:
+            unsigned = "" if job.sign is not None else " (its calibrations are unsigned: --sign own makes them count)"
+            note(f"next: hybrid models push {job.out}{unsigned}")
+        else:
+            note("nothing was won: more samples, a larger --max-drop or --budget, or --train-script may help")
+    if found.artifact is None:
+        raise typer.Exit(ExitCode.NOTHING_WON)
+
+
+def _pixels(said: str | None) -> "Pixels | None":
+    from hybrid.calibration.pixels import PRESETS, parse_pixels
+
+    if said is None:
+        return None
+    is_file = said not in PRESETS and not said.lstrip().startswith("{")
+    return parse_pixels(Path(said).read_bytes() if is_file else said)
+
+
+def _shape(model: Path | None, words: list[str]) -> "ShapeKey | None":
+    from hybrid.cli.plan import inputs_of, shape_key_of
+    from hybrid.compress.uncompressed import model_path
+
+    return shape_key_of(inputs_of(model_path(model)), words) if words and model is not None else None

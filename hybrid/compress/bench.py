@@ -1,0 +1,118 @@
+"""Does the steps of a search: makes, times and grades candidates, and keeps each result in the journal."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from compression.errors import CompressionError
+from compression.measuring import Timing
+from devices.errors import DeviceError
+from hybrid.compress.grading import Grade, graded
+from hybrid.compress.journal import Journal
+from hybrid.compress.making import Maker
+from hybrid.compress.material import Material
+from hybrid.compress.recipe import Recipe
+from hybrid.compress.search import Cost, Done, Step
+from hybrid.compress.timing import Timer
+from hybrid.errors import EngineFailed
+
+FAILURES = (CompressionError, DeviceError, EngineFailed)
+"""What costs a candidate, not the search."""
+
+
+class Timed(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate beside the original in one process; or why not."""
+
+    seconds: Timing | None = None
+    original: Timing | None = None
+    n_bytes: int = 0
+    failed: str = ""
+
+
+class Graded(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate's grade on the choosing part; or why there is none."""
+
+    grade: Grade | None = None
+    failed: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Bench:
+    """Where candidates are tried.
+
+    Attributes:
+        maker: makes them.
+        material: samples.
+        journal: keeps what was found.
+        timer: of the device.
+        original_bytes: of the uncompressed model's files.
+        stage: told what is done.
+        timed: what was found, by `Recipe.timed_as`.
+        grades: what was found, by recipe.
+    """
+
+    maker: Maker
+    material: Material
+    journal: Journal
+    timer: Timer
+    original_bytes: int
+    stage: Callable[[str], None] = lambda _text: None
+    timed: dict[Recipe, Timed] = field(default_factory=dict)
+    grades: dict[Recipe, Graded] = field(default_factory=dict)
+
+    @property
+    def done(self) -> Done:
+        """What is known, as the search takes it."""
+        return Done(
+            costs={recipe: self._cost(found) for recipe, found in self.timed.items()},
+            grades={recipe: found.grade for recipe, found in self.grades.items()},
+        )
+
+    def do(self, step: Step) -> None:
+        """One step; a candidate that fails is known as such afterwards.
+
+        Raises:
+            DiskFull, StorageError: its result cannot be kept.
+        """
+        if step.kind == "time":
+            self.timed[step.recipe.timed_as] = self._time(step.recipe.timed_as)
+        else:
+            self.grades[step.recipe] = self._grade(step.recipe)
+
+    def why_failed(self, recipe: Recipe) -> str:
+        """Why a recipe could not be tried; empty where it could."""
+        timed, found = self.timed.get(recipe.timed_as), self.grades.get(recipe)
+        return (found.failed if found is not None else "") or (timed.failed if timed is not None else "")
+
+    def _cost(self, found: Timed) -> Cost | None:
+        if found.seconds is None or found.original is None:
+            return None
+        return Cost(seconds=found.seconds.p50_s / found.original.p50_s, bytes=found.n_bytes / self.original_bytes)
+
+    def _time(self, recipe: Recipe) -> Timed:
+        key = ["time", recipe, self.timer.told]
+        kept = self.journal.find(key)
+        if kept is not None:
+            return msgspec.json.decode(kept.content, type=Timed)
+        try:
+            path, _ = self.maker.model(recipe)
+            self.stage(f"timing {recipe.text}")
+            original, seconds = self.timer([self.maker.path, path], self.material.feeds[0])
+            found = Timed(seconds=seconds, original=original, n_bytes=path.stat().st_size)
+        except FAILURES as exc:
+            found = Timed(failed=str(exc))
+        return msgspec.json.decode(self.journal.keep(key, found).content, type=Timed)
+
+    def _grade(self, recipe: Recipe) -> Graded:
+        key = ["grade", recipe]
+        kept = self.journal.find(key)
+        if kept is not None:
+            return msgspec.json.decode(kept.content, type=Graded)
+        try:
+            path, _ = self.maker.model(recipe)
+            self.stage(f"grading {recipe.text}")
+            found = Graded(grade=graded(path, self.material, self.material.parts.choose))
+        except FAILURES as exc:
+            found = Graded(failed=str(exc))
+        return msgspec.json.decode(self.journal.keep(key, found).content, type=Graded)

@@ -1,0 +1,82 @@
+"""What a user asks `hybrid compress` for, as data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from hybrid.calibration.pixels import Pixels
+    from hybrid.graph.shape_key import ShapeKey
+
+Objective = Literal["latency", "bytes", "energy"]
+
+THIS: Final = "this"
+"""The device that is this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One model, data to judge by, a device, a floor, and where the result goes.
+
+    Attributes:
+        model: an .onnx file, or an artifact's folder or zip; None with a training script takes the script's module.
+        data: samples, as `hybrid.calibration.samples.open_samples` takes them.
+        out: folder of the artifact; must not exist.
+        labels: right classes, where known.
+        pixels: how images become inputs.
+        shape: sizes of an image input that leaves them open.
+        train_script: `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION`, whose call gives a `TrainingSet`.
+        device: a machine of the catalog, `this`, or the URL of a box's agent.
+        link: a link of the catalog, over which candidates that are cut are weighed; empty for no cuts.
+        max_drop: the floor, as a share: no variant whose drop's 95 % interval reaches beyond it.
+        objective: what is made small.
+        budget_s: seconds for the search; the judgement comes on top.
+        n_samples: at most so many are used.
+        epochs: of a whole fine-tuning.
+        seed: of every draw and every training.
+        threads: of the engine while timed; 0 for one a core of the device.
+        emulation: `quota` slows programs down in truth, `scaled` multiplies seconds, `auto` takes what is allowed.
+        sign: a private key, 32 raw bytes, that signs calibrations.
+        name, version: of the artifact; empty for those of the model, and for `1`.
+        again: nothing that an earlier call did counts.
+    """
+
+    model: Path | None
+    data: Path
+    out: Path
+    labels: Path | None = None
+    pixels: "Pixels | None" = None
+    shape: "ShapeKey | None" = None
+    train_script: str = ""
+    device: str = THIS
+    link: str = ""
+    max_drop: float = 0.01
+    objective: Objective = "latency"
+    budget_s: float = 1800.0
+    n_samples: int = 4000
+    epochs: int = 12
+    seed: int = 0
+    threads: int = 0
+    emulation: Literal["auto", "quota", "scaled"] = "auto"
+    sign: bytes | None = None
+    name: str = ""
+    version: str = ""
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Who is told how the work goes.
+
+    Attributes:
+        stage: told what is done now.
+        total: told how many steps there will be, as far as is known.
+        stepped: called after each step.
+        said: told what a person should know, such as that an earlier call is gone on with.
+    """
+
+    stage: Callable[[str], None] = lambda _name: None
+    total: Callable[[int], None] = lambda _n: None
+    stepped: Callable[[], None] = lambda: None
+    said: Callable[[str], None] = lambda _text: None

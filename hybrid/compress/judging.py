@@ -1,0 +1,134 @@
+"""The last judgement: finalists timed side by side, graded on unseen samples, compared across runtimes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from compression.measuring import Timing
+from hybrid.compress.across import FLOAT_TOLERANCE, N_COMPARED, TOLERANCE, Runtimes, faults
+from hybrid.compress.bench import Bench
+from hybrid.compress.grading import Grade, graded
+from hybrid.compress.job import Job
+from hybrid.compress.recipe import Recipe
+from hybrid.compress.rules import Facts, Status, verdict
+
+MOST_JUDGED: Final = 6
+"""Finalists; each one more is one more chance to pass by luck."""
+
+MOST_SHIPPED: Final = 3
+"""Variants of an artifact beside the original: boxes fetch them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A finalist and all that was found of it."""
+
+    recipe: Recipe
+    path: Path
+    n_bytes: int
+    timing: Timing
+    original: Timing
+    grade: Grade
+    faults: Sequence[str]
+    memory_bytes: int
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Of all finalists, in the order of the search; and the original's own figures beside them."""
+
+    finalists: Sequence[Judged]
+    original: Timing | None
+    original_memory_bytes: int
+
+    @property
+    def shipped(self) -> list[Judged]:
+        """Those that every rule lets pass."""
+        return [each for each in self.finalists if each.status == "shipped"]
+
+
+def judged(job: Job, bench: Bench, recipes: Sequence[Recipe], *, runtimes: Runtimes | None = None) -> Judgement:
+    """The judgement of finalists.
+
+    Args:
+        job: what was asked for.
+        bench: has tried them.
+        recipes: the best first.
+        runtimes: to compare in; None for all that are here.
+
+    Raises:
+        CompressionError: the device times nothing any more.
+    """
+    feeds = bench.material.feeds[0]
+    paths = [bench.maker.model(recipe)[0] for recipe in recipes]
+    bench.stage("timing finalists side by side")
+    original, *timings = bench.timer([bench.maker.path, *paths], feeds)
+    found: list[Judged] = []
+    for recipe, path, timing in zip(recipes, paths, timings, strict=True):
+        bench.stage(f"judging {recipe.text}")
+        differing = _differing(bench, recipe, path, runtimes)
+        entry = _one(job, bench, recipe, (timing, original), differing)
+        n_shipped = sum(each.status == "shipped" for each in found)
+        found.append(_dominated(entry, found) if n_shipped < MOST_SHIPPED else _surplus(entry))
+    return Judgement(
+        finalists=found,
+        original=original,
+        original_memory_bytes=bench.timer.memory_bytes(bench.maker.path, feeds),
+    )
+
+
+def _differing(bench: Bench, recipe: Recipe, path: Path, runtimes: Runtimes | None) -> list[str]:
+    material = bench.material
+    some = [material.feeds[index] for index in material.parts.judge[:N_COMPARED]]
+    tolerance = FLOAT_TOLERANCE if recipe.precision == "float32" else TOLERANCE
+    return faults(path, some, tolerance=tolerance, runtimes=runtimes)
+
+
+def _one(job: Job, bench: Bench, recipe: Recipe, timings: tuple[Timing, Timing], differing: Sequence[str]) -> Judged:
+    material, (timing, original) = bench.material, timings
+    path, _ = bench.maker.model(recipe)
+    grade = graded(path, material, material.parts.judge)
+    n_bytes = path.stat().st_size
+    status, reason = verdict(
+        Facts(
+            objective=job.objective,
+            max_drop=job.max_drop,
+            device=job.device,
+            timing=timing,
+            original=original,
+            n_bytes=n_bytes,
+            original_bytes=bench.original_bytes,
+            judged=grade,
+            n_calibrated=len(material.parts.calibrate),
+            faults=differing,
+        )
+    )
+    return Judged(
+        recipe=recipe,
+        path=path,
+        n_bytes=n_bytes,
+        timing=timing,
+        original=original,
+        grade=grade,
+        faults=differing,
+        memory_bytes=bench.timer.memory_bytes(path, material.feeds[0]),
+        status=status,
+        reason=reason,
+    )
+
+
+def _dominated(entry: Judged, before: Sequence[Judged]) -> Judged:
+    """A finalist that loses no less than a better one that is shipped adds nothing to an artifact."""
+    better = next((each for each in before if each.status == "shipped" and each.grade.drop <= entry.grade.drop), None)
+    if entry.status != "shipped" or better is None:
+        return entry
+    return replace(entry, status="kept off", reason=f"{better.recipe.text} is better and loses no more")
+
+
+def _surplus(entry: Judged) -> Judged:
+    if entry.status != "shipped":
+        return entry
+    return replace(entry, status="kept off", reason=f"{MOST_SHIPPED} better ones are shipped already")

@@ -1,0 +1,176 @@
+"""From a recipe to a model file: what is taken away, trained and quantized, in that order, each part kept once.
+
+Design: the ground floor takes and gives protos; here they become files of the journal. A part that cannot be had (no
+training set, no channel that can go, a type that an operator lacks) raises a `CompressionError`, which costs the
+candidate and is its reason in the report, never the search.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from compression.errors import NotPrunable, TrainingNeeded
+from hybrid.calibration.samples import Feeds
+from hybrid.compress.journal import Journal, Kept
+from hybrid.compress.material import Material
+from hybrid.compress.recipe import Recipe
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from compression.quantization.recipe import Int8Recipe
+    from hybrid.compress.trained import Trainer
+
+MODEL: Final = "model.onnx"
+N_QUICK: Final = 16
+"""Samples that sensitivities are found with, and that a model is calibrated with which is only timed."""
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told of a model that was made: remarks of those who made it, and its products by kind of number."""
+
+    notes: tuple[str, ...] = ()
+    n_int8: int = 0
+    n_float: int = 0
+
+
+class Sensitive(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator, and how far the outputs move where it alone is int8."""
+
+    node: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maker:
+    """Makes the models of one job.
+
+    Attributes:
+        path: the uncompressed model.
+        material: samples.
+        journal: where what is made is kept.
+        trainer: with a training script.
+        stage: told what is done.
+    """
+
+    path: Path
+    material: Material
+    journal: Journal
+    trainer: "Trainer | None" = None
+    stage: Callable[[str], None] = lambda _text: None
+
+    def model(self, recipe: Recipe) -> tuple[Path, Made]:
+        """The model file of a recipe, and what is told of it.
+
+        Raises:
+            CompressionError: it cannot be made; the message says why.
+            DiskFull, StorageError: there is no room for it.
+        """
+        kept = self.journal.find(["model", recipe])
+        if kept is None:
+            kept = self._made(recipe)
+        return kept.path(MODEL), msgspec.json.decode(kept.content, type=Made)
+
+    def sensitivities(self, recipe: Recipe) -> list[Sensitive]:
+        """Operators of the uncompressed model, the most sensitive to int8 first; raises `CompressionError`."""
+        from compression.quantization.sensitivity import sensitivities
+
+        plain = Recipe(
+            precision="int8",
+            activations=recipe.activations,
+            weights=recipe.weights,
+            reduce_range=recipe.reduce_range,
+            ranges=recipe.ranges,
+        )
+        kept = self.journal.find(["sensitivities", plain])
+        if kept is None:
+            self.stage("sensitivities")
+            some = self.material.calibrate[:N_QUICK]
+            found = sensitivities(self._float(Recipe()), some, self.int8_recipe(plain))
+            told = [Sensitive(node=each.node, distance=float(each.distance)) for each in found]
+            kept = self.journal.keep(["sensitivities", plain], sorted(told, key=lambda each: -each.distance))
+        return msgspec.json.decode(kept.content, type=list[Sensitive])
+
+    def int8_recipe(self, recipe: Recipe) -> "Int8Recipe":
+        """What quantization is told."""
+        from compression.quantization.recipe import Int8Recipe
+
+        kept = [each.node for each in self.sensitivities(recipe)[: recipe.n_float]] if recipe.n_float else []
+        return Int8Recipe(
+            activations=recipe.activations,
+            weights=recipe.weights,
+            reduce_range=recipe.reduce_range,
+            ranges=recipe.ranges,
+            equalized=recipe.equalized,
+            bias_corrected=recipe.bias_corrected,
+            smoothed=recipe.smoothed,
+            kept_float=tuple(kept),
+        )
+
+    def _made(self, recipe: Recipe) -> Kept:
+        self.stage(recipe.text)
+        if recipe.trained_int8:
+            from hybrid.compress.trained import quantizer
+
+            int8, samples = self.int8_recipe(recipe), self._samples(recipe)
+            model, ranges, notes = self._needed().rounded(recipe, quantizer(samples, int8))
+            return self._quantized(recipe, model, ranges, notes)
+        if recipe.precision == "int8":
+            return self._quantized(recipe, self._float(recipe.float_part), {}, ())
+        if recipe.precision != "float32":
+            from compression.quantization.weights_only import weights_only
+
+            bits = 8 if recipe.precision == "weights-8" else 4
+            return self._kept(recipe, weights_only(self._float(recipe.float_part), bits=bits), Made())
+        return self._reduced(recipe)
+
+    def _quantized(
+        self, recipe: Recipe, model: "ModelProto", ranges: Mapping[str, tuple[float, float]], notes: Sequence[str]
+    ) -> Kept:
+        from compression.quantization.static import quantize
+
+        more = {"ranges": ranges} if ranges else {}
+        found = quantize(model, self._samples(recipe), self.int8_recipe(recipe), **more)
+        made = Made(notes=(*notes, *found.notes), n_int8=found.n_int8, n_float=found.n_float)
+        return self._kept(recipe, found.model, made)
+
+    def _reduced(self, recipe: Recipe) -> Kept:
+        """A float32 model with channels taken away, or a student."""
+        if recipe.pruned == "graph":
+            from compression.pruning.without_source import prune_graph
+
+            found = prune_graph(self._float(Recipe()), self._samples(recipe), recipe.ratio, recipe.multiple)
+            return self._kept(recipe, found.model, Made(notes=_left(found.left)))
+        if not recipe.pruned and recipe.source == "given":
+            raise NotPrunable("the uncompressed model is no candidate")
+        proto, notes = self._needed().reduced(recipe)
+        return self._kept(recipe, proto, Made(notes=notes))
+
+    def _float(self, recipe: Recipe) -> "ModelProto":
+        """The float32 model that others are made from; the given one for a recipe that changes nothing."""
+        import onnx
+
+        return onnx.load(self.path if recipe == Recipe() else self.model(recipe)[0])
+
+    def _samples(self, recipe: Recipe) -> Sequence[Feeds]:
+        """All of the calibrating part; a few for what is pruned and not trained, which is only timed."""
+        found = self.material.calibrate
+        is_only_timed = recipe.pruned == "module" and not recipe.epochs
+        return found[:N_QUICK] if is_only_timed else found
+
+    def _needed(self) -> "Trainer":
+        if self.trainer is None:
+            raise TrainingNeeded("this takes a training set; give --train-script")
+        return self.trainer
+
+    def _kept(self, recipe: Recipe, proto: "ModelProto", made: Made) -> Kept:
+        return self.journal.keep(["model", recipe], made, {MODEL: proto.SerializeToString(deterministic=True)})
+
+
+def _left(left: object) -> tuple[str, ...]:
+    """Layers that could not be pruned, and why, as remarks."""
+    pairs = list(left) if isinstance(left, Sequence) else []
+    return tuple(f"{name}: {reason}" for name, reason in pairs)

@@ -1,0 +1,225 @@
+"""The report of a search as data: what was asked, measured, tried, shipped, kept off and why; see docs/compress.md."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import msgspec
+import onnxruntime
+
+from compression.measuring import Timing
+from hybrid.calibration.record import Metric
+from hybrid.compress.grading import Grade
+from hybrid.compress.making import Sensitive
+from hybrid.compress.recipe import Recipe
+from hybrid.compress.rules import Status
+from hybrid.compress.timing import DeviceTold
+
+SCHEMA: Final = 1
+N_SHOWN: Final = 8
+"""Samples whose outputs stand side by side."""
+
+MOST_SHOWN: Final = 32
+"""Values of an output that are shown."""
+
+
+class Seconds(msgspec.Struct, frozen=True, kw_only=True):
+    """A timing: of one run, on the device."""
+
+    p50_s: float
+    p95_s: float
+    low_s: float
+    n: int
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True):
+    """A grade with what follows from it."""
+
+    n: int
+    n_lost: int
+    n_won: int
+    drop: float
+    low: float
+    high: float
+    p_value: float
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate that was tried.
+
+    Attributes:
+        id: short, unique in the report; that of the variant where it was shipped.
+        text: the recipe for people.
+        recipe: all of it.
+        status, reason: what became of it, and why.
+        notes: remarks of those who made it.
+        n_bytes, bytes_ratio: of its file, and as a share of the original's.
+        seconds, seconds_ratio: beside the original in one process, and its p50 as a share of the original's.
+        memory_bytes: peak above an empty process; None where nobody looked.
+        energy_j: of one run, modelled.
+        chosen_by: its grade on the choosing part.
+        judged: its grade on the judging part.
+        runtimes: what differs between runtimes; None where that was not looked at.
+        on_front: whether no other candidate is as good in drop, time and bytes and better in one.
+    """
+
+    id: str
+    text: str
+    recipe: Recipe
+    status: Status
+    reason: str
+    notes: tuple[str, ...] = ()
+    n_bytes: int | None = None
+    bytes_ratio: float | None = None
+    seconds: Seconds | None = None
+    seconds_ratio: float | None = None
+    memory_bytes: int | None = None
+    energy_j: float | None = None
+    chosen_by: Drop | None = None
+    judged: Drop | None = None
+    runtimes: tuple[str, ...] | None = None
+    on_front: bool = False
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The uncompressed model; `accuracy` on the judging part, None where there are no labels."""
+
+    n_bytes: int
+    seconds: Seconds | None
+    memory_bytes: int | None
+    energy_j: float | None
+    accuracy: float | None
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True):
+    """The samples: their digest, and how many were for what."""
+
+    digest: str
+    metric: Metric
+    n_calibrate: int
+    n_choose: int
+    n_judge: int
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for."""
+
+    objective: str
+    max_drop: float
+    budget_s: float
+    seed: int
+    link: str
+    train_script: str
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of candidate that could not be tried at all, and why."""
+
+    what: str
+    why: str
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """Outputs for one sample of the judging part, side by side; the first values of the output that is judged."""
+
+    sample: int
+    label: int | None
+    outputs: dict[str, list[float]]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it; an attachment of kind `report`. Energy is modelled, everything else is measured."""
+
+    model_digest: str
+    model: str
+    wanted: Wanted
+    data: Data
+    device: DeviceTold
+    baseline: Baseline
+    candidates: tuple[Candidate, ...]
+    environment: dict[str, str]
+    made_s: float
+    kind: Literal["report"] = "report"
+    schema: int = SCHEMA
+    variant: str = "original"
+    front: tuple[str, ...] = ()
+    shipped: tuple[str, ...] = ()
+    sensitivities: tuple[Sensitive, ...] = ()
+    staircase: dict[str, float] | None = None
+    refused: tuple[Refused, ...] = ()
+    shown: tuple[Shown, ...] = ()
+    remarks: tuple[str, ...] = ()
+    power: str = ""
+
+    @property
+    def content(self) -> bytes:
+        """Its exact JSON."""
+        return msgspec.json.encode(self, order="sorted")
+
+
+def environment() -> dict[str, str]:
+    """The machine and versions that searched."""
+    from devices.machine import processor
+
+    return {
+        "machine": processor(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def seconds_of(timing: Timing | None) -> Seconds | None:
+    """A timing as it is told."""
+    if timing is None:
+        return None
+    return Seconds(p50_s=timing.p50_s, p95_s=timing.p95_s, low_s=timing.low_s, n=timing.n)
+
+
+def drop_of(grade: Grade | None) -> Drop | None:
+    """A grade as it is told."""
+    if grade is None:
+        return None
+    low, high = grade.interval
+    return Drop(
+        n=grade.n,
+        n_lost=grade.n_lost,
+        n_won=grade.n_won,
+        drop=grade.drop,
+        low=low,
+        high=high,
+        p_value=grade.p_value,
+    )
+
+
+def with_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates, those on the Pareto front of drop, time and bytes marked; only graded and timed ones are."""
+    points = {each.id: point for each in candidates if (point := _point(each)) is not None}
+    front = {
+        one
+        for one, point in points.items()
+        if not any(_dominates(other, point) for name, other in points.items() if name != one)
+    }
+    return tuple(msgspec.structs.replace(each, on_front=each.id in front) for each in candidates)
+
+
+def _point(candidate: Candidate) -> tuple[float, float, float] | None:
+    """Drop (of the judging part where there is one), share of the time, share of the bytes."""
+    grade = candidate.judged or candidate.chosen_by
+    if grade is None or candidate.seconds_ratio is None or candidate.bytes_ratio is None:
+        return None
+    return grade.drop, candidate.seconds_ratio, candidate.bytes_ratio
+
+
+def _dominates(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def distinct_ids(recipes: Sequence[Recipe]) -> Mapping[Recipe, str]:
+    """An id for each recipe; the second of a name is called `NAME-2`, in the order given."""
+    counts: dict[str, int] = {}
+    ids = {}
+    for recipe in recipes:
+        counts[recipe.id] = counts.get(recipe.id, 0) + 1
+        ids[recipe] = recipe.id if counts[recipe.id] == 1 else f"{recipe.id}-{counts[recipe.id]}"
+    return ids

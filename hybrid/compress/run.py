@@ -1,0 +1,165 @@
+"""From a job to an artifact and a report: samples first, then the search within its budget, then the judgement."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import onnxruntime
+
+from devices.machine import processor
+from hybrid.artifact.folder import Artifact
+from hybrid.compress.bench import Bench
+from hybrid.compress.job import Job, Watch
+from hybrid.compress.journal import Journal
+from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
+from hybrid.compress.making import Maker
+from hybrid.compress.material import Material, gathered
+from hybrid.compress.report import Refused, Report
+from hybrid.compress.search import Space, finalists, next_step
+from hybrid.compress.shipping import check_place, variant_ids, write_artifact, write_report
+from hybrid.compress.space import space_of, staircase_of
+from hybrid.compress.telling import told
+from hybrid.compress.timer_choice import timer_for
+from hybrid.compress.timing import Timer
+from hybrid.compress.trained import Trainer, digest, matched
+from hybrid.compress.uncompressed import Base, base_of
+
+if TYPE_CHECKING:
+    from compression.training.training_set import TrainingSet
+
+_SCHEMA: Final = 1
+"""Of what the journal keeps; another one begins anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a job gave.
+
+    Attributes:
+        artifact: that was written; None where nothing was won.
+        report: of everything.
+        report_paths: its JSON and its page.
+        is_cut_short: whether the budget ended the search.
+        n_known: pieces of work that an earlier call had done.
+    """
+
+    artifact: Artifact | None
+    report: Report
+    report_paths: tuple[Path, Path]
+    is_cut_short: bool
+    n_known: int
+
+
+def compress(
+    job: Job,
+    watch: Watch | None = None,
+    *,
+    timer: Callable[[Job], Timer] = timer_for,
+    now_s: Callable[[], float] = time.monotonic,
+) -> Result:
+    """Search, judge, ship.
+
+    Args:
+        job: what is asked for.
+        watch: who is told how far it is.
+        timer: makes what times; closed here.
+        now_s: the clock to which the budget is held.
+
+    Raises:
+        DataUnfit, TensorMismatch, BadMessage, NotFound: samples or labels that do not allow a judgement.
+        ModelError, DeviceError: the model cannot be used.
+        CompressionError: the device cannot time the original.
+        Conflict: something is at the place of the artifact, or another process works on it.
+        DiskFull, StorageError: no room; nothing is half-written.
+    """
+    watch, until_s = watch or Watch(), now_s() + job.budget_s
+
+    def left_s() -> float:
+        return until_s - now_s()
+
+    check_place(job)
+    work = job.out.with_name(f"{job.out.name}.work")
+    training = _training(job, watch)
+    base = base_of(job, work, training)
+    classes = base.artifact.manifest.classes if base.artifact is not None else None
+    material = gathered(job, base.path, classes=classes or (), watch=watch)
+    if training is not None:
+        training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
+    with Journal(work, _facts(job, base, material, training), again=job.again) as journal, ExitStack() as held:
+        trainer = None
+        if training is not None:
+            trainer = Trainer(training_set=training, journal=journal, seed=job.seed, left_s=left_s, stage=watch.stage)
+        bench = Bench(
+            maker=Maker(path=base.path, material=material, journal=journal, trainer=trainer, stage=watch.stage),
+            material=material,
+            journal=journal,
+            timer=held.enter_context(closing(timer(job))),
+            original_bytes=base.n_bytes,
+            stage=watch.stage,
+        )
+        is_cut_short, judgement, report = _found(job, base, bench, watch, lambda: left_s() <= 0)
+        shipped = variant_ids(judgement.shipped)
+        paths = write_report(report, job.out)
+        artifact = write_artifact(job, base, material, shipped, report) if shipped else None
+        n_known = journal.n_known
+    return Result(artifact=artifact, report=report, report_paths=paths, is_cut_short=is_cut_short, n_known=n_known)
+
+
+def _training(job: Job, watch: Watch) -> "TrainingSet | None":
+    if not job.train_script:
+        return None
+    from compression.training.script import load_script
+
+    watch.stage("the training script")
+    return load_script(job.train_script)
+
+
+def _facts(job: Job, base: Base, material: Material, training: "TrainingSet | None") -> list[object]:
+    """All that every piece of work depends on."""
+    trained = digest(training) if training is not None else ""
+    return [_SCHEMA, onnxruntime.__version__, processor(), base.digest, material.digest, job.seed, trained]
+
+
+def _found(
+    job: Job, base: Base, bench: Bench, watch: Watch, is_over: Callable[[], bool]
+) -> tuple[bool, Judgement, Report]:
+    """Searches, judges and tells."""
+    steps = staircase_of(bench)
+    space = space_of(job, base, bench, steps)
+    is_cut_short = _searched(space, bench, watch, is_over)
+    judgement = judged(job, bench, finalists(space, bench.done, MOST_JUDGED))
+    report = told(
+        job,
+        base,
+        bench,
+        judgement,
+        refused=_refused(bench),
+        staircase={str(width): seconds for width, seconds in steps.seconds.items()} if steps is not None else None,
+        is_cut_short=is_cut_short,
+    )
+    return is_cut_short, judgement, report
+
+
+def _refused(bench: Bench) -> list[Refused]:
+    """Kinds of candidates that cannot be had, and why."""
+    if bench.maker.trainer is not None:
+        return []
+    why = "no training set: give --train-script"
+    kinds = ("fine-tuning after pruning", "distillation", "trained rounding (QAT, AdaRound)", "TensorFlow Lite")
+    return [Refused(what=what, why=why) for what in (*kinds, "learned bottlenecks")]
+
+
+def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> bool:
+    """Does steps until none is left; whether the budget ended before."""
+    n_done = 0
+    while (step := next_step(space, bench.done)) is not None:
+        if is_over():
+            return True
+        watch.total(n_done + 1)
+        bench.do(step)
+        n_done += 1
+        watch.stepped()
+    return False

@@ -1,0 +1,188 @@
+"""The artifact of a search: the original, the variants that won, golden files, calibrations and the report.
+
+Design: everything is laid out in a folder beside the place where it belongs, verified there, and renamed into it: an
+artifact is there whole or not at all. The report lies beside it too, so that it is there also where nothing was won.
+"""
+
+import hashlib
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import onnxruntime
+
+from devices.tflite_magic import is_tflite
+from hybrid.artifact.attachments import attach, attachment_of
+from hybrid.artifact.digest import digest_of_files, hashed_files
+from hybrid.artifact.durable import storing, sync_file, write_atomically
+from hybrid.artifact.folder import Artifact, open_folder, place_folder, verify
+from hybrid.artifact.manifest import SCHEMA, FileEntry, Golden, LineageStep, Manifest, Variant, canonical_bytes
+from hybrid.artifact.names import MANIFEST_NAME, check_word
+from hybrid.calibration.calibrate import WHOLE, as_attachment
+from hybrid.calibration.record import Calibration, Cell
+from hybrid.calibration.trial import opened
+from hybrid.compress.job import Job
+from hybrid.compress.judging import Judged
+from hybrid.compress.material import Material
+from hybrid.compress.page import page
+from hybrid.compress.report import Report
+from hybrid.compress.uncompressed import Base
+from hybrid.errors import Conflict
+
+GOLDEN_TOLERANCE: Final = 1e-3
+"""Of the shipped model, float32, between versions of its engine."""
+
+N_GOLDEN: Final = 1
+
+
+def check_place(job: Job) -> None:
+    """Raises `Conflict` where something is in the way of the artifact, `BadMessage` for a name that cannot be."""
+    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+        raise Conflict(f"{job.out} is not empty; name a new folder with --out")
+    for word, what in ((job.name, "model name"), (job.version, "version")):
+        if word:
+            check_word(word, what)
+
+
+def report_paths(out: Path) -> tuple[Path, Path]:
+    """Where the report's JSON and its page lie."""
+    return out.with_name(f"{out.name}.report.json"), out.with_name(f"{out.name}.report.html")
+
+
+def write_report(report: Report, out: Path) -> tuple[Path, Path]:
+    """Writes both forms of the report; raises `DiskFull`, `StorageError`."""
+    as_json, as_page = report_paths(out)
+    write_atomically(as_json, report.content)
+    write_atomically(as_page, page(report).encode())
+    return as_json, as_page
+
+
+def write_artifact(job: Job, base: Base, material: Material, shipped: Mapping[str, Judged], report: Report) -> Artifact:
+    """The artifact, whole, at its place.
+
+    Args:
+        job: what was asked for.
+        base: the uncompressed model.
+        material: samples.
+        shipped: by variant id, the best first.
+        report: attached.
+
+    Raises:
+        DiskFull, StorageError: nothing is left behind.
+    """
+    wanted_bytes = base.n_bytes + sum(each.n_bytes for each in shipped.values())
+    with storing(job.out, wanted_bytes):
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=job.out.parent, prefix=".tmp-"))
+        try:
+            _laid_out(staging, job, base, material, shipped)
+            artifact = open_folder(staging)
+            verify(artifact)
+            for variant, each in shipped.items():
+                attach(staging, as_attachment(_calibration(base, material, job, variant, each), job.sign))
+            attach(staging, attachment_of(report.content))
+            if job.out.is_dir():
+                job.out.rmdir()
+            place_folder(staging, job.out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return open_folder(job.out)
+
+
+def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipped: Mapping[str, Judged]) -> None:
+    entries: dict[str, FileEntry] = {}
+    variants = [_put(folder, "original", base.path, "native", entries)]
+    variants += [_put(folder, variant, each.path, each.recipe.precision, entries) for variant, each in shipped.items()]
+    golden = _golden(folder, base, material, entries)
+    known = base.artifact.manifest if base.artifact is not None else None
+    step = LineageStep(step="compress", artifact_digest=base.artifact.digest if base.artifact else None)
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=job.name or (known.name if known is not None else base.name),
+        version=job.version or "1",
+        sequence=known.sequence + 1 if known is not None else 1,
+        model_digest=digest_of_files(hashed_files(folder / base.path.name)),
+        files=entries,
+        variants=tuple(variants),
+        base=base.artifact.digest if base.artifact is not None else None,
+        classes=known.classes if known is not None else None,
+        pre=known.pre if known is not None else msgspec.Raw(b"null"),
+        post=known.post if known is not None else msgspec.Raw(b"null"),
+        golden=golden,
+        lineage=(*(known.lineage if known is not None else ()), step),
+    )
+    write_atomically(folder / MANIFEST_NAME, canonical_bytes(manifest))
+
+
+def _put(folder: Path, variant: str, path: Path, precision: str, entries: dict[str, FileEntry]) -> Variant:
+    """Copies a model and its external data, the original to the top, others into a folder of their own."""
+    names, below = [], "" if variant == "original" else f"{variant}/"
+    for file in hashed_files(path):
+        name = f"{below}{file.name}"
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path.parent / file.name, target)
+        sync_file(target)
+        entries[name] = FileEntry(sha256=file.sha256, size=file.size)
+        names.append(name)
+    engine = "tflite" if is_tflite(path) else "onnxruntime"
+    return Variant(id=variant, engine=engine, precision=precision, files=tuple(names))
+
+
+def _golden(folder: Path, base: Base, material: Material, entries: dict[str, FileEntry]) -> Golden:
+    """One sample and the shipped model's answer to it."""
+    feeds = material.feeds[material.parts.judge[0]]
+    session = opened(base.path)
+    outputs = dict(zip([port.name for port in session.get_outputs()], session.run(None, feeds), strict=True))
+    named: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for kind, arrays, names in (("input", feeds, named[0]), ("output", outputs, named[1])):
+        for number, (tensor, array) in enumerate(arrays.items()):
+            name = f"golden/{kind}-{number}.npy"
+            content = _npy(array)
+            write_atomically(folder / name, content)
+            entries[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+            names[tensor] = name
+    engine = "tflite" if is_tflite(base.path) else "onnxruntime"
+    return Golden(inputs=named[0], outputs=named[1], tolerance={engine: GOLDEN_TOLERANCE})
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array, dtype=str) if array.dtype.kind == "O" else array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _calibration(base: Base, material: Material, job: Job, variant: str, each: Judged) -> Calibration:
+    """What a session holds against its `max_accuracy_drop`: the judging part's word on the whole variant."""
+    low, high = each.grade.interval
+    cell = Cell(cut=WHOLE, codec="none", n=each.grade.n, drop=each.grade.drop, drop_low=low, drop_high=high)
+    judge = material.judge
+    return Calibration(
+        model_digest=base.digest,
+        variant=variant,
+        shape_key=material.shape_key.text,
+        metric=judge.metric,
+        output=judge.outputs[0] if len(judge.outputs) == 1 else "",
+        tolerance=judge.tolerance if judge.metric == "fidelity" else None,
+        baseline=material.share_right(material.parts.judge) if judge.metric == "accuracy" else None,
+        n_samples=each.grade.n,
+        data_digest=material.digest,
+        seed=job.seed,
+        engine=f"onnxruntime {onnxruntime.__version__}",
+        made_s=time.time(),
+        cells=(cell,),
+    )
+
+
+def variant_ids(shipped: Sequence[Judged]) -> dict[str, Judged]:
+    """A variant id for each."""
+    from hybrid.compress.report import distinct_ids
+
+    ids = distinct_ids([each.recipe for each in shipped])
+    return {ids[each.recipe]: each for each in shipped}

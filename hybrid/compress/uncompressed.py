@@ -1,0 +1,98 @@
+"""The uncompressed model of a job: a file, what an artifact holds, or the module of a training script."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid.artifact.digest import files_of_model, model_digest
+from hybrid.artifact.durable import write_atomically
+from hybrid.artifact.folder import Artifact
+from hybrid.artifact.opening import open_artifact
+from hybrid.compress.job import Job
+from hybrid.errors import ModelMissing, ModelUnsupported
+
+if TYPE_CHECKING:
+    from compression.training.training_set import TrainingSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The uncompressed model.
+
+    Attributes:
+        path: its file.
+        digest: its model digest.
+        n_bytes: of its files.
+        name: what to call it.
+        artifact: that it came in, if it did.
+    """
+
+    path: Path
+    digest: str
+    n_bytes: int
+    name: str
+    artifact: Artifact | None = None
+
+
+def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base:
+    """The uncompressed model of a job.
+
+    Args:
+        job: what is asked for.
+        work: folder into which the script's module is exported where no model was named.
+        training: of the script.
+
+    Raises:
+        ModelMissing, ModelInvalid: there is none.
+        NotExportable: the script's module cannot be written as ONNX.
+        ModelUnsupported: a TensorFlow Lite file, which is finished already.
+    """
+    if job.model is None and training is None:
+        raise ModelMissing("no model was named; give an .onnx file, or --train-script")
+    artifact, path = None, job.model or _exported(training, work / "base" / "model.onnx")
+    if _is_artifact(path):
+        artifact = open_artifact(path)
+        path = artifact.model_path
+    if path.suffix.lower() == ".tflite":
+        raise ModelUnsupported(f"{path}: a TensorFlow Lite file cannot be compressed further; give ONNX or torch")
+    return Base(
+        path=path,
+        digest=model_digest(path),
+        n_bytes=sum(file.size for file in files_of_model(path)),
+        name=_word(job.model.stem if job.model is not None else _function(job.train_script)),
+        artifact=artifact,
+    )
+
+
+def _exported(training: "TrainingSet | None", path: Path) -> Path:
+    """The script's module as ONNX; the same module gives the same bytes."""
+    from compression.training.exporting import export
+
+    assert training is not None
+    example = {name: array[:2] for name, array in training.inputs.items()}
+    write_atomically(
+        path, export(training.module, example, training.output_names).SerializeToString(deterministic=True)
+    )
+    return path
+
+
+def model_path(path: Path | None) -> Path:
+    """The model file that a path means; raises as `base_of`."""
+    if path is None:
+        raise ModelMissing("no model was named")
+    return open_artifact(path).model_path if _is_artifact(path) else path
+
+
+def _is_artifact(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() == ".zip"
+
+
+def _word(stem: str) -> str:
+    """A file's name as a model's: small letters, digits, dots and dashes."""
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem.lower()).strip("-")
+    return plain[:64] or f"model-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+
+
+def _function(script: str) -> str:
+    return script.rpartition(":")[2]
