@@ -31,6 +31,8 @@ from edge_agent.samples.routes import add_sample_routes
 from edge_agent.samples.store import Arrays
 from edge_agent.status import Standing, add_status_route
 from edge_agent.tending import Tending
+from edge_agent.timing.bench import TimingBench
+from edge_agent.timing.routes import add_timing_routes
 from edge_agent.whereabouts import Address, forget_address, note_address
 from hybrid.cli.output import event, note
 from hybrid.hosting.data_folder import DataFolder
@@ -236,6 +238,7 @@ class Agent:
         onward = Onward(split, shelf, room, inside.fleet.neighbourhood, self._may_leave)
         inside.standing.onward = lambda: onward.counts
         add_prepare_route(app, service, onward.prepare)
+        add_timing_routes(app, TimingBench(self._config.data), require)
         return onward
 
     def _may_leave(self) -> bool:
