@@ -99,20 +99,20 @@ class OpenHeads:
                 return False
         others = [other for other in worst_first if other is not crossing and other.head is not None]
         own = next((other.head for other in others if other.head_id == crossing.head_id), None)
+        own = own if split is not None or not _lacks_head(crossing, own) else None
         left_bytes = self.budget_bytes(prepared) - sum(self._pieces(prepared, cut, split).values())
         for other in others:
             if self._held_bytes(prepared, others) > left_bytes:
                 close_rest(other)
         closed = False
         for other in others:
-            n_heads = len({known.head_id for known in others if known.head is not None})
-            is_full = n_heads >= MOST_HEADS and (split is None or own is None)
+            is_full = own is None and len(_head_ids(others)) >= MOST_HEADS
             if self._held_bytes(prepared, others) > left_bytes or is_full:
                 close(other)
                 closed = True
         if split is not None:
             crossing.head = opened_split(self._device, prepared, cut, split, own)
-        elif own is not None and not _lacks_head(crossing, own):
+        elif own is not None:
             crossing.head = replace(own, coder=None)
         else:
             crossing.head = opened_head(self._device, prepared, cut, [way.prospect.codec for way in crossing.ways])
@@ -236,6 +236,11 @@ class OpenHeads:
             places = {(place.location, place.end_bytes): place.n_bytes for place in external_data(path)}
             self._sizes[key] = sum(places.values())
         return self._sizes[key]
+
+
+def _head_ids(crossings: Iterable[Crossing]) -> set[str]:
+    """Of the heads that are open."""
+    return {crossing.head_id for crossing in crossings if crossing.head is not None}
 
 
 def _lacks_head(crossing: Crossing, head: Head | None) -> bool:

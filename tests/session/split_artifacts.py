@@ -36,11 +36,16 @@ def feeds(seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": np.repeat(np.repeat(coarse, 16, axis=2), 16, axis=3)}
 
 
+def noise(seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs that no lossless codec makes much smaller."""
+    return {"x": np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)}
+
+
 def net(path: Path) -> Path:
     """x -> y FP32 (1, 10): one light convolution, then two heavy ones."""
     random = np.random.default_rng(7)
     nodes, weights, current, n_in = [], [], "x", 3
-    for i, (n_out, stride) in enumerate(((8, 2), (64, 1), (64, 1))):
+    for i, (n_out, stride) in enumerate(((8, 2), (128, 1), (128, 1))):
         kernel = (random.standard_normal((n_out, n_in, 3, 3)) * (2 / (9 * n_in)) ** 0.5).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"k{i}"))
         nodes.append(
@@ -48,7 +53,7 @@ def net(path: Path) -> Path:
         )
         nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"]))
         current, n_in = f"r{i}", n_out
-    weights.append(numpy_helper.from_array(random.standard_normal((64, 10)).astype(np.float32), "w"))
+    weights.append(numpy_helper.from_array(random.standard_normal((128, 10)).astype(np.float32), "w"))
     nodes += [
         helper.make_node("GlobalAveragePool", [current], ["p"]),
         helper.make_node("Flatten", ["p"], ["f"]),
@@ -184,3 +189,10 @@ def with_splits(made: Made, splits: tuple[Split, ...], folder: Path) -> Made:
     artifact = Artifact(folder=folder, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
     write_papers(artifact, folder)
     return replace(made, artifact=artifact)
+
+
+def damage(path: Path) -> None:
+    """Changes a byte of a file, not its size."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)

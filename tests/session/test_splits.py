@@ -1,12 +1,9 @@
 """Splits of an artifact in sessions: forced, permitted, refused, damaged; against a real gateway."""
 
-import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -17,14 +14,10 @@ from devices import pace
 from devices.shape import Direction, Shape
 from devices.shaped_proxy import ShapedProxy
 from hybrid.artifact.publishers import create_key, own_key_path, read_key
-from hybrid.errors import PlacementUnavailable, TensorMismatch, UnknownSplit, Warming
-from hybrid.transport.client import GatewayClient, acquire, release
-from hybrid.transport.trust import Trust
-from hybrid.wire.message import InferRequest, InferResponse
 from hybrid.wire.tensor import Tensor
 from tests.live_gateway import LiveGateway
 from tests.session import split_artifacts
-from tests.session.split_artifacts import CROSSING, SHAPE_KEY, Made, feeds, permit
+from tests.session.split_artifacts import CROSSING, Made, feeds, permit
 
 SLOW_LINK = Shape(up=Direction(rate_bps=1_000_000.0, delay_s=0.002), down=Direction(delay_s=0.002))
 """The input takes 0.4 s, what crosses 0.26 s, its int8 at most 0.07 s."""
@@ -112,3 +105,80 @@ def test_a_bottleneck_on_both_sides(holder: LiveGateway, own: Made) -> None:
     latent = through(own, "encoder.onnx", head_of(own, sample))
     assert report.bytes_up == len(prior.encode(latent))
     np.testing.assert_allclose(outputs[0], run_at(own, through(own, "decoder.onnx", latent)), atol=1e-4)
+
+
+# -- chosen where it pays
+
+
+@pytest.fixture
+def placed(holder: LiveGateway, own: Made, slow_device: None) -> Callable[..., list[hybrid.RunReport]]:
+    """Runs a session that may choose, over the slow link; its reports, every answer having been checked."""
+
+    def run(*, n_requests: int = 6, hurry: bool = False, **options: object) -> tuple[list, list[hybrid.Candidate]]:
+        one_thread = onnxruntime.SessionOptions()
+        one_thread.intra_op_num_threads = 1
+        reports = []
+        with ShapedProxy(holder.port) as link:
+            link.set(SLOW_LINK)
+            with hybrid.InferenceSession(
+                str(own.model),
+                one_thread,
+                gateway=f"http://127.0.0.1:{link.port}",
+                token=holder.token,
+                options=hybrid.Options(**options),  # type: ignore[arg-type]
+            ) as session:
+                assert session.prepare(split_artifacts.noise(0), timeout_s=30)
+                for seed in range(n_requests):
+                    if hurry and seed == n_requests // 2:
+                        link.set(replace(SLOW_LINK, up=replace(SLOW_LINK.up, rate_bps=150_000.0)))
+                    sample = split_artifacts.noise(seed)
+                    outputs = session.run(None, sample)
+                    check(own, sample, outputs[0], session.report)
+                    reports.append(session.report)
+                return reports, session.explain()
+
+    return run
+
+
+def check(made: Made, sample: dict[str, np.ndarray], found: np.ndarray, report: hybrid.RunReport) -> None:
+    """An answer is the whole model's, or where a split gave it what that split gives."""
+    wanted = onnxruntime.InferenceSession(str(made.model)).run(None, sample)[0]
+    if report.codec == "split:int8" and report.placement == "split":
+        crossing = through(made, "int8.onnx", sample["x"])
+        wanted = run_at(made, Tensor.of(CROSSING, crossing, "q8z").to_array())
+    elif report.codec == "split:learned" and report.placement == "split":
+        latent = through(made, "encoder.onnx", head_of(made, sample))
+        wanted = run_at(made, through(made, "decoder.onnx", latent))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def used(reports: list[hybrid.RunReport]) -> set[str]:
+    return {report.codec for report in reports if report.placement != "local"}
+
+
+def test_a_permitted_int8_head_is_chosen_and_hedged_right(placed, own, key):
+    permit(own, key, "int8")
+    reports, candidates = placed(n_requests=10, hurry=True)
+    assert "split:int8" in used(reports), candidates
+    assert "split:learned" not in used(reports)
+    row = next(candidate for candidate in candidates if candidate.codec == "split:int8")
+    assert row.accuracy_drop == pytest.approx(0.004)
+    said = next(candidate for candidate in candidates if candidate.codec == "split:learned")
+    assert "not calibrated" in said.reason
+
+
+def test_a_permitted_bottleneck_is_chosen(placed, own, key):
+    permit(own, key, "learned")
+    reports, candidates = placed()
+    assert "split:learned" in used(reports), candidates
+
+
+def test_what_is_not_permitted_is_never_chosen(placed, own, key):
+    """One is above the limit; of the other another split of its name was measured."""
+    permit(own, key, "int8", drop_high=0.02)
+    permit(own, key, "learned", digests={"learned": "0" * 64})
+    reports, candidates = placed(n_requests=4, max_accuracy_drop=0.01)
+    assert not used(reports) & SPLITS
+    reasons = {candidate.codec: candidate.reason for candidate in candidates if candidate.codec in SPLITS}
+    assert reasons["split:int8"] == "accuracy drop 0.020 is above 0.010"
+    assert "not calibrated" in reasons["split:learned"]
