@@ -1,5 +1,6 @@
 """Puts QuantizeLinear and DequantizeLinear where onnxruntime computes fast: its own quantizer places them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -10,15 +11,18 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from compression.errors import NotQuantizable
-from compression.quantization.editing import copied
+from compression.quantization.editing import Weights, copied
 from compression.quantization.prepare import WEIGHTED, without_marks
 from compression.quantization.ranges import Range
 from compression.quantization.recipe import Int8Recipe
 from compression.quantization.running import quiet
+from compression.quantization.tables import shrink_tables
 
 OPERATORS = tuple(sorted(set(QLinearOpsRegistry) | set(QDQRegistry)))
 """What the quantizer knows to quantize."""
 
+_MASK = 9e3
+"""Attention masks add -10,000, or the least float, to what shall not be seen."""
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -36,16 +40,22 @@ def place(
     check_names(prepared, recipe.kept_float, "kept_float")
     check_names(prepared, only, "only")
     model = copied(prepared)
+    products = _only_products(prepared, recipe)
+    kept = {*recipe.kept_float, *_unfit(prepared, ranges)}
+    if products:
+        kept |= _without_weights(prepared)
     limits = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
     }
-    options = {"WeightSymmetric": True}  # integer kernels want one zero point for all channels
+    options: dict[str, object] = {"WeightSymmetric": True}  # integer kernels want one zero point for all channels
+    if products:
+        options["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
     try:
         with quiet():
             quantizer = QDQQuantizer(
                 model, recipe.per_channel, recipe.reduce_range, _TYPES[recipe.weights], _TYPES[recipe.activations],
-                TensorsData(CalibrationMethod.MinMax, limits), list(only), list(recipe.kept_float), list(OPERATORS),
+                TensorsData(CalibrationMethod.MinMax, limits), list(only), sorted(kept), list(OPERATORS),
                 options,
             )  # fmt: skip
             quantizer.quantize_model()
@@ -55,8 +65,34 @@ def place(
             "keep the nodes that it names float (kept_float)"
         ) from error
     placed: onnx.ModelProto = quantizer.model.model
+    if products and not only:
+        shrink_tables(placed, recipe.kept_float)
     del placed.graph.value_info[:]  # of the float model; an engine infers its own
     return without_marks(placed)
+
+
+def _only_products(prepared: onnx.ModelProto, recipe: Int8Recipe) -> bool:
+    if recipe.operators != "auto":
+        return recipe.operators == "products"
+    kinds = Counter(node.op_type for node in prepared.graph.node)
+    normalised = kinds["LayerNormalization"] + kinds["Softmax"] > 1  # a lone Softmax ends a classifier
+    return normalised and kinds["MatMul"] + kinds["Gemm"] > kinds["Conv"]
+
+
+def _without_weights(prepared: onnx.ModelProto) -> set[str]:
+    """Everything but products by constant weights."""
+    weights = Weights(prepared)
+    return {node.name for node in prepared.graph.node if node.op_type not in WEIGHTED or node.input[1] not in weights}
+
+
+def _unfit(prepared: onnx.ModelProto, ranges: Mapping[str, Range]) -> set[str]:
+    """Nodes between products that handle a mask: beside its minus infinity every other number would be level zero."""
+    wide = {name for name, (low, high) in ranges.items() if max(-low, high) >= _MASK}
+    return {
+        node.name
+        for node in prepared.graph.node
+        if node.op_type not in WEIGHTED and not wide.isdisjoint((*node.input, *node.output))
+    }
 
 
 def check_names(model: onnx.ModelProto, names: Collection[str], where: str) -> None:

@@ -8,6 +8,7 @@ import onnx
 from compression.errors import NotQuantizable
 
 ByteType = Literal["uint8", "int8"]
+Operators = Literal["auto", "all", "products"]
 Ranges = Literal["minmax", "entropy", "percentile", "mse"]
 
 
@@ -26,6 +27,9 @@ class Int8Recipe:
         equalized: cross-layer equalisation before anything else.
         bias_corrected: fold the mean error of each channel into its bias, where that helps.
         smoothed: SmoothQuant's alpha, 0 to 1, or None for none.
+        operators: what is computed in int8: `all` that the engine can, so that bytes flow from layer to layer, or
+            the `products` by constant weights alone, each of which rounds its own input. `auto` takes `all` for
+            convnets and `products` for transformers, whose additions and normalisations int8 makes worse and slower.
         wide_stems: see `stems`: the same numbers, sooner.
         kept_float: names of nodes (of the prepared model) that stay float.
     """
@@ -38,6 +42,7 @@ class Int8Recipe:
     equalized: bool = False
     bias_corrected: bool = False
     smoothed: float | None = None
+    operators: Operators = "auto"
     wide_stems: bool = True
     kept_float: tuple[str, ...] = ()
 
@@ -51,6 +56,7 @@ class Int8Recipe:
             ("activations", self.activations, get_args(ByteType)),
             ("weights", self.weights, get_args(ByteType)),
             ("ranges", self.ranges, get_args(Ranges)),
+            ("operators", self.operators, get_args(Operators)),
         ):
             if value not in known:
                 raise NotQuantizable(f"recipe: {field} is {value!r}, wanted one of {', '.join(known)}")

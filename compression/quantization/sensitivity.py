@@ -4,16 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import onnx
 
-from compression.errors import NotQuantizable
 from compression.measuring import Feeds
+from compression.quantization.answers import Answers
 from compression.quantization.placement import check_names, place
 from compression.quantization.prepare import WEIGHTED, prepare
 from compression.quantization.ranges import activation_ranges
 from compression.quantization.recipe import Int8Recipe
-from compression.quantization.running import check_samples, open_session, run
+from compression.quantization.running import check_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +74,3 @@ def sensitivities(
 def weighted_nodes(prepared: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and matrix products, in the graph's order."""
     return [node.name for node in prepared.graph.node if node.op_type in WEIGHTED]
-
-
-class Answers:
-    """What a float model answers to samples; other models are held against it."""
-
-    def __init__(self, model: onnx.ModelProto, samples: Sequence[Feeds]) -> None:
-        self._samples = samples
-        types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
-        self._names = [name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT]
-        if not self._names:
-            raise NotQuantizable("the model has no float32 output to compare; wanted one, its logits say")
-        session = open_session(model)
-        self._wanted = [run(session, self._names, feeds) for feeds in samples]
-
-    def distance(self, model: onnx.ModelProto) -> float:
-        """The mean over samples and outputs of ‖y − ŷ‖ / ‖y‖."""
-        session = open_session(model)
-        parts = []
-        for feeds, wanted in zip(self._samples, self._wanted, strict=True):
-            for want, have in zip(wanted, run(session, self._names, feeds), strict=True):
-                length = float(np.linalg.norm(want.astype(np.float64)))
-                apart = float(np.linalg.norm(want.astype(np.float64) - have))
-                parts.append(apart / length if length else apart)
-        return float(np.mean(parts))

@@ -1,17 +1,21 @@
 """Static int8: the float model made ready, ranges from samples, placement, biases mended."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx
 
 from compression.errors import NotQuantizable
 from compression.measuring import Feeds
+from compression.quantization.answers import Answers
+from compression.quantization.biases import corrected, mean_errors
+from compression.quantization.equalisation import equalize
 from compression.quantization.placement import check_names, count, place
 from compression.quantization.prepare import prepare
 from compression.quantization.ranges import Range, activation_ranges
 from compression.quantization.recipe import Int8Recipe, Quantized
 from compression.quantization.running import check_samples
+from compression.quantization.smoothing import smooth
 from compression.quantization.stems import widen_stems
 
 
@@ -22,7 +26,8 @@ def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recip
 
     Args:
         model: float32, with its weights; not changed.
-        samples: whole inputs of the model; those of a few dozen requests. One is in memory at a time.
+        samples: whole inputs of the model; those of a few dozen requests. What they make inside the model is in
+            memory for one sample at a time.
         recipe: U8S8 per channel with the ranges that the samples show, unless it says otherwise.
 
     Raises:
@@ -31,18 +36,70 @@ def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recip
     recipe = recipe or Int8Recipe()
     prepared = prepare(model)
     check_samples(prepared, samples)
-    ranges = activation_ranges(prepared, samples, recipe.ranges)
-    placed = _placed(prepared, ranges, recipe)
+    check_names(prepared, recipe.kept_float, "kept_float")
+    ready, notes = _ready(prepared, samples, recipe)
+    floats = _Floats.of(ready, activation_ranges(ready, samples, recipe.ranges), recipe)
+    placed = floats.placed()
     n_int8, n_float = count(placed)
     if n_int8 == 0:
         raise NotQuantizable(f"no product became int8 ({n_float} stay float); keep fewer nodes float")
-    return Quantized(model=placed, n_int8=n_int8, n_float=n_float)
+    if recipe.bias_corrected:
+        placed, note = _mended(floats, placed, samples)
+        notes.append(note)
+    return Quantized(model=placed, n_int8=n_int8, n_float=n_float, notes=tuple(notes))
 
 
-def _placed(prepared: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Int8Recipe) -> onnx.ModelProto:
-    if not recipe.wide_stems:
-        return place(prepared, ranges, recipe)
-    check_names(prepared, recipe.kept_float, "kept_float")
-    wide = widen_stems(prepared, recipe.kept_float)
-    known = {**ranges, **{name: ranges[origin] for name, origin in wide.origins.items()}}
-    return place(wide.model, known, replace(recipe, kept_float=(*recipe.kept_float, *wide.added)))
+def _ready(
+    prepared: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recipe
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The float model with ranges that int8 takes better, and what was done."""
+    notes = []
+    if recipe.smoothed is not None:
+        prepared, n_sites = smooth(prepared, samples, recipe.smoothed)
+        notes.append(
+            f"SmoothQuant: {n_sites} inputs calmed, alpha {recipe.smoothed:g}."
+            if n_sites
+            else "SmoothQuant: skipped, no matrix product reads a layer normalisation."
+        )
+    if recipe.equalized:
+        prepared, n_pairs = equalize(prepared, samples)
+        notes.append(
+            f"Equalisation: {n_pairs} pairs of layers."
+            if n_pairs
+            else "Equalisation: skipped, no layer is read by one other alone."
+        )
+    return prepared, notes
+
+
+@dataclass(frozen=True, slots=True)
+class _Floats:
+    """The float model that is placed, with its ranges."""
+
+    model: onnx.ModelProto
+    ranges: Mapping[str, Range]
+    recipe: Int8Recipe
+
+    @classmethod
+    def of(cls, ready: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Int8Recipe) -> "_Floats":
+        if not recipe.wide_stems:
+            return cls(ready, ranges, recipe)
+        wide = widen_stems(ready, recipe.kept_float)
+        known = {**ranges, **{name: ranges[origin] for name, origin in wide.origins.items()}}
+        return cls(wide.model, known, replace(recipe, kept_float=(*recipe.kept_float, *wide.added)))
+
+    def placed(self, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+        return place(model or self.model, self.ranges, self.recipe)
+
+
+def _mended(floats: _Floats, placed: onnx.ModelProto, samples: Sequence[Feeds]) -> tuple[onnx.ModelProto, str]:
+    """With corrected biases if the outputs come nearer on samples that the correction has not seen."""
+    judged = samples[1::2] or samples
+    answers = Answers(floats.model, judged)
+    before = answers.distance(placed)
+    tried, n_layers = corrected(floats.model, mean_errors(floats.model, placed, samples[::2]))
+    after = answers.distance(floats.placed(tried))
+    said = f"the outputs' distance {before:.4f} became {after:.4f}"
+    if not after < before:
+        return placed, f"Bias correction: skipped, {said}."
+    whole, _ = corrected(floats.model, mean_errors(floats.model, placed, samples))
+    return floats.placed(whole), f"Bias correction: {n_layers} layers, {said}."

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compression.errors import NotQuantizable
 from compression.quantization.editing import attribute, copied, drop_unread
 from compression.quantization.prepare import prepare, without_marks
+from compression.quantization.tables import shrink_tables
 
 _LEAST_WEIGHTS = 1024
 _BLOCKS = (16, 32, 64, 128, 256)
@@ -17,8 +18,9 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
     """The model with small weights; what flows between its nodes stays float32.
 
     A matrix product by constant weights becomes onnxruntime's MatMulNBits, a scale for each `block` of weights that
-    are summed together. Weights of convolutions, Gemm and tables that Gather reads become int8 with a scale for each
-    output channel or row: engines have no kernel of fewer bits for these, they are widened when the model is opened.
+    are summed together. Tables that Gather reads become int8 with a scale for each row. Weights of convolutions and
+    Gemm become int8 with a scale for each output channel; no engine has a kernel for these, so they are widened at
+    every run, which costs time: for these the gain is in bytes alone.
 
     Args:
         model: float32, prepared or not; not changed.
@@ -34,8 +36,9 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
         raise NotQuantizable(f"block is {block}, wanted one of {', '.join(map(str, _BLOCKS))}")
     small = copied(prepare(model))
     weights = {tensor.name: tensor for tensor in small.graph.initializer}
+    n_tables = shrink_tables(small)
     done = [_shrink(small, node, weights, bits, block) for node in list(small.graph.node)]
-    if not any(done):
+    if not n_tables and not any(done):
         raise NotQuantizable(
             f"the model has no constant weights of {_LEAST_WEIGHTS} numbers or more: nothing would become smaller"
         )
@@ -47,7 +50,7 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
 def _shrink(
     model: onnx.ModelProto, node: onnx.NodeProto, weights: dict[str, TensorProto], bits: int, block: int
 ) -> bool:
-    at = {"MatMul": 1, "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
+    at = {"MatMul": 1, "Conv": 1, "ConvTranspose": 1, "Gemm": 1}.get(node.op_type)
     if at is None or len(node.input) <= at or node.input[at] not in weights:
         return False
     tensor = weights[node.input[at]]
