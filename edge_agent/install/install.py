@@ -334,9 +334,16 @@ class Install:
             model.postpone(exc)
 
     async def _without_room(self, model: Model, error: DiskFull) -> None:
-        """A full disk harms everybody: what came of this version goes."""
+        """A full disk harms everybody: what came of this version goes, and of those that are less important."""
+        kept = [
+            other
+            for other in self._models.values()
+            if other is not model
+            and (other.task == "fetch" or other.slots.phase == "deferred")
+            and _priority(other) >= _priority(model)
+        ]
         try:
-            await on_disk(self._means.downloads.clean, ())
+            await on_disk(self._means.downloads.clean, [sha256 for other in kept for sha256 in other.files])
             await model.defer(error)
         except HybridError as exc:
             model.postpone(exc)

@@ -60,6 +60,8 @@ class Model:
         self.is_silent = False
         self.trouble: HybridError | None = None
         self.preparing: Preparing | None = None
+        self.files: frozenset[str] = frozenset()
+        """Digests of the wanted version's files, as far as its manifest was read."""
         self._means, self._shelf = means, means.shelf
         self._checked: set[tuple[Slot, str]] = set()
         self._told: ModelVersion | None = None
@@ -142,6 +144,7 @@ class Model:
         """What the box should have of this model; None for nothing."""
         if self.assigned is None or assigned is None or self.assigned != assigned:
             self.preparing, self.not_before_s, self.n_failures = None, 0.0, 0
+            self.files = frozenset()
         self.assigned = assigned
         if not self.is_begun:
             return  # what is known of it could not be read yet
@@ -216,6 +219,7 @@ class Model:
         if self.preparing is None:
             self.preparing = Preparing(self._means, self.assigned)
         papers, permitted = await self.preparing.papers(self.slots)
+        self.files = frozenset(entry.sha256 for entry in permitted.manifest.files.values())
         held = await self.preparing.complete(self.slots, papers, permitted, self._fill)
         self._checked.add((self.slots.free, held.artifact_digest))
         self.preparing, self.n_failures, self.trouble = None, 0, None

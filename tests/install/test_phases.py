@@ -6,7 +6,9 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from hybrid.errors import EngineCrashed
+from edge_agent.disk import RealDisk
+from edge_agent.install.model import Model
+from hybrid.errors import DiskFull, EngineCrashed
 from hybrid.fleet.rollback import Rollback, signed_rollback
 from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, live, make
 from tests.install.settled import ended, good, install
@@ -95,6 +97,22 @@ def test_a_disk_that_fills_up_in_the_middle_gets_its_room_back(
     assert box.told().code == "disk_full"
     assert list(box.disk.names(DOWNLOADS)) == []
     assert box.host.version() == "1"
+
+
+async def test_without_room_for_one_model_what_came_of_more_important_ones_stays(
+    tmp_path: Path, versions: list[Made]
+) -> None:
+    box = Box(RealDisk(), Shelf(*versions), None, data=tmp_path)
+    means, models = box.install._means, box.install._models
+    for name, priority, sha256 in (("full", 5, "a" * 64), ("above", 7, "b" * 64), ("below", 3, "c" * 64)):
+        models[name] = Model(means, name)
+        models[name].assigned = replace(versions[0].assigned(), name=name, priority=priority)
+        models[name].slots = replace(models[name].slots, phase="downloading")
+        models[name].files = frozenset({sha256})
+        box.disk.append(tmp_path / "downloads" / f"{sha256}.part", b"what came so far")
+    await box.install._without_room(models["full"], DiskFull("no room"))
+    assert list(box.disk.names(tmp_path / "downloads")) == [f"{'b' * 64}.part"]
+    assert models["full"].slots.phase == "deferred"
 
 
 def test_a_small_disk_gives_up_the_version_before_the_last_good_one(fleet: Fleet) -> None:
