@@ -29,7 +29,7 @@ def staircase_of(bench: Bench) -> Steps | None:
     """Which channel counts the device is really faster with; None where no model could be pruned."""
     from compression.pruning.staircase import staircase
 
-    if not _prunable(bench):
+    if not prunable(bench):
         return None
     key = ["staircase", bench.timer.told]
     kept = bench.journal.find(key)
@@ -57,7 +57,7 @@ def space_of(job: Job, base: Base, bench: Bench, steps: Steps | None) -> Space:
         n_judge=len(bench.material.parts.judge),
         pairs=pairs_here(),
         has_products=has_products(base.path),
-        prunable=_prunable(bench),
+        prunable=prunable(bench),
         multiple=steps.multiple if steps is not None and steps.clear else LIKELY_MULTIPLE,
         rungs=tuple(dict.fromkeys((max(1, job.epochs // 4), job.epochs))) if trainer is not None else (),
         trained_int8=_trained_ways() if trainer is not None else (),
@@ -65,7 +65,8 @@ def space_of(job: Job, base: Base, bench: Bench, steps: Steps | None) -> Space:
     )
 
 
-def _prunable(bench: Bench) -> Literal["", "module", "graph"]:
+def prunable(bench: Bench) -> Literal["", "module", "graph"]:
+    """By which way channels can be taken away: by the module's dependency graph, else by the model's alone."""
     if bench.maker.trainer is not None:
         return "module"
     return "graph" if find_spec("compression.pruning.without_source") else ""

@@ -54,6 +54,8 @@ def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base
     if _is_artifact(path):
         artifact = open_artifact(path)
         path = artifact.model_path
+    if not path.is_file():
+        raise ModelMissing(f"{path}: no such file; give the path of an ONNX model or an artifact", path=str(path))
     if path.suffix.lower() == ".tflite":
         raise ModelUnsupported(f"{path}: a TensorFlow Lite file cannot be compressed further; give ONNX or torch")
     return Base(

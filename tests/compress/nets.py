@@ -21,11 +21,11 @@ def samples(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (patterns[labels] + 0.9 * noise).astype(np.float32), labels
 
 
-def graph(path: Path, batch: int | str = 1, seed: int = 0) -> Path:
-    """x FP32 [batch, 1, 12, 12] -> y FP32 [batch, 6]: three convolutions drawn, and a last layer fitted to samples."""
+def graph(path: Path, batch: int | str = 1, seed: int = 0, channels: tuple[int, ...] = CHANNELS) -> Path:
+    """x FP32 [batch, 1, 12, 12] -> y FP32 [batch, 6]: convolutions drawn, and a last layer fitted to samples."""
     random = np.random.default_rng(seed)
     weights, nodes, current, n_in = [], [], "x", 1
-    for at, n_out in enumerate(CHANNELS):
+    for at, n_out in enumerate(channels):
         kernel = random.standard_normal((n_out, n_in, 3, 3)) * (2 / (9 * n_in)) ** 0.5
         weights += [numpy_helper.from_array(kernel.astype(np.float32), f"w{at}")]
         weights += [numpy_helper.from_array((0.05 * random.standard_normal(n_out)).astype(np.float32), f"b{at}")]

@@ -1,0 +1,70 @@
+"""A small classifier, its samples on the disk, a job about it, and a timer that needs no clock."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compression.measuring import Feeds, Timing
+from hybrid.compress.job import Job
+from hybrid.compress.timing import DeviceTold
+from hybrid.cost.energy import GENERIC_POWER, Power
+from tests.compress import nets
+
+N, MAX_DROP = 160, 0.05
+
+
+@dataclass
+class BySize:
+    """A timer by whose word a model takes as long as its file is large; what was timed is remembered."""
+
+    told: DeviceTold = field(default_factory=lambda: DeviceTold(name="made up", kind="by size", factor=1, threads=1))
+    power: Power = GENERIC_POWER
+    asked: list[int] = field(default_factory=list)
+    is_closed: bool = False
+
+    def __call__(self, models: Sequence[Path], feeds: Feeds) -> list[Timing]:
+        self.asked.append(len(models))
+        seconds = [1e-8 * path.stat().st_size for path in models]
+        return [Timing(p50_s=each, p95_s=each, low_s=each, n=9) for each in seconds]
+
+    def memory_bytes(self, model: Path, feeds: Feeds) -> int:
+        return 2 * model.stat().st_size
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nets.graph(tmp_path_factory.mktemp("net") / "net.onnx", channels=(16, 32))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples `x.npz` and labels `y.npy`, enough of them for the floor."""
+    folder = tmp_path_factory.mktemp("data")
+    x, labels = nets.samples(N, 1)
+    np.savez(folder / "x.npz", x=x)
+    np.save(folder / "y.npy", labels)
+    return folder
+
+
+@pytest.fixture
+def job(net: Path, data: Path, tmp_path: Path) -> Job:
+    return Job(model=net, data=data / "x.npz", labels=data / "y.npy", out=tmp_path / "small", max_drop=MAX_DROP)
+
+
+@pytest.fixture
+def by_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], BySize]:
+    """Makes timers by size, and takes from the search what is not looked at here: the staircase, ratios of pruning."""
+    monkeypatch.setattr("hybrid.compress.space.prunable", lambda _bench: "")
+    return lambda _job: BySize()
