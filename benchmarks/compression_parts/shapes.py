@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from benchmarks.compression_parts import foreign
+from benchmarks.compression_parts import others
 from benchmarks.compression_parts.side_by_side import medians_s
 from benchmarks.report import Bar, Record
 from compression.quantization.recipe import Int8Recipe
@@ -42,8 +42,8 @@ def measured(n_rounds: int = 30) -> Record:
         name="compression_shapes",
         claim="Nets of the shapes of ResNet-50 and MobileNetV2 at 224²: int8 against fp32",
         method=(
-            f"Random weights, seeds {SEEDS}, ranges from {N_SAMPLES} random images; one thread, in turns, the fastest of"
-            f" 3 runs a turn, medians of {n_rounds} turns. Bars are held against the median over the seeds."
+            f"Random weights, seeds {SEEDS}, ranges from {N_SAMPLES} random images; one thread, in turns, the fastest"
+            f" of 3 runs a turn, medians of {n_rounds} turns. Bars are held against the median over the seeds."
         ),
         seed=0,
         columns=("net", "seed", "form", "MB", "ms", "times faster"),
@@ -65,12 +65,4 @@ def _made(model: onnx.ModelProto, seed: int, folder: Path) -> dict[str, Path]:
     files = {"fp32": folder / "fp32.onnx", "hybrid": folder / "hybrid.onnx"}
     onnx.save(model, files["fp32"])
     onnx.save(quantize(model, [{name: image[None]} for image in images], Int8Recipe()).model, files["hybrid"])
-    for number, tool in enumerate(foreign.QUANTIZERS):
-        out = folder / f"other{number}.onnx"
-        try:
-            foreign.run(tool, files["fp32"], calibration, out)
-        except foreign.Unavailable as exc:
-            print(f"{tool.title}: {exc}", flush=True)
-        else:
-            files[tool.title] = out
-    return files
+    return files | others.quantized(files["fp32"], calibration, folder)

@@ -18,6 +18,8 @@ from benchmarks.compression_parts.nets import Net
 CACHE: Final = Path(__file__).resolve().parents[2] / ".cache" / "compression"
 BATCH: Final = 64
 SMOOTHING: Final = 0.05
+N_HELD_DIGITS: Final = 300
+N_HELD_FASHION: Final = 8000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Task:
     Attributes:
         name: of its files.
         images, labels: to train with.
+        held_images, held_labels: to calibrate with and to choose by; the net has not been trained on them.
         test_images, test_labels: to judge with; nothing else sees them.
         make: an untrained net.
         epochs: of its training.
@@ -36,6 +39,8 @@ class Task:
     name: str
     images: np.ndarray
     labels: np.ndarray
+    held_images: np.ndarray
+    held_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
     make: Callable[[], nn.Module]
@@ -44,7 +49,7 @@ class Task:
 
 
 def digits() -> Task:
-    """The 1,797 digits of scikit-learn at 32x32, 540 of them to judge with."""
+    """The 1,797 digits of scikit-learn at 32x32: 540 to judge with, 300 held back."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -54,10 +59,15 @@ def digits() -> Task:
     train, test, labels, test_labels = train_test_split(
         images, loaded.target, test_size=0.3, random_state=0, stratify=loaded.target
     )
+    train, held, labels, held_labels = train_test_split(
+        train, labels, test_size=N_HELD_DIGITS, random_state=0, stratify=labels
+    )
     return Task(
         name="digits",
         images=train,
         labels=labels,
+        held_images=held,
+        held_labels=held_labels,
         test_images=test,
         test_labels=test_labels,
         make=Net,
@@ -67,7 +77,7 @@ def digits() -> Task:
 
 
 def fashion() -> Task:
-    """Fashion-MNIST: 60,000 images to train with, 10,000 to judge with."""
+    """Fashion-MNIST: 52,000 images to train with, 8,000 held back, 10,000 to judge with."""
     folder = cascade.data_folder(CACHE.parent)
     train, test = cascade.load(folder, "train"), cascade.load(folder, "t10k")
 
@@ -76,8 +86,10 @@ def fashion() -> Task:
 
     return Task(
         name="fashion",
-        images=shaped(train.images),
-        labels=train.labels,
+        images=shaped(train.images[:-N_HELD_FASHION]),
+        labels=train.labels[:-N_HELD_FASHION],
+        held_images=shaped(train.images[-N_HELD_FASHION:]),
+        held_labels=train.labels[-N_HELD_FASHION:],
         test_images=shaped(test.images),
         test_labels=test.labels,
         make=lambda: Net(16, is_deep=False),

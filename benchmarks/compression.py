@@ -1,0 +1,25 @@
+"""What `hybrid compress` and its rooms gain beside other tools: one record a claim.
+
+python -m benchmarks.compression [shapes] [digits] [fashion]      # all of them by default; digits and fashion train
+"""
+
+import argparse
+import sys
+from typing import Final
+
+from benchmarks.compression_parts import digits, fashion, shapes
+from benchmarks.report import publish
+
+PARTS: Final = {"shapes": shapes.measured, "digits": digits.measured, "fashion": fashion.measured}
+
+
+def main() -> int:
+    """Measures the parts named; 1 where a bar was missed."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("parts", nargs="*", choices=[[], *PARTS], help="of the benchmark")
+    names = asked.parse_args().parts or list(PARTS)
+    return max([publish(PARTS[name]()) for name in names])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
