@@ -50,7 +50,7 @@ def measured(minutes: float = 12.0) -> Record:
         method=(
             "scikit-learn's digits at 32x32, a residual and inverted-residual net of 658,282 parameters, trained with"
             f" seeds {SEEDS}; {len(task.held_images)} images to calibrate and choose, {len(task.test_images)} others to"
-            " judge (differences below half a point mean nothing there). Ratios to the fp32 export of the same seed, one"
+            " judge (differences below half a point mean nothing). Ratios to the fp32 export of the same seed, one"
             " thread, in turns; medians over the seeds. Accuracy lost in points with its 95 % interval over all seeds"
             f" together. Torch-Pruning takes half of the channels and trains {FINE_TUNING} epochs, as our trials did."
         ),
