@@ -26,7 +26,10 @@ MODELS = (
 )
 UP_TO = {"mediapipe": "3.12"}
 """The newest Python that a package has a wheel for, where it is older than ours."""
-LISTS = {"test": (("gateway", "agent", "tflite", "compression", "tflite-export", "dev"), READER + MODELS), "demo": (("gateway",), READER)}
+LISTS = {
+    "test": (("gateway", "agent", "tflite", "compression", "tflite-export", "dev"), READER + MODELS),
+    "demo": (("gateway",), READER),
+}
 """For each list: the extras that it covers, and the packages that carry models and photos."""
 
 

@@ -50,7 +50,7 @@ def test_every_field_of_the_design_is_there():
     assert parse(canonical_bytes(manifest)) == manifest
     assert set(manifest.__struct_fields__) == {
         "schema", "name", "version", "sequence", "model_digest", "base", "files", "variants", "classes", "pre", "post",
-        "golden", "lineage", "cascade",
+        "golden", "lineage", "cascade", "splits",
     }  # fmt: skip
 
 
