@@ -83,11 +83,11 @@ class Examiner:
         found = []
         with self._open() as place:
             for start in range(0, len(index), _BATCH):
-                place.own = None
                 self._answer(index[start : start + _BATCH])
-                if place.own is None:
+                own = place.seen()
+                if own is None:
                     raise NotTrainable(f"{self._at} does not run when the module answers; name another submodule")
-                found.append(place.own.cpu().numpy())
+                found.append(own.cpu().numpy())
         return np.concatenate(found)
 
     def latents(self, index: np.ndarray, parts: Parts, step: float) -> np.ndarray:
@@ -114,7 +114,7 @@ class Examiner:
                 assert own is not None
                 latent = parts.whole(own, step)
                 restored = parts.restored(latent * step, own)
-                place.through = lambda _own, restored=restored: restored  # type: ignore[misc]
+                place.through = lambda _own, restored=restored: restored
                 after = self._answer(chosen)
                 n_bytes += sum(len(prior.encode(one[None])) for one in latent.numpy().astype(np.int8))
                 n_elements += own.numel()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -54,7 +54,7 @@ class Chain:
         self._weights: list[onnx.TensorProto] = []
         self.end = source
 
-    def node(self, operator: str, *more: str, made: str = "", **attributes: object) -> str:
+    def node(self, operator: str, *more: str, made: str = "", **attributes: Any) -> str:
         """One node that takes the end and, if named, more."""
         name = made or f"{operator}{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, [self.end, *more], [name], name=name, **attributes))

@@ -133,8 +133,9 @@ class Learning:
             self._progress = stage.progress()
             loss = loss_of(chosen)
             if not bool(torch.isfinite(loss)):
+                seen = float(loss.detach())
                 raise NotTrainable(
-                    f"the bottleneck's loss is {float(loss)} after {self.n_steps} steps; lower the learning rate"
+                    f"the bottleneck's loss is {seen} after {self.n_steps} steps; lower the learning rate"
                 )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -33,7 +33,8 @@ def find_submodule(module: torch.nn.Module, example: tuple[torch.Tensor, ...], v
         def see(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             n_runs[name] = n_runs.get(name, 0) + 1
             if isinstance(output, torch.Tensor) and tuple(output.shape) == value.shape:
-                found[name] = float(np.abs(output.detach().cpu().numpy() - value).max(initial=0)) / scale
+                distance = float(np.abs(output.detach().cpu().numpy() - value).max(initial=0)) / scale
+                found[name] = min(distance, found.get(name, distance))
 
         return see
 
@@ -68,6 +69,11 @@ class Place:
     def __init__(self) -> None:
         self.through: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.own: torch.Tensor | None = None
+
+    def seen(self) -> torch.Tensor | None:
+        """The submodule's own output of the last run since it was asked, or None where it did not run."""
+        seen, self.own = self.own, None
+        return seen
 
 
 @contextmanager
@@ -123,7 +129,7 @@ def submodules_after(module: torch.nn.Module, at: str, example: tuple[torch.Tens
     around = {at[:end] for end, letter in enumerate(at) if letter == "."}
     later = [name for name in order[order.index(at) + 1 :] if name and name not in around and order.count(name) == 1]
     top = [name for name in later if not any(name.startswith(f"{other}.") for other in later)]
-    chosen = top if len(top) > most else later
+    chosen = top if len(top) >= most else later
     if not most or not chosen:
         return ()
     places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int))
