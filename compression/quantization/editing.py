@@ -85,6 +85,39 @@ class Weights:
         return name
 
 
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put each node behind the makers of what it reads, else in the order that they have."""
+    waiting = list(model.graph.node)
+    made = {name for node in waiting for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    done: set[str] = set()
+
+    def visit(start: onnx.NodeProto) -> None:
+        stack = [start]
+        while stack:
+            node = stack[-1]
+            missing = [name for name in _reads(node) if name in made and name not in done]
+            if missing:
+                stack.append(maker[missing[0]])
+                continue
+            stack.pop()
+            if not all(name in done for name in node.output if name):
+                ordered.append(node)
+                done.update(name for name in node.output if name)
+
+    maker = makers(model)
+    for node in waiting:
+        visit(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    inner = [one for entry in node.attribute if entry.HasField("g") for one in all_nodes(entry.g)]
+    return [name for one in (node, *inner) for name in one.input if name]
+
+
 def drop_unread(model: onnx.ModelProto) -> None:
     """Take constants away that nothing reads any more."""
     read = {name for node in all_nodes(model.graph) for name in node.input}

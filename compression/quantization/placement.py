@@ -11,7 +11,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from compression.errors import NotQuantizable
-from compression.quantization.editing import Weights, copied
+from compression.quantization.editing import Weights, copied, sort_nodes
 from compression.quantization.prepare import WEIGHTED, without_marks
 from compression.quantization.ranges import Range
 from compression.quantization.recipe import Int8Recipe
@@ -67,6 +67,7 @@ def place(
     placed: onnx.ModelProto = quantizer.model.model
     if products and not only:
         shrink_tables(placed, recipe.kept_float)
+    sort_nodes(placed)
     del placed.graph.value_info[:]  # of the float model; an engine infers its own
     return without_marks(placed)
 

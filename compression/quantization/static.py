@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from compression.errors import NotQuantizable
@@ -12,14 +13,20 @@ from compression.quantization.biases import corrected, mean_errors
 from compression.quantization.equalisation import equalize
 from compression.quantization.placement import check_names, count, place
 from compression.quantization.prepare import prepare
-from compression.quantization.ranges import Range, activation_ranges
+from compression.quantization.ranges import Range, activation_ranges, float_tensors
 from compression.quantization.recipe import Int8Recipe, Quantized
 from compression.quantization.running import check_samples
 from compression.quantization.smoothing import smooth
 from compression.quantization.stems import widen_stems
 
 
-def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recipe | None = None) -> Quantized:
+def quantize(
+    model: onnx.ModelProto,
+    samples: Sequence[Feeds],
+    recipe: Int8Recipe | None = None,
+    *,
+    ranges: Mapping[str, Range] | None = None,
+) -> Quantized:
     """The model in int8, its inputs and outputs float as before.
 
     The same model, samples and recipe give the same bytes.
@@ -29,6 +36,7 @@ def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recip
         samples: whole inputs of the model; those of a few dozen requests. What they make inside the model is in
             memory for one sample at a time.
         recipe: U8S8 per channel with the ranges that the samples show, unless it says otherwise.
+        ranges: of tensors whose range is known better than from samples, learned in training, say.
 
     Raises:
         NotQuantizable: the model, a sample or the recipe does not fit; says what to do.
@@ -38,7 +46,8 @@ def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recip
     check_samples(prepared, samples)
     check_names(prepared, recipe.kept_float, "kept_float")
     ready, notes = _ready(prepared, samples, recipe)
-    floats = _Floats.of(ready, activation_ranges(ready, samples, recipe.ranges), recipe)
+    known = {**activation_ranges(ready, samples, recipe.ranges), **_checked(ready, ranges or {})}
+    floats = _Floats.of(ready, known, recipe)
     placed = floats.placed()
     n_int8, n_float = count(placed)
     if n_int8 == 0:
@@ -47,6 +56,16 @@ def quantize(model: onnx.ModelProto, samples: Sequence[Feeds], recipe: Int8Recip
         placed, note = _mended(floats, placed, samples)
         notes.append(note)
     return Quantized(model=placed, n_int8=n_int8, n_float=n_float, notes=tuple(notes))
+
+
+def _checked(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    floats = set(float_tensors(model))
+    for name, (low, high) in ranges.items():
+        if name not in floats:
+            raise NotQuantizable(f"ranges: the prepared model has no float tensor {name!r}; take names from prepare")
+        if not -np.inf < low <= high < np.inf:
+            raise NotQuantizable(f"ranges: {name!r} goes from {low} to {high}, wanted two finite ends in this order")
+    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in ranges.items()}
 
 
 def _ready(

@@ -1,5 +1,7 @@
 """Weights of 8 or 4 bits under float arithmetic: fewer bytes to send and keep, no samples needed."""
 
+from math import prod
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -11,6 +13,8 @@ from compression.quantization.tables import shrink_tables
 
 _LEAST_WEIGHTS = 1024
 _BLOCKS = (16, 32, 64, 128, 256)
+_HALF_STEP = 2.0**-10
+_PARTS = tuple(np.linspace(0.7, 1.0, 13))
 _INT8_SUMS = 4  # the operator's accuracy level: its input is rounded to int8 block by block, or 8 bits are slow
 
 
@@ -19,8 +23,8 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
 
     A matrix product by constant weights becomes onnxruntime's MatMulNBits, a scale for each `block` of weights that
     are summed together. Tables that Gather reads become int8 with a scale for each row. Weights of convolutions and
-    Gemm become int8 with a scale for each output channel; no engine has a kernel for these, so they are widened at
-    every run, which costs time: for these the gain is in bytes alone.
+    Gemm become int8 with a scale for each output channel; no engine has a kernel for these, so they are widened when
+    the model is opened: for these the gain is in bytes of the file alone.
 
     Args:
         model: float32, prepared or not; not changed.
@@ -81,16 +85,21 @@ def _channel_axis(node: onnx.NodeProto) -> int:
 
 
 def _widen(model: onnx.ModelProto, name: str, values: np.ndarray, axis: int) -> None:
-    """Int8 weights and the DequantizeLinear that makes `name` of them."""
+    """Int8 weights, and the Cast and Mul that make `name` of them.
+
+    Not a DequantizeLinear: onnxruntime leaves that to every run, while these it folds once, when it opens the model.
+    """
     others = tuple(i for i in range(values.ndim) if i != axis)
     scale = np.abs(values).max(axis=others, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     small = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
     model.graph.initializer.extend(
-        [numpy_helper.from_array(small, f"{name}.q"), numpy_helper.from_array(scale.reshape(-1), f"{name}.scale")]
+        [numpy_helper.from_array(small, f"{name}.level"), numpy_helper.from_array(scale, f"{name}.scale")]
     )
-    node = helper.make_node("DequantizeLinear", [f"{name}.q", f"{name}.scale"], [name], name=name, axis=axis)
-    model.graph.node.insert(0, node)
+    wide = f"{name}.wide"
+    cast = helper.make_node("Cast", [f"{name}.level"], [wide], name=wide, to=TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+    model.graph.node.insert(1, helper.make_node("Mul", [wide, f"{name}.scale"], [name], name=name))
 
 
 def _use_nbits(model: onnx.ModelProto, node: onnx.NodeProto, values: np.ndarray, bits: int, block: int) -> None:
@@ -101,9 +110,7 @@ def _use_nbits(model: onnx.ModelProto, node: onnx.NodeProto, values: np.ndarray,
     padded[:k] = values
     blocks = padded.T.reshape(n, n_blocks, block)
     half = 1 << (bits - 1)
-    scale = np.abs(blocks).max(axis=2) / np.float32(half - 1)
-    scale[scale == 0] = 1
-    levels = np.clip(np.rint(blocks / scale[..., None]) + half, 0, 2 * half - 1).astype(np.uint8)
+    scale, levels = _levels(blocks, half)
     packed = levels if bits == 8 else levels[..., 0::2] | (levels[..., 1::2] << 4)
     name = f"{node.input[1]}.{bits}bit"
     if name not in {tensor.name for tensor in model.graph.initializer}:
@@ -117,3 +124,54 @@ def _use_nbits(model: onnx.ModelProto, node: onnx.NodeProto, values: np.ndarray,
     node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
     if "com.microsoft" not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def _levels(blocks: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scale of each block and the levels of its numbers, zero at `half`; of few shrunken scales the best."""
+    widest = np.abs(blocks).max(axis=2) / np.float32(half - 1)
+    widest[widest == 0] = 1
+    best, least = widest, np.full(widest.shape, np.inf, np.float32)
+    for part in _PARTS if half < 128 else (1.0,):
+        scale = widest * np.float32(part)
+        error = np.square(_rounded(blocks, scale, half) * scale[..., None] - blocks).sum(axis=2)
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    return best, (_rounded(blocks, best, half) + half).astype(np.uint8)
+
+
+def _rounded(blocks: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
+    return np.clip(np.rint(blocks / scale[..., None]), -half, half - 1)
+
+
+def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large weights in float16, half the file; arithmetic and speed stay those of float32.
+
+    Weights that float16 cannot hold (beyond 65,504, or all below its least step) stay as they are.
+
+    Raises:
+        NotQuantizable: no large float32 weight.
+    """
+    small = copied(model)
+    heads = []
+    for tensor in list(small.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or prod(tensor.dims) < _LEAST_WEIGHTS:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if not np.abs(values).max() < np.finfo(np.float16).max:  # also where one is NaN
+            continue
+        halves = values.astype(np.float16)
+        if np.abs(halves.astype(np.float32) - values).max() > np.abs(values).max() * _HALF_STEP:
+            continue
+        name = f"{tensor.name}.half"
+        heads.append(helper.make_node("Cast", [name], [tensor.name], name=name, to=TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(halves, name))
+    if not heads:
+        raise NotQuantizable(f"the model has no float32 weight of {_LEAST_WEIGHTS} numbers that float16 can hold")
+    nodes = [*heads, *(onnx.NodeProto.FromString(node.SerializeToString()) for node in small.graph.node)]
+    del small.graph.node[:]
+    small.graph.node.extend(nodes)
+    names = {node.output[0] for node in heads}
+    inputs = [value for value in small.graph.input if value.name not in names]
+    del small.graph.input[:]
+    small.graph.input.extend(inputs)
+    small.ir_version = max(small.ir_version, 4)
+    return small
