@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -10,16 +10,18 @@ import onnx
 from compression.errors import NotPrunable, NotQuantizable
 from compression.measuring import Feeds
 from compression.pruning.channels import Consumer, Walked
+from compression.pruning.counting import n_macs, n_parameters, n_products, saved_by_channel
 from compression.pruning.ranking import Ranked, least_important, ratio_of, widths
 from compression.pruning.reconstruction import Weighed, removal_costs
 from compression.pruning.refitting import refit, rows_of_weight
 from compression.pruning.slicing import sliced, switched_off, weights_of
 from compression.pruning.walking import walk
 from compression.pruning.watching import moments
-from compression.quantization.prepare import WEIGHTED, prepare, without_marks
-from compression.quantization.running import check_samples, open_session, run, with_outputs
+from compression.quantization.prepare import prepare, without_marks
+from compression.quantization.running import check_samples, open_session, run
 
-TOLERANCE = 2e-3
+Saving = Literal["macs", "weights"]
+TOLERANCE: Final = 2e-3
 """Largest difference to the largest output that sums in another order may make."""
 
 
@@ -69,6 +71,7 @@ def prune_graph(
     *,
     kept: Sequence[str] = (),
     local: bool = False,
+    saving: Saving = "macs",
 ) -> PrunedGraph:
     """The model with fewer channels, the weights after them refitted so that their outputs change least on the samples.
 
@@ -79,7 +82,9 @@ def prune_graph(
             0 gives back the same model.
         multiple: widths are rounded to multiples of it (see `staircase`); a group's own width is always allowed.
         kept: names of nodes whose output channels stay.
-        local: each group loses the ratio itself; otherwise the channels that cost least go, wherever they are.
+        local: each group loses the ratio itself; otherwise those channels go, wherever they are, whose removal costs
+            least for what it saves.
+        saving: what that is: multiplications (for latency) or weights (for bytes).
 
     Raises:
         NotPrunable: no group of channels can be followed through the graph (the operators are named), or the model or a
@@ -90,7 +95,7 @@ def prune_graph(
     try:
         whole = prepare(model)
         check_samples(whole, samples)
-        return _pruned(model, whole, samples, _Wish(ratio, multiple, tuple(kept), local))
+        return _pruned(model, whole, samples, _Wish(ratio, multiple, tuple(kept), local, saving))
     except NotQuantizable as exc:
         raise NotPrunable(str(exc)) from exc
 
@@ -101,6 +106,7 @@ class _Wish:
     multiple: int
     kept: tuple[str, ...]
     local: bool
+    saving: Saving
 
 
 def _check(ratio: float | Mapping[str, float], multiple: int) -> None:
@@ -173,6 +179,7 @@ def _ranked(
     tensors = {consumer.tensor: consumer.channels for users in by_group.values() for consumer in users}
     seen = moments(whole, list(tensors.items()), samples)
     weights, nodes = weights_of(whole), {node.name: node for node in whole.graph.node}
+    saved = saved_by_channel(whole, walked, n_products(whole, samples[0]) if wish.saving == "macs" else None)
     ranked = {}
     for number, name in groups.items():
         weighed = [
@@ -188,7 +195,7 @@ def _ranked(
             name=name,
             scope=name if wish.local or isinstance(wish.ratio, Mapping) else "all",
             n_before=n_channels,
-            importance=removal_costs(weighed, n_channels),
+            importance=removal_costs(weighed, n_channels) / saved[number],
             ratio=ratio_of(walked.makers[number], wish.ratio),
         )
     return ranked
@@ -245,8 +252,8 @@ def _report(
         )
         for number, n_after in widths_after.items()
     )
-    macs = [_n_macs(model, feeds) for model in models]
-    sizes = [sum(prod(tensor.dims) for tensor in model.graph.initializer) for model in models]
+    macs = [n_macs(model, feeds) for model in models]
+    sizes = [n_parameters(model) for model in models]
     return PrunedGraph(
         model=models[1],
         ratio=1 - sum(group.n_after for group in groups) / sum(group.n_before for group in groups),
@@ -255,16 +262,3 @@ def _report(
         groups=groups,
         left=tuple(left.items()),
     )
-
-
-def _n_macs(model: onnx.ModelProto, feeds: Feeds) -> int:
-    """Multiplications of every convolution and matrix product on these inputs."""
-    weights = weights_of(model)
-    nodes = [node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
-    values = run(open_session(with_outputs(model, [node.output[0] for node in nodes])), [], feeds)
-    total = 0
-    for node, value in zip(nodes, values, strict=True):
-        weight = weights[node.input[1]]
-        n_out = value.shape[1] if node.op_type in ("Conv", "ConvTranspose") else value.shape[-1]
-        total += value.size // n_out * weight.size
-    return total
