@@ -66,7 +66,7 @@ def measured(minutes: float = 12.0) -> Record:
 
 def _row(title: str, each: list[tuple[float, float, int, int, int]], n: int) -> list[str | float]:
     smaller, faster = (statistics.median(one[at] for one in each) for at in (0, 1))
-    n_right, lost, won = (sum(one[at] for one in each) for at in (2, 3, 4))
+    n_right, lost, won = (int(sum(one[at] for one in each)) for at in (2, 3, 4))
     low, high = paired_drop(lost, won, n * len(each))
     share = 100 * n_right / (n * len(each))
     interval = f"{100 * low:.2f} to {100 * high:.2f}" if title != FP32 else ""

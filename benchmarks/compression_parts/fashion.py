@@ -86,7 +86,7 @@ def measured(minutes: float = 12.0) -> Record:
             f" {len(task.test_images):,} test images, all seeds together. Ratios to the fp32 export, one thread, in"
             f" turns, medians over the seeds. Torch-Pruning alone trains {FINE_TUNING} epochs. Every variant that"
             f" `hybrid compress --max-drop {MAX_DROP}` shipped is a row. Another tool's form counts as reached where"
-            f" one of ours loses at most {LEVEL_POINTS} points more and has at most {LEVEL_RATIO} x its bytes and seconds."
+            f" one of ours loses at most {LEVEL_POINTS} points more and has at most {LEVEL_RATIO} x its bytes and time."
         ),
         seed=0,
         columns=("form", "seeds", "times smaller", "times faster", "accuracy %", "points lost", "95 % interval"),

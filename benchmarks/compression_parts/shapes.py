@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -61,7 +61,8 @@ def _made(model: onnx.ModelProto, seed: int, folder: Path) -> dict[str, Path]:
     name = model.graph.input[0].name
     images = np.random.default_rng(seed + 100).standard_normal((N_SAMPLES, 3, 224, 224)).astype(np.float32)
     calibration = folder / "calibration.npz"
-    np.savez(calibration, **{name: images})
+    given: dict[str, Any] = {name: images}
+    np.savez(calibration, **given)
     files = {"fp32": folder / "fp32.onnx", "hybrid": folder / "hybrid.onnx"}
     onnx.save(model, files["fp32"])
     onnx.save(quantize(model, [{name: image[None]} for image in images], Int8Recipe()).model, files["hybrid"])

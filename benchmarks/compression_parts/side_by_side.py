@@ -53,7 +53,8 @@ def right(path: Path, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     sizes = session.get_inputs()[0].shape
     step = 1 if isinstance(sizes[0], int) else 100
     answers = [session.run(None, {name: images[at : at + step]})[0] for at in range(0, len(images), step)]
-    return np.concatenate(answers).argmax(1) == labels
+    found: np.ndarray = np.concatenate(answers).argmax(1) == labels
+    return found
 
 
 def size_bytes(paths: Sequence[Path]) -> int:

@@ -134,7 +134,7 @@ def train(net: nn.Module, task: Task, epochs: int, seed: int, rate: float = 2e-3
             scores = net(shifted(images[batch], task.shift, generator))
             loss = nn.functional.cross_entropy(scores, labels[batch], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # (torch's own)
             optimizer.step()
             schedule.step()
     return net.eval()

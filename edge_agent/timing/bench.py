@@ -104,7 +104,7 @@ class TimingBench:
                 await worker.wait()
         if worker.returncode != 0:
             lines = complaint.decode(errors="replace").strip().splitlines()
-            kind = EngineCrashed if worker.returncode < 0 or not lines else EngineFailed
+            kind = EngineCrashed if (worker.returncode or 0) < 0 or not lines else EngineFailed
             why = lines[-1][:400] if lines else f"its process ended with {worker.returncode}"
             raise kind(f"a candidate cannot be timed here: {why}")
         try:

@@ -163,7 +163,7 @@ def _bars(title: str, entries: Sequence[tuple[str, float, str]], remark: str) ->
 def _shown(samples: Sequence[Shown]) -> str:
     if not samples:
         return ""
-    parts = []
+    parts: list[str] = []
     for each in samples:
         label = f", right is class {each.label}" if each.label is not None else ""
         n_values = max((len(values) for values in each.outputs.values()), default=0)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,16 @@ class Opened:
             array = np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(kind)
         self.interpreter.set_tensor(self.taken["index"], array.reshape(self.taken["shape"]))
         self.interpreter.invoke()
-        return self.interpreter.get_tensor(self.given["index"])[0].astype(np.float32)
+        scores: np.ndarray = self.interpreter.get_tensor(self.given["index"])[0].astype(np.float32)
+        return scores
 
 
 images, out, n_runs, *models = sys.argv[1:]
 arrays = next(iter(np.load(images).values()))
 opened = {model: Opened(model) for model in models}
-found = {f"scores:{model}": np.stack([each.scores(array) for array in arrays]) for model, each in opened.items()}
+found: dict[str, Any] = {
+    f"scores:{model}": np.stack([each.scores(array) for array in arrays]) for model, each in opened.items()
+}
 seconds: dict[str, list[float]] = {model: [] for model in models}
 for _ in range(int(n_runs)):
     for model, each in opened.items():
