@@ -10,7 +10,7 @@ import numpy as np
 
 from hybrid.artifact.splits import SplitFiles
 from hybrid.graph.shape_key import ShapeKey
-from hybrid.partition.crossing import Engine, crossed
+from hybrid.partition.crossing import Engine, crossed, head_names
 from hybrid.partition.cut import Cut
 from hybrid.wire.split_coding import (
     SplitCoder,
@@ -112,7 +112,7 @@ def opened_split(split: SplitFiles, cut: Cut, open_graph: Callable[[Path], Any])
     head = open_graph(split.graph_path("head")) if "head" in split.files else None
     if head is not None:
         fed = {name for name, _ in ShapeKey.parse(split.shape_key).shapes}
-        require_head(head, fed, [spec.name for spec in cut.tensors if spec.name not in fed], split.codec)
+        require_head(head, fed, head_names(cut, fed), split.codec)
     if not split.is_learned:
         return SplitRun(split=split, cut=cut, head=head, coder=coder)
     require_encodable(cut.tensors, split.codec)

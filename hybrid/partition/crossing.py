@@ -1,6 +1,6 @@
 """What crosses a cut for given inputs, and what its head answers with itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -36,8 +36,8 @@ def fed(engine: Engine, feeds: Feeds) -> dict[str, np.ndarray]:
     return {port.name: feeds[port.name] for port in engine.get_inputs()}
 
 
-def head_names(cut: Cut, feeds: Feeds) -> list[str]:
-    """What a head computes: the crossing tensors that are no inputs, and the outputs that it answers with."""
+def head_names(cut: Cut, feeds: Collection[str]) -> list[str]:
+    """What a head computes: crossing tensors that are none of these inputs, and the outputs that it answers with."""
     computed = [tensor.name for tensor in cut.tensors if tensor.name not in feeds]
     return list(dict.fromkeys((*computed, *cut.head_outputs)))
 

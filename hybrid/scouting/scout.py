@@ -268,17 +268,19 @@ class Scout:
         if crossing.holding.view(monotonic()) is None:
             self._n_unanswered += 1
             return
+        is_learned = crossing.split is not None and crossing.split.is_learned
         try:
             response, outputs = self._composed(route, way)
+            if is_learned and not crossing.verified:  # a decoder's first run says little of the next ones
+                response = min(response, self._composed(route, way)[0], key=lambda reply: reply.compute_s)
         except Exception as exc:  # noqa: BLE001  (the gateway's errors, or the head's engine's own)
             self._failed(route, crossing, exc)
             return
         route.scheduler.observe_remote(
             SHADOW, way.prospect, 0.0, queue_s=response.queue_s, tail_s=response.compute_s, now_s=monotonic()
         )
-        is_learned = crossing.split is not None and crossing.split.is_learned  # its decoder is in no tail's seconds
         for sibling in crossing.ways:
-            known_s = None if is_learned else sibling.prospect.tail_s
+            known_s = None if is_learned else sibling.prospect.tail_s  # a decoder is in no tail's seconds
             sibling.prospect = replace(sibling.prospect, tail_s=response.compute_s if known_s is None else known_s)
         bytes_down = sum(len(tensor.payload) for tensor in response.outputs)
         way.prospect = replace(way.prospect, bytes_down=bytes_down)

@@ -25,20 +25,6 @@ SLOW_LINK = Shape(up=Direction(rate_bps=1_000_000.0, delay_s=0.002), down=Direct
 SPLITS = {"split:int8", "split:learned"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("splits")
-    return split_artifacts.make(folder / "net", folder / "cut")
-
-
-@pytest.fixture(scope="module")
-def holder(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
-    """A gateway that holds the artifact."""
-    with LiveGateway(tmp_path_factory.mktemp("holder") / "data", "--no-announce") as running:
-        running.push(made.artifact.folder, "net")
-        yield running
-
-
 @pytest.fixture
 def own(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """The artifact in a folder of this test, whose user has a key."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,22 +25,7 @@ from hybrid.session.connected import Neighbourhood
 from hybrid.wire.message import InferRequest, InferResponse
 from hybrid.wire.tensor import Tensor
 from tests.edge_agent.model_room import model_room, version
-from tests.live_gateway import LiveGateway
-from tests.session import split_artifacts
 from tests.session.split_artifacts import CROSSING, SHAPE_KEY, Made, damage, feeds
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("splits")
-    return split_artifacts.make(folder / "net", folder / "cut")
-
-
-@pytest.fixture(scope="module")
-def gateway(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
-    with LiveGateway(tmp_path_factory.mktemp("gateway") / "data", "--no-auth") as running:
-        running.push(made.artifact.folder, "net")
-        yield running
 
 
 @asynccontextmanager
@@ -115,14 +100,14 @@ async def test_a_box_that_holds_the_artifact_decodes_itself(made, request_and_an
         assert (made.artifact.manifest.files["decoder.onnx"].sha256, "decoder") in kept  # under the same budget
 
 
-async def test_a_box_without_the_artifact_passes_it_on(made, gateway, request_and_answer, tmp_path):
+async def test_a_box_without_the_artifact_passes_it_on(made, holder, request_and_answer, tmp_path):
     request, wanted = request_and_answer
-    async with box(tmp_path, (gateway.url,)) as (_, onward, _):
+    async with box(tmp_path, (holder.url,)) as (_, onward, _):
         reply = await prepared(onward, request.model_digest)
         assert reply.splits == (request.split,)
         response = await answered(onward, request)
         np.testing.assert_allclose(response.outputs[0].to_array(), wanted, atol=1e-4)
-        assert response.via == gateway.url
+        assert response.via == holder.url
 
 
 async def test_a_box_with_the_model_alone_refuses_it(made, request_and_answer, tmp_path):

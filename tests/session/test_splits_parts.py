@@ -18,7 +18,8 @@ from hybrid.calibration.calibrate import Wish, calibrate, signature_of
 from hybrid.calibration.permits import CalibrationFinder
 from hybrid.calibration.record import parse_calibration
 from hybrid.calibration.samples import open_samples
-from hybrid.errors import BadMessage, CorruptContent, ModelInvalid
+from hybrid.cli.main import main
+from hybrid.errors import BadMessage, CorruptContent, ExitCode, ModelInvalid
 from hybrid.route.departure import headed, outgoing
 from hybrid.route.engine import Settings, open_piece
 from hybrid.route.holding import Holding
@@ -36,12 +37,6 @@ from hybrid.transport.trust import Trust
 from hybrid.wire.split_coding import latent_shape
 from tests.session import split_artifacts
 from tests.session.split_artifacts import CROSSING, SHAPE, SHAPE_KEY, Made, feeds
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("splits")
-    return split_artifacts.make(folder / "net", folder / "cut")
 
 
 @pytest.fixture
@@ -218,3 +213,24 @@ def test_a_permit_holds_for_the_files_that_were_measured(made, tmp_path, monkeyp
     assert finder.drop(SHAPE_KEY, mine.cut, "split:int8", mine.digest("learned")) is None
     assert finder.drop(SHAPE_KEY, mine.cut, "split:int8") is None
     assert finder.codecs(SHAPE_KEY, mine.cut) == ()
+
+
+def test_the_command_measures_an_artifacts_splits(made, tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "x.npz", x=np.stack([feeds(seed)["x"] for seed in range(6)]))
+    monkeypatch.setenv("HYBRID_CONFIG", str(tmp_path / "config"))
+    words = [
+        "calibrate",
+        str(made.artifact.folder),
+        "--data",
+        str(tmp_path / "x.npz"),
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    assert main([*words, "--codecs", "split:int8,q8", "--cuts", made.cut]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)["data"]
+    cells = {cell["codec"]: cell for cell in told["calibrations"][0]["cells"]}
+    assert set(cells) == {"split:int8", "q8"}
+    assert cells["split:int8"]["split"] == made.digest("int8")
+    assert main([*words, "--codecs", "split:other"]) == ExitCode.NOT_FOUND
+    assert "split:int8, split:learned" in capsys.readouterr().out

@@ -7,16 +7,15 @@ Python's, in a thread, its memory held of the bodies' budget. It is not joined t
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
-from time import perf_counter
-from typing import Final, NamedTuple
+from time import monotonic, perf_counter
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from compression.tensor import TensorSpec
 from hybrid.artifact.splits import PREFIX, SplitFiles
-from hybrid.errors import ModelInvalid, Overloaded, UnknownSplit, Warming
+from hybrid.errors import ModelError, ModelInvalid, Overloaded, StorageError, UnknownSplit, Warming
 from hybrid.partition.cut import Cut
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.serving.engines.executor import Executor
@@ -28,8 +27,12 @@ from hybrid.wire.message import InferRequest
 from hybrid.wire.split_coding import LatentPrior, latent_of, latent_shape, read_prior
 from hybrid.wire.tensor import Tensor
 
-MAX_PRIORS: Final = 64
+MAX_KNOWN: Final = 64
+LISTED_S: Final = 1.0
 WARMING_RETRY_S: Final = 0.2
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 FindSplits = Callable[[str], Sequence[SplitFiles]]
 """Model digest -> the splits of all artifacts with that model; reads small files."""
@@ -48,12 +51,11 @@ class Decoded(NamedTuple):
     compute_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A split that was asked for: its files, and its prior once that was read."""
+class _Known(NamedTuple):
+    """A split that was asked for: its files, and its entropy coder's tables."""
 
     split: SplitFiles
-    prior: LatentPrior | None = None
+    prior: LatentPrior
 
 
 class Decoders:
@@ -70,10 +72,11 @@ class Decoders:
         self._find = find
         self._bodies = bodies or BodyBudget()
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._listed: OrderedDict[str, tuple[float, Sequence[SplitFiles]]] = OrderedDict()
 
     async def offered(self, model_digest: str, shape_key: str) -> tuple[str, ...]:
         """Digests of the splits by which requests of these shapes may come."""
-        found = await asyncio.to_thread(self._find, model_digest)
+        found = await self._splits(model_digest)
         return tuple({split.digest: None for split in found if split.shape_key == shape_key and split.is_learned})
 
     async def decode(self, request: InferRequest, tensor: Tensor, cut: Cut, deadline_s: float | None) -> Decoded:
@@ -93,7 +96,11 @@ class Decoders:
             Overloaded, DeadlinePassed, EngineFailed: as for any run.
         """
         known = await self._split(request, tensor, cut)
-        session = self._session(known.split)
+        try:
+            session = self._session(known.split)
+        except (ModelError, StorageError):
+            self._known.pop((request.model_digest, request.split), None)  # its artifact may have been replaced
+            raise
         shape = _latent_shape(session, known.split, cut.tensors[0])
         latent, decode_s = await self._latent(tensor, known, shape)
         feeds = {session.signature.inputs[0].name: latent}
@@ -105,10 +112,9 @@ class Decoders:
         key = (request.model_digest, request.split)
         known = self._known.get(key)
         if known is None:
-            known = await asyncio.to_thread(self._found, *key)
-            self._known[key] = known
-            while len(self._known) > MAX_PRIORS:
-                self._known.popitem(last=False)
+            split = _named(await self._splits(request.model_digest), request.split)
+            known = _Known(split, await asyncio.to_thread(lambda: read_prior(split.prior_bytes())))
+            _put(self._known, key, known)
         self._known.move_to_end(key)
         split = known.split
         if len(cut.tensors) != 1 or (split.cut, split.shape_key, split.codec) != (
@@ -122,15 +128,14 @@ class Decoders:
             )
         return known
 
-    def _found(self, model_digest: str, digest: str) -> _Known:
-        """A split with its prior, read from the disk."""
-        split = next((split for split in self._find(model_digest) if split.digest == digest and split.is_learned), None)
-        if split is None:
-            raise UnknownSplit(
-                f"no artifact here has the split {digest[:16]}… for this model; push the one that the device has",
-                split=digest[:64],
-            )
-        return _Known(split, read_prior(split.prior_bytes()))
+    async def _splits(self, model_digest: str) -> Sequence[SplitFiles]:
+        """The splits of a model, from the disk at most once in a moment."""
+        seen_s, found = self._listed.get(model_digest, (-LISTED_S, ()))
+        if monotonic() - seen_s < LISTED_S:
+            return found
+        found = await asyncio.to_thread(self._find, model_digest)
+        _put(self._listed, model_digest, (monotonic(), found))
+        return found
 
     def _session(self, split: SplitFiles) -> EngineSession:
         key = (split.files["decoder"].sha256, "decoder")
@@ -150,7 +155,6 @@ class Decoders:
 
     async def _latent(self, tensor: Tensor, known: _Known, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
         """The latent, and the seconds that its entropy coder took; in a thread, which a caller that leaves leaves."""
-        assert known.prior is not None
         prior, n_bytes = known.prior, prod(shape)
         self._bodies.take(n_bytes)
 
@@ -175,6 +179,27 @@ class Decoders:
 def is_split(tensor: Tensor) -> bool:
     """Whether a tensor travels by a split."""
     return tensor.codec.startswith(PREFIX)
+
+
+def _named(splits: Sequence[SplitFiles], digest: str) -> SplitFiles:
+    """The split with a decoder that has this digest.
+
+    Raises:
+        UnknownSplit: there is none.
+    """
+    found = next((split for split in splits if split.digest == digest and split.is_learned), None)
+    if found is None:
+        raise UnknownSplit(
+            f"no artifact here has the split {digest[:16]}… for this model; push the one that the device has",
+            split=digest[:64],
+        )
+    return found
+
+
+def _put(kept: "OrderedDict[K, V]", key: K, value: V) -> None:
+    kept[key] = value
+    while len(kept) > MAX_KNOWN:
+        kept.popitem(last=False)
 
 
 def _latent_shape(session: EngineSession, split: SplitFiles, crossing: TensorSpec) -> tuple[int, ...]:
