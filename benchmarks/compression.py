@@ -1,16 +1,21 @@
 """What `hybrid compress` and its rooms gain beside other tools: one record a claim.
 
-python -m benchmarks.compression [shapes] [digits] [fashion]      # all of them by default; digits and fashion train
+python -m benchmarks.compression [shapes] [digits] [fashion] [tflite]      # all by default; but for shapes they train
 """
 
 import argparse
 import sys
 from typing import Final
 
-from benchmarks.compression_parts import digits, fashion, shapes
+from benchmarks.compression_parts import digits, fashion, shapes, tflite
 from benchmarks.report import publish
 
-PARTS: Final = {"shapes": shapes.measured, "digits": digits.measured, "fashion": fashion.measured}
+PARTS: Final = {
+    "shapes": shapes.measured,
+    "digits": digits.measured,
+    "fashion": fashion.measured,
+    "tflite": tflite.measured,
+}
 
 
 def main() -> int:
