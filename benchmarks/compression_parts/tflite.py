@@ -67,9 +67,9 @@ def measured() -> Record:
         claim="TensorFlow Lite: int8 in LiteRT, and what the old runtime computes wrongly",
         method=(
             f"The Fashion-MNIST net of `compression_fashion`, seeds {SEEDS}, exported by litert-torch and quantized by"
-            f" litert-quantizer with {N_CALIBRATED} images; 10,000 test images a seed, all seeds together; one thread, in"
-            f" turns, medians of {N_RUNS} runs. Lost in points against LiteRT's float, 95 % interval. Refused: by us,"
-            " before such a file reaches a device with that runtime."
+            f" litert-quantizer with {N_CALIBRATED} images; 10,000 test images a seed, all seeds together; one thread,"
+            f" in turns, medians of {N_RUNS} runs. Lost in points against LiteRT's float, 95 % interval. Refused: by"
+            " us, before such a file reaches a device with that runtime."
         ),
         seed=0,
         columns=("runtime", "form", "kB", "accuracy %", "points lost", "times as fast as float in LiteRT", "verdict"),
