@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ def clothes(cuts: Sequence[str]) -> dict[str, list[Row]]:
     for seed in SEEDS:
         net = tasks.trained(task, seed)
         right = classes_of(net, task.test_images) == task.test_labels
-        points = curves(raw, lambda seen, net=net: right_clothes(net, seen, task.test_labels))
+        points = curves(raw, partial(right_clothes, net, task.test_labels))
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(task.images), N_CLOTHES, replace=False)
         given = TrainingSet(module=net, inputs={"image": task.images[chosen]}, labels=task.labels[chosen])
@@ -183,7 +184,7 @@ def clothes(cuts: Sequence[str]) -> dict[str, list[Row]]:
     return {cut: [median([rows[at] for rows in each]) for at in range(len(STEPS))] for cut, each in found.items()}
 
 
-def right_clothes(net: nn.Module, pictures: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def right_clothes(net: nn.Module, labels: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     """Which grey pictures are answered right."""
     images = (pictures[:, None].astype(np.float32) / 255 - np.float32(0.286)) / np.float32(0.353)
     found: np.ndarray = classes_of(net, images) == labels[: len(pictures)]

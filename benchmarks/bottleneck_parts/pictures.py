@@ -2,14 +2,17 @@
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 QUALITIES: Final = (95, 90, 80, 70, 60, 50, 40, 30, 20, 12, 6)
-LOSSLESS: Final = {"PNG": {"optimize": True}, "WebP lossless": {"lossless": True, "method": 6}}
-LOSSY: Final = {"WebP": {"method": 4}, "JPEG": {"optimize": True}}
+LOSSLESS: Final[dict[str, dict[str, Any]]] = {
+    "PNG": {"optimize": True},
+    "WebP lossless": {"lossless": True, "method": 6},
+}
+LOSSY: Final[dict[str, dict[str, Any]]] = {"WebP": {"method": 4}, "JPEG": {"optimize": True}}
 
 Right = Callable[[np.ndarray], np.ndarray]
 """Pictures, uint8, to whether each of them is answered right."""
@@ -32,7 +35,7 @@ def curves(pictures: np.ndarray, right: Right) -> dict[str, list[Point]]:
     return found
 
 
-def _point(pictures: np.ndarray, right: Right, form: str, options: dict[str, object]) -> Point:
+def _point(pictures: np.ndarray, right: Right, form: str, options: dict[str, Any]) -> Point:
     n_bytes, seen = 0, []
     for picture in pictures:
         place = io.BytesIO()

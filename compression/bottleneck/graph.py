@@ -9,6 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 LATENT: Final = "latent"
+_INSIDE: Final = "bottleneck/"
+"""What names of tensors inside begin with, so that none is the crossing tensor's."""
+
 OPSET: Final = 17
 IR_VERSION: Final = 8
 
@@ -29,6 +32,8 @@ class Crossing:
         """Refuses what has no such form."""
         if not 2 <= len(self.shape) <= 4 or min(self.shape) < 1:
             raise ValueError(f"a crossing tensor of shape {self.shape}; (n, c), (n, t, c) or (n, c, h, w) was expected")
+        if not self.name or self.name == LATENT:
+            raise ValueError(f"a crossing tensor called {self.name!r}; give it a name that the latent has not")
 
     @property
     def planes(self) -> tuple[int, int, int, int]:
@@ -56,14 +61,14 @@ class Chain:
 
     def node(self, operator: str, *more: str, made: str = "", **attributes: Any) -> str:
         """One node that takes the end and, if named, more."""
-        name = made or f"{operator}{len(self._nodes)}"
+        name = made or f"{_INSIDE}{operator}{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, [self.end, *more], [name], name=name, **attributes))
         self.end = name
         return name
 
     def constant(self, array: np.ndarray) -> str:
         """An initializer's name."""
-        name = f"constant{len(self._weights)}"
+        name = f"{_INSIDE}constant{len(self._weights)}"
         self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 

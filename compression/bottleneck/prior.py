@@ -65,7 +65,7 @@ class Prior:
         n_channels = len(plain)
         predicted = _cost(distant) < _cost(plain)
         counts = np.where(predicted[:, None, None], distant, plain)
-        tables, chosen = shared(counts.reshape(-1, 2 * SPAN), n_tables)
+        tables, chosen = shared(counts.reshape(-1, 2 * SPAN), min(n_tables, MAX_TABLES))
         return cls(tables=tuple(tables), table_of=chosen.reshape(n_channels, -1).astype(np.uint8), predicted=predicted)
 
     @classmethod

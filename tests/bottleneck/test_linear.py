@@ -123,6 +123,21 @@ def test_a_crossing_tensor_has_two_to_four_dimensions(shape: tuple[int, ...]) ->
         Crossing(name="cut", shape=shape)
 
 
+@pytest.mark.parametrize("name", ["", "latent"])
+def test_a_crossing_tensor_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(ValueError, match="give it a name"):
+        Crossing(name=name, shape=(1, 4))
+
+
+def test_names_inside_the_graphs_are_their_own() -> None:
+    """Exporters call tensors Conv0 as well."""
+    for name in ("Conv0", "constant0", "Identity4"):
+        crossing = Crossing(name=name, shape=(1, 6, 9, 10))
+        samples = low_rank(crossing.shape, 5)
+        back, _ = there_and_back(linear_bottleneck(crossing, samples, channels=3), crossing, samples[0])
+        assert back.shape == crossing.shape
+
+
 def test_files_for_a_model_of_others(tmp_path: Path) -> None:
     """What the tests of splits make: any graph, any tensor in it."""
     graph = helper.make_graph(
