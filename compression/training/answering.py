@@ -70,5 +70,5 @@ def seeded(seed: int) -> Iterator[torch.Generator]:
         a generator for what takes one.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ is left in the file (paths of sources, traces), so the same module gives the sam
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from compression.training.answering import arguments, evaluating, outputs_of
 TOLERANCE: Final = 1e-4
 """Largest error of an answer, relative to the largest absolute value of its tensor."""
 
-_LOGGERS: Final = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")
+_LOGGERS: Final = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch.__trace")
 _BATCH: Final = "batch"
 
 
@@ -67,6 +67,25 @@ def exported(
     raise NotExportable(reasons[-1])
 
 
+def captured(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.fx.GraphModule:
+    """The module in evaluation mode as a graph of torch, its batch free where it can be.
+
+    Raises:
+        NotExportable: torch cannot follow what the module does.
+    """
+    with evaluating(module), _quiet():
+        with suppress(Exception):  # whatever forbids a free batch, torch says it again where it forbids any
+            return torch.export.export(module, given, dynamic_shapes=_shapes(given, free=True)).module()
+        try:
+            return torch.export.export(module, given).module()
+        except Exception as error:
+            raise NotExportable(f"torch cannot follow what this module does: {_reason(error)}") from error
+
+
+def _shapes(given: tuple[torch.Tensor, ...], *, free: bool) -> tuple[dict[int, object], ...] | None:
+    return tuple({0: torch.export.Dim(_BATCH)} for _ in given) if free else None
+
+
 def default_names(n_outputs: int) -> tuple[str, ...]:
     """What outputs are called that nobody named."""
     return ("output",) if n_outputs == 1 else tuple(f"output_{at}" for at in range(n_outputs))
@@ -76,7 +95,6 @@ def _written(
     module: torch.nn.Module, example: Mapping[str, np.ndarray], names: tuple[str, ...], *, free: bool
 ) -> tuple[onnx.ModelProto, torch.fx.GraphModule]:
     given = arguments(module, example, slice(None))
-    shapes = tuple({0: torch.export.Dim(_BATCH)} for _ in given) if free else None
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -85,10 +103,12 @@ def _written(
                 dynamo=True,
                 input_names=list(example),
                 output_names=list(names),
-                dynamic_shapes=shapes,
+                dynamic_shapes=_shapes(given, free=free),
                 external_data=False,
                 verbose=False,
             )
+            assert program is not None
+            assert program.exported_program is not None
             graph = program.exported_program.module()
     except Exception as error:
         raise NotExportable(f"torch cannot write this module as ONNX: {_reason(error)}") from error

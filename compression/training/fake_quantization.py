@@ -25,6 +25,7 @@ _PACE: Final = 4.0
 
 _LEAST: Final = 1e-12
 _STEPS_BEHIND: Final = 2
+_UNEVEN: Final = 0.02
 
 
 class FakeActivation(torch.nn.Module):
@@ -71,7 +72,13 @@ class FakeWeight(torch.nn.Module):
         largest = self._largest(weight.detach()).reshape(-1)
         if scale.numel() not in (1, largest.numel()):
             raise NotQuantizable(f"{scale.numel()} scales for {largest.numel()} channels of a weight; wanted one each")
-        self.n_levels = round(float((largest / scale.clamp_min(_LEAST)).max()))
+        spans = (largest / scale.clamp_min(_LEAST))[largest > _LEAST]
+        self.n_levels = round(float(spans.max())) if len(spans) else -grid.low
+        if len(spans) and float(spans.max() - spans.min()) > _UNEVEN * self.n_levels:
+            raise NotQuantizable(
+                "the quantizer's scales do not follow from the module's weights; quantize without equalizing or"
+                " smoothing, which change them"
+            )
         if not 1 <= self.n_levels <= -grid.low + middle:
             raise NotQuantizable(f"a weight has {self.n_levels} levels on one side, its type {-grid.low + middle}")
 

@@ -168,7 +168,7 @@ class _Fit:
             if not math.isfinite(float(loss.detach())):
                 return False
             self._optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(self._learner.parameters(), self._recipe.clip_norm)
             self._optimizer.step()
             clock.tick()

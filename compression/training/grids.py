@@ -11,6 +11,8 @@ from onnx import numpy_helper
 _RENAMED: Final = "_QuantizeLinear_Input"
 """What onnxruntime's quantizer appends to the name of an output that it quantizes."""
 
+_MOVING: Final = ("SpaceToDepth", "Pad")
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -51,10 +53,17 @@ class Grids:
     weights: Mapping[tuple[str, int], Grid]
 
 
-def grids(quantized: onnx.ModelProto) -> Grids:
-    """Reads them; biases in int32 round so little that they are left out."""
+def grids(quantized: onnx.ModelProto, model: onnx.ModelProto) -> Grids:
+    """The grids of a quantized model; biases in int32 round so little that they are left out.
+
+    Args:
+        quantized: with QuantizeLinear and DequantizeLinear.
+        model: the float model that it was made from; names of tensors are its own.
+    """
+    known = {name for node in model.graph.node for name in node.output}
     constants = {one.name: one for one in quantized.graph.initializer}
     quantizers = {node.output[0]: node for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    makers = {name: node for node in quantized.graph.node for name in node.output}
     activations: dict[str, Grid] = {}
     weights: dict[str, Grid] = {}
     for node in quantized.graph.node:
@@ -62,7 +71,10 @@ def grids(quantized: onnx.ModelProto) -> Grids:
             continue
         source = quantizers.get(node.input[0])
         if source is not None and source.input[0] not in constants:
-            activations[source.input[0].removesuffix(_RENAMED)] = _grid(node, constants)
+            tensor = source.input[0].removesuffix(_RENAMED)
+            while tensor not in known and tensor in makers and makers[tensor].op_type in _MOVING:
+                tensor = makers[tensor].input[0]  # a quantizer may rearrange an image, or pad it with zeros
+            activations[tensor] = _grid(node, constants)
         elif source is not None or constants[node.input[0]].data_type != onnx.TensorProto.INT32:
             weights[node.output[0]] = _grid(node, constants)
     read = {

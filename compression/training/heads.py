@@ -62,13 +62,14 @@ def unpacked(model: onnx.ModelProto, content: bytes) -> dict[str, np.ndarray]:
     Raises:
         NotTrainable: the file has not the size that the model says.
     """
-    found, n_bytes = {}, 0
-    for tensor, offset, length in _places(model):
-        found[tensor.name] = np.frombuffer(content[offset : offset + length], "<f4").reshape(tensor.dims)
-        n_bytes = max(n_bytes, offset + length)
+    places = _places(model)
+    n_bytes = max((offset + length for _, offset, length in places), default=0)
     if n_bytes != len(content):
         raise NotTrainable(f"the head's file has {len(content)} bytes, the model says {n_bytes}; it is another one's")
-    return found
+    return {
+        tensor.name: np.frombuffer(content, "<f4", length // 4, offset).reshape(tensor.dims)
+        for tensor, offset, length in places
+    }
 
 
 def packed(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -123,7 +124,8 @@ def separate_head(model: onnx.ModelProto, feature_tensor: str, *, file: str = HE
     nodes = _head(model, feature_tensor)
     _require_float(model, nodes, feature_tensor)
     weights = _weights(model, nodes)
-    shared = {name for node in model.graph.node if node not in nodes for name in node.input} & set(weights)
+    body = _body(model, nodes)
+    shared = {name for node in body for name in node.input} & set(weights)
     if shared:
         raise NotTrainable(f"the head shares {', '.join(sorted(shared))} with the body; it cannot learn alone")
     if not weights:
@@ -184,6 +186,19 @@ def _head(model: onnx.ModelProto, feature_tensor: str) -> list[onnx.NodeProto]:
     if len(nodes) == len(model.graph.node):
         raise NotTrainable(f"the whole model stands on {feature_tensor!r}; choose a tensor behind the body")
     return nodes
+
+
+def _body(model: onnx.ModelProto, head: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes that are not of the head, nor rearrange constants for it alone."""
+    inside = {name for node in head for name in node.output}
+    made_by, constants = _makers(model), {one.name: one for one in model.graph.initializer}
+    wanted = [name for node in head for name in node.input]
+    while wanted:
+        name = wanted.pop()
+        if name in made_by and name not in inside and _is_constant(name, made_by, constants):
+            inside.update(made_by[name].output)
+            wanted += made_by[name].input
+    return [node for node in model.graph.node if not inside.intersection(node.output)]
 
 
 def _require_float(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], feature_tensor: str) -> None:

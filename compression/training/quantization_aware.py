@@ -75,7 +75,7 @@ def quantization_aware(
     """
     example = {name: values[:4] for name, values in training_set.inputs.items()}
     trace = traced(module, example, training_set.output_names)
-    found = fake_quantized(trace, grids(quantize(trace.model, {})))
+    found = fake_quantized(trace, grids(quantize(trace.model, {}), trace.model))
     fitted = fit(
         found.module,
         _flat(training_set),

@@ -58,11 +58,13 @@ class Rounded:
 
     Attributes:
         model: float; weights on the same grids as rounding to nearest has, so that a quantizer keeps them.
+        ranges: of activations, as the quantizer chose them; by tensor of the model.
         layers: in the order of the graph; one that got no better was rounded to nearest.
         unplaced: what the quantizer rounds and this has not looked at.
     """
 
     model: onnx.ModelProto
+    ranges: dict[str, tuple[float, float]]
     layers: tuple[RoundedLayer, ...]
     unplaced: tuple[str, ...]
 
@@ -97,14 +99,19 @@ def adaround(
         raise NotTrainable(f"{n_samples} samples and {n_steps} steps: give at least one of each")
     example = {name: values[:4] for name, values in training_set.inputs.items()}
     trace = traced(module, example, training_set.output_names)
-    found = fake_quantized(trace, grids(quantize(trace.model, {})))
+    found = fake_quantized(trace, grids(quantize(trace.model, {}), trace.model))
     with seeded(seed) as chance:
         drawn = torch.randperm(training_set.n_samples, generator=chance)[:n_samples].numpy()
         layers = []
         for at, placed in enumerate(found.weights):
             layer = _Layer(trace, found, placed, training_set, drawn)
             layers.append(layer.learn(chance, n_steps, _after(stepped, at * n_steps, len(found.weights) * n_steps)))
-    return Rounded(model=trace.written(found.on_grid(found.module)), layers=tuple(layers), unplaced=found.unplaced)
+    return Rounded(
+        model=trace.written(found.on_grid(found.module)),
+        ranges=found.ranges(found.module),
+        layers=tuple(layers),
+        unplaced=found.unplaced,
+    )
 
 
 class _Layer:
@@ -177,14 +184,14 @@ class _Layer:
                 sharp = _SHARP[1] + (_SHARP[0] - _SHARP[1]) * 0.5 * (1 + np.cos(np.pi * progress))
                 loss = loss + _HARDNESS * (1 - (2 * share - 1).abs().pow(sharp)).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             stepped(step + 1)
         return levels((choice.detach() >= 0).float())
 
     @torch.no_grad()
     def _error(self, weight: torch.Tensor) -> float:
-        seen = [self._answer(part, weight) for part in self._inputs.split(_BATCH)]
+        seen = [self._answer(part, weight) for part in torch.split(self._inputs, _BATCH)]
         return float(_relative(torch.cat(seen), self._wanted))
 
 
@@ -193,7 +200,8 @@ def _relative(seen: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def _named(module: torch.fx.GraphModule, name: str) -> torch.fx.Node:
-    return next(node for node in module.graph.nodes if node.name == name)
+    found: torch.fx.Node = next(node for node in module.graph.nodes if node.name == name)
+    return found
 
 
 def _attribute(module: torch.fx.GraphModule, name: str) -> torch.Tensor:

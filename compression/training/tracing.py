@@ -17,7 +17,7 @@ import torch
 
 from compression.errors import NotExportable
 from compression.training.answering import arguments, evaluating, outputs_of
-from compression.training.exporting import TOLERANCE, exported
+from compression.training.exporting import TOLERANCE, captured, exported
 
 aten = torch.ops.aten
 _LINEAR: Final = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
@@ -48,7 +48,7 @@ class Traced:
         outputs = list(returned) if isinstance(returned, list | tuple) else [returned]
         named = {node.name: node for node in self.module.graph.nodes}
         named |= dict(zip((one.name for one in self.model.graph.input), inputs, strict=False))
-        named |= dict(zip((one.name for one in self.model.graph.output), outputs, strict=False))  # type: ignore[arg-type]
+        named |= dict(zip((one.name for one in self.model.graph.output), outputs, strict=False))
         return named.get(tensor)
 
     def written(self, module: torch.nn.Module) -> onnx.ModelProto:
@@ -74,9 +74,8 @@ def traced(module: torch.nn.Module, example: Mapping[str, np.ndarray], output_na
     Raises:
         NotExportable: as `export` does, or the folded graph answers otherwise.
     """
-    _, graph = exported(module, example, output_names)
-    folded = _folded(graph)
     given = arguments(module, example, slice(None))
+    folded = _folded(captured(module, given))
     with evaluating(module), evaluating(folded):
         for wanted, seen in zip(outputs_of(module(*given)), outputs_of(folded(*given)), strict=True):
             error = float((wanted.double() - seen.double()).abs().max() / wanted.abs().max().clamp_min(1e-12))
