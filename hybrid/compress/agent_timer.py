@@ -129,4 +129,5 @@ def _called(url: str, token: str | None, work: Callable[[RegistryClient], Awaita
     try:
         return asyncio.run(inside())
     except HybridError as exc:
-        raise NotMeasurable(f"{url}: {exc}") from exc
+        said = str(exc)
+        raise NotMeasurable(said if url in said else f"{url}: {said}") from exc
