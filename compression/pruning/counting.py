@@ -14,20 +14,24 @@ from compression.quantization.running import open_session, run, with_outputs
 
 def n_products(model: onnx.ModelProto, feeds: Feeds) -> dict[str, int]:
     """How often each node with a constant weight multiplies with every element of it, on these inputs."""
-    weights = weights_of(model)
-    nodes = [node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
-    values = run(open_session(with_outputs(model, [node.output[0] for node in nodes])), [], feeds)
-    counted = {}
-    for node, value in zip(nodes, values, strict=True):
-        n_out = value.shape[1] if node.op_type in ("Conv", "ConvTranspose") else value.shape[-1]
-        counted[node.name] = value.size // max(n_out, 1)
-    return counted
+    return {node.name: times for node, times in _products(model, feeds)}
 
 
 def n_macs(model: onnx.ModelProto, feeds: Feeds) -> int:
-    """Multiplications of every convolution and matrix product on these inputs."""
-    weights, times = weights_of(model), n_products(model, feeds)
-    return sum(times[node.name] * weights[node.input[1]].size for node in model.graph.node if node.name in times)
+    """Multiplications of every convolution and matrix product on these inputs; nodes need no names."""
+    weights = weights_of(model)
+    return sum(times * weights[node.input[1]].size for node, times in _products(model, feeds))
+
+
+def _products(model: onnx.ModelProto, feeds: Feeds) -> list[tuple[onnx.NodeProto, int]]:
+    weights = weights_of(model)
+    nodes = [node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
+    values = run(open_session(with_outputs(model, [node.output[0] for node in nodes])), [], feeds)
+    found = []
+    for node, value in zip(nodes, values, strict=True):
+        n_out = value.shape[1] if node.op_type in ("Conv", "ConvTranspose") else value.shape[-1]
+        found.append((node, value.size // max(n_out, 1)))
+    return found
 
 
 def n_parameters(model: onnx.ModelProto) -> int:
