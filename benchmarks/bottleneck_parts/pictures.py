@@ -7,10 +7,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-QUALITIES: Final = (95, 90, 80, 70, 60, 50, 40, 30, 20, 12, 6)
+QUALITIES: Final = (95, 85, 70, 50, 30, 15, 5)
 LOSSLESS: Final[dict[str, dict[str, Any]]] = {
     "PNG": {"optimize": True},
-    "WebP lossless": {"lossless": True, "method": 6},
+    "WebP lossless": {"lossless": True},
 }
 LOSSY: Final[dict[str, dict[str, Any]]] = {"WebP": {"method": 4}, "JPEG": {"optimize": True}}
 
