@@ -168,3 +168,11 @@ def test_what_is_not_permitted_is_never_chosen(placed, own, key):
     reasons = {candidate.codec: candidate.reason for candidate in candidates if candidate.codec in SPLITS}
     assert reasons["split:int8"] == "accuracy drop 0.020 is above 0.010"
     assert "not calibrated" in reasons["split:learned"]
+
+
+def test_a_model_that_was_pulled_by_name_brings_its_splits(holder: LiveGateway, own: Made) -> None:
+    options = hybrid.Options(placement=f"split:{own.cut}", codec="split:learned", fallback=False, deadline_s=20.0)
+    with hybrid.InferenceSession("net", gateway=holder.url, token=holder.token, options=options) as session:
+        session.run(None, feeds())
+        assert session.report is not None
+        assert (session.report.codec, session.report.fallback) == ("split:learned", None)
