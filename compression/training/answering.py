@@ -51,7 +51,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
             part.training = mode
 
 
-def answers(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], *, batch: int = 256) -> tuple[torch.Tensor, ...]:
+def answers(module: torch.nn.Module, inputs: Mapping[str, np.ndarray], *, batch: int = 64) -> tuple[torch.Tensor, ...]:
     """All the outputs for all samples, on the CPU."""
     n_samples = len(next(iter(inputs.values())))
     with evaluating(module):

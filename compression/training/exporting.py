@@ -21,7 +21,10 @@ from compression.training.answering import arguments, evaluating, outputs_of
 TOLERANCE: Final = 1e-4
 """Largest error of an answer, relative to the largest absolute value of its tensor."""
 
-_LOGGERS: Final = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch.__trace")
+_LOGGERS: Final = (
+    "torch", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx", "torch.__trace", "onnxscript",
+    "onnx_ir",
+)  # fmt: skip
 _BATCH: Final = "batch"
 
 
@@ -83,7 +86,8 @@ def captured(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.
 
 
 def _shapes(given: tuple[torch.Tensor, ...], *, free: bool) -> tuple[dict[int, object], ...] | None:
-    return tuple({0: torch.export.Dim(_BATCH)} for _ in given) if free else None
+    batch = torch.export.Dim(_BATCH)  # one for all inputs
+    return tuple({0: batch} for _ in given) if free else None
 
 
 def default_names(n_outputs: int) -> tuple[str, ...]:
@@ -194,7 +198,7 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir|copyreg)\b")

@@ -37,7 +37,7 @@ class FitRecipe:
     learning_rate: float = 2e-3
     rise_ratio: float = 0.3
     weight_decay: float = 1e-3
-    temperature: float = 4.0
+    temperature: float = 1.0
     kd_share: float = 0.5
     features: tuple[str, ...] = ()
     feature_weight: float = 1.0

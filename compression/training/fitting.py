@@ -226,7 +226,7 @@ class _Teacher:
             few = outputs_of(module(*training_set.example(2)))
         n_bytes = sum(one.nbytes for one in few) // 2 * training_set.n_samples
         if training_set.augment is None and not recipe.features and n_bytes <= _MOST_KEPT_BYTES:
-            self._kept = answers(module, training_set.inputs)
+            self._kept = answers(module, training_set.inputs, batch=recipe.batch)
 
     def answer(self, index: np.ndarray, batch: tuple[torch.Tensor, ...]) -> tuple[Sequence[torch.Tensor], Features]:
         """Outputs and features for these samples, which are those of the batch."""

@@ -63,7 +63,7 @@ def a_set(n: int = 512, **fields: object) -> TrainingSet:
 @cache
 def trained() -> Net:
     """The net after a training of about a second; tests leave it as it is."""
-    images, labels = patterns(1536)
+    images, labels = patterns(1024)
     given = TrainingSet(module=untrained(), inputs={"image": images}, labels=labels)
     net = fit(given.module, given, recipe=FitRecipe(epochs=8, batch=64, learning_rate=1e-2), seed=0).module
     assert isinstance(net, Net)

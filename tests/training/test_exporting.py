@@ -10,6 +10,7 @@ from compression.errors import NotExportable
 
 torch = pytest.importorskip("torch")
 from compression.training.exporting import export  # noqa: E402
+from compression.training.tracing import traced  # noqa: E402
 from tests.training.making import of_model, of_module, patterns, trained  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -42,6 +43,30 @@ def test_the_same_module_gives_the_same_bytes_without_a_trace_of_the_machine() -
 class Fixed(torch.nn.Module):
     def forward(self, image):
         return image.reshape(3, 144), image.mean()[None].expand(3)
+
+
+class Two(torch.nn.Module):
+    """Two inputs, one of them whole numbers, and a normalisation behind a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(5, 3)
+        self.mixed = torch.nn.Linear(6, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+
+    def forward(self, values, words):
+        return self.norm(self.mixed(torch.cat([values, self.words(words).mean(1)], 1)))
+
+
+def test_two_inputs_share_one_free_batch_and_can_be_traced() -> None:
+    chance = np.random.default_rng(0)
+    example = {"values": chance.normal(size=(3, 3)).astype(np.float32), "words": chance.integers(0, 5, (3, 2))}
+    model = export(Two().eval(), example)
+    assert [one.type.tensor_type.shape.dim[0].dim_param for one in model.graph.input] == ["batch", "batch"]
+    found = traced(Two().eval(), example)
+    assert [node.op_type for node in found.model.graph.node].count("BatchNormalization") == 0
+    assert "mixed.weight" in found.module.state_dict()
+    assert found.written(found.module).SerializeToString() == found.model.SerializeToString()
 
 
 class Chance(torch.nn.Module):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-from compression.training.fit_recipe import FitRecipe  # noqa: E402
-from compression.training.fitting import fit  # noqa: E402
-from compression.training.script import load_script  # noqa: E402
-from compression.training.students import student  # noqa: E402
+from compression.training.fit_recipe import FitRecipe
+from compression.training.fitting import fit
+from compression.training.script import load_script
+from compression.training.students import student
 
 pytestmark = pytest.mark.torch
 

@@ -87,11 +87,10 @@ def test_it_rounds_to_the_levels_of_the_engine() -> None:
     found = fake_quantized(trace, grids(quantized, trace.model))
     assert found.unplaced == ()
     assert len(found.weights) == 4
-    assert {"image", "scores"} <= set(found.activations)
+    assert {"image", "mean"} <= set(found.activations)
     mine, engine = answers(found.module, {"image": images})[0].numpy(), of_model(quantized)(images)
     plain = of_module(trained())(images)
-    step = grids(quantized, trace.model).activations["scores"].scale.item()
-    assert np.abs(mine - engine).max() <= 3.01 * step
+    assert np.abs(mine - engine).max() < 0.03 * np.abs(plain).max()
     assert np.abs(mine - engine).mean() < 0.25 * np.abs(plain - engine).mean()
 
 
@@ -171,12 +170,10 @@ def test_adaround_answers_nearer_than_rounding_to_nearest() -> None:
     """With 3 bits, where rounding counts; the learned weights are on the same grid, so int8 keeps them."""
     given = a_set(256)
     done: list[int] = []
-    found = adaround(
-        trained(), given, _coarse, n_samples=128, n_steps=60, stepped=lambda step, total: done.append(step)
-    )
-    again = adaround(trained(), given, _coarse, n_samples=128, n_steps=60)
+    found = adaround(trained(), given, _coarse, n_samples=96, n_steps=50, stepped=lambda step, total: done.append(step))
+    again = adaround(trained(), given, _coarse, n_samples=96, n_steps=50)
     assert found.model.SerializeToString() == again.model.SerializeToString()
-    assert done == list(range(1, 4 * 60 + 1))
+    assert done == list(range(1, 4 * 50 + 1))
     assert all(layer.learned <= layer.nearest for layer in found.layers)
     assert found.layers[-1].learned < 0.8 * found.layers[-1].nearest
     images, _ = patterns(500, seed=9)
@@ -193,8 +190,11 @@ def _grids_of(trace) -> object:
 def _coarse(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
     """Int8 whose weights have scales for 3 bits: 3 levels on each side."""
     made = int8(model, ranges)
+    weights = {one.name for one in made.graph.initializer if one.data_type == onnx.TensorProto.INT8}
+    read = [node for node in made.graph.node if node.op_type == "DequantizeLinear"]
+    scales = {node.input[1] for node in read if node.input[0] in weights}
     for tensor in made.graph.initializer:
-        if tensor.name.endswith("weight_scale"):
+        if tensor.name in scales:
             wide = onnx.numpy_helper.to_array(tensor) * np.float32(127 / 3)
             tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
     return made

@@ -44,6 +44,16 @@ def test_a_narrower_copy_keeps_its_weights_or_draws_them() -> None:
     assert not torch.equal(drawn[0].stem[0].weight, kept.stem[0].weight)
 
 
+def test_a_pruner_makes_a_student() -> None:
+    from compression.pruning.structured import prune
+
+    made = student(
+        a_set(16), narrowed=lambda module, example: prune(module, example, 0.5, 2).module, inherit=False, seed=3
+    )
+    assert made.stem[0].weight.shape[0] == 4
+    assert made.deep.weight.shape == (4, 1, 3, 3)
+
+
 def test_what_is_no_student_is_refused() -> None:
     with pytest.raises(TrainingNeeded, match="has no student"):
         student(a_set(16))
