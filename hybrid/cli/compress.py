@@ -29,12 +29,14 @@ Examples:
   hybrid compress model.onnx --data calib.npz --labels labels.npy --device rpi-4b --out small
   hybrid compress model.onnx --data photos/ --pixels imagenet --labels labels.csv --max-drop 0.02 --out small
   hybrid compress --train-script train.py:training --data test.npz --labels test.npy --budget 60 --out small
-  hybrid models push small
+  hybrid models push small --name model
 """
 
 Model = Annotated[
-    Path | None,
-    typer.Argument(help="An .onnx file, or an artifact; without one the training script's.", metavar="[MODEL]"),
+    str | None,
+    typer.Argument(
+        help="An .onnx file, an artifact, or NAME[:VERSION]; without one the training script's.", metavar="[MODEL]"
+    ),
 ]
 Data = Annotated[
     Path, typer.Option("--data", help="Samples: an .npz or .npy of ready inputs, or a folder of these or of images.")
@@ -49,6 +51,13 @@ PixelsOption = Annotated[
 Shape = Annotated[
     list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
 ]
+MetricOption = Annotated[
+    Literal["auto", "accuracy", "agreement", "fidelity"],
+    typer.Option("--metric", help="What a drop is; for embeddings, boxes and the like: fidelity."),
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", help="For fidelity: relative distance that counts as the same.", min=0.0)
+]
 Script = Annotated[
     str,
     typer.Option("--train-script", help="FILE.py:FUNCTION that gives a training set.", metavar="M:F"),
@@ -61,7 +70,7 @@ Objective = Annotated[
     Literal["latency", "bytes", "energy"], typer.Option("--objective", help="What is made small; energy is modelled.")
 ]
 Budget = Annotated[float, typer.Option("--budget", help="Minutes to search; the judgement comes on top.", min=0.01)]
-Link = Annotated[str, typer.Option("--link", help="A link of `hybrid devices`: also try parts on both sides of it.")]
+Link = Annotated[str, typer.Option("--link", help="A link of `hybrid devices`, for the radio in the energy.")]
 Sign = Annotated[
     str | None,
     typer.Option("--sign", help="A private key's file, or `own`: yours, made at its first use.", metavar="KEY"),
@@ -80,6 +89,9 @@ def compress(
     labels: Labels = None,
     pixels: PixelsOption = None,
     shape: Shape = None,
+    metric: MetricOption = "auto",
+    output: Annotated[str | None, typer.Option("--output", help="The output that is compared.")] = None,
+    tolerance: Tolerance = 0.02,
     train_script: Script = "",
     device: Device = "this",
     max_drop: MaxDrop = 0.01,
@@ -95,19 +107,25 @@ def compress(
     name: Annotated[str, typer.Option("--name", help="Of the artifact; else the model's.")] = "",
     version: Annotated[str, typer.Option("--version", help="Of the artifact; else 1.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Nothing that an earlier call did counts.")] = False,
+    gateway: Annotated[str, typer.Option("--gateway", envvar="HYBRID_GATEWAY", help="For MODEL by name.")] = "auto",
+    token: Annotated[str | None, typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True)] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Search, judge, ship."""
     from hybrid.artifact.publishers import read_key
     from hybrid.compress.job import Job
 
+    path = _path(model, gateway, token)
     job = Job(
-        model=model,
+        model=path,
         data=data,
         out=out,
         labels=labels,
         pixels=_pixels(pixels),
-        shape=_shape(model, shape or []),
+        shape=_shape(path, shape or []),
+        metric=None if metric == "auto" else metric,
+        output=output,
+        tolerance=tolerance,
         train_script=train_script,
         device=device,
         link=link,
@@ -169,11 +187,21 @@ def _tell(job: "Job", found: "Result", *, json: bool) -> None:
             note(remark)
         if found.artifact is not None:
             unsigned = "" if job.sign is not None else " (its calibrations are unsigned: --sign own makes them count)"
-            note(f"next: hybrid models push {job.out}{unsigned}")
+            note(f"next: hybrid models push {job.out} --name {found.artifact.manifest.name}{unsigned}")
         else:
             note("nothing was won: more samples, a larger --max-drop or --budget, or --train-script may help")
     if found.artifact is None:
         raise typer.Exit(ExitCode.NOTHING_WON)
+
+
+def _path(model: str | None, gateway: str, token: str | None) -> Path | None:
+    """The model's file, or the artifact that it lies in."""
+    from hybrid.cli.model_argument import open_model
+
+    if model is None or Path(model).exists() or Path(model).suffix.lower() in (".onnx", ".tflite", ".zip"):
+        return Path(model) if model is not None else None
+    given = open_model(model, gateway, token)
+    return given.artifact.folder if given.artifact is not None else given.path
 
 
 def _pixels(said: str | None) -> "Pixels | None":
@@ -181,7 +209,7 @@ def _pixels(said: str | None) -> "Pixels | None":
 
     if said is None:
         return None
-    is_file = said not in PRESETS and not said.lstrip().startswith("{")
+    is_file = said not in PRESETS and Path(said).is_file()
     return parse_pixels(Path(said).read_bytes() if is_file else said)
 
 

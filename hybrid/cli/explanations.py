@@ -293,6 +293,41 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The payload was damaged or declared wrongly, or somebody tries to exhaust memory.",
         "Upgrade both sides; report it with the message if it remains.",
     ),
+    "not_quantizable": Explanation(
+        "A model, or a part of one, does not fit this way of quantizing.",
+        "An operator, a datatype or the samples do not allow it; the message says which.",
+        "Nothing, in `hybrid compress`: the candidate is left out. Elsewhere, another recipe, or nodes kept float.",
+    ),
+    "not_prunable": Explanation(
+        "No channel can be taken from the model without guessing what depends on it.",
+        "Its operators cannot be followed, or inputs and outputs fix all of its widths; the message names them.",
+        "Give the torch module by --train-script, or leave pruning out: quantization goes on without it.",
+    ),
+    "training_needed": Explanation(
+        "Something was asked for that only training can do.",
+        "No training set was given, or torch is not installed.",
+        "Give --train-script, and install the extra `compression`.",
+    ),
+    "not_exportable": Explanation(
+        "A torch module cannot be written in the wanted form, or answers otherwise there.",
+        "An operator has no counterpart in that form, or a library of the export is not installed.",
+        "Read the reason; replace that operator in the module, or install the extra that the message names.",
+    ),
+    "not_measurable": Explanation(
+        "A device did not time what it was given.",
+        "It cannot be reached, has no room for the model, or its engine refuses it.",
+        "Check the device's URL and token, or name a machine of `hybrid devices`, or `this`.",
+    ),
+    "training_set_invalid": Explanation(
+        "What the training script gives is no training set for this model.",
+        "The function is not there or failed, or module, inputs and labels do not fit one another.",
+        "Mend the script as the message says; docs/compress.md shows one that works.",
+    ),
+    "not_trainable": Explanation(
+        "The module cannot be trained so.",
+        "It has no free parameter, or nothing to learn from.",
+        "Give labels or a teacher, and parameters that require gradients.",
+    ),
     # machines, their engines and their emulation
     "device": Explanation(
         "Something is wrong with this machine or one of its engines.",

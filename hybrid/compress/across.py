@@ -64,6 +64,16 @@ def runtimes_of(path: Path) -> Runtimes:
     return {f"onnxruntime ({name})": _opener(level) for name, level in _LEVELS.items()}
 
 
+def refusals(path: Path) -> list[str]:
+    """Runtimes that are not here and must not run this file, one remark each; sessions there refuse it too."""
+    if not is_tflite(path):
+        return []
+    from compression.tflite.runtimes import refusal_on_old_runtime
+
+    why = refusal_on_old_runtime(path.read_bytes())
+    return [f"tflite-runtime up to 2.14 must not run it: {why}"] if why else []
+
+
 def _opener(level: onnxruntime.GraphOptimizationLevel) -> Callable[[Path], Any]:
     def opened(path: Path) -> Any:
         options = onnxruntime.SessionOptions()

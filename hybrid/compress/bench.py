@@ -14,7 +14,7 @@ from hybrid.compress.making import Maker
 from hybrid.compress.material import Material
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.search import Cost, Done, Step
-from hybrid.compress.timing import Timer
+from hybrid.compress.timing import DeviceTold, Timer
 from hybrid.errors import EngineFailed
 
 FAILURES = (CompressionError, DeviceError, EngineFailed)
@@ -35,6 +35,11 @@ class Graded(msgspec.Struct, frozen=True, kw_only=True):
 
     grade: Grade | None = None
     failed: str = ""
+
+
+def device_key(told: DeviceTold) -> tuple[object, ...]:
+    """What a timing depends on; the factor of an emulation is measured anew by each call, and in no ratio."""
+    return told.name, told.kind, told.threads
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +96,7 @@ class Bench:
         return Cost(seconds=found.seconds.p50_s / found.original.p50_s, bytes=found.n_bytes / self.original_bytes)
 
     def _time(self, recipe: Recipe) -> Timed:
-        key = ["time", recipe, self.timer.told]
+        key = ["time", recipe, self.maker.saving if recipe.pruned == "graph" else "", *device_key(self.timer.told)]
         kept = self.journal.find(key)
         if kept is not None:
             return msgspec.json.decode(kept.content, type=Timed)
@@ -105,7 +110,7 @@ class Bench:
         return msgspec.json.decode(self.journal.keep(key, found).content, type=Timed)
 
     def _grade(self, recipe: Recipe) -> Graded:
-        key = ["grade", recipe]
+        key = ["grade", recipe, self.maker.saving if recipe.pruned == "graph" else ""]
         kept = self.journal.find(key)
         if kept is not None:
             return msgspec.json.decode(kept.content, type=Graded)

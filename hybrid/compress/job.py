@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from hybrid.calibration.judge import TOLERANCE
+
 if TYPE_CHECKING:
     from hybrid.calibration.pixels import Pixels
+    from hybrid.calibration.record import Metric
     from hybrid.graph.shape_key import ShapeKey
 
 Objective = Literal["latency", "bytes", "energy"]
@@ -26,6 +29,7 @@ class Job:
         labels: right classes, where known.
         pixels: how images become inputs.
         shape: sizes of an image input that leaves them open.
+        metric, output, tolerance: how answers are compared, as `hybrid.calibration.judge.judge_for` takes them.
         train_script: `FILE.py:FUNCTION` or `PACKAGE.MODULE:FUNCTION`, whose call gives a `TrainingSet`.
         device: a machine of the catalog, `this`, or the URL of a box's agent.
         link: a link of the catalog, over which candidates that are cut are weighed; empty for no cuts.
@@ -48,6 +52,9 @@ class Job:
     labels: Path | None = None
     pixels: "Pixels | None" = None
     shape: "ShapeKey | None" = None
+    metric: "Metric | None" = None
+    output: str | None = None
+    tolerance: float = TOLERANCE
     train_script: str = ""
     device: str = THIS
     link: str = ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from compression.measuring import Timing
-from hybrid.compress.across import FLOAT_TOLERANCE, N_COMPARED, TOLERANCE, Runtimes, faults
+from hybrid.compress.across import FLOAT_TOLERANCE, N_COMPARED, TOLERANCE, Runtimes, faults, refusals
 from hybrid.compress.bench import Bench
 from hybrid.compress.grading import Grade, graded
 from hybrid.compress.job import Job
@@ -31,6 +31,7 @@ class Judged:
     original: Timing
     grade: Grade
     faults: Sequence[str]
+    remarks: Sequence[str]
     memory_bytes: int
     status: Status
     reason: str
@@ -71,7 +72,7 @@ def judged(job: Job, bench: Bench, recipes: Sequence[Recipe], *, runtimes: Runti
         bench.stage(f"judging {recipe.text}")
         differing = _differing(bench, recipe, path, runtimes)
         entry = _one(job, bench, recipe, (timing, original), differing)
-        n_shipped = sum(each.status == "shipped" for each in found)
+        n_shipped = sum(each.status == "shipped" and each.recipe.engine == recipe.engine for each in found)
         found.append(_dominated(entry, found) if n_shipped < MOST_SHIPPED else _surplus(entry))
     return Judgement(
         finalists=found,
@@ -114,6 +115,7 @@ def _one(job: Job, bench: Bench, recipe: Recipe, timings: tuple[Timing, Timing],
         original=original,
         grade=grade,
         faults=differing,
+        remarks=refusals(path),
         memory_bytes=bench.timer.memory_bytes(path, material.feeds[0]),
         status=status,
         reason=reason,
@@ -122,10 +124,16 @@ def _one(job: Job, bench: Bench, recipe: Recipe, timings: tuple[Timing, Timing],
 
 def _dominated(entry: Judged, before: Sequence[Judged]) -> Judged:
     """A finalist that loses no less than a better one that is shipped adds nothing to an artifact."""
-    better = next((each for each in before if each.status == "shipped" and each.grade.drop <= entry.grade.drop), None)
+    better = next((each for each in before if _is_better(each, entry)), None)
     if entry.status != "shipped" or better is None:
         return entry
     return replace(entry, status="kept off", reason=f"{better.recipe.text} is better and loses no more")
+
+
+def _is_better(one: Judged, entry: Judged) -> bool:
+    """Whether one that is shipped for the same engine loses no more; it came first because it costs less."""
+    is_rival = one.status == "shipped" and one.recipe.engine == entry.recipe.engine
+    return is_rival and one.grade.drop <= entry.grade.drop
 
 
 def _surplus(entry: Judged) -> Judged:

@@ -8,7 +8,7 @@ candidate and is its reason in the report, never the search.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from compression.quantization.recipe import Int8Recipe
     from hybrid.compress.trained import Trainer
 
-MODEL: Final = "model.onnx"
+FILES: Final = {"onnxruntime": "model.onnx", "tflite": "model.tflite"}
+"""What a model's file is called, by its engine."""
+
 N_QUICK: Final = 16
 """Samples that sensitivities are found with, and that a model is calibrated with which is only timed."""
 
@@ -53,6 +55,7 @@ class Maker:
         material: samples.
         journal: where what is made is kept.
         trainer: with a training script.
+        saving: what pruning of graphs takes away first: multiplications, or weights.
         stage: told what is done.
     """
 
@@ -60,6 +63,7 @@ class Maker:
     material: Material
     journal: Journal
     trainer: "Trainer | None" = None
+    saving: Literal["macs", "weights"] = "macs"
     stage: Callable[[str], None] = lambda _text: None
 
     def model(self, recipe: Recipe) -> tuple[Path, Made]:
@@ -69,10 +73,10 @@ class Maker:
             CompressionError: it cannot be made; the message says why.
             DiskFull, StorageError: there is no room for it.
         """
-        kept = self.journal.find(["model", recipe])
+        kept = self.journal.find(self._key(recipe))
         if kept is None:
             kept = self._made(recipe)
-        return kept.path(MODEL), msgspec.json.decode(kept.content, type=Made)
+        return kept.path(FILES[recipe.engine]), msgspec.json.decode(kept.content, type=Made)
 
     def sensitivities(self, recipe: Recipe) -> list[Sensitive]:
         """Operators of the uncompressed model, the most sensitive to int8 first; raises `CompressionError`."""
@@ -110,8 +114,18 @@ class Maker:
             kept_float=tuple(kept),
         )
 
+    def kept(self, recipe: Recipe) -> Made | None:
+        """What is told of a recipe's model, where it was made."""
+        found = self.journal.find(self._key(recipe))
+        return msgspec.json.decode(found.content, type=Made) if found is not None else None
+
+    def _key(self, recipe: Recipe) -> object:
+        return ["model", recipe, self.saving if recipe.pruned == "graph" else ""]
+
     def _made(self, recipe: Recipe) -> Kept:
         self.stage(recipe.text)
+        if recipe.engine == "tflite":
+            return self._lite(recipe)
         if recipe.trained_int8:
             from hybrid.compress.trained import quantizer
 
@@ -121,10 +135,11 @@ class Maker:
         if recipe.precision == "int8":
             return self._quantized(recipe, self._float(recipe.float_part), {}, ())
         if recipe.precision != "float32":
-            from compression.quantization.weights_only import weights_only
+            from compression.quantization.weights_only import half_weights, weights_only
 
-            bits = 8 if recipe.precision == "weights-8" else 4
-            return self._kept(recipe, weights_only(self._float(recipe.float_part), bits=bits), Made())
+            whole = self._float(recipe.float_part)
+            bits = {"weights-8": 8, "weights-4": 4}.get(recipe.precision)
+            return self._kept(recipe, half_weights(whole) if bits is None else weights_only(whole, bits=bits), Made())
         return self._reduced(recipe)
 
     def _quantized(
@@ -137,12 +152,29 @@ class Maker:
         made = Made(notes=(*notes, *found.notes), n_int8=found.n_int8, n_float=found.n_float)
         return self._kept(recipe, found.model, made)
 
+    def _lite(self, recipe: Recipe) -> Kept:
+        """TensorFlow Lite, from the module: int8 with ranges of the samples, dynamic range, or as it is."""
+        from compression.tflite.int8 import quantized
+
+        key = ["lite", recipe.float_part]
+        kept = self.journal.find(key)
+        if kept is None:
+            written, told = self._needed().lite(recipe, self.material.feeds[0])
+            kept = self.journal.keep(key, Made(notes=told), {FILES["tflite"]: written})
+        made = msgspec.json.decode(kept.content, type=Made)
+        plain = kept.path(FILES["tflite"]).read_bytes()
+        if recipe.precision != "float32":
+            plain = quantized(plain, self._samples(recipe), "int8" if recipe.precision == "int8" else "dynamic")
+        return self.journal.keep(self._key(recipe), made, {FILES["tflite"]: plain})
+
     def _reduced(self, recipe: Recipe) -> Kept:
         """A float32 model with channels taken away, or a student."""
         if recipe.pruned == "graph":
             from compression.pruning.without_source import prune_graph
 
-            found = prune_graph(self._float(Recipe()), self._samples(recipe), recipe.ratio, recipe.multiple)
+            found = prune_graph(
+                self._float(Recipe()), self._samples(recipe), recipe.ratio, recipe.multiple, local=recipe.local
+            )
             return self._kept(recipe, found.model, Made(notes=_left(found.left)))
         if not recipe.pruned and recipe.source == "given":
             raise NotPrunable("the uncompressed model is no candidate")
@@ -167,7 +199,8 @@ class Maker:
         return self.trainer
 
     def _kept(self, recipe: Recipe, proto: "ModelProto", made: Made) -> Kept:
-        return self.journal.keep(["model", recipe], made, {MODEL: proto.SerializeToString(deterministic=True)})
+        content = proto.SerializeToString(deterministic=True)
+        return self.journal.keep(self._key(recipe), made, {FILES["onnxruntime"]: content})
 
 
 def _left(left: object) -> tuple[str, ...]:

@@ -124,15 +124,16 @@ def gathered(job: Job, path: Path, *, classes: Sequence[str] = (), watch: Watch 
     _check_number(len(picked), len(samples.names), job)
     watch.stage("reading samples")
     feeds, key = _read(samples, picked)
+    _check_shapes(feeds[0], inputs)
     known = [labels[index] for index in picked] if labels is not None else None
     watch.stage("answers of the uncompressed model")
     answers = answered(session, feeds, [samples.names[index] for index in picked])
-    judge = judge_for(outputs, answers[0], labels=known)
+    judge = judge_for(outputs, answers[0], labels=known, metric=job.metric, output=job.output, tolerance=job.tolerance)
     for index, answer in enumerate(answers):
         judge.learn(index, answer)
     before = [judge.before(index) for index in range(len(feeds))]
     _check_answers(answers, judge.outputs)
-    if known is not None:
+    if known is not None and judge.metric == "accuracy":
         _check_labels(known, answers, judge.outputs[0], before)
     return Material(
         feeds=feeds,
@@ -186,6 +187,37 @@ def _read(samples: Samples, picked: Sequence[int]) -> tuple[list[Feeds], ShapeKe
         feeds.append(found)
     assert key is not None
     return feeds, key
+
+
+def _check_shapes(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:
+    for spec in inputs:
+        found = feeds[spec.name].shape
+        if not spec.accepts(spec.dtype, found):
+            wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
+            raise TensorMismatch(
+                f"a sample's {spec.name!r} is {'x'.join(map(str, found))}, the model wants {wanted}; give samples "
+                "as it takes them"
+            )
+
+
+def refuse_overlap(material: Material, inputs: Mapping[str, np.ndarray]) -> None:
+    """Samples that a training has seen can judge nothing.
+
+    Raises:
+        DataUnfit: one of the choosing or judging part is among the training inputs.
+    """
+    rows = zip(*(inputs[name] for name in sorted(inputs)), strict=True)
+    seen = {hash(b"".join(np.ascontiguousarray(array).tobytes() for array in row)) for row in rows}
+    parts = (*material.parts.choose, *material.parts.judge)
+    n_seen = sum(
+        hash(b"".join(np.ascontiguousarray(feeds[name]).tobytes() for name in sorted(feeds))) in seen
+        for feeds in (material.feeds[index] for index in parts)
+    )
+    if n_seen:
+        raise DataUnfit(
+            f"{n_seen} of the {len(parts)} samples to choose and judge by are among the training script's inputs: what "
+            "was trained on cannot judge; give others with --data"
+        )
 
 
 def _is_finite(array: np.ndarray) -> bool:

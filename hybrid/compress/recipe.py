@@ -5,7 +5,8 @@ from typing import Literal
 
 import msgspec
 
-Precision = Literal["float32", "int8", "weights-8", "weights-4"]
+Precision = Literal["float32", "int8", "weights-16", "weights-8", "weights-4"]
+Engine = Literal["onnxruntime", "tflite"]
 Ranges = Literal["minmax", "entropy", "percentile"]
 Pair = Literal["uint8", "int8"]
 
@@ -18,8 +19,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, order=False, omit_defaul
         pruned: by the dependency graph of the module, by error of the outputs of the graph alone, or not.
         ratio: share of channels taken away.
         multiple: to which channel counts are rounded.
+        local: each group of layers loses the ratio itself; else the least important channels go, wherever they are.
         epochs: of fine-tuning with the uncompressed model as teacher; of the student's training.
-        precision: of what is run.
+        engine: that runs it.
+        precision: of what is run; of TensorFlow Lite, `weights-8` is its dynamic range.
         activations, weights: the type pair of int8.
         reduce_range: weights of 7 bits, for machines whose sums saturate.
         ranges: how activations' ranges are found.
@@ -34,7 +37,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, order=False, omit_defaul
     pruned: Literal["", "module", "graph"] = ""
     ratio: float = 0.0
     multiple: int = 1
+    local: bool = False
     epochs: int = 0
+    engine: Engine = "onnxruntime"
     precision: Precision = "float32"
     activations: Pair = "uint8"
     weights: Pair = "int8"
@@ -56,7 +61,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, order=False, omit_defaul
     def float_part(self) -> "Recipe":
         """The recipe of the float32 model that this one is quantized from."""
         return Recipe(
-            source=self.source, pruned=self.pruned, ratio=self.ratio, multiple=self.multiple, epochs=self.epochs
+            source=self.source,
+            pruned=self.pruned,
+            ratio=self.ratio,
+            multiple=self.multiple,
+            local=self.local,
+            epochs=self.epochs,
         )
 
     @property
@@ -89,18 +99,21 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, order=False, omit_defaul
             parts.append(self.precision)
         if self.n_float:
             parts.append(f"float-{self.n_float}")
+        if self.engine == "tflite":
+            parts.append("tflite")
         return "-".join(parts) or "float32"
 
     @property
     def text(self) -> str:
         """All that is not as usual, for people."""
         words = [self.id]
-        if self.precision == "int8":
+        if self.precision == "int8" and self.engine == "onnxruntime":
             pair = {"uint8": "U8", "int8": "S8"}
             words.append(f"{pair[self.activations]}{pair[self.weights]}{' 7 bit' if self.reduce_range else ''}")
             words.append(self.ranges)
             words += [word for word, on in (("equalised", self.equalized), ("bias", self.bias_corrected)) if on]
             words += [f"smooth {self.smoothed:g}"] if self.smoothed is not None else []
+        words += ["each group"] if self.local else []
         words += [self.trained_int8] if self.trained_int8 else []
         words += [f"{self.epochs} epochs"] if self.epochs else []
         words += [f"head of {self.cut}"] if self.cut else []

@@ -8,8 +8,11 @@ from compression.measuring import Timing
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Objective
 
-FASTER_RATIO: Final = 0.98
-"""Less gain than this is within what two runs of one model differ by."""
+FASTER_RATIO: Final = 0.9
+"""At most this share of the original's time: sessions open a variant for no less (`hybrid/scouting/variants.py`)."""
+
+SMALLER_RATIO: Final = 0.98
+"""At most this share of the original's bytes."""
 
 Status = Literal["shipped", "kept off", "reverted", "failed"]
 
@@ -53,7 +56,7 @@ def verdict(facts: Facts) -> tuple[Status, str]:
 def _won(facts: Facts) -> tuple[Status, str] | None:
     if facts.objective == "bytes":
         ratio = facts.n_bytes / facts.original_bytes
-        if ratio <= FASTER_RATIO:
+        if ratio <= SMALLER_RATIO:
             return None
         return "reverted", f"not smaller: {facts.n_bytes} bytes, {ratio:.0%} of the original's"
     if facts.timing is None or facts.original is None:
@@ -61,7 +64,9 @@ def _won(facts: Facts) -> tuple[Status, str] | None:
     ratios = facts.timing.p50_s / facts.original.p50_s, facts.timing.low_s / facts.original.low_s
     if max(ratios) <= FASTER_RATIO:
         return None
-    return "reverted", f"not faster on {facts.device}: {max(ratios):.0%} of the original's time"
+    return "reverted", (
+        f"not faster on {facts.device}: {max(ratios):.0%} of the original's time, where {FASTER_RATIO:.0%} is wanted"
+    )
 
 
 def _calibrated(facts: Facts) -> tuple[Status, str] | None:

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import onnxruntime
 
+from devices.catalog.load import link_class
 from devices.machine import processor
 from hybrid.artifact.folder import Artifact
 from hybrid.compress.bench import Bench
@@ -16,11 +17,11 @@ from hybrid.compress.job import Job, Watch
 from hybrid.compress.journal import Journal
 from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
 from hybrid.compress.making import Maker
-from hybrid.compress.material import Material, gathered
+from hybrid.compress.material import Material, gathered, refuse_overlap
 from hybrid.compress.report import Refused, Report
 from hybrid.compress.search import Space, finalists, next_step
 from hybrid.compress.shipping import check_place, variant_ids, write_artifact, write_report
-from hybrid.compress.space import space_of, staircase_of
+from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
 from hybrid.compress.telling import told
 from hybrid.compress.timer_choice import timer_for
 from hybrid.compress.timing import Timer
@@ -81,6 +82,8 @@ def compress(
         return until_s - now_s()
 
     check_place(job)
+    if job.link:
+        link_class(job.link)  # an unknown one is said before any work
     work = job.out.with_name(f"{job.out.name}.work")
     training = _training(job, watch)
     base = base_of(job, work, training)
@@ -88,12 +91,20 @@ def compress(
     material = gathered(job, base.path, classes=classes or (), watch=watch)
     if training is not None:
         training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
+        refuse_overlap(material, training.inputs)
     with Journal(work, _facts(job, base, material, training), again=job.again) as journal, ExitStack() as held:
         trainer = None
         if training is not None:
             trainer = Trainer(training_set=training, journal=journal, seed=job.seed, left_s=left_s, stage=watch.stage)
         bench = Bench(
-            maker=Maker(path=base.path, material=material, journal=journal, trainer=trainer, stage=watch.stage),
+            maker=Maker(
+                path=base.path,
+                material=material,
+                journal=journal,
+                trainer=trainer,
+                saving="weights" if job.objective == "bytes" else "macs",
+                stage=watch.stage,
+            ),
             material=material,
             journal=journal,
             timer=held.enter_context(closing(timer(job))),
@@ -127,9 +138,8 @@ def _found(
     job: Job, base: Base, bench: Bench, watch: Watch, is_over: Callable[[], bool]
 ) -> tuple[bool, Judgement, Report]:
     """Searches, judges and tells."""
-    steps = staircase_of(bench)
-    space = space_of(job, base, bench, steps)
-    is_cut_short = _searched(space, bench, watch, is_over)
+    space = space_of(job, base, bench)
+    steps, is_cut_short = _searched(space, bench, watch, is_over)
     judgement = judged(job, bench, finalists(space, bench.done, MOST_JUDGED))
     report = told(
         job,
@@ -152,14 +162,18 @@ def _refused(bench: Bench) -> list[Refused]:
     return [Refused(what=what, why=why) for what in (*kinds, "learned bottlenecks")]
 
 
-def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> bool:
-    """Does steps until none is left; whether the budget ended before."""
-    n_done = 0
+def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> tuple[Steps | None, bool]:
+    """Does steps until none is left; the staircase where it was measured, and whether the budget ended before."""
+    n_done, steps = 0, None
     while (step := next_step(space, bench.done)) is not None:
         if is_over():
-            return True
+            return steps, True
         watch.total(n_done + 1)
-        bench.do(step)
+        if step.kind == "staircase":
+            steps = staircase_of(bench)
+            space = replace(space, multiple=multiple_of(steps))
+        else:
+            bench.do(step)
         n_done += 1
         watch.stepped()
-    return False
+    return steps, False

@@ -14,7 +14,7 @@ import msgspec
 
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Objective
-from hybrid.compress.recipe import Precision, Ranges, Recipe
+from hybrid.compress.recipe import Engine, Precision, Ranges, Recipe
 
 GAIN_RATIO: Final = 0.98
 """What takes more than this share of another one's cost is not worth trying."""
@@ -41,10 +41,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Time a candidate (whatever its weights), or make it in full and grade it."""
+    """Time a candidate (whatever its weights), make it in full and grade it, or measure the device's staircase."""
 
-    kind: Literal["time", "grade"]
-    recipe: Recipe
+    kind: Literal["time", "grade", "staircase"]
+    recipe: Recipe = Recipe()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +57,12 @@ class Space:
         n_judge: samples of the last judgement: what a grade must promise to hold there.
         pairs: int8 recipes, one for each type pair that is worth measuring.
         has_products: whether large matrix products are there, which weights-only and smoothing are for.
-        prunable: by which way channels can be taken away.
-        multiple: to which channel counts are rounded.
+        prunings: by which ways channels can be taken away, the cheap ones first.
+        multiple: to which channel counts are rounded; None until the staircase is measured.
         rungs: epochs of fine-tuning, the short one first; empty without training.
         trained_int8: ways of training the rounding.
         has_student: whether the script gives one.
+        engines: beside onnxruntime.
     """
 
     objective: Objective
@@ -69,11 +70,12 @@ class Space:
     n_judge: int
     pairs: Sequence[Recipe] = ()
     has_products: bool = False
-    prunable: Literal["", "module", "graph"] = ""
-    multiple: int = 8
+    prunings: Sequence[Recipe] = ()
+    multiple: int | None = 8
     rungs: Sequence[int] = ()
     trained_int8: Sequence[Literal["qat", "adaround"]] = ()
     has_student: bool = False
+    engines: Sequence[Engine] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class Done:
 def next_step(space: Space, done: Done) -> Step | None:
     """The next thing to do; None when nothing that could win is left."""
     stages: tuple[Callable[[Space, Done], Step | None], ...] = (
-        _pairs, _ranges, _repairs, _fallback, _weights_only, _smoothing, _trained, _ratios, _student,
+        _pairs, _ranges, _repairs, _fallback, _weights_only, _smoothing, _trained, _ratios, _student, _lite,
     )  # fmt: skip
     return next((step for stage in stages if (step := stage(space, done)) is not None), None)
 
@@ -107,10 +109,14 @@ def holds(space: Space, grade: Grade | None) -> bool:
 
 
 def finalists(space: Space, done: Done, most: int) -> list[Recipe]:
-    """The recipes that hold the floor, are worth it, and are beaten by none; the best value first."""
+    """The recipes that hold the floor, are worth it, and are beaten by none of their engine; the best value first."""
     found = [(recipe, cost, grade) for recipe, cost, grade in _graded(done) if holds(space, grade)]
     found = [entry for entry in found if value(space, entry[1]) <= GAIN_RATIO]
-    kept = [entry for entry in found if not any(_beats(space, other, entry) for other in found if other is not entry)]
+    kept = [
+        entry
+        for entry in found
+        if not any(_beats(space, other, entry) for other in found if other[0].engine == entry[0].engine)
+    ]
     kept.sort(key=lambda entry: (value(space, entry[1]), entry[2].drop, entry[0].n_steps, entry[0].digest))
     return [recipe for recipe, _, _ in kept[:most]]
 
@@ -214,7 +220,7 @@ def _fallback(space: Space, done: Done) -> Step | None:
 def _weights_only(space: Space, done: Done) -> Step | None:
     if not space.has_products and space.objective != "bytes":
         return None
-    precisions: tuple[Precision, ...] = ("weights-8", "weights-4")
+    precisions: tuple[Precision, ...] = ("weights-16", "weights-8", "weights-4")
     return _worthwhile(space, done, [Recipe(precision=precision) for precision in precisions])
 
 
@@ -253,55 +259,67 @@ def _trained(space: Space, done: Done) -> Step | None:
 
 
 def _ratios(space: Space, done: Done) -> Step | None:
-    """Bisection: the largest ratio whose model holds the floor."""
-    if not space.prunable:
-        return None
-    low, high = 0, N_RATIOS
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = _ratio(space, done, middle / N_RATIOS)
-        if isinstance(found, Step):
-            return found
-        low, high = (middle, high) if found else (low, middle)
+    """Bisection, once a way of pruning: the largest ratio whose model holds the floor."""
+    if space.prunings and space.multiple is None:
+        return Step(kind="staircase")
+    for way in space.prunings:
+        low, high = 0, N_RATIOS
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = _ratio(space, done, msgspec.structs.replace(way, ratio=middle / N_RATIOS))
+            if isinstance(found, Step):
+                return found
+            low, high = (middle, high) if found else (low, middle)
     return None
 
 
-def pruned(space: Space, done: Done, ratio: float, epochs: int) -> list[Recipe]:
+def pruned(space: Space, done: Done, part: Recipe) -> list[Recipe]:
     """The forms in which a pruned model is tried: int8 first where that gains, its rounding trained last."""
-    part = Recipe(pruned=space.prunable, ratio=ratio, multiple=space.multiple, epochs=epochs)
+    part = msgspec.structs.replace(part, multiple=space.multiple or 1)
     base = best_int8(space, done)
     if base is None:
         return [part]
     change = msgspec.structs.replace
     plain = change(
-        base, pruned=part.pruned, ratio=ratio, multiple=part.multiple, epochs=epochs, equalized=False, smoothed=None
+        base,
+        pruned=part.pruned,
+        ratio=part.ratio,
+        multiple=part.multiple,
+        local=part.local,
+        epochs=part.epochs,
+        equalized=False,
+        smoothed=None,
     )
-    ways = space.trained_int8 if space.rungs and epochs == space.rungs[-1] else ()
+    ways = space.trained_int8 if part.epochs and part.epochs == space.rungs[-1] else ()
     return [plain, *(change(plain, trained_int8=way, bias_corrected=False) for way in ways)]
 
 
-def _ratio(space: Space, done: Done, ratio: float) -> Step | bool:
+def _ratio(space: Space, done: Done, part: Recipe) -> Step | bool:
     """Whether this ratio holds the floor, or the step that tells; larger ratios are tried where it would not win."""
-    fastest = pruned(space, done, ratio, 0)[0]
+    fastest = pruned(space, done, part)[0]
     if fastest.timed_as not in done.costs:
         return Step(kind="time", recipe=fastest)
     cost = done.cost(fastest)
     if cost is None:
         return False
-    smaller = [
+    rivals = [
         value(space, other)
         for recipe, other, grade in _graded(done)
-        if holds(space, grade) and (not recipe.pruned or recipe.ratio < ratio)
+        if holds(space, grade) and not (_is_of(recipe, part) and recipe.ratio >= part.ratio)
     ]
-    if value(space, cost) > GAIN_RATIO * min(smaller, default=1.0):
+    if value(space, cost) > GAIN_RATIO * min(rivals, default=1.0):
         return True
-    return _floor(space, done, ratio)
+    return _floor(space, done, part)
 
 
-def _floor(space: Space, done: Done, ratio: float) -> Step | bool:
+def _is_of(recipe: Recipe, way: Recipe) -> bool:
+    return (recipe.pruned, recipe.local) == (way.pruned, way.local)
+
+
+def _floor(space: Space, done: Done, part: Recipe) -> Step | bool:
     """Whether a pruned model holds the floor: trained for a while, then, where there is hope, for longer."""
-    for epochs in space.rungs or (0,):
-        for recipe in pruned(space, done, ratio, epochs):
+    for epochs in space.rungs if part.pruned == "module" else (0,):
+        for recipe in pruned(space, done, msgspec.structs.replace(part, epochs=epochs)):
             if recipe not in done.grades:
                 return Step(kind="grade", recipe=recipe)
             grade = done.grades[recipe]
@@ -325,3 +343,20 @@ def _student(space: Space, done: Done) -> Step | None:
         return _worthwhile(space, done, [plain])
     int8 = msgspec.structs.replace(base, source="student", epochs=plain.epochs, equalized=False, smoothed=None)
     return _worthwhile(space, done, [int8, plain])
+
+
+def _lite(space: Space, done: Done) -> Step | None:
+    """Other engines get the whole model and the best pruned one, in int8 and with small weights alone."""
+    if not space.engines:
+        return None
+    found = [recipe for recipe in finalists(space, done, N_RATIOS) if recipe.engine == "onnxruntime"]
+    parts = dict.fromkeys([Recipe(), *(recipe.float_part for recipe in found[:1])])
+    precisions: tuple[Precision, ...] = ("int8", "weights-8")
+    change = msgspec.structs.replace
+    recipes = [
+        change(part, engine=engine, precision=precision)
+        for engine in space.engines
+        for part in parts
+        for precision in precisions
+    ]
+    return _worthwhile(space, done, recipes)

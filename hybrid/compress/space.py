@@ -3,13 +3,13 @@
 import platform
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from hybrid.compress.bench import Bench
+from hybrid.compress.bench import Bench, device_key
 from hybrid.compress.job import Job
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.recipe import Engine, Recipe
 from hybrid.compress.search import Space
 from hybrid.compress.uncompressed import Base
 
@@ -25,13 +25,11 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[int, float]
 
 
-def staircase_of(bench: Bench) -> Steps | None:
-    """Which channel counts the device is really faster with; None where no model could be pruned."""
+def staircase_of(bench: Bench) -> Steps:
+    """Which channel counts the device is really faster with."""
     from compression.pruning.staircase import staircase
 
-    if not prunable(bench):
-        return None
-    key = ["staircase", bench.timer.told]
+    key = ["staircase", *device_key(bench.timer.told)]
     kept = bench.journal.find(key)
     if kept is None:
         bench.stage("the staircase of channel counts")
@@ -41,14 +39,13 @@ def staircase_of(bench: Bench) -> Steps | None:
     return msgspec.json.decode(kept.content, type=Steps)
 
 
-def space_of(job: Job, base: Base, bench: Bench, steps: Steps | None) -> Space:
+def space_of(job: Job, base: Base, bench: Bench) -> Space:
     """What a search may do.
 
     Args:
         job: what is asked for.
         base: the uncompressed model.
         bench: with the samples, and the trainer where there is a training script.
-        steps: of the device; None where nothing can be pruned.
     """
     trainer = bench.maker.trainer
     return Space(
@@ -57,23 +54,30 @@ def space_of(job: Job, base: Base, bench: Bench, steps: Steps | None) -> Space:
         n_judge=len(bench.material.parts.judge),
         pairs=pairs_here(),
         has_products=has_products(base.path),
-        prunable=prunable(bench),
-        multiple=steps.multiple if steps is not None and steps.clear else LIKELY_MULTIPLE,
+        prunings=prunings(bench),
+        multiple=None,
         rungs=tuple(dict.fromkeys((max(1, job.epochs // 4), job.epochs))) if trainer is not None else (),
-        trained_int8=_trained_ways() if trainer is not None else (),
+        trained_int8=("qat", "adaround") if trainer is not None else (),
+        engines=engines(bench),
         has_student=trainer is not None and trainer.training_set.student is not None,
     )
 
 
-def prunable(bench: Bench) -> Literal["", "module", "graph"]:
-    """By which way channels can be taken away: by the module's dependency graph, else by the model's alone."""
-    if bench.maker.trainer is not None:
-        return "module"
-    return "graph" if find_spec("compression.pruning.without_source") else ""
+def prunings(bench: Bench) -> tuple[Recipe, ...]:
+    """By which ways channels can be taken away: the model's graph alone, then with its module and training."""
+    alone = (Recipe(pruned="graph"), Recipe(pruned="graph", local=True))
+    return alone if bench.maker.trainer is None else (*alone, Recipe(pruned="module"))
 
 
-def _trained_ways() -> tuple[Literal["qat", "adaround"], ...]:
-    return ("qat", "adaround") if find_spec("compression.training.rounding") else ("qat",)
+def multiple_of(steps: Steps) -> int:
+    """To which channel counts are rounded."""
+    return steps.multiple if steps.clear else LIKELY_MULTIPLE
+
+
+def engines(bench: Bench) -> tuple[Engine, ...]:
+    """Engines beside onnxruntime that a model can be written for here."""
+    there = all(find_spec(name) is not None for name in ("litert_torch", "litert_quantizer"))
+    return ("tflite",) if bench.maker.trainer is not None and there else ()
 
 
 def pairs_here() -> list[Recipe]:

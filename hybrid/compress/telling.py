@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from compression.errors import CompressionError
@@ -32,7 +31,7 @@ from hybrid.compress.report import (
     seconds_of,
     with_front,
 )
-from hybrid.compress.rules import FASTER_RATIO, Status
+from hybrid.compress.rules import FASTER_RATIO, SMALLER_RATIO, Status
 from hybrid.compress.shipping import variant_ids
 from hybrid.compress.uncompressed import Base
 from hybrid.cost.energy import Power
@@ -109,7 +108,7 @@ def _candidates(job: Job, bench: Bench, judgement: Judgement, shipped: Mapping[s
         grade = graded.grade if graded is not None else None
         status, reason = _outcome(job, bench, recipe, timed, judged)
         timing, original = _timing(timed, judged)
-        made = _made(bench, recipe)
+        made = bench.maker.kept(recipe) or Made()
         n_bytes = judged.n_bytes if judged is not None else (timed.n_bytes or None) if timed is not None else None
         found.append(
             Candidate(
@@ -118,7 +117,7 @@ def _candidates(job: Job, bench: Bench, judgement: Judgement, shipped: Mapping[s
                 recipe=recipe,
                 status=status,
                 reason=reason,
-                notes=made.notes,
+                notes=(*made.notes, *(judged.remarks if judged is not None else ())),
                 n_bytes=n_bytes,
                 bytes_ratio=n_bytes / bench.original_bytes if n_bytes else None,
                 seconds=seconds_of(timing),
@@ -148,7 +147,7 @@ def _outcome(job: Job, bench: Bench, recipe: Recipe, timed: Timed | None, judged
         return "failed", failed
     found = bench.grades.get(recipe)
     ratio = _ratio(job, bench, timed)
-    if ratio is not None and ratio > FASTER_RATIO:
+    if ratio is not None and ratio > (SMALLER_RATIO if job.objective == "bytes" else FASTER_RATIO):
         worse = "smaller" if job.objective == "bytes" else f"faster on {bench.timer.told.name}"
         return "reverted", f"not {worse}: {ratio:.0%} of the original"
     if found is None or found.grade is None:
@@ -179,11 +178,6 @@ def _timing(timed: Timed | None, judged: Judged | None) -> tuple[Timing | None, 
     if judged is not None:
         return judged.timing, judged.original
     return (timed.seconds, timed.original) if timed is not None else (None, None)
-
-
-def _made(bench: Bench, recipe: Recipe) -> Made:
-    kept = bench.journal.find(["model", recipe])
-    return msgspec.json.decode(kept.content, type=Made) if kept is not None else Made()
 
 
 def _energy_j(power: Power, timing: Timing | None) -> float | None:

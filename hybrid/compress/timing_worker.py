@@ -82,7 +82,7 @@ def _runner(path: str, threads: int, feeds: dict[str, Any]) -> Any:
 
         from devices.tflite_engine import TfliteSession
 
-        session: Any = TfliteSession(Path(path))
+        session: Any = TfliteSession(Path(path), n_threads=threads)
     else:
         import onnxruntime
 

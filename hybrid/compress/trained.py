@@ -14,6 +14,7 @@ import numpy as np
 from compression.errors import InvalidTrainingSet
 from compression.training.training_set import TrainingSet
 from hybrid.calibration.judge import distance
+from hybrid.calibration.samples import Feeds
 from hybrid.compress.journal import Journal
 from hybrid.compress.recipe import Recipe
 
@@ -31,9 +32,6 @@ N_TOLD: Final = 20
 """How often a training says how far it is."""
 
 WEIGHTS: Final = "weights.pt"
-ROUNDING_RATE: Final = 2e-4
-"""Highest learning rate of training with rounded weights, which are near their place already."""
-
 SAME: Final = 1e-2
 """Relative distance up to which the script's module counts as the model that was named."""
 
@@ -84,15 +82,14 @@ class Trainer:
 
             found: Any = adaround(module, self.training_set, quantize, seed=self.seed, stepped=stepped)
         else:
-            from compression.training.fit_recipe import FitRecipe
-            from compression.training.quantization_aware import quantization_aware
+            from compression.training.quantization_aware import RECIPE, quantization_aware
 
-            fit = FitRecipe(epochs=max(1, recipe.epochs // 2), learning_rate=ROUNDING_RATE)
             found = quantization_aware(
                 module,
                 self.training_set,
                 quantize,
-                recipe=fit,
+                teacher=self.training_set.module,
+                recipe=replace(RECIPE, epochs=max(1, recipe.epochs // 2)),
                 seed=self.seed,
                 budget_s=self._budget_s(),
                 stepped=stepped,
@@ -103,9 +100,17 @@ class Trainer:
         """The inputs of some samples by name."""
         return {name: np.asarray(array[:n]) for name, array in self.training_set.inputs.items()}
 
-    def module(self, recipe: Recipe) -> "torch.nn.Module":
-        """The module of a float32 recipe; raises `CompressionError`."""
-        return self._module(recipe.float_part)[0]
+    def lite(self, recipe: Recipe, example: Feeds) -> tuple[bytes, tuple[str, ...]]:
+        """The float32 part of a recipe as a TensorFlow Lite file of the example's shapes; raises `CompressionError`."""
+        from compression.tflite.export import export
+
+        module, notes = self._module(recipe.float_part)
+        return export(module, example, self.output_names), notes
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Of the uncompressed model."""
+        return self.training_set.output_names
 
     def _exported(self, module: "torch.nn.Module") -> "ModelProto":
         from compression.training.exporting import export
@@ -134,7 +139,9 @@ class Trainer:
             return self.training_set.module, ()
         from compression.pruning.structured import prune
 
-        found = prune(self.training_set.module, self.training_set.example(), recipe.ratio, recipe.multiple)
+        found = prune(
+            self.training_set.module, self.training_set.example(), recipe.ratio, recipe.multiple, local=recipe.local
+        )
         told = f"{found.ratio:.0%} of the channels gone, {found.macs_ratio:.0%} of the products left"
         return found.module, (told, *(f"{name} stays whole: {reason}" for name, reason in found.left))
 

@@ -57,7 +57,10 @@ def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base
     if not path.is_file():
         raise ModelMissing(f"{path}: no such file; give the path of an ONNX model or an artifact", path=str(path))
     if path.suffix.lower() == ".tflite":
-        raise ModelUnsupported(f"{path}: a TensorFlow Lite file cannot be compressed further; give ONNX or torch")
+        raise ModelUnsupported(
+            f"{path}: a TensorFlow Lite file cannot be compressed further",
+            advice="Give the ONNX file that it was made from, or its torch module by --train-script.",
+        )
     return Base(
         path=path,
         digest=model_digest(path),

@@ -66,5 +66,5 @@ def job(net: Path, data: Path, tmp_path: Path) -> Job:
 @pytest.fixture
 def by_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], BySize]:
     """Makes timers by size, and takes from the search what is not looked at here: the staircase, ratios of pruning."""
-    monkeypatch.setattr("hybrid.compress.space.prunable", lambda _bench: "")
+    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
     return lambda _job: BySize()

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from hybrid.calibration.intervals import mcnemar, samples_for
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Job
-from hybrid.compress.material import divided, gathered, samples_wanted
+from hybrid.compress.material import divided, gathered, refuse_overlap, samples_wanted
 from hybrid.errors import BadMessage, DataUnfit, NotFound, TensorMismatch
 from tests.compress import nets
 from tests.compress.conftest import MAX_DROP, N
@@ -77,11 +77,23 @@ def test_samples_of_another_shape(job, net, tmp_path):
         gathered(given(job, tmp_path, np.zeros((N, 12), np.float32)), net)
 
 
-def test_samples_of_other_sizes_name_the_first_that_does_not_fit(job, net, tmp_path):
-    from hybrid.errors import EngineFailed
-
-    with pytest.raises(EngineFailed, match="sample 0"):
+def test_samples_of_other_sizes_name_both(job, net, tmp_path):
+    with pytest.raises(TensorMismatch, match="'x' is 1x1x11x12, the model wants 1x1x12x12"):
         gathered(given(job, tmp_path, np.zeros((N, 1, 11, 12), np.float32)), net)
+
+
+def test_what_was_trained_on_cannot_judge(job, net):
+    material = gathered(job, net)
+    refuse_overlap(material, {"x": nets.samples(N, 2)[0]})
+    refuse_overlap(material, {"x": np.concatenate([feeds["x"] for feeds in material.calibrate])})
+    judged = material.feeds[material.parts.judge[0]]["x"]
+    with pytest.raises(DataUnfit, match="1 of the"):
+        refuse_overlap(material, {"x": np.concatenate([nets.samples(N, 2)[0], judged])})
+
+
+def test_a_wished_metric_is_used(job, net):
+    material = gathered(replace(job, metric="fidelity", tolerance=0.1), net)
+    assert (material.metric, material.judge.tolerance) == ("fidelity", 0.1)
 
 
 def test_labels_that_are_too_few(job, net, tmp_path):

@@ -36,7 +36,7 @@ def test_what_breaks_no_rule_is_shipped():
 
 
 @pytest.mark.parametrize(
-    "slow", [timing(1.0), timing(0.99), timing(1.4), timing(0.9, low=1.0), timing(1.0, low=0.5)], ids=str
+    "slow", [timing(1.0), timing(0.99), timing(1.4), timing(0.8, low=1.0), timing(0.95), timing(1.0, low=0.5)], ids=str
 )
 def test_rule_1_what_is_not_faster_is_not_shipped_however_good_it_is(slow):
     status, reason = verdict(replace(GOOD, timing=slow, judged=grade(0), n_bytes=1))

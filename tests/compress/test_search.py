@@ -12,6 +12,8 @@ from hybrid.compress.search import Cost, Done, Space, Step, best_int8, finalists
 
 N = 1000
 U8S8, S8S8 = Recipe(precision="int8"), Recipe(precision="int8", activations="int8")
+GRAPH = (Recipe(pruned="graph"), Recipe(pruned="graph", local=True))
+MODULE = (Recipe(pruned="module"),)
 SPACE = Space(objective="latency", max_drop=0.01, n_judge=2000, pairs=(U8S8, S8S8))
 
 Times = Callable[[Recipe], Cost | None]
@@ -106,17 +108,39 @@ def test_operators_do_not_fall_back_where_that_costs_the_gain():
 
 @pytest.mark.parametrize("edge", [0.2, 0.5, 0.7, 0.9])
 def test_bisection_finds_the_largest_ratio_under_the_floor(edge):
-    space = replace(SPACE, prunable="graph")
+    space = replace(SPACE, prunings=GRAPH)
     done, steps = searched(space, usual, lambda recipe: 0.0 if recipe.ratio <= edge else 0.3)
     best = finalists(space, done, 1)[0]
     assert best.ratio == int(edge * 16) / 16
     assert best.precision == "int8"
-    assert len([recipe for recipe in graded(steps) if recipe.ratio]) <= 4
+    for local in (True, False):
+        assert len([recipe for recipe in graded(steps) if recipe.ratio and recipe.local == local]) <= 4
+
+
+def test_the_staircase_is_measured_before_anything_is_pruned():
+    step, done = None, Done()
+    space = replace(SPACE, prunings=GRAPH, multiple=None)
+    while (step := next_step(space, done)) is not None and step.kind != "staircase":
+        assert not step.recipe.pruned
+        if step.kind == "time":
+            done = replace(done, costs={**done.costs, step.recipe.timed_as: usual(step.recipe)})
+        else:
+            done = replace(done, grades={**done.grades, step.recipe: grade(0.0)})
+    assert step is not None
+    _, steps = searched(replace(space, multiple=16), usual, lambda _recipe: 0.0)
+    assert {each.recipe.multiple for each in steps if each.recipe.pruned} == {16}
+
+
+def test_what_a_graph_gives_without_training_is_not_trained_for():
+    """The module's way begins where it would beat what the cheap ways have found."""
+    space = replace(SPACE, prunings=(*GRAPH, *MODULE), rungs=(2, 8))
+    _, steps = searched(space, usual, lambda recipe: 0.0 if recipe.ratio <= 0.5 else 0.3)
+    assert min(recipe.ratio for recipe in graded(steps) if recipe.pruned == "module") > 0.5
 
 
 def test_what_would_not_be_faster_is_not_trained():
     """Steps of kernels: up to a half of the channels nothing is won, so nothing below is trained."""
-    space = replace(SPACE, prunable="module", rungs=(2, 8))
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8))
 
     def times(recipe: Recipe) -> Cost:
         return Cost(seconds=0.33 if recipe.ratio <= 0.5 else 0.2, bytes=0.3)
@@ -126,7 +150,7 @@ def test_what_would_not_be_faster_is_not_trained():
 
 
 def test_each_pruned_model_is_timed_untrained_first():
-    space = replace(SPACE, prunable="module", rungs=(2, 8))
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8))
     _, steps = searched(space, usual, lambda recipe: 0.0 if recipe.ratio <= 0.4 else 0.3)
     for recipe in (recipe for recipe in graded(steps) if recipe.ratio):
         timed = next(at for at, step in enumerate(steps) if step.kind == "time" and step.recipe.ratio == recipe.ratio)
@@ -134,7 +158,7 @@ def test_each_pruned_model_is_timed_untrained_first():
 
 
 def test_epochs_are_spent_only_where_a_short_training_leaves_hope():
-    space = replace(SPACE, prunable="module", rungs=(2, 8))
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8))
 
     def drops(recipe: Recipe) -> float:
         if recipe.ratio > 0.5:
@@ -165,8 +189,16 @@ def test_a_student_is_trained_only_where_it_is_faster():
         assert any(recipe.source == "student" for recipe in graded(steps)) == wanted
 
 
+def test_another_engine_gets_the_whole_model_and_the_best_pruned_one():
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8), engines=("tflite",))
+    done, steps = searched(space, usual, lambda recipe: 0.0 if recipe.ratio <= 0.5 else 0.3)
+    lite = [recipe for recipe in graded(steps) if recipe.engine == "tflite"]
+    assert {recipe.ratio for recipe in lite} == {0.0, 0.5}
+    assert {recipe.engine for recipe in finalists(space, done, 6)} == {"onnxruntime", "tflite"}
+
+
 def test_what_fails_is_not_tried_again_and_nothing_stops():
-    space = replace(SPACE, prunable="module", rungs=(2, 8), trained_int8=("qat",), has_student=True, has_products=True)
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8), trained_int8=("qat",), has_student=True, has_products=True)
     for times, drops in ((lambda _r: None, lambda _r: 0.0), (usual, lambda _r: None)):
         done, steps = searched(space, times, drops)
         assert finalists(space, done, 3) == []
@@ -183,7 +215,7 @@ def test_weights_only_and_smoothing_are_for_products():
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been():
     """The next step depends on what is known alone, not on the order in which it became known."""
-    space = replace(SPACE, prunable="graph", has_products=True)
+    space = replace(SPACE, prunings=GRAPH, has_products=True)
     done, steps = searched(space, usual, lambda recipe: 0.4 * recipe.ratio**2)
     for at, step in enumerate(steps):
         known = steps[:at]

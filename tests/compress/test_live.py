@@ -1,0 +1,67 @@
+"""What was shipped is what a session answers with, where it permits the drop; and a gateway takes it."""
+
+import time
+from dataclasses import replace
+
+import onnxruntime
+import pytest
+
+import hybrid
+from hybrid.artifact.publishers import create_key, own_key_path, read_key
+from hybrid.compress import compress
+from tests.compress import nets
+
+NOBODY = "http://127.0.0.1:9"
+FEEDS = {"x": nets.samples(1, 5)[0]}
+
+
+@pytest.fixture
+def artifact(job, by_size, tmp_path):
+    """Signed with the user's own key, of a net on which int8 pays."""
+    create_key(own_key_path())
+    model = nets.graph(tmp_path / "wide.onnx")
+    result = compress(replace(job, model=model, sign=read_key(own_key_path())), timer=by_size)
+    assert result.artifact is not None
+    return result.artifact
+
+
+def answered(artifact, wanted: str, **options: object):
+    """The answer and the report of the run that was answered by the wanted variant, or of the last one."""
+    one_thread = onnxruntime.SessionOptions()
+    one_thread.intra_op_num_threads = 1
+    with hybrid.InferenceSession(
+        artifact.model_path,
+        one_thread,
+        gateway=NOBODY,
+        options=hybrid.Options(**options),  # type: ignore[arg-type]
+    ) as session:
+        until_s = time.monotonic() + (20 if wanted else 0.5)
+        while True:
+            [output] = session.run(None, FEEDS)
+            if session.report.variant == wanted or time.monotonic() > until_s:
+                return output, session.report
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_session_answers_with_the_variant(artifact):
+    output, report = answered(artifact, "int8", max_accuracy_drop=0.05)
+    assert report.variant == "int8"
+    own = onnxruntime.InferenceSession(artifact.path_of("int8/model.onnx"))
+    assert (output == own.run(None, FEEDS)[0]).all()
+
+
+def test_a_session_that_permits_less_answers_with_the_original(artifact):
+    _, report = answered(artifact, "", max_accuracy_drop=0.001)
+    assert report.variant == ""
+
+
+@pytest.mark.slow
+def test_a_gateway_takes_the_artifact_with_its_papers(artifact, tmp_path, hybrid_here):
+    from tests.live_gateway import LiveGateway
+
+    with LiveGateway(tmp_path / "gateway", "--no-announce") as gateway:
+        words = ["models", "push", str(artifact.folder), "--gateway", gateway.url, "--token", gateway.token]
+        done = hybrid_here(*words, "--name", "wide")
+        assert done.returncode == 0, done.stderr
+        assert "2" in done.stdout + done.stderr, "a calibration and a report go along"
