@@ -51,7 +51,10 @@ app.command("import", help=IMPORT_HELP)(import_bundle)
 @app.command("push")
 def push(
     file: Annotated[Path, typer.Argument(help="An .onnx file, or an artifact: a folder or .zip.", metavar="FILE")],
-    name: Annotated[str, typer.Option("--name", help="The model's name: a-z 0-9 . _ - and at most 64 of them.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The model's name: a-z 0-9 . _ - and at most 64 of them; else the artifact's."),
+    ] = None,
     version: Annotated[str | None, typer.Option("--version", help="By default the next whole number.")] = None,
     sign: Annotated[
         str | None,
@@ -82,6 +85,7 @@ def push(
     from hybrid.transport.model_push import PushOptions
     from hybrid.transport.model_push import push as push_model
 
+    name = _named(file) if name is None else name
     check_label(name, version)
     if golden is not None and (file.is_dir() or file.suffix.lower() in (".zip", BUNDLE_SUFFIX)):
         raise typer.BadParameter("--golden is for a bare model; an artifact has its own golden inputs, or none")
@@ -100,6 +104,15 @@ def push(
 
         pushed, along = ask_registry(gateway, token, work)
     _tell_pushed(pushed, along, json=json)
+
+
+def _named(file: Path) -> str:
+    """The name in an artifact's manifest; a bare model has none."""
+    from hybrid.artifact.opening import open_artifact
+
+    if not file.is_dir() and file.suffix.lower() not in (".zip", BUNDLE_SUFFIX):
+        raise typer.BadParameter(f"{file.name} is a bare model: give it a name with --name")
+    return open_artifact(file).manifest.name
 
 
 @app.command("ls")
