@@ -75,7 +75,7 @@ class Walked:
         slices: weights that follow channels.
         consumers: nodes that weigh channels.
         depthwise: nodes whose `group` is their number of channels, with the segments of their input.
-        flattening: nodes that reshape to one row a sample, whatever the width.
+        reshaped: nodes that reshape to a written size, which entry of it counts channels, and whose.
     """
 
     n_channels: dict[int, int] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Walked:
     slices: list[Slice] = field(default_factory=list)
     consumers: list[Consumer] = field(default_factory=list)
     depthwise: list[tuple[str, tuple[Segment, ...]]] = field(default_factory=list)
-    flattening: list[str] = field(default_factory=list)
+    reshaped: list[tuple[str, int, tuple[Segment, ...]]] = field(default_factory=list)
     _same: dict[int, int] = field(default_factory=dict)
 
     def find(self, group: int) -> int:

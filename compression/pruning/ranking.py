@@ -60,7 +60,7 @@ def widths(groups: Sequence[Ranked], multiple: int) -> dict[str, int]:
         members = [group for group in groups if group.scope == scope]
         wanted = _by_rank(members)
         for group in members:
-            floor = ceil(group.n_before * (1 - max(CAP_RATIO, group.ratio)))
+            floor = ceil(group.n_before * (1 - max(CAP_RATIO, group.ratio)) - 1e-9)
             result[group.name] = nearest_width(max(wanted[group.name], floor), group.n_now, multiple, group.n_chunks)
     return result
 

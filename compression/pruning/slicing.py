@@ -1,18 +1,15 @@
 """Takes channels out of an ONNX graph, or switches them off in place: the two must answer alike."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compression.pruning.channels import Slice, Walked, indices
+from compression.pruning.channels import Walked, indices
 
 Keep = Mapping[int, np.ndarray]
 """By group: which of its channels stay, ascending. A group that is not named stays whole."""
-
-_ROWS: Final = "rows_and_the_rest"
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -20,23 +17,20 @@ def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def sliced(
-    model: onnx.ModelProto, walked: Walked, keep: Keep, replaced: Mapping[tuple[str, int], np.ndarray] | None = None
-) -> onnx.ModelProto:
+def sliced(model: onnx.ModelProto, walked: Walked, keep: Keep) -> onnx.ModelProto:
     """The model without the channels that do not stay.
 
     Args:
         model: as walked; not changed.
         walked: what follows which channels.
         keep: the channels that stay.
-        replaced: other values of whole weights, by node and input slot, as long as in the model; they are cut alike.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.value_info[:]
     nodes = {node.name: node for node in result.graph.node}
     weights = weights_of(model)
-    values = dict(replaced or {})
+    values: dict[tuple[str, int], np.ndarray] = {}
     for cut in walked.slices:
         key = cut.node, cut.slot
         kept = indices(cut.segments, dict(keep), walked)
@@ -49,10 +43,10 @@ def sliced(
     for name, segments in walked.depthwise:
         n_kept = len(indices(segments, dict(keep), walked))
         next(entry for entry in nodes[name].attribute if entry.name == "group").i = n_kept
-    if any(name in nodes for name in walked.flattening) and keep:
-        result.graph.initializer.append(numpy_helper.from_array(np.array([0, -1], np.int64), _ROWS))
-        for name in walked.flattening:
-            nodes[name].input[1] = _ROWS
+    for name, entry, segments in walked.reshaped:
+        target = weights[nodes[name].input[1]].copy()
+        target[entry] = len(indices(segments, dict(keep), walked))
+        _put(result, nodes[name], 1, target, f"{name}.shape")
     _drop_unused(result)
     return result
 
@@ -70,11 +64,6 @@ def switched_off(model: onnx.ModelProto, walked: Walked, keep: Keep) -> onnx.Mod
             value[np.setdiff1d(np.arange(len(value)), kept)] = 0
             _put(result, nodes[consumer.node], 1, np.moveaxis(value, 0, consumer.axis), f"{consumer.node}.switched_off")
     return result
-
-
-def cut_of(walked: Walked, node: str, slot: int) -> list[Slice]:
-    """What follows channels in one weight."""
-    return [cut for cut in walked.slices if (cut.node, cut.slot) == (node, slot)]
 
 
 def _uses(model: onnx.ModelProto, name: str) -> int:

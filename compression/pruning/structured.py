@@ -171,7 +171,7 @@ def _one_step(
         if not wrong:
             for group, indices in takes:
                 traced.apply(group, indices)
-            _unlink(trial)
+            _settle(trial, whole)
             return trial, {group.name: group for group, _ in ranked}, reasons
         barred |= wrong
 
@@ -242,10 +242,11 @@ def _fault(whole: nn.Module, example: Sequence[Tensor], takes: Sequence[tuple[Co
         return str(exc)
 
 
-def _unlink(module: nn.Module) -> None:
-    """Gradients of the ranking are of no use to whoever trains the result."""
-    for weight in module.parameters():
+def _settle(pruned: nn.Module, whole: nn.Module) -> None:
+    """Drop the ranking's gradients; what was frozen is frozen again."""
+    for weight, before in zip(pruned.parameters(), whole.parameters(), strict=True):
         weight.grad = None
+        weight.requires_grad_(before.requires_grad)
 
 
 def _nothing(reasons: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """What each ONNX operator does to channels: one rule an operator, and one for those that nobody knows."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Final
 
 import onnx
@@ -215,30 +216,49 @@ def _concat(node: onnx.NodeProto, tensors: Tensors, walked: Walked) -> Channels 
     return Channels(axis, tuple(segments))
 
 
-def _flatten(node: onnx.NodeProto, tensors: Tensors, walked: Walked) -> Channels | None:
+def _flatten(node: onnx.NodeProto, tensors: Tensors, _walked: Walked) -> Channels | None:
     known = tensors.channels.get(node.input[0])
     if known is None:
         return None
-    rank = tensors.rank(node.output[0])
-    n_positions = tensors.n_positions(node.input[0])
-    rows = node.op_type == "Flatten" and number(node, "axis", 1) == 1
-    rows |= node.op_type == "Reshape" and rank == 2 and _keeps_rows(node, tensors)
-    if not rows or known.axis != 1 or n_positions is None:
+    if number(node, "axis", 1) != 1:
         raise _LostError
-    if node.op_type == "Reshape":
-        walked.flattening.append(node.name)
-    longer = tuple(Segment(part.group, part.n, part.repeat * n_positions) for part in known.segments)
-    return Channels(1, longer)
+    return _as_rows(known, tensors.n_positions(node.input[0]))
 
 
-def _keeps_rows(node: onnx.NodeProto, tensors: Tensors) -> bool:
-    target = tensors.weights.get(node.input[1])
-    shape = tensors.shapes.get(node.input[0])
-    if target is None or shape is None or target.size != 2:
-        return False
-    n_rows, n_columns = (int(size) for size in target)
-    width = tensors.channels[node.input[0]].n_elements * (tensors.n_positions(node.input[0]) or 0)
-    return n_rows in {0, shape[0]} or n_columns == width
+def _as_rows(known: Channels, n_positions: int | None) -> Channels:
+    """One row a sample: each channel is as long as it has positions."""
+    if known.axis != 1 or n_positions is None:
+        raise _LostError
+    return Channels(1, tuple(Segment(part.group, part.n, part.repeat * n_positions) for part in known.segments))
+
+
+def _reshape(node: onnx.NodeProto, tensors: Tensors, walked: Walked) -> Channels | None:
+    known = tensors.channels.get(node.input[0])
+    shape, target = tensors.shapes.get(node.input[0]), tensors.weights.get(node.input[1])
+    if known is None:
+        return None
+    if shape is None or target is None or target.ndim != 1 or number(node, "allowzero", 0):
+        raise _LostError
+    made = _reshaped(known, shape, [int(size) for size in target], tensors.n_positions(node.input[0]))
+    if target[made.axis] > 0:
+        walked.reshaped.append((node.name, made.axis, made.segments))
+    return made
+
+
+def _reshaped(known: Channels, shape: tuple[int | None, ...], target: list[int], n_positions: int | None) -> Channels:
+    """Where a reshape leaves the channels: on the last axis, on the second with other positions, or as rows."""
+    n_elements = known.n_elements
+    if known.axis == len(shape) - 1 and target[-1] == n_elements:
+        return Channels(len(target) - 1, known.segments)
+    if known.axis != 1 or len(target) < 2 or n_positions is None:
+        raise _LostError
+    same_rows = target[0] in {0, shape[0]}
+    if len(target) == 2 and (target[1] == n_elements * n_positions or (same_rows and target[1] == -1)):
+        return _as_rows(known, n_positions)
+    positions = target[2:]
+    if same_rows and target[1] in {0, n_elements} and (-1 in positions or prod(positions) == n_positions):
+        return known
+    raise _LostError
 
 
 def _transpose(node: onnx.NodeProto, tensors: Tensors, _walked: Walked) -> Channels | None:
@@ -280,7 +300,7 @@ def _resize(node: onnx.NodeProto, tensors: Tensors, walked: Walked) -> Channels 
 Rule = Callable[[onnx.NodeProto, Tensors, Walked], Channels | None]
 RULES: Final[dict[str, Rule]] = {
     "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul, "Concat": _concat, "Flatten": _flatten,
-    "Reshape": _flatten, "Transpose": _transpose, "Softmax": _softmax, "Pad": _pad, "Resize": _resize,
+    "Reshape": _reshape, "Transpose": _transpose, "Softmax": _softmax, "Pad": _pad, "Resize": _resize,
     "Squeeze": _reduce,
     **dict.fromkeys(ELEMENTWISE, _pass), **dict.fromkeys(BINARY, _binary), **dict.fromkeys(POOLING, _pooled),
     **dict.fromkeys(NORMS, _norm), **dict.fromkeys(REDUCING, _reduce),
