@@ -23,6 +23,7 @@ OPERATORS = tuple(sorted(set(QLinearOpsRegistry) | set(QDQRegistry)))
 
 _MASK = 9e3
 """Attention masks add -10,000, or the least float, to what shall not be seen."""
+_PROBABILITIES = ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh")
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -39,26 +40,21 @@ def place(
     """
     check_names(prepared, recipe.kept_float, "kept_float")
     check_names(prepared, only, "only")
-    model = copied(prepared)
     products = _only_products(prepared, recipe)
-    kept = {*recipe.kept_float, *_unfit(prepared, ranges)}
+    kept = {*recipe.kept_float, *_unfit(prepared, ranges), *_last(prepared)}
     if products:
         kept |= _without_weights(prepared)
     limits = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
     }
-    options: dict[str, object] = {"WeightSymmetric": True}  # integer kernels want one zero point for all channels
-    if products:
-        options["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
+    options: dict[str, object] = {
+        "WeightSymmetric": True,  # integer kernels want one zero point for all channels
+        "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # their kernels hand on their float sums as well
+    }
     try:
         with quiet():
-            quantizer = QDQQuantizer(
-                model, recipe.per_channel, recipe.reduce_range, _TYPES[recipe.weights], _TYPES[recipe.activations],
-                TensorsData(CalibrationMethod.MinMax, limits), list(only), sorted(kept), list(OPERATORS),
-                options,
-            )  # fmt: skip
-            quantizer.quantize_model()
+            quantizer = _run(prepared, recipe, limits, only=only, kept=kept, options=options)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, IndexError) as error:
         raise NotQuantizable(
             f"onnxruntime's quantizer does not fit this model ({type(error).__name__}: {error}); "
@@ -70,6 +66,31 @@ def place(
     sort_nodes(placed)
     del placed.graph.value_info[:]  # of the float model; an engine infers its own
     return without_marks(placed)
+
+
+def _run(
+    model: onnx.ModelProto,
+    recipe: Int8Recipe,
+    limits: dict[str, TensorData],
+    *,
+    only: Collection[str],
+    kept: Collection[str],
+    options: dict[str, object],
+) -> QDQQuantizer:
+    for more in ({}, {"QDQDisableWeightAdjustForInt32Bias": True}):  # that stumbles over tables of one dimension
+        quantizer = QDQQuantizer(
+            copied(model), recipe.per_channel, recipe.reduce_range, _TYPES[recipe.weights],
+            _TYPES[recipe.activations], TensorsData(CalibrationMethod.MinMax, dict(limits)), list(only), sorted(kept),
+            list(OPERATORS), {**options, **more},
+        )  # fmt: skip
+        try:
+            quantizer.quantize_model()
+        except ValueError:
+            if more:
+                raise
+        else:
+            break
+    return quantizer
 
 
 def _only_products(prepared: onnx.ModelProto, recipe: Int8Recipe) -> bool:
@@ -93,6 +114,16 @@ def _unfit(prepared: onnx.ModelProto, ranges: Mapping[str, Range]) -> set[str]:
         node.name
         for node in prepared.graph.node
         if node.op_type not in WEIGHTED and not wide.isdisjoint((*node.input, *node.output))
+    }
+
+
+def _last(prepared: onnx.ModelProto) -> set[str]:
+    """What ends the model as a probability: of a thousand classes most would round to level zero."""
+    answers = {value.name for value in prepared.graph.output}
+    return {
+        node.name
+        for node in prepared.graph.node
+        if node.op_type in _PROBABILITIES and not answers.isdisjoint(node.output)
     }
 
 

@@ -10,6 +10,7 @@ from compression.errors import NotQuantizable
 from compression.measuring import Feeds
 from compression.quantization.answers import Answers
 from compression.quantization.biases import corrected, mean_errors
+from compression.quantization.compaction import compact
 from compression.quantization.equalisation import equalize
 from compression.quantization.placement import check_names, count, place
 from compression.quantization.prepare import prepare
@@ -55,6 +56,7 @@ def quantize(
     if recipe.bias_corrected:
         placed, note = _mended(floats, placed, samples)
         notes.append(note)
+    compact(placed)
     return Quantized(model=placed, n_int8=n_int8, n_float=n_float, notes=tuple(notes))
 
 
