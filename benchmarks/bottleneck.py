@@ -31,9 +31,9 @@ BATCH: Final = 100
 N_CLOTHES, N_COUNTED, N_PICTURES = 12_000, 1000, 1000
 N_CROPS, N_TEST_CROPS = 1200, 400
 STEPS: Final = (1.0, 1.5)
+STAGES: Final = ("stage1", "stage2", "stage3")
 CLOTHES: Final = {
-    "stage1": (BottleneckShape(channels=12, stride=4, width=48, blocks=1), 0.06),
-    "stage2": (BottleneckShape(channels=12, stride=2, width=48, blocks=1), 0.12),
+    "stage2": (BottleneckShape(channels=12, stride=2, width=48, blocks=1), 0.22),
     "stage3": (BottleneckShape(channels=16, width=48, blocks=1), 0.25),
 }
 PHOTOS: Final = {
@@ -164,7 +164,7 @@ def clothes(cuts: Sequence[str], seeds: Sequence[int]) -> dict[str, list[Row]]:
         given = TrainingSet(module=net, inputs={"image": task.images[chosen]}, labels=task.labels[chosen])
         for cut in cuts:
             shape, bits = CLOTHES[cut]
-            stages = list(CLOTHES)[: list(CLOTHES).index(cut) + 1]
+            stages = STAGES[: STAGES.index(cut) + 1]
             head = nn.Sequential(*(getattr(net, name) for name in stages))
             judge = Judge(
                 module=net,
