@@ -276,12 +276,14 @@ class Scout:
         except Exception as exc:  # noqa: BLE001  (the gateway's errors, or the head's engine's own)
             self._failed(route, crossing, exc)
             return
+        if is_learned and not crossing.verified:  # the gateway's seconds of this tail are without the decoder's
+            way.prospect = replace(way.prospect, tail_s=response.compute_s)
         route.scheduler.observe_remote(
             SHADOW, way.prospect, 0.0, queue_s=response.queue_s, tail_s=response.compute_s, now_s=monotonic()
         )
         for sibling in crossing.ways:
-            known_s = None if is_learned else sibling.prospect.tail_s  # a decoder is in no tail's seconds
-            sibling.prospect = replace(sibling.prospect, tail_s=response.compute_s if known_s is None else known_s)
+            tail_s = response.compute_s if sibling.prospect.tail_s is None else sibling.prospect.tail_s
+            sibling.prospect = replace(sibling.prospect, tail_s=tail_s)
         bytes_down = sum(len(tensor.payload) for tensor in response.outputs)
         way.prospect = replace(way.prospect, bytes_down=bytes_down)
         self._compare(crossing, outputs, route.reference or [])
