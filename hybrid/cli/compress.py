@@ -1,5 +1,8 @@
 """`hybrid compress`: a smaller, faster model for one device, under a floor on accuracy, with a report."""
 
+import sys
+import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -70,7 +73,12 @@ Objective = Annotated[
     Literal["latency", "bytes", "energy"], typer.Option("--objective", help="What is made small; energy is modelled.")
 ]
 Budget = Annotated[float, typer.Option("--budget", help="Minutes to search; the judgement comes on top.", min=0.01)]
-Link = Annotated[str, typer.Option("--link", help="A link of `hybrid devices`, for the radio in the energy.")]
+Link = Annotated[
+    str,
+    typer.Option(
+        "--link", help="A link of `hybrid devices`: with a training script: learn bottlenecks for cuts over it."
+    ),
+]
 Sign = Annotated[
     str | None,
     typer.Option("--sign", help="A private key's file, or `own`: yours, made at its first use.", metavar="KEY"),
@@ -150,7 +158,8 @@ def _compressed(job: "Job") -> "Result":
 
     named = job.model.name if job.model is not None else job.train_script
     try:
-        with progress(f"compressing {named}", 1, "steps") as bar:
+        # what a training script prints is no part of the result
+        with progress(f"compressing {named}", job.budget_s, "s of the budget") as bar, redirect_stdout(sys.stderr):
             return compressed(job, _watch(bar, named))
     except KeyboardInterrupt:
         note(f"no artifact was written; what was finished lies in {job.out}.work: the same command goes on from there")
@@ -158,14 +167,19 @@ def _compressed(job: "Job") -> "Result":
 
 
 def _watch(bar: "Progress", named: str) -> "Watch":
+    """Tells how much of the budget is spent: how many steps there will be is known only when the last one is done."""
     from hybrid.compress.job import Watch
 
-    return Watch(
-        stage=lambda text: bar.rename(f"compressing {named}: {text}"),
-        total=bar.extend,
-        stepped=lambda: bar.advance(1),
-        said=note,
-    )
+    told_s = time.monotonic()
+
+    def stage(text: str) -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        bar.rename(f"compressing {named}: {text}")
+        bar.advance(round(now_s - told_s, 1))
+        told_s = now_s
+
+    return Watch(stage=stage, said=note)
 
 
 def _tell(job: "Job", found: "Result", *, json: bool) -> None:

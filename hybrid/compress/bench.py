@@ -1,11 +1,13 @@
 """Does the steps of a search: makes, times and grades candidates, and keeps each result in the journal."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
-from compression.errors import CompressionError
+from compression.errors import CompressionError, NotMeasurable
 from compression.measuring import Timing
 from devices.errors import DeviceError
 from hybrid.compress.grading import Grade, graded
@@ -15,7 +17,11 @@ from hybrid.compress.material import Material
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.search import Cost, Done, Step
 from hybrid.compress.timing import DeviceTold, Timer
-from hybrid.errors import EngineFailed
+from hybrid.errors import EngineFailed, StorageError
+
+log = logging.getLogger("hybrid.compress")
+
+Found = TypeVar("Found")
 
 FAILURES = (CompressionError, DeviceError, EngineFailed)
 """What costs a candidate, not the search."""
@@ -100,24 +106,59 @@ class Bench:
         kept = self.journal.find(key)
         if kept is not None:
             return msgspec.json.decode(kept.content, type=Timed)
-        try:
+
+        def timed() -> Timed:
             path, _ = self.maker.model(recipe)
             self.stage(f"timing {recipe.text}")
-            original, seconds = self.timer([self.maker.path, path], self.material.feeds[0])
-            found = Timed(seconds=seconds, original=original, n_bytes=path.stat().st_size)
-        except FAILURES as exc:
-            found = Timed(failed=str(exc))
-        return msgspec.json.decode(self.journal.keep(key, found).content, type=Timed)
+            try:
+                original, seconds = self.timer([self.maker.path, path], self.material.feeds[0])
+            except NotMeasurable:
+                self.timer([self.maker.path], self.material.feeds[0])  # a device that is gone ends the search
+                raise
+            return Timed(seconds=seconds, original=original, n_bytes=path.stat().st_size)
+
+        found, failed, is_lasting = _tried(timed)
+        found = found or Timed(failed=failed)
+        return msgspec.json.decode(self.journal.keep(key, found).content, type=Timed) if is_lasting else found
 
     def _grade(self, recipe: Recipe) -> Graded:
         key = ["grade", recipe, self.maker.saving if recipe.pruned == "graph" else ""]
         kept = self.journal.find(key)
         if kept is not None:
             return msgspec.json.decode(kept.content, type=Graded)
-        try:
+
+        def grade() -> Graded:
             path, _ = self.maker.model(recipe)
             self.stage(f"grading {recipe.text}")
-            found = Graded(grade=graded(path, self.material, self.material.parts.choose))
-        except FAILURES as exc:
-            found = Graded(failed=str(exc))
-        return msgspec.json.decode(self.journal.keep(key, found).content, type=Graded)
+            return Graded(grade=graded(path, self.material, self.material.parts.choose))
+
+        found, failed, is_lasting = _tried(grade)
+        found = found or Graded(failed=failed)
+        return msgspec.json.decode(self.journal.keep(key, found).content, type=Graded) if is_lasting else found
+
+
+def _tried(call: Callable[[], Found]) -> tuple[Found | None, str, bool]:
+    """What a call gives, else why it failed; and whether that would be the same another time.
+
+    Raises:
+        StorageError: there is no room to go on.
+        NotMeasurable: of the original: there is no device to go on with.
+    """
+    try:
+        return call(), "", True
+    except StorageError:
+        raise
+    except NotMeasurable as exc:
+        if _is_gone(exc):
+            raise
+        return None, str(exc), False
+    except FAILURES as exc:
+        return None, str(exc), True
+    except Exception as exc:
+        log.exception("compress.candidate_failed")
+        return None, f"{type(exc).__name__}: {exc} (a fault of this program; please report it)", False
+
+
+def _is_gone(error: NotMeasurable) -> bool:
+    """Whether the original could not be timed either, after a candidate could not."""
+    return isinstance(error.__context__, NotMeasurable)

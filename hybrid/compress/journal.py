@@ -23,6 +23,9 @@ from hybrid.errors import Conflict, HybridError
 
 NOTE: Final = "entry.json"
 ASIDE: Final = "set-aside"
+SPLITS: Final = "splits"
+"""Of what bottlenecks are learned with."""
+
 BASE: Final = "base"
 """Of a model that was exported, beside the pieces."""
 
@@ -151,7 +154,7 @@ class Journal:
         return hashlib.sha256(self._facts + b"\n" + msgspec.json.encode(key, order="sorted")).hexdigest()[:40]
 
     def _entries(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.is_dir() and path.name not in (ASIDE, BASE)]
+        return [path for path in self.folder.iterdir() if path.is_dir() and path.name not in (ASIDE, BASE, SPLITS)]
 
     def _set_aside(self, folder: Path) -> None:
         self.n_aside += 1

@@ -51,24 +51,35 @@ class Judgement:
         return [each for each in self.finalists if each.status == "shipped"]
 
 
-def judged(job: Job, bench: Bench, recipes: Sequence[Recipe], *, runtimes: Runtimes | None = None) -> Judgement:
+def judged(
+    job: Job,
+    bench: Bench,
+    recipes: Sequence[Recipe],
+    runners_up: Sequence[Recipe] = (),
+    *,
+    runtimes: Runtimes | None = None,
+) -> Judgement:
     """The judgement of finalists.
 
     Args:
         job: what was asked for.
         bench: has tried them.
         recipes: the best first.
+        runners_up: judged one after the other where none of these passes, until one does.
         runtimes: to compare in; None for all that are here.
 
     Raises:
         CompressionError: the device times nothing any more.
     """
     feeds = bench.material.feeds[0]
-    paths = [bench.maker.model(recipe)[0] for recipe in recipes]
+    every = [*recipes, *runners_up]
+    paths = [bench.maker.model(recipe)[0] for recipe in every]
     bench.stage("timing finalists side by side")
     original, *timings = bench.timer([bench.maker.path, *paths], feeds)
     found: list[Judged] = []
-    for recipe, path, timing in zip(recipes, paths, timings, strict=True):
+    for recipe, path, timing in zip(every, paths, timings, strict=True):
+        if recipe in runners_up and any(each.status == "shipped" for each in found):
+            break
         bench.stage(f"judging {recipe.text}")
         differing = _differing(bench, recipe, path, runtimes)
         entry = _one(job, bench, recipe, (timing, original), differing)

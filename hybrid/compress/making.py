@@ -21,6 +21,7 @@ from hybrid.compress.recipe import Recipe
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from compression.pruning.without_source import PrunedGraph
     from compression.quantization.recipe import Int8Recipe
     from hybrid.compress.trained import Trainer
 
@@ -175,7 +176,7 @@ class Maker:
             found = prune_graph(
                 self._float(Recipe()), self._samples(recipe), recipe.ratio, recipe.multiple, local=recipe.local
             )
-            return self._kept(recipe, found.model, Made(notes=_left(found.left)))
+            return self._kept(recipe, found.model, Made(notes=(_gone(found), *_left(found.left))))
         if not recipe.pruned and recipe.source == "given":
             raise NotPrunable("the uncompressed model is no candidate")
         proto, notes = self._needed().reduced(recipe)
@@ -201,6 +202,10 @@ class Maker:
     def _kept(self, recipe: Recipe, proto: "ModelProto", made: Made) -> Kept:
         content = proto.SerializeToString(deterministic=True)
         return self.journal.keep(self._key(recipe), made, {FILES["onnxruntime"]: content})
+
+
+def _gone(found: "PrunedGraph") -> str:
+    return f"{found.ratio:.0%} of the channels gone, {found.macs_ratio:.0%} of the products left"
 
 
 def _left(left: object) -> tuple[str, ...]:

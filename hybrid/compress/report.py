@@ -23,6 +23,10 @@ MOST_SHOWN: Final = 32
 """Values of an output that are shown."""
 
 
+Point = tuple[float, float, float]
+"""Drop, share of the time, share of the bytes."""
+
+
 class Seconds(msgspec.Struct, frozen=True, kw_only=True):
     """A timing: of one run, on the device."""
 
@@ -119,6 +123,19 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class SplitTold(msgspec.Struct, frozen=True, kw_only=True):
+    """A learned bottleneck that was shipped: its drop on the judging part, and the bytes that cross (mean)."""
+
+    id: str
+    cut: str
+    n: int
+    drop: float
+    low: float
+    high: float
+    raw_bytes: float
+    n_bytes: float
+
+
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
     """Outputs for one sample of the judging part, side by side; the first values of the output that is judged."""
 
@@ -150,6 +167,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     shown: tuple[Shown, ...] = ()
     remarks: tuple[str, ...] = ()
     power: str = ""
+    splits: tuple[SplitTold, ...] = ()
 
     @property
     def content(self) -> bytes:
@@ -192,26 +210,27 @@ def drop_of(grade: Grade | None) -> Drop | None:
     )
 
 
-def with_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates, those on the Pareto front of drop, time and bytes marked; only graded and timed ones are."""
-    points = {each.id: point for each in candidates if (point := _point(each)) is not None}
-    front = {
-        one
-        for one, point in points.items()
-        if not any(_dominates(other, point) for name, other in points.items() if name != one)
-    }
-    return tuple(msgspec.structs.replace(each, on_front=each.id in front) for each in candidates)
+def with_front(candidates: Sequence[Candidate], points: Mapping[Recipe, Point] | None = None) -> tuple[Candidate, ...]:
+    """The candidates, those on the Pareto front of drop, time and bytes marked.
+
+    Args:
+        candidates: all of them.
+        points: of those that were graded and timed, each found in the same way; None for the candidates' own figures.
+    """
+    own = {each.recipe: point for each in candidates if (point := _point(each)) is not None}
+    known = own if points is None else points
+    front = {recipe for recipe, point in known.items() if not any(_dominates(other, point) for other in known.values())}
+    return tuple(msgspec.structs.replace(each, on_front=each.recipe in front) for each in candidates)
 
 
-def _point(candidate: Candidate) -> tuple[float, float, float] | None:
-    """Drop (of the judging part where there is one), share of the time, share of the bytes."""
+def _point(candidate: Candidate) -> Point | None:
     grade = candidate.judged or candidate.chosen_by
     if grade is None or candidate.seconds_ratio is None or candidate.bytes_ratio is None:
         return None
     return grade.drop, candidate.seconds_ratio, candidate.bytes_ratio
 
 
-def _dominates(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+def _dominates(one: Point, other: Point) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 

@@ -14,15 +14,16 @@ from devices.machine import processor
 from hybrid.artifact.folder import Artifact
 from hybrid.compress.bench import Bench
 from hybrid.compress.job import Job, Watch
-from hybrid.compress.journal import Journal
-from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
+from hybrid.compress.journal import SPLITS, Journal
+from hybrid.compress.judging import MOST_JUDGED, judged
+from hybrid.compress.learned_splits import WHAT, Learned, SplitWork
 from hybrid.compress.making import Maker
 from hybrid.compress.material import Material, gathered, refuse_overlap
 from hybrid.compress.report import Refused, Report
-from hybrid.compress.search import Space, finalists, next_step
-from hybrid.compress.shipping import check_place, variant_ids, write_artifact, write_report
+from hybrid.compress.search import Space, finalists, next_step, runners_up
+from hybrid.compress.shipping import Shipment, check_place, variant_ids, write_artifact, write_report
 from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
-from hybrid.compress.telling import told
+from hybrid.compress.telling import Searched, told
 from hybrid.compress.timer_choice import timer_for
 from hybrid.compress.timing import Timer
 from hybrid.compress.trained import Trainer, digest, matched
@@ -30,6 +31,9 @@ from hybrid.compress.uncompressed import Base, base_of
 
 if TYPE_CHECKING:
     from compression.training.training_set import TrainingSet
+
+SPLIT_RATIO: Final = 0.4
+"""Share of the budget that is kept for learned bottlenecks, where a link was named."""
 
 _SCHEMA: Final = 1
 """Of what the journal keeps; another one begins anew."""
@@ -76,23 +80,25 @@ def compress(
         Conflict: something is at the place of the artifact, or another process works on it.
         DiskFull, StorageError: no room; nothing is half-written.
     """
-    watch, until_s = watch or Watch(), now_s() + job.budget_s
+    watch, begun_s = watch or Watch(), [now_s()]
 
     def left_s() -> float:
-        return until_s - now_s()
+        return begun_s[0] + job.budget_s - now_s()
 
     check_place(job)
     if job.link:
         link_class(job.link)  # an unknown one is said before any work
     work = job.out.with_name(f"{job.out.name}.work")
-    training = _training(job, watch)
-    base = base_of(job, work, training)
-    classes = base.artifact.manifest.classes if base.artifact is not None else None
-    material = gathered(job, base.path, classes=classes or (), watch=watch)
-    if training is not None:
-        training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
-        refuse_overlap(material, training.inputs)
-    with Journal(work, _facts(job, base, material, training), again=job.again) as journal, ExitStack() as held:
+    with ExitStack() as held:
+        measure = held.enter_context(closing(timer(job)))
+        training = _training(job, watch)
+        base = base_of(job, work, training)
+        classes = base.artifact.manifest.classes if base.artifact is not None else None
+        material = gathered(job, base.path, classes=classes or (), watch=watch)
+        if training is not None:
+            training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
+            refuse_overlap(material, training.inputs)
+        journal = held.enter_context(Journal(work, _facts(job, base, material, training), again=job.again))
         trainer = None
         if training is not None:
             trainer = Trainer(training_set=training, journal=journal, seed=job.seed, left_s=left_s, stage=watch.stage)
@@ -107,16 +113,65 @@ def compress(
             ),
             material=material,
             journal=journal,
-            timer=held.enter_context(closing(timer(job))),
+            timer=measure,
             original_bytes=base.n_bytes,
             stage=watch.stage,
         )
-        is_cut_short, judgement, report = _found(job, base, bench, watch, lambda: left_s() <= 0)
-        shipped = variant_ids(judgement.shipped)
-        paths = write_report(report, job.out)
-        artifact = write_artifact(job, base, material, shipped, report) if shipped else None
-        n_known = journal.n_known
-    return Result(artifact=artifact, report=report, report_paths=paths, is_cut_short=is_cut_short, n_known=n_known)
+        begun_s[0] = now_s()
+        return _result(job, base, bench, watch, left_s)
+
+
+def _result(job: Job, base: Base, bench: Bench, watch: Watch, left_s: Callable[[], float]) -> Result:
+    """Searches, judges, tells and ships."""
+    space = space_of(job, base, bench)
+    spared_s = SPLIT_RATIO * job.budget_s if _wants_splits(job, bench) else 0.0
+    steps, is_cut_short = _searched(space, bench, watch, lambda: left_s() <= spared_s)
+    front = finalists(space, bench.done, MOST_JUDGED)
+    judgement = judged(job, bench, front, runners_up(space, bench.done, front, MOST_JUDGED))
+    learned = _splits(job, base, bench, left_s)
+    report = told(
+        job,
+        base,
+        bench,
+        judgement,
+        Searched(space=space, staircase=steps.seconds if steps is not None else None, is_cut_short=is_cut_short),
+        refused=[*_refused(job, bench), *learned.refused],
+        splits=learned.splits,
+    )
+    shipped = variant_ids(judgement.shipped)
+    paths = write_report(report, job.out)
+    artifact = None
+    if shipped or learned.splits:
+        artifact = write_artifact(job, base, bench.material, Shipment(shipped, learned.splits), report)
+    return Result(
+        artifact=artifact,
+        report=report,
+        report_paths=paths,
+        is_cut_short=is_cut_short,
+        n_known=bench.journal.n_known,
+    )
+
+
+def _wants_splits(job: Job, bench: Bench) -> bool:
+    return bool(job.link) and bench.maker.trainer is not None
+
+
+def _splits(job: Job, base: Base, bench: Bench, left_s: Callable[[], float]) -> Learned:
+    """Learned bottlenecks, where a link was named and a training set is there."""
+    trainer = bench.maker.trainer
+    if not _wants_splits(job, bench) or trainer is None:
+        return Learned(splits=(), refused=())
+    work = SplitWork(
+        base=base,
+        material=bench.material,
+        training_set=trainer.training_set,
+        max_drop=job.max_drop,
+        folder=bench.journal.folder / SPLITS,
+        seed=job.seed,
+        left_s=left_s,
+        stage=bench.stage,
+    )
+    return work.learned()
 
 
 def _training(job: Job, watch: Watch) -> "TrainingSet | None":
@@ -134,32 +189,13 @@ def _facts(job: Job, base: Base, material: Material, training: "TrainingSet | No
     return [_SCHEMA, onnxruntime.__version__, processor(), base.digest, material.digest, job.seed, trained]
 
 
-def _found(
-    job: Job, base: Base, bench: Bench, watch: Watch, is_over: Callable[[], bool]
-) -> tuple[bool, Judgement, Report]:
-    """Searches, judges and tells."""
-    space = space_of(job, base, bench)
-    steps, is_cut_short = _searched(space, bench, watch, is_over)
-    judgement = judged(job, bench, finalists(space, bench.done, MOST_JUDGED))
-    report = told(
-        job,
-        base,
-        bench,
-        judgement,
-        refused=_refused(bench),
-        staircase={str(width): seconds for width, seconds in steps.seconds.items()} if steps is not None else None,
-        is_cut_short=is_cut_short,
-    )
-    return is_cut_short, judgement, report
-
-
-def _refused(bench: Bench) -> list[Refused]:
+def _refused(job: Job, bench: Bench) -> list[Refused]:
     """Kinds of candidates that cannot be had, and why."""
     if bench.maker.trainer is not None:
-        return []
+        return [] if job.link else [Refused(what=WHAT, why="no link was named: give --link")]
     why = "no training set: give --train-script"
     kinds = ("fine-tuning after pruning", "distillation", "trained rounding (QAT, AdaRound)", "TensorFlow Lite")
-    return [Refused(what=what, why=why) for what in (*kinds, "learned bottlenecks")]
+    return [Refused(what=what, why=why) for what in (*kinds, WHAT)]
 
 
 def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> tuple[Steps | None, bool]:

@@ -121,6 +121,29 @@ def finalists(space: Space, done: Done, most: int) -> list[Recipe]:
     return [recipe for recipe, _, _ in kept[:most]]
 
 
+def runners_up(space: Space, done: Done, front: Sequence[Recipe], most: int) -> list[Recipe]:
+    """The next best that hold the floor, for where the last judgement turns the front down; models that differ."""
+    known = {cost for recipe in front if (cost := done.cost(recipe)) is not None}
+    found = []
+    for recipe, cost, grade in _graded(done):
+        if holds(space, grade) and value(space, cost) <= GAIN_RATIO and cost not in known and recipe not in front:
+            found.append((value(space, cost), grade.drop, recipe.n_steps, recipe.digest, recipe))
+    return [recipe for *_, recipe in sorted(found, key=lambda entry: entry[:4])[: max(0, most - len(front))]]
+
+
+def better_than(space: Space, done: Done, recipe: Recipe) -> Recipe | None:
+    """The best of those that beat a recipe which holds the floor; None where none does, or it was not graded."""
+    entry = next((each for each in _graded(done) if each[0] == recipe), None)
+    if entry is None:
+        return None
+    rivals = [
+        each
+        for each in _graded(done)
+        if holds(space, each[2]) and each[0].engine == recipe.engine and _beats(space, each, entry)
+    ]
+    return min(rivals, key=lambda each: (value(space, each[1]), each[0].digest))[0] if rivals else None
+
+
 def _graded(done: Done) -> list[tuple[Recipe, Cost, Grade]]:
     return [
         (recipe, cost, grade)

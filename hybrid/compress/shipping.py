@@ -6,10 +6,12 @@ artifact is there whole or not at all. The report lies beside it too, so that it
 
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -29,11 +31,12 @@ from hybrid.calibration.record import Calibration, Cell
 from hybrid.calibration.trial import opened
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged
+from hybrid.compress.learned_splits import LearnedSplit, laid_out
 from hybrid.compress.material import Material
 from hybrid.compress.page import page
 from hybrid.compress.report import Report
 from hybrid.compress.uncompressed import Base
-from hybrid.errors import Conflict
+from hybrid.errors import Conflict, StorageError
 
 GOLDEN_TOLERANCE: Final = 1e-3
 """Of the shipped model, float32, between versions of its engine."""
@@ -42,9 +45,18 @@ N_GOLDEN: Final = 1
 
 
 def check_place(job: Job) -> None:
-    """Raises `Conflict` where something is in the way of the artifact, `BadMessage` for a name that cannot be."""
+    """Looks before any work whether the artifact can be written.
+
+    Raises:
+        Conflict: something is in its place.
+        StorageError: no right to write there.
+        BadMessage: a name that cannot be.
+    """
     if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
         raise Conflict(f"{job.out} is not empty; name a new folder with --out")
+    above = next(path for path in job.out.absolute().parents if path.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(f"{above}: no right to write there; name another --out", path=str(above))
     for word, what in ((job.name, "model name"), (job.version, "version")):
         if word:
             check_word(word, what)
@@ -60,32 +72,42 @@ def write_report(report: Report, out: Path) -> tuple[Path, Path]:
     as_json, as_page = report_paths(out)
     write_atomically(as_json, report.content)
     write_atomically(as_page, page(report).encode())
+    for path in (as_json, as_page):
+        path.chmod(0o644)
     return as_json, as_page
 
 
-def write_artifact(job: Job, base: Base, material: Material, shipped: Mapping[str, Judged], report: Report) -> Artifact:
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What goes beside the original: variants by id, the best first, and splits."""
+
+    variants: Mapping[str, Judged]
+    splits: Sequence[LearnedSplit] = ()
+
+
+def write_artifact(job: Job, base: Base, material: Material, shipment: Shipment, report: Report) -> Artifact:
     """The artifact, whole, at its place.
 
     Args:
         job: what was asked for.
         base: the uncompressed model.
         material: samples.
-        shipped: by variant id, the best first.
+        shipment: what was won.
         report: attached.
 
     Raises:
         DiskFull, StorageError: nothing is left behind.
     """
-    wanted_bytes = base.n_bytes + sum(each.n_bytes for each in shipped.values())
+    wanted_bytes = base.n_bytes + sum(each.n_bytes for each in shipment.variants.values())
     with storing(job.out, wanted_bytes):
         job.out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=job.out.parent, prefix=".tmp-"))
         try:
-            _laid_out(staging, job, base, material, shipped)
+            _laid_out(staging, job, base, material, shipment)
             artifact = open_folder(staging)
             verify(artifact)
-            for variant, each in shipped.items():
-                attach(staging, as_attachment(_calibration(base, material, job, variant, each), job.sign))
+            for calibration in _calibrations(base, material, job, shipment):
+                attach(staging, as_attachment(calibration, job.sign))
             attach(staging, attachment_of(report.content))
             if job.out.is_dir():
                 job.out.rmdir()
@@ -95,10 +117,13 @@ def write_artifact(job: Job, base: Base, material: Material, shipped: Mapping[st
     return open_folder(job.out)
 
 
-def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipped: Mapping[str, Judged]) -> None:
+def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipment: Shipment) -> None:
     entries: dict[str, FileEntry] = {}
     variants = [_put(folder, "original", base.path, "native", entries)]
-    variants += [_put(folder, variant, each.path, each.recipe.precision, entries) for variant, each in shipped.items()]
+    variants += [
+        _put(folder, variant, each.path, each.recipe.precision, entries) for variant, each in shipment.variants.items()
+    ]
+    splits = laid_out(shipment.splits, folder, entries) if shipment.splits else msgspec.UNSET
     golden = _golden(folder, base, material, entries)
     known = base.artifact.manifest if base.artifact is not None else None
     step = LineageStep(step="compress", artifact_digest=base.artifact.digest if base.artifact else None)
@@ -115,6 +140,7 @@ def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipped: M
         pre=known.pre if known is not None else msgspec.Raw(b"null"),
         post=known.post if known is not None else msgspec.Raw(b"null"),
         golden=golden,
+        splits=splits,
         lineage=(*(known.lineage if known is not None else ()), step),
     )
     write_atomically(folder / MANIFEST_NAME, canonical_bytes(manifest))
@@ -158,10 +184,19 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _calibration(base: Base, material: Material, job: Job, variant: str, each: Judged) -> Calibration:
-    """What a session holds against its `max_accuracy_drop`: the judging part's word on the whole variant."""
-    low, high = each.grade.interval
-    cell = Cell(cut=WHOLE, codec="none", n=each.grade.n, drop=each.grade.drop, drop_low=low, drop_high=high)
+def _calibrations(base: Base, material: Material, job: Job, shipment: Shipment) -> list[Calibration]:
+    """What sessions hold against their `max_accuracy_drop`: the judging part's word on variants and splits."""
+    found = []
+    for variant, each in shipment.variants.items():
+        low, high = each.grade.interval
+        cell = Cell(cut=WHOLE, codec="none", n=each.grade.n, drop=each.grade.drop, drop_low=low, drop_high=high)
+        found.append(_calibration(base, material, job, variant, [cell]))
+    if shipment.splits:
+        found.append(_calibration(base, material, job, "original", [split.cell for split in shipment.splits]))
+    return found
+
+
+def _calibration(base: Base, material: Material, job: Job, variant: str, cells: Sequence[Cell]) -> Calibration:
     judge = material.judge
     return Calibration(
         model_digest=base.digest,
@@ -171,12 +206,12 @@ def _calibration(base: Base, material: Material, job: Job, variant: str, each: J
         output=judge.outputs[0] if len(judge.outputs) == 1 else "",
         tolerance=judge.tolerance if judge.metric == "fidelity" else None,
         baseline=material.share_right(material.parts.judge) if judge.metric == "accuracy" else None,
-        n_samples=each.grade.n,
+        n_samples=len(material.parts.judge),
         data_digest=material.digest,
         seed=job.seed,
         engine=f"onnxruntime {onnxruntime.__version__}",
         made_s=time.time(),
-        cells=(cell,),
+        cells=tuple(cells),
     )
 
 

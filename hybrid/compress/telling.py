@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from compression.errors import CompressionError
 from compression.measuring import Timing
 from hybrid.calibration.trial import opened
 from hybrid.compress.bench import Bench, Timed
-from hybrid.compress.grading import Grade
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged, Judgement
+from hybrid.compress.learned_splits import LearnedSplit
 from hybrid.compress.making import Made, Sensitive
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.report import (
@@ -21,9 +22,11 @@ from hybrid.compress.report import (
     Baseline,
     Candidate,
     Data,
+    Point,
     Refused,
     Report,
     Shown,
+    SplitTold,
     Wanted,
     distinct_ids,
     drop_of,
@@ -32,9 +35,19 @@ from hybrid.compress.report import (
     with_front,
 )
 from hybrid.compress.rules import FASTER_RATIO, SMALLER_RATIO, Status
+from hybrid.compress.search import Space, better_than
 from hybrid.compress.shipping import variant_ids
 from hybrid.compress.uncompressed import Base
 from hybrid.cost.energy import Power
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """A search that has ended: in which space, with which seconds by width, and whether its budget ended it."""
+
+    space: Space
+    staircase: Mapping[int, float] | None
+    is_cut_short: bool
 
 
 def told(
@@ -42,17 +55,17 @@ def told(
     base: Base,
     bench: Bench,
     judgement: Judgement,
+    searched: Searched,
     *,
     refused: Sequence[Refused] = (),
-    staircase: Mapping[str, float] | None = None,
-    is_cut_short: bool = False,
+    splits: Sequence[LearnedSplit] = (),
 ) -> Report:
     """The report of a search that has ended."""
     material, timer = bench.material, bench.timer
     shipped = variant_ids(judgement.shipped)
-    candidates = with_front(_candidates(job, bench, judgement, shipped))
+    candidates = with_front(_candidates(job, bench, judgement, shipped, searched.space), _points(bench))
     remarks = [*timer.told.remarks]
-    if is_cut_short:
+    if searched.is_cut_short:
         remarks.append("the budget ended before the search; the same command goes on with it")
     if len(judgement.finalists) > 1:
         remarks.append(f"{len(judgement.finalists)} finalists were judged on the same samples, each at 95 %")
@@ -88,15 +101,40 @@ def told(
         front=tuple(each.id for each in candidates if each.on_front),
         shipped=tuple(shipped),
         sensitivities=_sensitivities(bench),
-        staircase=dict(staircase) if staircase is not None else None,
+        staircase={str(width): each for width, each in (searched.staircase or {}).items()} or None,
         refused=tuple(refused),
+        splits=tuple(
+            SplitTold(
+                id=each.entry.id,
+                cut=each.entry.cut,
+                n=each.cell.n,
+                drop=each.cell.drop,
+                low=each.cell.drop_low,
+                high=each.cell.drop_high,
+                raw_bytes=each.cell.raw_bytes,
+                n_bytes=each.cell.n_bytes,
+            )
+            for each in splits
+        ),
         shown=_shown(base.path, bench, {name: each.path for name, each in shipped.items()}),
         remarks=tuple(remarks),
         power=timer.power.source,
     )
 
 
-def _candidates(job: Job, bench: Bench, judgement: Judgement, shipped: Mapping[str, Judged]) -> list[Candidate]:
+def _points(bench: Bench) -> dict[Recipe, Point]:
+    """Drop, time and bytes of all that were graded, each found in the same way: on the choosing part, when tried."""
+    done = bench.done
+    return {
+        recipe: (grade.drop, cost.seconds, cost.bytes)
+        for recipe, grade in done.grades.items()
+        if grade is not None and (cost := done.cost(recipe)) is not None
+    }
+
+
+def _candidates(
+    job: Job, bench: Bench, judgement: Judgement, shipped: Mapping[str, Judged], space: Space
+) -> list[Candidate]:
     """Every recipe that was graded or timed: the shipped ones under their variant's id, then in the order tried."""
     names = {each.recipe: name for name, each in shipped.items()}
     final = {each.recipe: each for each in judgement.finalists}
@@ -106,7 +144,7 @@ def _candidates(job: Job, bench: Bench, judgement: Judgement, shipped: Mapping[s
     for recipe in tried:
         judged, timed, graded = final.get(recipe), bench.timed.get(recipe.timed_as), bench.grades.get(recipe)
         grade = graded.grade if graded is not None else None
-        status, reason = _outcome(job, bench, recipe, timed, judged)
+        status, reason = _outcome(job, bench, recipe, judged, space)
         timing, original = _timing(timed, judged)
         made = bench.maker.kept(recipe) or Made()
         n_bytes = judged.n_bytes if judged is not None else (timed.n_bytes or None) if timed is not None else None
@@ -138,7 +176,7 @@ def _only_timed(bench: Bench) -> list[Recipe]:
     return [recipe for recipe in bench.timed if recipe not in graded]
 
 
-def _outcome(job: Job, bench: Bench, recipe: Recipe, timed: Timed | None, judged: Judged | None) -> tuple[Status, str]:
+def _outcome(job: Job, bench: Bench, recipe: Recipe, judged: Judged | None, space: Space) -> tuple[Status, str]:
     """What became of a candidate, and why."""
     if judged is not None:
         return judged.status, judged.reason
@@ -146,23 +184,22 @@ def _outcome(job: Job, bench: Bench, recipe: Recipe, timed: Timed | None, judged
     if failed:
         return "failed", failed
     found = bench.grades.get(recipe)
-    ratio = _ratio(job, bench, timed)
+    ratio = _ratio(job, bench, bench.timed.get(recipe.timed_as))
     if ratio is not None and ratio > (SMALLER_RATIO if job.objective == "bytes" else FASTER_RATIO):
         worse = "smaller" if job.objective == "bytes" else f"faster on {bench.timer.told.name}"
         return "reverted", f"not {worse}: {ratio:.0%} of the original"
     if found is None or found.grade is None:
         return "kept off", "timed only: a better one was known, or the search ended before it was made in full"
-    return _kept_off(job, bench, found.grade)
-
-
-def _kept_off(job: Job, bench: Bench, grade: Grade) -> tuple[Status, str]:
-    promised = grade.promised(len(bench.material.parts.judge))
+    promised = found.grade.promised(len(bench.material.parts.judge))
     if promised > job.max_drop:
         return "kept off", (
-            f"beyond the floor on the choosing part: a drop of {grade.drop:.2%} promises at most {promised:.2%} where "
-            f"{job.max_drop:.2%} is allowed"
+            f"beyond the floor on the choosing part: a drop of {found.grade.drop:.2%} promises at most {promised:.2%} "
+            f"where {job.max_drop:.2%} is allowed"
         )
-    return "kept off", "another candidate is as good and better in time, bytes or drop"
+    better = better_than(space, bench.done, recipe)
+    if better is None:
+        return "kept off", "enough others were judged before it"
+    return "kept off", f"{better.text} is as good, and better in {job.objective}, in drop or by being plainer"
 
 
 def _ratio(job: Job, bench: Bench, timed: Timed | None) -> float | None:

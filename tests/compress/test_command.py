@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_what_was_finished_and_says_how_to_go_on(hybrid_command, d
     assert not (tmp_path / "small").exists()
     n_done = len(list(work.glob("*/entry.json")))
     again = subprocess.run(
-        [*words, "--json", "--budget", "0.01"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [*words, "--json", "--budget", "0.1"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     told = json.loads(again.stdout)["data"]
     assert told["n_known"] >= n_done >= 1
