@@ -96,7 +96,7 @@ class Examiner:
         with torch.no_grad():
             for start in range(0, len(index), _BATCH):
                 own = torch.from_numpy(self.crossed(index[start : start + _BATCH]))
-                found.append(parts.whole(own, step).numpy().astype(np.int8))
+                found.append(parts.whole(own, step).cpu().numpy().astype(np.int8))
         return np.concatenate(found)
 
     def examined(self, index: np.ndarray, parts: Parts, step: float, prior: Prior) -> Examined:
@@ -116,7 +116,7 @@ class Examiner:
                 restored = parts.restored(latent * step, own)
                 place.through = lambda _own, restored=restored: restored
                 after = self._answer(chosen)
-                n_bytes += sum(len(prior.encode(one[None])) for one in latent.numpy().astype(np.int8))
+                n_bytes += sum(len(prior.encode(one[None])) for one in latent.cpu().numpy().astype(np.int8))
                 n_elements += own.numel()
                 squares += float(((restored - own) ** 2).sum())
                 spreads += float(((own - own.mean()) ** 2).sum())
@@ -165,8 +165,9 @@ def require_same(
     encoder, decoder = (onnxruntime.InferenceSession(graph.SerializeToString()) for graph in graphs)
     (seen,) = encoder.run(None, {crossing.name: own})
     with torch.no_grad():
-        wanted = parts.whole(torch.from_numpy(own), step).numpy()
-        restored = parts.restored(torch.from_numpy(seen.astype(np.float32)) * step, torch.from_numpy(own)).numpy()
+        wanted = parts.whole(torch.from_numpy(own), step).cpu().numpy()
+        latent = torch.from_numpy(seen.astype(np.float32)) * step
+        restored = parts.restored(latent, torch.from_numpy(own)).cpu().numpy()
     away = np.abs(seen.astype(np.int16) - wanted)
     n_otherwise = int(np.count_nonzero(away))
     if away.max() > 1 or n_otherwise > max(1, _MAX_ROUNDED_OTHERWISE * seen.size):

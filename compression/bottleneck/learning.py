@@ -39,13 +39,14 @@ class Parts(torch.nn.Module):
         self._planes = crossing.planes[1:]
 
     def planes(self, crossing: torch.Tensor) -> torch.Tensor:
-        """A crossing tensor as (n, c, h, w)."""
+        """A crossing tensor as (n, c, h, w), where the encoder lies."""
+        crossing = crossing.to(self.encoder.first.weight.device)
         ordered = crossing.transpose(1, 2) if self._sequence else crossing
         return ordered.reshape(len(crossing), *self._planes)
 
     def restored(self, latent: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """What the decoder makes of a latent, in the form of the crossing tensor."""
-        planes: torch.Tensor = self.decoder(latent)
+        planes: torch.Tensor = self.decoder(latent.to(self.encoder.first.weight.device))
         if self._sequence:
             return planes[..., 0].transpose(1, 2)
         return planes.reshape(like.shape)

@@ -16,7 +16,7 @@ from compression.bottleneck.linear import Components, components
 from compression.bottleneck.network import Decoder, Encoder, Probabilities
 from compression.bottleneck.prior import Prior
 from compression.errors import NotTrainable
-from compression.training.answering import seeded
+from compression.training.answering import device_of, seeded
 from compression.training.training_set import TrainingSet
 
 _MAX_LOOKED_AT: Final = 256
@@ -95,7 +95,7 @@ def train_bottlenecks(
     with seeded(seed) as chance:
         few = examiner.crossed(index[:_MAX_LOOKED_AT])
         crossing = _crossing(at, crossing, few)
-        parts = _begun(few, crossing, shape, recipe)
+        parts = _begun(few, crossing, shape, recipe).to(device_of(training_set.module))
         learning = Learning(training_set, at, parts, recipe, chance=chance, seed=seed)
         learning.run(index, budget_s=budget_s, stepped=stepped)
         parts.requires_grad_(False)
@@ -159,7 +159,7 @@ def _step_for(found: Components, bits: float) -> float:
 
 def _graphs(parts: Parts, crossing: Crossing, step: float) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     with torch.no_grad():
-        latent = parts.encoder(torch.zeros(crossing.planes)).shape
+        latent = parts.whole(torch.zeros(crossing.shape), step).shape
     sizes = (int(latent[0]), int(latent[1]), int(latent[2]), int(latent[3]))
     encoder = Chain(crossing.name)
     encoder.into_planes(crossing)
