@@ -32,7 +32,7 @@ class TimingBench:
     """
 
     def __init__(self, data: Path) -> None:
-        self._folder = data / _FOLDER
+        self._folder = (data / _FOLDER).absolute()  # the worker runs in another folder
         self._lock = asyncio.Lock()
         shutil.rmtree(self._folder, ignore_errors=True)
 

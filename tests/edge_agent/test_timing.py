@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compression.errors import NotMeasurable
+from edge_agent.timing.bench import TimingBench
 from hybrid.compress.agent_timer import on_agent
 from hybrid.errors import BadMessage, TooLarge
 from hybrid.wire.timing_call import FEEDS, PATH, TimingCall, TimingFile, head_of, header_bytes, parse
@@ -77,6 +79,11 @@ def test_candidates_are_timed_beside_one_another_and_nothing_stays(agent, box, m
     assert box.memory_bytes(models[1], FEED) > 24 * 256 * 256 * 4
     assert leftovers(agent) == []
     assert agent.status()["models"] == []
+
+
+def test_an_agent_whose_folder_was_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert TimingBench(Path("data"))._folder == tmp_path / "data" / "timing", "the worker runs in another folder"
 
 
 def test_inputs_and_models_that_do_not_fit_are_said_and_cost_nothing(agent, box, models, tmp_path):
