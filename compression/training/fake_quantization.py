@@ -197,8 +197,7 @@ def _insert(module: torch.fx.GraphModule, node: torch.fx.Node, fake: torch.nn.Mo
 
 def _round_weight(module: torch.fx.GraphModule, node: torch.fx.Node, weight: torch.fx.Node, grid: Grid) -> Placed:
     parameter = str(weight.target)
-    first = "linear" in str(node.target) or "conv" in str(node.target)
-    axis = None if grid.axis is None else 0 if first else grid.axis
+    axis = None if grid.axis is None else 0 if _channels_first(node) else grid.axis
     fake = FakeWeight(grid, module.get_parameter(parameter), axis)
     name = f"rounded_weight_{node.name}"
     module.add_submodule(name, fake)
@@ -206,6 +205,14 @@ def _round_weight(module: torch.fx.GraphModule, node: torch.fx.Node, weight: tor
         new = module.graph.call_module(name, (weight,))
     node.replace_input_with(weight, new)
     return Placed(node.name, parameter, name)
+
+
+def _channels_first(node: torch.fx.Node) -> bool:
+    """Whether a weight's output channels lie along its first axis in torch, wherever they do in ONNX."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    if name == "convolution":
+        return not node.args[6]  # transposed
+    return name in ("linear", "conv1d", "conv2d", "conv3d")
 
 
 def _maker(traced: Traced, name: str) -> torch.fx.Node | None:

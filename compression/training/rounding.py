@@ -7,6 +7,8 @@ weights are not touched: their levels are the scale that a quantizer finds again
 Source: Nagel et al.: Up or down? Adaptive rounding for post-training quantization, 2020, sections 3 and 4.
 """
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +33,7 @@ _HARDNESS: Final = 1.0
 _COLD_RATIO: Final = 0.2
 _SHARP = (20.0, 2.0)
 _BATCH: Final = 32
+_TIMED_STEPS: Final = 3
 _RATE: Final = 1e-2
 _PINNED: Final = 1e-3
 _MOST_BYTES: Final = 256 * 2**20
@@ -77,6 +80,7 @@ def adaround(
     n_samples: int = 512,
     n_steps: int = 1000,
     seed: int = 0,
+    budget_s: float | None = None,
     stepped: Stepped | None = None,
 ) -> Rounded:
     """Rounds a module's weights for the quantizer that is handed in; no labels are needed.
@@ -88,6 +92,7 @@ def adaround(
         n_samples: drawn from the training set.
         n_steps: of learning, a layer.
         seed: of what is drawn.
+        budget_s: layers learn for fewer steps where they would take longer all together.
         stepped: see `Stepped`.
 
     Raises:
@@ -100,18 +105,44 @@ def adaround(
     example = {name: values[:4] for name, values in training_set.inputs.items()}
     trace = traced(module, example, training_set.output_names)
     found = fake_quantized(trace, grids(quantize(trace.model, {}), trace.model))
+    end_s = math.inf if budget_s is None else time.perf_counter() + budget_s
     with seeded(seed) as chance:
         drawn = torch.randperm(training_set.n_samples, generator=chance)[:n_samples].numpy()
         layers = []
         for at, placed in enumerate(found.weights):
             layer = _Layer(trace, found, placed, training_set, drawn)
-            layers.append(layer.learn(chance, n_steps, _after(stepped, at * n_steps, len(found.weights) * n_steps)))
+            n_left = len(found.weights) - at
+            pace = _Pace(
+                n_steps, (end_s - time.perf_counter()) / n_left, at * n_steps, (at + n_left) * n_steps, stepped
+            )
+            layers.append(layer.learn(chance, pace))
     return Rounded(
         model=trace.written(found.on_grid(found.module)),
         ranges=found.ranges(found.module),
         layers=tuple(layers),
         unplaced=found.unplaced,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How many steps a layer may take, in which time, and who is told."""
+
+    n_steps: int
+    share_s: float
+    done: int
+    total: int
+    stepped: Stepped | None
+
+    def affordable(self, each_s: float) -> int:
+        """Steps that fit, at so many seconds each."""
+        if math.isinf(self.share_s):
+            return self.n_steps
+        return min(self.n_steps, int(max(self.share_s, 0.0) / max(each_s, 1e-9)))
+
+    def tell(self, step: int) -> None:
+        if self.stepped is not None:
+            self.stepped(self.done + step, self.total)
 
 
 class _Layer:
@@ -143,25 +174,19 @@ class _Layer:
         self._inputs = _values(_until(found.module, source.name), training_set, drawn[: len(self._wanted)])
         self._wanted = self._wanted[: len(self._inputs)]
 
-    def learn(self, chance: torch.Generator, n_steps: int, stepped: Callable[[int], object]) -> RoundedLayer:
+    def learn(self, chance: torch.Generator, pace: _Pace) -> RoundedLayer:
         """Learns the rounding and writes it into the weight, where it is better than to nearest."""
         ratio = (self._weight / self._scale).detach()
         nearest = ratio.round().clamp(-self._n_levels, self._n_levels)
         before = self._error(nearest * self._scale)
-        learned = self._learned(max(before, 1e-12), chance, n_steps, stepped)
+        learned = self._learned(max(before, 1e-12), chance, pace)
         after = self._error(learned * self._scale)
         best = learned if after < before else nearest
         with torch.no_grad():
             self._weight.copy_(best * self._scale)
         return RoundedLayer(self._placed.node, before, min(after, before))
 
-    def _learned(
-        self,
-        before: float,
-        chance: torch.Generator,
-        n_steps: int,
-        stepped: Callable[[int], object],
-    ) -> torch.Tensor:
+    def _learned(self, before: float, chance: torch.Generator, pace: _Pace) -> torch.Tensor:
         """Levels; the error that is made smaller counts relative to that of rounding to nearest."""
         ratio = (self._weight / self._scale).detach()
         nearest = ratio.round().clamp(-self._n_levels, self._n_levels)
@@ -174,7 +199,8 @@ class _Layer:
         def levels(share: torch.Tensor) -> torch.Tensor:
             return torch.where(pinned, nearest, (floor + share).clamp(-self._n_levels, self._n_levels))
 
-        for step in range(n_steps):
+        step, n_steps, start_s = 0, pace.n_steps, time.perf_counter()
+        while step < n_steps:
             index = torch.randint(len(self._inputs), (_BATCH,), generator=chance)
             share = (torch.sigmoid(choice) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
             seen = self._answer(self._inputs[index], levels(share) * self._scale)
@@ -186,7 +212,10 @@ class _Layer:
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            stepped(step + 1)
+            step += 1
+            pace.tell(step)
+            if step == _TIMED_STEPS:
+                n_steps = pace.affordable((time.perf_counter() - start_s) / step)
         return levels((choice.detach() >= 0).float())
 
     @torch.no_grad()
@@ -245,7 +274,3 @@ def _values(graph: torch.fx.GraphModule, training_set: TrainingSet, drawn: np.nd
             for start in range(0, len(drawn), _BATCH)
         ]
     return torch.cat(parts)
-
-
-def _after(stepped: Stepped | None, done: int, total: int) -> Callable[[int], object]:
-    return lambda step: None if stepped is None else stepped(done + step, total)

@@ -1,6 +1,7 @@
 """Training that rounds as the engine will: same levels, same answers, and more of them right where int8 is hard."""
 
 import dataclasses
+import time
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 from compression.errors import NotQuantizable
 
 torch = pytest.importorskip("torch")
+from compression.quantization.static import quantize  # noqa: E402
 from compression.training import rounding  # noqa: E402
 from compression.training.answering import answers  # noqa: E402
 from compression.training.fake_quantization import FakeActivation, FakeWeight, fake_quantized  # noqa: E402
@@ -94,16 +96,46 @@ def test_it_rounds_to_the_levels_of_the_engine() -> None:
     assert np.abs(mine - engine).mean() < 0.25 * np.abs(plain - engine).mean()
 
 
+class Words(torch.nn.Module):
+    """Attention over five words, a normalisation in float, and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.three = torch.nn.Linear(6, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 48)
+        self.mixed, self.wider = torch.nn.Linear(16, 16), torch.nn.ConvTranspose1d(16, 8, 2, 2)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        values = self.first(words)
+        parts = [part[:, None] for part in self.three(self.norm(values)).chunk(3, -1)]
+        values = values + self.mixed(torch.nn.functional.scaled_dot_product_attention(*parts)[:, 0])
+        return self.head(self.wider(torch.nn.functional.gelu(values).transpose(1, 2)).mean(2))
+
+
+def test_it_finds_the_weights_of_a_transformer() -> None:
+    """Their products are two nodes in ONNX, with turned weights; all five are rounded, and the answers are int8's."""
+    torch.manual_seed(0)
+    words = np.random.default_rng(0).normal(size=(32, 5, 6)).astype(np.float32)
+    trace = traced(Words().eval(), {"words": words[:4]})
+    quantized = quantize(trace.model, [{"words": one[None]} for one in words]).model
+    found = fake_quantized(trace, grids(quantized, trace.model))
+    assert found.unplaced == ()
+    assert [one.parameter.partition(".")[0] for one in found.weights] == ["first", "three", "mixed", "wider", "head"]
+    mine, engine = answers(found.module, {"words": words})[0].numpy(), of_model(quantized)(words)
+    plain = of_model(trace.model)(words)
+    assert np.abs(mine - engine).mean() < 0.1 * np.abs(plain - engine).mean()
+
+
 def test_training_makes_up_for_a_range_that_is_hard_to_quantize(hard: Net) -> None:
     before = weights(hard)
     given = a_set(1024, module=hard)
     ranges_seen: list[dict[str, tuple[float, float]]] = []
 
-    def quantize(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
+    def seen_int8(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
         ranges_seen.append(dict(ranges))
         return int8(model, ranges)
 
-    found = quantization_aware(hard, given, quantize, recipe=QUICK, seed=1)
+    found = quantization_aware(hard, given, seen_int8, recipe=QUICK, seed=1)
     assert ranges_seen == [{}, found.ranges]
     assert same(weights(hard), before)
     whole, plain = accuracy(of_module(hard)), accuracy(of_model(int8(traced_model(hard), {})))
@@ -181,6 +213,18 @@ def test_adaround_answers_nearer_than_rounding_to_nearest() -> None:
     nearest = fake_quantized(trace := rounding.traced(trained(), {"image": images[:4]}, ("scores",)), _grids_of(trace))
     rounded = of_model(trace.written(nearest.on_grid(nearest.module)))(images)
     assert np.square(of_model(found.model)(images) - plain).mean() < np.square(rounded - plain).mean()
+
+
+def test_adaround_keeps_to_its_budget() -> None:
+    start_s = time.perf_counter()
+    done: list[int] = []
+    found = adaround(
+        trained(), a_set(64), int8, n_samples=32, n_steps=10**6, budget_s=0.2, stepped=lambda step, _: done.append(step)
+    )
+    assert time.perf_counter() - start_s < 15
+    assert len(done) < 10**5
+    assert len(found.layers) == 4
+    assert all(layer.learned <= layer.nearest for layer in found.layers)
 
 
 def _grids_of(trace) -> object:
