@@ -147,7 +147,7 @@ def test_shaped_nets_become_int8_whole(make):
 
 
 def test_efficientnet_answers_the_same_about_a_photo():
-    """With its trained weights, calibrated on other photographs; benchmarks/quantization.py has the whole table."""
+    """With its trained weights, calibrated on other photographs; docs/quantization.md has the whole table."""
     from PIL import Image
 
     def photo(name, box=None):
