@@ -17,7 +17,9 @@ from typing import Final
 import numpy as np
 
 RIDGE: Final = 1e-3
-"""Share of the mean second moment that is added to each channel's own, so that few samples are not overfitted."""
+"""Share of the mean second moment that is added to each channel's own."""
+DOUBT: Final = 0.1
+"""The same, times channels over rows: with fewer rows than channels every channel seems to be made of the others."""
 _N_BLOCKS: Final = 32
 _POOL: Final = 4
 
@@ -61,10 +63,12 @@ class Moments:
         return np.asarray(self.square / self.n - np.outer(one, other))
 
 
-def regular(square: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
-    """Second moments that can be inverted."""
-    size = float(np.trace(square)) / max(len(square), 1)
-    return np.asarray(square + np.eye(len(square)) * max(size * ridge, 1e-12))
+def regular(square: np.ndarray, n_rows: int) -> np.ndarray:
+    """Second moments that can be inverted, trusted as far as this many rows allow."""
+    n_channels = len(square)
+    ridge = RIDGE + DOUBT * n_channels / max(n_rows, 1)
+    size = float(np.trace(square)) / max(n_channels, 1)
+    return np.asarray(square + np.eye(n_channels) * max(size * ridge, 1e-12))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +78,13 @@ class Weighed:
     Attributes:
         rows: its weights, `(rows, channels)`: every output and kernel position is a row.
         square: second moments of its channels, `(channels, channels)`.
+        n_rows: over how many rows.
         places: where the group's channels lie among them, `(n, times)`: a concatenation may hold them more than once.
     """
 
     rows: np.ndarray
     square: np.ndarray
+    n_rows: int
     places: np.ndarray
 
 
@@ -119,7 +125,7 @@ class _Surgeon:
     """
 
     def __init__(self, consumer: Weighed) -> None:
-        square = regular(consumer.square)
+        square = regular(consumer.square, consumer.n_rows)
         inner = consumer.rows.T.astype(np.float64) @ consumer.rows
         self.inverse = np.linalg.inv(square)
         self.inner = inner / (float(np.sum(inner * square)) or 1.0)
@@ -150,7 +156,7 @@ class _Surgeon:
         self.inverse[at, at] = 1.0
 
 
-def mixing(across: np.ndarray, seen: np.ndarray, kept: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+def mixing(across: np.ndarray, seen: np.ndarray, kept: np.ndarray, n_rows: int) -> np.ndarray:
     """The matrix that makes the best guess of each whole channel from those that are there, `(whole, there)`.
 
     It is drawn towards leaving every channel that is there what it was, which is also what few samples lead to.
@@ -159,7 +165,8 @@ def mixing(across: np.ndarray, seen: np.ndarray, kept: np.ndarray, ridge: float 
         across: second moments of the whole channels with those that are there.
         seen: second moments of those that are there.
         kept: which of the whole channels each of those that are there is.
+        n_rows: over how many rows the moments are.
     """
     plain = np.zeros(across.shape)
     plain[kept, np.arange(len(kept))] = 1
-    return np.asarray(plain + np.linalg.solve(regular(seen, ridge), (across - plain @ seen).T).T)
+    return np.asarray(plain + np.linalg.solve(regular(seen, n_rows), (across - plain @ seen).T).T)

@@ -95,7 +95,7 @@ def _put(
     biased = reach is not None
     across = seen.across.central() if biased else seen.across.square / seen.across.n
     own = seen.own.central() if biased else seen.own.square / seen.own.n
-    mix = mixing(across, own, kept)
+    mix = mixing(across, own, kept, seen.own.n)
     rows = rows_of_weight(weight, consumer).astype(np.float64)
     fitted = rows @ mix
     shape = list(weight.shape)

@@ -186,6 +186,7 @@ def _ranked(
             Weighed(
                 rows=rows_of_weight(weights[nodes[user.node].input[1]], user),
                 square=seen[user.tensor].central(),
+                n_rows=seen[user.tensor].n,
                 places=_places(user, walked, number),
             )
             for user in by_group[number]

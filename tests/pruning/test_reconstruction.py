@@ -42,7 +42,7 @@ def test_moments_of_parts_are_those_of_the_whole(rng) -> None:
 
 def test_the_first_removal_costs_what_brute_force_says(rng) -> None:
     x, weights = rows(rng, 6), rng.standard_normal((9, 6))
-    consumer = Weighed(rows=weights, square=moments_of(x).central(), places=np.arange(6)[:, None])
+    consumer = Weighed(rows=weights, square=moments_of(x).central(), n_rows=len(x), places=np.arange(6)[:, None])
     costs = removal_costs([consumer], 6)
     alone = [lost(x, weights, [other for other in range(6) if other != gone]) for gone in range(6)]
     assert int(np.argmin(costs)) == int(np.argmin(alone))
@@ -54,7 +54,9 @@ def test_repeated_channels_go_first_but_not_both(rng) -> None:
     x = rows(rng, 8)
     x[:, 5] = x[:, 2] * 2
     weights = rng.standard_normal((7, 8))
-    costs = removal_costs([Weighed(rows=weights, square=moments_of(x).central(), places=np.arange(8)[:, None])], 8)
+    costs = removal_costs(
+        [Weighed(rows=weights, square=moments_of(x).central(), n_rows=len(x), places=np.arange(8)[:, None])], 8
+    )
     first, second = np.argsort(costs)[:2]
     assert {int(first)} <= {2, 5}
     assert int(second) not in {2, 5}
@@ -65,7 +67,9 @@ def test_many_channels_go_in_blocks_with_the_same_outcome(rng) -> None:
     latent = rng.standard_normal((3000, 20))
     x = latent @ rng.standard_normal((20, 160)) + 0.01 * rng.standard_normal((3000, 160))
     weights = rng.standard_normal((12, 160))
-    costs = removal_costs([Weighed(rows=weights, square=moments_of(x).central(), places=np.arange(160)[:, None])], 160)
+    costs = removal_costs(
+        [Weighed(rows=weights, square=moments_of(x).central(), n_rows=len(x), places=np.arange(160)[:, None])], 160
+    )
     kept = np.argsort(costs)[-24:]
     assert lost(x, weights, sorted(kept.tolist())) < 0.01
     assert lost(x, weights, list(range(12))) > 0.05
@@ -75,13 +79,10 @@ def test_a_channel_of_two_consumers_costs_both(rng) -> None:
     plenty, none = np.ones((3, 4)), np.zeros((3, 4))
     plenty[:, 1] = none[:, 1] = 0.001
     none[:, 3] = 5.0
-    first = Weighed(
-        rows=plenty, square=moments_of(rng.standard_normal((999, 4))).central(), places=np.arange(4)[:, None]
-    )
-    second = Weighed(
-        rows=none, square=moments_of(rng.standard_normal((999, 4))).central(), places=np.arange(4)[:, None]
-    )
-    costs = removal_costs([first, second], 4)
+    seen = moments_of(rng.standard_normal((999, 4))).central()
+    places = np.arange(4)[:, None]
+    consumers = [Weighed(rows=weights, square=seen, n_rows=999, places=places) for weights in (plenty, none)]
+    costs = removal_costs(consumers, 4)
     assert int(np.argmin(costs)) == 1
     assert np.isinf(costs[3])
 
@@ -90,19 +91,20 @@ def test_mixing_is_least_squares(rng) -> None:
     x = rows(rng, 6)
     kept = np.array([0, 2, 3, 5])
     across, own = moments_of(x, x[:, kept]), moments_of(x[:, kept])
-    mix = mixing(across.central(), own.central(), kept, ridge=1e-9)
+    mix = mixing(across.central(), own.central(), kept, n_rows=10**9)
     centred = x - x.mean(axis=0)
     best = np.linalg.lstsq(centred[:, kept], centred, rcond=None)[0].T
-    assert np.allclose(mix, best, atol=1e-4)
-    assert np.allclose(mix[kept], np.eye(4), atol=1e-4)
+    assert np.allclose(mix, best, atol=2e-2)
+    assert np.allclose(mix[kept], np.eye(4), atol=2e-2)
 
 
 def test_little_known_leaves_what_is_there_alone(rng) -> None:
     x = rows(rng, 6, n=3)
     kept = np.array([1, 4])
     across, own = moments_of(x, x[:, kept]), moments_of(x[:, kept])
-    mix = mixing(across.central(), own.central(), kept, ridge=1e9)
-    assert np.allclose(mix, np.eye(6)[:, kept], atol=1e-3)
+    unsure, sure = (mixing(across.central(), own.central(), kept, n_rows=n) for n in (3, 10**9))
+    plain = np.eye(6)[:, kept]
+    assert np.abs(unsure - plain).sum() < np.abs(sure - plain).sum()
 
 
 @pytest.mark.parametrize(
