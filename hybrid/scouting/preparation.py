@@ -211,7 +211,7 @@ class Preparation:
     def _advance(self, route: Route, progress: Progress, scout: Scout) -> None:
         """The next step for one route: ask, scout, probe, or nothing."""
         if self._variants is not None:
-            self._variants.offer(route)
+            self._variants.offer(route, self._gateways.ready)
         news = self._ask_all(route, progress)
         if not route.holdings:
             route.is_hopeless = progress.is_hopeless(self._gateways)

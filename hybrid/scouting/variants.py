@@ -7,6 +7,7 @@ than the model itself. Nothing is opened for a session whose model lies in no ar
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,8 @@ from hybrid.route.route import Route
 from hybrid.route.variants import LocalVariant, fastest
 from hybrid.schedule.prospect import Prospect
 from hybrid.scouting.background import N_RUNS, BackgroundEngine
+from hybrid.scouting.knowledge import ASK_AGAIN_S
+from hybrid.transport.client import GatewayClient
 
 log = logging.getLogger("hybrid.session")
 
@@ -66,10 +69,17 @@ class Variants:
         for _, _, finder in self._drops:
             finder.look()
         self._engines: dict[str, Engine] = {}
+        self._asked_s: dict[tuple[str, str], float] = {}
 
-    def offer(self, route: Route) -> None:
-        """Gives a route its fastest permitted variant; looks once a route, when the model's own seconds are known."""
-        if route.variants is not None or route.sample is None or route.local_s is None:
+    def offer(self, route: Route, clients: Sequence[GatewayClient]) -> None:
+        """Gives a route its fastest permitted variant: when the model's own seconds are known, and on a new word.
+
+        Args:
+            route: of some shapes.
+            clients: gateways that are connected; asked for calibrations.
+        """
+        has_news = self._ask(route, clients)
+        if (route.variants is not None and not has_news) or route.sample is None or route.local_s is None:
             return
         timed = [found for entry in self._drops if (found := self._timed(route, *entry)) is not None]
         best = fastest(timed, GAIN_RATIO * route.local_s, self._max_accuracy_drop)
@@ -77,6 +87,18 @@ class Variants:
             if best is None or variant.id != best.prospect.variant:
                 self._engines.pop(variant.id, None)
         route.put_variants((best,) if best is not None else ())
+
+    def _ask(self, route: Route, clients: Sequence[GatewayClient]) -> bool:
+        """Asks gateways for calibrations of the variants, now and then; whether one has news."""
+        has_news = False
+        for client in clients if self._drops else ():
+            place = (client.url, route.shape_key.text)
+            last_s = self._asked_s.get(place)
+            if last_s is None or monotonic() - last_s >= ASK_AGAIN_S:
+                self._asked_s[place] = monotonic()
+                asked = [finder.ask(client, route.shape_key.text) for _, _, finder in self._drops]
+                has_news |= any(asked)
+        return has_news
 
     def _timed(self, route: Route, variant: Variant, path: Path, finder: CalibrationFinder) -> LocalVariant | None:
         drop = finder.drop(route.shape_key.text, WHOLE, "none")

@@ -41,7 +41,8 @@ class InferenceSession:
     Takes onnxruntime's own parameters first and has its other methods too (on the local session). Thread-safe.
 
     Args:
-        path_or_bytes: a model file, a model's bytes, or `NAME[:VERSION]` of a model that a gateway holds.
+        path_or_bytes: a model file, an artifact (its folder, or its zip), a model's bytes, or `NAME[:VERSION]` of a
+            model that a gateway holds.
         sess_options: onnxruntime's session options; thread settings hold for heads too.
         providers: onnxruntime's execution providers.
         provider_options: onnxruntime's options of the providers.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.digest import bytes_name, digest_of_bytes, model_digest
+from hybrid.artifact.names import BUNDLE_SUFFIX, MANIFEST_NAME
 from hybrid.errors import ModelInvalid, ModelMissing
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,63})?")
@@ -56,11 +57,12 @@ class Source:
 def parse_model_string(path_or_bytes: str | bytes | os.PathLike[str]) -> Source:
     """The source that a session's first parameter names.
 
-    An existing file, or anything with a separator or a suffix, is a path; a bare `NAME[:VERSION]` is a model of a
-    gateway or agent.
+    An existing file, or anything with a separator or a suffix, is a path, of a model or of an artifact (its folder, or
+    its zip); a bare `NAME[:VERSION]` is a model of a gateway or agent.
 
     Raises:
         ModelMissing: a missing file.
+        ModelInvalid, BadMessage, CorruptContent: an artifact that is not sound.
         TypeError: neither text, path nor bytes.
     """
     if isinstance(path_or_bytes, bytes | bytearray | memoryview):
@@ -71,13 +73,22 @@ def parse_model_string(path_or_bytes: str | bytes | os.PathLike[str]) -> Source:
         )
     path = Path(path_or_bytes)
     if path.is_file():
-        return Source(path=path)
+        return Source(path=_shipped(path) if path.suffix.lower() in (".zip", BUNDLE_SUFFIX) else path)
     text = os.fspath(path_or_bytes)
     has_suffix = Path(text.partition(":")[0]).suffix != ""
     if _NAME.fullmatch(text) and os.sep not in text and "/" not in text and not has_suffix:
         return Source(name=text)
+    if (path / MANIFEST_NAME).is_file():
+        return Source(path=_shipped(path))
     raise ModelMissing(
-        f"no model file at {text}; give an existing .onnx or .tflite file or NAME[:VERSION] of a model",
+        f"no model file at {text}; give an existing .onnx or .tflite file, an artifact or NAME[:VERSION] of a model",
         advice="Check the path; a model that a gateway holds is named without folder, suffix or capital letters.",
         path=text,
     )
+
+
+def _shipped(path: Path) -> Path:
+    """The shipped model of an artifact in a folder or a zip."""
+    from hybrid.artifact.opening import open_artifact
+
+    return open_artifact(path).model_path

@@ -15,6 +15,7 @@ import hybrid
 from hybrid.artifact.attachments import attach
 from hybrid.artifact.folder import Artifact, from_onnx, write_folder
 from hybrid.artifact.manifest import Variant, canonical_bytes
+from hybrid.artifact.stored_zip import pack
 from hybrid.calibration.calibrate import as_attachment
 from hybrid.calibration.record import Calibration, Cell
 
@@ -117,3 +118,26 @@ def test_a_forced_placement_never_falls_back_to_a_variant(artifact, made, own_ke
     output, report, _ = answered(artifact, placement="offload")
     assert (report.placement, report.variant) == ("local", "")
     assert np.array_equal(output, exactly(made[0]))
+
+
+def test_a_model_that_was_pulled_by_name_asks_for_its_variants_calibrations(artifact, own_key, gateway):
+    """The artifact comes without attachments; the gateway has them."""
+    permit(artifact, own_key)
+    gateway.push(artifact.folder, "deep")
+    until_s, variant = time.monotonic() + 20, ""
+    with hybrid.InferenceSession("deep", gateway=gateway.url, token=gateway.token) as session:
+        while variant != "light" and time.monotonic() < until_s:
+            session.run(None, FEEDS)
+            assert session.report is not None
+            variant = session.report.variant
+            time.sleep(0.02)
+    assert variant == "light"
+
+
+def test_an_artifact_opens_by_its_folder_and_as_a_zip(artifact, made, tmp_path):
+    bundle = tmp_path / "deep.zip"
+    pack(artifact, bundle)
+    wanted = onnxruntime.InferenceSession(str(made[0])).run(None, FEEDS)[0]
+    for path in (artifact.folder, str(artifact.folder), bundle):
+        with hybrid.InferenceSession(path, gateway=None) as session:
+            np.testing.assert_array_equal(session.run(None, FEEDS)[0], wanted)
