@@ -75,7 +75,7 @@ class Weights:
 
     def own(self, node: onnx.NodeProto, at: int, read: dict[str, list[onnx.NodeProto]]) -> str:
         """The name of the node's weight at this input, copied first where another node reads it too."""
-        name = node.input[at]
+        name: str = node.input[at]
         if len(read[name]) > 1 or list(node.input).count(name) > 1:
             copied = f"{name}.{node.name}"
             self[copied] = self[name]

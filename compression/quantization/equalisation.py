@@ -153,7 +153,7 @@ def _reach_in(node: onnx.NodeProto, weights: Weights) -> np.ndarray:
 def _scale_out(node: onnx.NodeProto, weights: Weights, scale: np.ndarray) -> None:
     values = weights[node.input[1]]
     if node.op_type == "Gemm":
-        shape = (-1, 1) if attribute(node, "transB", 0) else (1, -1)
+        shape: tuple[int, ...] = (-1, 1) if attribute(node, "transB", 0) else (1, -1)
     else:
         shape = (-1, *[1] * (values.ndim - 1))
     weights[node.input[1]] = values * scale.reshape(shape)

@@ -139,7 +139,7 @@ def _levels(blocks: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded(blocks: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
-    return np.clip(np.rint(blocks / scale[..., None]), -half, half - 1)
+    return np.asarray(np.clip(np.rint(blocks / scale[..., None]), -half, half - 1))
 
 
 def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
