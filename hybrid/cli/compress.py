@@ -120,7 +120,6 @@ def compress(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Search, judge, ship."""
-    from hybrid.artifact.publishers import read_key
     from hybrid.compress.job import Job
 
     path = _path(model, gateway, token)
@@ -145,7 +144,7 @@ def compress(
         seed=seed,
         threads=threads,
         emulation=emulation,
-        sign=read_key(key_path(sign)) if sign is not None else None,
+        sign=_key(sign),
         name=name,
         version=version,
         again=again,
@@ -206,6 +205,12 @@ def _tell(job: "Job", found: "Result", *, json: bool) -> None:
             note("nothing was won: more samples, a larger --max-drop or --budget, or --train-script may help")
     if found.artifact is None:
         raise typer.Exit(ExitCode.NOTHING_WON)
+
+
+def _key(sign: str | None) -> bytes | None:
+    from hybrid.artifact.publishers import read_key
+
+    return read_key(key_path(sign)) if sign is not None else None
 
 
 def _path(model: str | None, gateway: str, token: str | None) -> Path | None:

@@ -99,9 +99,7 @@ def compress(
             training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
             refuse_overlap(material, training.inputs)
         journal = held.enter_context(Journal(work, _facts(job, base, material, training), again=job.again))
-        trainer = None
-        if training is not None:
-            trainer = Trainer(training_set=training, journal=journal, seed=job.seed, left_s=left_s, stage=watch.stage)
+        trainer = _trainer(job, training, journal, left_s, watch)
         bench = Bench(
             maker=Maker(
                 path=base.path,
@@ -139,10 +137,11 @@ def _result(job: Job, base: Base, bench: Bench, watch: Watch, left_s: Callable[[
         splits=learned.splits,
     )
     shipped = variant_ids(judgement.shipped)
-    paths = write_report(report, job.out)
     artifact = None
     if shipped or learned.splits:
-        artifact = write_artifact(job, base, bench.material, Shipment(shipped, learned.splits), report)
+        shipment, work = Shipment(shipped, learned.splits), bench.journal.folder
+        artifact = write_artifact(job, base, bench.material, shipment, report, work=work)
+    paths = write_report(report, job.out)  # last: what it says is shipped is there
     return Result(
         artifact=artifact,
         report=report,
@@ -181,6 +180,14 @@ def _training(job: Job, watch: Watch) -> "TrainingSet | None":
 
     watch.stage("the training script")
     return load_script(job.train_script)
+
+
+def _trainer(
+    job: Job, training: "TrainingSet | None", journal: Journal, left_s: Callable[[], float], watch: Watch
+) -> Trainer | None:
+    if training is None:
+        return None
+    return Trainer(training_set=training, journal=journal, seed=job.seed, left_s=left_s, stage=watch.stage)
 
 
 def _facts(job: Job, base: Base, material: Material, training: "TrainingSet | None") -> list[object]:

@@ -1,7 +1,8 @@
 """The artifact of a search: the original, the variants that won, golden files, calibrations and the report.
 
-Design: everything is laid out in a folder beside the place where it belongs, verified there, and renamed into it: an
-artifact is there whole or not at all. The report lies beside it too, so that it is there also where nothing was won.
+Design: everything is laid out in the journal's folder, beside the place where it belongs, verified there, and renamed
+into it: an artifact is there whole or not at all. The report lies beside it too, so that it is there also where nothing
+was won.
 """
 
 import hashlib
@@ -85,7 +86,9 @@ class Shipment:
     splits: Sequence[LearnedSplit] = ()
 
 
-def write_artifact(job: Job, base: Base, material: Material, shipment: Shipment, report: Report) -> Artifact:
+def write_artifact(
+    job: Job, base: Base, material: Material, shipment: Shipment, report: Report, *, work: Path
+) -> Artifact:
     """The artifact, whole, at its place.
 
     Args:
@@ -94,14 +97,14 @@ def write_artifact(job: Job, base: Base, material: Material, shipment: Shipment,
         material: samples.
         shipment: what was won.
         report: attached.
+        work: the journal's folder, beside the artifact's place.
 
     Raises:
         DiskFull, StorageError: nothing is left behind.
     """
     wanted_bytes = base.n_bytes + sum(each.n_bytes for each in shipment.variants.values())
     with storing(job.out, wanted_bytes):
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=job.out.parent, prefix=".tmp-"))
+        staging = Path(tempfile.mkdtemp(dir=work, prefix=".tmp-"))  # the journal sweeps what a kill leaves
         try:
             _laid_out(staging, job, base, material, shipment)
             artifact = open_folder(staging)

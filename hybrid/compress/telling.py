@@ -103,22 +103,24 @@ def told(
         sensitivities=_sensitivities(bench),
         staircase={str(width): each for width, each in (searched.staircase or {}).items()} or None,
         refused=tuple(refused),
-        splits=tuple(
-            SplitTold(
-                id=each.entry.id,
-                cut=each.entry.cut,
-                n=each.cell.n,
-                drop=each.cell.drop,
-                low=each.cell.drop_low,
-                high=each.cell.drop_high,
-                raw_bytes=each.cell.raw_bytes,
-                n_bytes=each.cell.n_bytes,
-            )
-            for each in splits
-        ),
+        splits=tuple(map(_split, splits)),
         shown=_shown(base.path, bench, {name: each.path for name, each in shipped.items()}),
         remarks=tuple(remarks),
         power=timer.power.source,
+    )
+
+
+def _split(split: LearnedSplit) -> SplitTold:
+    cell = split.cell
+    return SplitTold(
+        id=split.entry.id,
+        cut=split.entry.cut,
+        n=cell.n,
+        drop=cell.drop,
+        low=cell.drop_low,
+        high=cell.drop_high,
+        raw_bytes=cell.raw_bytes,
+        n_bytes=cell.n_bytes,
     )
 
 

@@ -191,8 +191,26 @@ def test_a_full_disk_leaves_no_artifact_and_says_so(job, by_size, monkeypatch):
         with pytest.raises(DiskFull):
             compress(job, timer=by_size)
     assert not job.out.exists()
-    assert not list(job.out.parent.glob(".tmp-*"))
+    assert not list(job.out.parent.glob("**/.tmp-*"))
+    assert not job.out.with_name("small.report.json").exists()
     assert compress(job, timer=by_size).artifact is not None
+
+
+def test_killed_while_the_artifact_is_laid_out_nothing_stays(job, by_size, whole, done, monkeypatch):
+    """The next call sweeps what the killed one had copied."""
+    from hybrid.compress import shipping
+
+    def killed(*_: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shipping, "place_folder", killed)
+        patch.setattr(shipping.shutil, "rmtree", lambda *_args, **_options: None)
+        with pytest.raises(_Killed):
+            compress(job, timer=by_size)
+    assert list(job.out.parent.glob("**/.tmp-*"))
+    assert judged(compress(job, timer=by_size).report) == judged(whole.report)
+    assert not list(job.out.parent.glob("**/.tmp-*"))
 
 
 class _AllTheSame(BySize):

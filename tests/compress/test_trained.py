@@ -1,0 +1,150 @@
+"""With a training script: pruned, distilled, rounded models and students; the same again gives the same."""
+
+from dataclasses import replace
+
+import msgspec
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from compression.errors import InvalidTrainingSet  # noqa: E402
+from compression.training.script import load_script  # noqa: E402
+from hybrid.artifact.folder import open_folder, verify  # noqa: E402
+from hybrid.compress import compress  # noqa: E402
+from hybrid.compress.journal import Journal  # noqa: E402
+from hybrid.compress.making import Maker  # noqa: E402
+from hybrid.compress.material import gathered  # noqa: E402
+from hybrid.compress.recipe import Recipe  # noqa: E402
+from hybrid.compress.trained import Trainer, digest, matched  # noqa: E402
+from hybrid.compress.uncompressed import base_of  # noqa: E402
+from hybrid.errors import DataUnfit  # noqa: E402
+from tests.compress.conftest import N  # noqa: E402
+
+SCRIPT = """
+import torch
+from compression.training.training_set import TrainingSet
+from tests.compress import nets
+
+def net(width):
+    layers = torch.nn
+    return layers.Sequential(
+        layers.Conv2d(1, width, 3, padding=1), layers.BatchNorm2d(width), layers.ReLU(),
+        layers.Conv2d(width, 2 * width, 3, padding=1), layers.BatchNorm2d(2 * width), layers.ReLU(),
+        layers.MaxPool2d(4), layers.Flatten(), layers.Linear(18 * width, nets.N_CLASSES),
+    )
+
+def training(seed=SEED):
+    x, labels = nets.samples(480, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = net(16)
+        optimizer = torch.optim.Adam(module.parameters(), 3e-3)
+        for start in [*range(0, 480, 48)] * 2:
+            scores = module(torch.from_numpy(x[start : start + 48]))
+            loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels[start : start + 48]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    print("what a script prints is nobody's result")
+    return TrainingSet(module=module.eval(), inputs={"x": x}, labels=labels, student=lambda: net(4))
+"""
+
+
+@pytest.fixture(scope="session")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(SCRIPT.replace("SEED", "11"))
+    return f"{path}:training"
+
+
+@pytest.fixture
+def maker(job, script, tmp_path):
+    """Makes models of the script's module."""
+    training = load_script(script)
+    job = replace(job, model=None, train_script=script)
+    base = base_of(job, tmp_path / "work", training)
+    material = gathered(job, base.path)
+    training = matched(training, base.path, ["x"], [spec.name for spec in material.outputs])
+    with Journal(tmp_path / "work", [digest(training)]) as journal:
+        trainer = Trainer(training_set=training, journal=journal, seed=0, left_s=lambda: 60.0)
+        yield Maker(path=base.path, material=material, journal=journal, trainer=trainer)
+
+
+def test_a_pruned_model_that_was_trained_is_smaller_and_learns_its_task(maker):
+    from hybrid.compress.grading import graded
+
+    untrained = Recipe(pruned="module", ratio=0.5, multiple=8)
+    trained = msgspec.structs.replace(untrained, epochs=4)
+    part = maker.material.parts.judge
+    grades = [graded(maker.model(recipe)[0], maker.material, part) for recipe in (untrained, trained)]
+    assert grades[1].drop < grades[0].drop
+    assert maker.model(trained)[0].stat().st_size < 0.6 * maker.path.stat().st_size
+    assert "trained" in " ".join(maker.model(trained)[1].notes)
+    assert maker.model(untrained)[0].stat().st_size == pytest.approx(maker.model(trained)[0].stat().st_size, rel=0.02)
+
+
+def test_the_same_recipe_and_seed_give_the_same_bytes(maker, tmp_path):
+    recipe = Recipe(pruned="module", ratio=0.5, multiple=8, epochs=1, precision="int8")
+    with Journal(tmp_path / "other", []) as journal:
+        other = replace(maker, journal=journal, trainer=replace(maker.trainer, journal=journal))
+        assert other.model(recipe)[0].read_bytes() == maker.model(recipe)[0].read_bytes()
+
+
+@pytest.mark.parametrize("way", ["qat", "adaround"])
+def test_rounding_is_trained_and_ends_in_int8(maker, way):
+    from hybrid.compress.grading import graded
+
+    path, made = maker.model(Recipe(precision="int8", trained_int8=way, epochs=2))
+    assert made.n_int8 >= 2
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+    assert graded(path, maker.material, maker.material.parts.judge).drop < 0.1
+
+
+def test_a_student_is_the_scripts_own(maker):
+    path, _ = maker.model(Recipe(source="student", epochs=2))
+    assert path.stat().st_size < 0.4 * maker.path.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, script, by_size, monkeypatch):
+    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: (Recipe(pruned="module"),))
+    monkeypatch.setattr("hybrid.compress.run.staircase_of", _steps)
+    monkeypatch.setattr("hybrid.compress.search.N_RATIOS", 2)
+    monkeypatch.setattr("hybrid.compress.space.engines", lambda _bench: ())
+    result = compress(replace(job, model=None, train_script=script, epochs=4), timer=by_size)
+    assert result.artifact is not None
+    verify(open_folder(job.out))
+    assert result.artifact.manifest.name == "training"
+    first = result.report.candidates[0]
+    assert (first.recipe.pruned, first.recipe.precision) == ("module", "int8")
+    assert first.recipe.epochs > 0
+    assert first.bytes_ratio is not None
+    assert first.bytes_ratio < 0.3
+    assert result.report.staircase == {"64": 1.0}
+
+
+def _steps(_bench):
+    from hybrid.compress.space import Steps
+
+    return Steps(multiple=8, clear=True, seconds={64: 1.0})
+
+
+def test_samples_that_it_was_trained_on_cannot_judge(job, tmp_path, by_size):
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.replace("SEED", "1").replace("480", str(N)))
+    with pytest.raises(DataUnfit, match="are among the training script's inputs"):
+        compress(replace(job, model=None, train_script=f"{path}:training"), timer=by_size)
+
+
+def test_a_script_of_another_model_is_refused_by_name(job, script, net, by_size):
+    with pytest.raises(InvalidTrainingSet, match=r"answers otherwise than net\.onnx"):
+        compress(replace(job, train_script=script), timer=by_size)
+
+
+def test_what_a_script_prints_is_no_part_of_the_commands_result(hybrid_here, script, data, tmp_path, monkeypatch):
+    words = ["compress", "--train-script", script, "--data", str(data / "x.npz"), "--labels", str(data / "y.npy")]
+    done = hybrid_here(*words, "--out", "small", "--max-drop", "0.0001", "--json")
+    assert done.stdout.startswith('{"ok":false')
+    assert "nobody's result" in done.stderr
