@@ -122,9 +122,8 @@ def compress(
     """Search, judge, ship."""
     from hybrid.compress.job import Job
 
-    path = _path(model, gateway, token)
     job = Job(
-        model=path,
+        model=(path := _path(model, gateway, token)),
         data=data,
         out=out,
         labels=labels,

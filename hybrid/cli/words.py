@@ -14,6 +14,7 @@ SUMMARIES = {
     "bench": "Models, machines, links and policies against each other, on a virtual clock.",
     "calibrate": "Measure what lossy codecs cost a model in accuracy, and sign it.",
     "cascade": "Put a small and a large model into one artifact: the small one answers where it is sure.",
+    "compress": "Make a smaller, faster model for one device, under a floor on accuracy.",
     "demo": "See a device and a gateway answer together while the link between them changes.",
     "devices": "List the machines and links that can be emulated, with the source of every figure.",
     "doctor": "Say what this machine is, what works here, and how to mend what does not.",
@@ -46,6 +47,7 @@ _EXTRAS = {
     "rapidocr": "demo",
     "skimage": "demo",
     "torch": "compression",
+    "torch_pruning": "compression",
     "ai_edge_litert": "tflite",
 }
 """The extra that brings a package, by the name under which it is imported."""
