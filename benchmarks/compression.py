@@ -1,17 +1,18 @@
 """What `hybrid compress` and its rooms gain beside other tools: one record a claim.
 
-python -m benchmarks.compression [shapes] [digits] [fashion] [tflite]      # all by default; but for shapes they train
+python -m benchmarks.compression [shapes] [photos] [digits] [fashion] [tflite]    # all by default; the last three train
 """
 
 import argparse
 import sys
 from typing import Final
 
-from benchmarks.compression_parts import digits, fashion, shapes, tflite
+from benchmarks.compression_parts import digits, fashion, photos, shapes, tflite
 from benchmarks.report import publish
 
 PARTS: Final = {
     "shapes": shapes.measured,
+    "photos": photos.measured,
     "digits": digits.measured,
     "fashion": fashion.measured,
     "tflite": tflite.measured,
