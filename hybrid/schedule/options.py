@@ -20,8 +20,8 @@ class Options:
     Attributes:
         objective: what the planner minimises: `latency`, `throughput` (the slowest stage), `energy`, `bytes`.
         placement: `auto`, or one forced: `local`, `offload`, `split` (the best interior cut), `split:CUT_ID`.
-        codec: `auto`, `none`, a codec's name, or `split:ID` of the model's artifact; a lossy one is used only when it is
-            named here or calibrated.
+        codec: `auto`, `none`, a codec's name, or `split:ID` of the model's artifact; a lossy one is used only when it
+            is named here or calibrated.
         fallback: when False, a forced placement that cannot be had raises `PlacementUnavailable` and does not run
             locally instead; the first run then waits until the placement is prepared.
         deadline_s: seconds that a run may take before it raises `DeadlinePassed`; None for no limit.
