@@ -64,8 +64,8 @@ def measured(n_rounds: int = 40) -> Record:
         method=(
             f"{len(images)} crops of {len(PHOTOS)} photographs, {n_labelled} of which show what ImageNet has a class"
             " for; every second crop calibrates and the others are asked, then the other way round. Flips are labelled"
-            " crops whose first class is another one than fp32's, of one half and of the other. One thread, in turns, medians"
-            f" of {n_rounds} turns."
+            " crops whose first class is another one than fp32's, of one half and of the other. One thread, in turns,"
+            f" medians of {n_rounds} turns."
         ),
         seed=0,
         columns=("form", "flips of the halves", "times smaller", "ms", "times faster"),
