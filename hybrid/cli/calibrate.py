@@ -10,6 +10,7 @@ import typer
 from hybrid.cli.gateway_choice import connected
 from hybrid.cli.model_argument import GivenModel, open_model
 from hybrid.cli.output import note, progress, result
+from hybrid.cli.sample_flags import Data, Labels, PixelsOption, Shape, Tolerance
 from hybrid.cli.signing_key import key_path
 from hybrid.errors import HybridError, UnknownSplit
 
@@ -45,19 +46,6 @@ Examples:
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
-Data = Annotated[
-    Path, typer.Option("--data", help="Samples: an .npz or .npy of ready inputs, or a folder of these or of images.")
-]
-Labels = Annotated[
-    Path | None, typer.Option("--labels", help="Right classes: a .csv of file and class, an .npy, or one a line.")
-]
-PixelsOption = Annotated[
-    str | None,
-    typer.Option("--pixels", help="How pixels become inputs: unit, signed, imagenet, raw, JSON, or a JSON file."),
-]
-Shape = Annotated[
-    list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
-]
 Codecs = Annotated[
     str, typer.Option("--codecs", help="Names with commas between them; all by default, and the splits.")
 ]
@@ -66,9 +54,6 @@ Cuts = Annotated[
 ]
 MetricOption = Annotated[
     Literal["auto", "accuracy", "agreement", "fidelity"], typer.Option("--metric", help="What a drop is.")
-]
-Tolerance = Annotated[
-    float, typer.Option("--tolerance", help="For fidelity: relative distance that counts as the same.", min=0.0)
 ]
 Budget = Annotated[float, typer.Option("--budget", help="Seconds to spend; each cut gets its share.", min=1)]
 Sign = Annotated[

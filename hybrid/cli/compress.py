@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hybrid.cli.output import note, progress, result
+from hybrid.cli.sample_flags import Data, Labels, PixelsOption, Shape, Tolerance
 from hybrid.cli.signing_key import key_path
 
 if TYPE_CHECKING:
@@ -41,25 +42,9 @@ Model = Annotated[
         help="An .onnx file, an artifact, or NAME[:VERSION]; without one the training script's.", metavar="[MODEL]"
     ),
 ]
-Data = Annotated[
-    Path, typer.Option("--data", help="Samples: an .npz or .npy of ready inputs, or a folder of these or of images.")
-]
-Labels = Annotated[
-    Path | None, typer.Option("--labels", help="Right classes: a .csv of file and class, an .npy, or one a line.")
-]
-PixelsOption = Annotated[
-    str | None,
-    typer.Option("--pixels", help="How pixels become inputs: unit, signed, imagenet, raw, JSON, or a JSON file."),
-]
-Shape = Annotated[
-    list[str] | None, typer.Option("--shape", help="Sizes of an image input that leaves them open: 1x3x224x224.")
-]
 MetricOption = Annotated[
     Literal["auto", "accuracy", "agreement", "fidelity"],
     typer.Option("--metric", help="What a drop is; for embeddings, boxes and the like: fidelity."),
-]
-Tolerance = Annotated[
-    float, typer.Option("--tolerance", help="For fidelity: relative distance that counts as the same.", min=0.0)
 ]
 Script = Annotated[
     str,
