@@ -92,6 +92,8 @@ def _last_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
     place = f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" (line {error.lineno} of {Path(error.filename).name})"
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1] + place
 
 

@@ -99,7 +99,10 @@ class Bench:
     def _cost(self, found: Timed) -> Cost | None:
         if found.seconds is None or found.original is None:
             return None
-        return Cost(seconds=found.seconds.p50_s / found.original.p50_s, bytes=found.n_bytes / self.original_bytes)
+        mine, whole = found.seconds, found.original
+        # Of both, as the rules ask: other work on the machine moves a median, and a fastest run alone is luck.
+        seconds = max(mine.p50_s / whole.p50_s, mine.low_s / whole.low_s)
+        return Cost(seconds=seconds, bytes=found.n_bytes / self.original_bytes)
 
     def _time(self, recipe: Recipe) -> Timed:
         key = ["time", recipe, self.maker.saving if recipe.pruned == "graph" else "", *device_key(self.timer.told)]
