@@ -44,6 +44,12 @@ calibrate no.onnx --data x.npy      | NOT_FOUND   | model_missing
 calibrate broken.onnx --data x.npy  | FAILED      | model_invalid
 calibrate sound.onnx --data no.npy  | NOT_FOUND   | not_found
 calibrate sound.onnx                | USAGE       | usage
+compress no.onnx --data x.npy --out new | NOT_FOUND | model_missing
+compress broken.onnx --data x.npy --out new | FAILED | model_invalid
+compress sound.onnx --data no.npy --out new | NOT_FOUND | not_found
+compress sound.onnx --data x.npy --out new --device nosuch | NOT_FOUND | catalog_unknown
+compress sound.onnx --data x.npy    | USAGE       | usage
+compress --train-script no.py:f --data x.npy --out new | FAILED | training_set_invalid
 cascade --nosuch                    | USAGE       | usage
 completion nosuch                   | USAGE       | usage
 demo --nosuch                       | USAGE       | usage
