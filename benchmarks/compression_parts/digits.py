@@ -18,8 +18,8 @@ from compression.training.exporting import export
 from hybrid.calibration.intervals import paired_drop
 
 SEEDS: Final = (0, 1, 2)
-MAX_DROP: Final = 0.02
-"""300 held samples cannot show less; the accuracy on the 540 test images stands in the table."""
+MAX_DROP: Final = 0.05
+"""168 of the 300 held samples judge: each answer lost costs a point of the bound. The table judges by the 540 others."""
 LEAST_SMALLER, LEAST_FASTER = 12.0, 6.0
 N_CALIBRATED: Final = 300
 FINE_TUNING: Final = 3

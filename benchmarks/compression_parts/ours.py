@@ -38,7 +38,7 @@ def compressed(task: Task, seed: int, *, max_drop: float, minutes: float, object
     """
     out = CACHE / f"{task.name}-{seed}-{objective}-{max_drop:g}"
     if not out.is_dir():
-        data, labels = out.with_suffix(".npz"), out.with_suffix(".npy")
+        data, labels = (CACHE / f"{out.name}.{kind}" for kind in ("npz", "npy"))
         CACHE.mkdir(parents=True, exist_ok=True)
         np.savez(data, image=task.held_images)
         np.save(labels, task.held_labels.astype(np.int64))
