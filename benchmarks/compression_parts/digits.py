@@ -19,7 +19,7 @@ from hybrid.calibration.intervals import paired_drop
 
 SEEDS: Final = (0, 1, 2)
 MAX_DROP: Final = 0.05
-"""168 of the 300 held samples judge: each answer lost costs a point of the bound. The table judges by the 540 others."""
+"""168 of the 300 held samples judge: each answer lost costs a point of the bound. The table judges by others."""
 LEAST_SMALLER, LEAST_FASTER = 12.0, 6.0
 N_CALIBRATED: Final = 300
 FINE_TUNING: Final = 3
