@@ -34,30 +34,6 @@ class Bottleneck:
     trained: Trained
 
 
-def train_bottleneck(
-    training_set: TrainingSet,
-    at: str,
-    *,
-    crossing: Crossing | None = None,
-    shape: BottleneckShape | None = None,
-    recipe: BottleneckRecipe | None = None,
-    seed: int = 0,
-    budget_s: float | None = None,
-    stepped: Stepped | None = None,
-) -> Bottleneck:
-    """The first of `train_bottlenecks`."""
-    return train_bottlenecks(
-        training_set,
-        at,
-        crossing=crossing,
-        shape=shape,
-        recipe=recipe,
-        seed=seed,
-        budget_s=budget_s,
-        stepped=stepped,
-    )[0]
-
-
 def train_bottlenecks(
     training_set: TrainingSet,
     at: str,

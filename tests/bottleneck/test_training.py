@@ -13,9 +13,14 @@ from compression.bottleneck.bottleneck_recipe import BottleneckRecipe, Bottlenec
 from compression.bottleneck.graph import Crossing  # noqa: E402
 from compression.bottleneck.network import Decoder, Encoder, Probabilities, pads_of  # noqa: E402
 from compression.bottleneck.submodules import find_submodule, replaced, submodules_after  # noqa: E402
-from compression.bottleneck.training import train_bottleneck, train_bottlenecks  # noqa: E402
+from compression.bottleneck.training import train_bottlenecks  # noqa: E402
 from compression.errors import NotTrainable  # noqa: E402
 from compression.training.training_set import TrainingSet  # noqa: E402
+
+
+def train_bottleneck(*given, **wanted):
+    """The only one of a recipe with one step."""
+    return train_bottlenecks(*given, **wanted)[0]
 
 
 class Net(torch.nn.Module):
