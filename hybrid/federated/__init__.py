@@ -1,0 +1,1 @@
+"""Learning together: rounds on devices, their updates small and private, and what comes of them."""
