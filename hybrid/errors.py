@@ -125,6 +125,13 @@ class DataUnfit(PlanError, ValueError):
     http_status = 400
 
 
+class CampaignImpossible(PlanError, ValueError):
+    """A campaign of rounds whose wishes cannot be had, or not together; the message says which and why."""
+
+    code = "campaign_impossible"
+    http_status = 400
+
+
 class LinkError(HybridError, ConnectionError):
     """The way to the gateway: wait, or compute locally."""
 

@@ -93,6 +93,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "outputs are the same whatever goes in.",
         "Do what the message says: more samples, other labels, or a larger --max-drop.",
     ),
+    "campaign_impossible": Explanation(
+        "The campaign of rounds that was ordered cannot be had, or not with all of its wishes together.",
+        "Some wishes exclude each other (secure aggregation and a robust rule, say), or the model's variant has no "
+        "tensors that may learn.",
+        "Do what the message says; docs/rounds.md lists what goes together.",
+    ),
     "link": Explanation(
         "The way to the gateway failed.",
         "Networks end, stall and come back.",

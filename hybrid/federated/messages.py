@@ -1,0 +1,237 @@
+"""The messages of a campaign's calls between a box and its gateway, MessagePack; docs/rounds.md has the rules.
+
+Design: fields that a reader does not know are ignored and new ones have defaults, as in `hybrid.fleet.messages`.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+from hybrid.federated.campaign import Coding, Training
+from hybrid.federated.layout import Layout
+from hybrid.fleet.messages import Message
+
+PROTOCOL: Final = 1
+INLINE_BYTES: Final = 64 << 10
+"""Weights and updates up to this size travel inside the messages."""
+
+TaskKind = Literal["train", "evaluate", "secure"]
+UpdateState = Literal["accepted", "stale", "rejected", "closed", "gave-up"]
+"""What became of an update, for good."""
+
+
+class Offer(Message, frozen=True):
+    """A model that the box holds and could train.
+
+    Attributes:
+        model, artifact_digest, variant: what answers there now.
+        n_samples: labelled samples that it may train on.
+    """
+
+    model: str
+    artifact_digest: str
+    variant: str
+    n_samples: int
+
+
+class Condition(Message, frozen=True):
+    """How the box is: on mains, its link metered, and whether all is well."""
+
+    is_on_mains: bool = True
+    is_metered: bool = False
+    is_well: bool = True
+
+
+class Held(Message, frozen=True):
+    """Which view of a campaign the box holds."""
+
+    campaign: str
+    step: int
+
+
+class TaskCall(Message, frozen=True):
+    """Ask for a task.
+
+    Attributes:
+        epoch: of the installation.
+        wait_s: how long the answer may take, 0 to 300.
+        refused: tasks that the box has given up, since it last asked.
+    """
+
+    epoch: str
+    wait_s: float = 0.0
+    offers: tuple[Offer, ...] = ()
+    condition: Condition = Condition()
+    held: tuple[Held, ...] = ()
+    refused: tuple[str, ...] = ()
+    protocol: int = PROTOCOL
+
+
+class Difference(Message, frozen=True):
+    """One link of the chain of views, from `step - 1` to `step`; `form` and `content` as `hybrid.federated.coding`."""
+
+    step: int
+    form: str
+    content: bytes
+
+
+class Weights(Message, frozen=True):
+    """How a box comes from what it holds to a step's view.
+
+    Attributes:
+        step: the view's.
+        sha256: of the view, float32, little-endian.
+        whole: the view itself; empty where differences do, or where it is to be fetched.
+        differences: from the view that the box holds, in order.
+        n_bytes: of what `GET …/steps/STEP?have=HELD` answers (this struct, whole, MessagePack); 0 where all is here.
+        control: SCAFFOLD's server variate as float32; empty without.
+    """
+
+    step: int
+    sha256: str
+    whole: bytes = b""
+    differences: tuple[Difference, ...] = ()
+    n_bytes: int = 0
+    control: bytes = b""
+
+
+class Task(Message, frozen=True):
+    """A lease.
+
+    Attributes:
+        id: names it for good; unique over all campaigns.
+        campaign: which.
+        kind: what to do.
+        model, artifact_digest, variant: with what; the box must hold exactly this artifact, or the base that it names.
+        layout: of what learns; personal tensors are not in it.
+        weights: the step to begin with.
+        lease_s: seconds until the lease ends.
+        seed: of the box's training.
+        clip: norm to which the update is clipped after the residual was added; 0 for none.
+        is_adaptive: whether the update carries the bit that adapts the clip norm.
+        is_uniform: whether the number of samples must not be told.
+        scaffold: whether control variates are wanted.
+        secure: parameters of secure aggregation (`hybrid.federated.secure`), empty without.
+    """
+
+    id: str
+    campaign: str
+    kind: TaskKind
+    model: str
+    artifact_digest: str
+    variant: str
+    layout: Layout
+    weights: Weights
+    lease_s: float
+    seed: int = 0
+    training: Training = Training()
+    coding: Coding = Coding()
+    clip: float = 0.0
+    is_adaptive: bool = False
+    is_uniform: bool = False
+    scaffold: bool = False
+    secure: bytes = b""
+
+
+class TaskAnswer(Message, frozen=True):
+    """A task, or none; `poll_after_s` bounds the random pause before the next call; `ended`: campaigns to forget."""
+
+    task: Task | None = None
+    poll_after_s: float = 0.0
+    ended: tuple[str, ...] = ()
+
+
+class UpdateCall(Message, frozen=True):
+    """What a box learned.
+
+    Attributes:
+        task, campaign, step: as in the task; the same triple always brings the same bytes.
+        form: of the coding.
+        content: the update; empty where it was brought as a blob.
+        sha256, n_bytes: of the content.
+        control: SCAFFOLD's difference of the device's variate, in the same form; empty without.
+        n_samples: that it trained on; 1 where weights are uniform.
+        loss_before, loss_after: mean over those samples; 0 where privacy forbids to tell.
+        is_below_clip: the bit for adaptive clipping.
+        train_s: that training took.
+        next: asks for the next task with it; None does not.
+    """
+
+    epoch: str
+    task: str
+    campaign: str
+    step: int
+    form: str
+    sha256: str
+    n_bytes: int
+    content: bytes = b""
+    control: bytes = b""
+    n_samples: int = 1
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+    is_below_clip: bool = False
+    train_s: float = 0.0
+    next: TaskCall | None = None
+    protocol: int = PROTOCOL
+
+
+class UpdateAnswer(Message, frozen=True):
+    """What became of an update; `gate` and `reason` where it does not count; the next task where one was asked for."""
+
+    state: UpdateState
+    gate: str = ""
+    reason: str = ""
+    next: TaskAnswer | None = None
+
+
+class EvaluationCall(Message, frozen=True):
+    """How a candidate and its base answered on samples of the box that no training saw; counts alone.
+
+    Attributes:
+        n: samples.
+        n_right, n_base_right: answers that were right.
+        n_lost, n_won: right before and wrong now, and the reverse.
+    """
+
+    epoch: str
+    task: str
+    campaign: str
+    step: int
+    n: int
+    n_right: int
+    n_base_right: int
+    n_lost: int
+    n_won: int
+    protocol: int = PROTOCOL
+
+
+class EvaluationAnswer(Message, frozen=True):
+    """Whether it was taken."""
+
+    state: Literal["accepted", "closed"]
+
+
+class SecureCall(Message, frozen=True):
+    """One stage of secure aggregation; `content` as `hybrid.federated.secure` says; empty asks what comes next."""
+
+    epoch: str
+    task: str
+    campaign: str
+    stage: str
+    content: bytes = b""
+    wait_s: float = 0.0
+    protocol: int = PROTOCOL
+
+
+class SecureAnswer(Message, frozen=True):
+    """What the box must do next: `stage` and its `content`; `wait` asks again; `done` and `excluded` are final."""
+
+    state: Literal["go-on", "wait", "done", "excluded"]
+    stage: str = ""
+    content: bytes = b""
+    reason: str = ""
+
+
+def encoded(message: Message) -> bytes:
+    """As it travels."""
+    return msgspec.msgpack.encode(message)
