@@ -14,7 +14,7 @@ from hybrid.compress.recipe import Recipe
 from hybrid.compress.rules import Facts, Status, verdict
 
 MOST_JUDGED: Final = 6
-"""Finalists; each one more is one more chance to pass by luck."""
+"""Finalists of an engine; each one more is one more chance to pass by luck."""
 
 MOST_SHIPPED: Final = 3
 """Variants of an artifact beside the original: boxes fetch them all."""
@@ -65,7 +65,7 @@ def judged(
         job: what was asked for.
         bench: has tried them.
         recipes: the best first.
-        runners_up: judged one after the other where none of these passes, until one does.
+        runners_up: judged one after the other where none of these passes for their engine, until one does.
         runtimes: to compare in; None for all that are here.
 
     Raises:
@@ -78,8 +78,10 @@ def judged(
     original, *timings = bench.timer([bench.maker.path, *paths], feeds)
     found: list[Judged] = []
     for recipe, path, timing in zip(every, paths, timings, strict=True):
-        if recipe in runners_up and any(each.status == "shipped" for each in found):
-            break
+        if recipe in runners_up and any(
+            each.status == "shipped" and each.recipe.engine == recipe.engine for each in found
+        ):
+            continue
         bench.stage(f"judging {recipe.text}")
         differing = _differing(bench, recipe, path, runtimes)
         entry = _one(job, bench, recipe, (timing, original), differing)

@@ -122,13 +122,27 @@ def finalists(space: Space, done: Done, most: int) -> list[Recipe]:
 
 
 def runners_up(space: Space, done: Done, front: Sequence[Recipe], most: int) -> list[Recipe]:
-    """The next best that hold the floor, for where the last judgement turns the front down; models that differ."""
+    """The next best that hold the floor, where the last judgement turns an engine's front down; models that differ.
+
+    Args:
+        space, done: of the search.
+        front: what is judged in any case.
+        most: recipes that may be judged for one engine, its part of the front among them.
+    """
     known = {cost for recipe in front if (cost := done.cost(recipe)) is not None}
     found = []
     for recipe, cost, grade in _graded(done):
         if holds(space, grade) and value(space, cost) <= GAIN_RATIO and cost not in known and recipe not in front:
             found.append((value(space, cost), grade.drop, recipe.n_steps, recipe.digest, recipe))
-    return [recipe for *_, recipe in sorted(found, key=lambda entry: entry[:4])[: max(0, most - len(front))]]
+    n_left = {recipe.engine: most for *_, recipe in found}
+    for recipe in front:
+        n_left[recipe.engine] = n_left.get(recipe.engine, most) - 1
+    kept = []
+    for *_, recipe in sorted(found, key=lambda entry: entry[:4]):
+        if n_left[recipe.engine] > 0:
+            n_left[recipe.engine] -= 1
+            kept.append(recipe)
+    return kept
 
 
 def better_than(space: Space, done: Done, recipe: Recipe) -> Recipe | None:

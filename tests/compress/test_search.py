@@ -8,7 +8,7 @@ import pytest
 
 from hybrid.compress.grading import Grade
 from hybrid.compress.recipe import Recipe
-from hybrid.compress.search import Cost, Done, Space, Step, best_int8, finalists, next_step
+from hybrid.compress.search import Cost, Done, Space, Step, best_int8, finalists, next_step, runners_up
 
 N = 1000
 U8S8, S8S8 = Recipe(precision="int8"), Recipe(precision="int8", activations="int8")
@@ -250,3 +250,19 @@ def test_finalists_are_the_front_of_value_and_drop():
         grades={fast: grade(0.003), mild: grade(0.0), bad: grade(0.002)},
     )
     assert finalists(SPACE, done, 3) == [fast, mild]
+
+
+def test_each_engine_has_runners_up_of_its_own():
+    """An engine whose front fails the last judgement gets its next best, whatever passed for another engine."""
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8), engines=("tflite",))
+    done, _ = searched(space, usual, lambda recipe: 0.0 if recipe.ratio <= 0.5 else 0.3)
+    front = finalists(space, done, 6)
+    further = runners_up(space, done, front, 6)
+    assert not set(front) & set(further)
+    for engine in ("onnxruntime", "tflite"):
+        n_front = sum(recipe.engine == engine for recipe in front)
+        n_further = sum(recipe.engine == engine for recipe in further)
+        assert n_further > 0
+        assert n_front + n_further <= 6
+    only = runners_up(space, done, front, 2)
+    assert all(sum(recipe.engine == engine for recipe in [*front, *only]) <= 2 for engine in ("onnxruntime", "tflite"))
