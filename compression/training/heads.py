@@ -9,6 +9,7 @@ Source: Hu et al.: LoRA: Low-rank adaptation of large language models, 2022.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,10 @@ HEAD_FILE: Final = "head.bin"
 _INTEGER: Final = ("ConvInteger", "MatMulInteger", "MatMulNBits")
 _ROUNDING: Final = ("QuantizeLinear", "DequantizeLinear")
 _PRODUCTS: Final = ("Gemm", "MatMul")
+_LEARNING: Final = (*_PRODUCTS, "Conv", "ConvTranspose")
+"""Without one of these on it, a tensor carries nothing that is worth learning."""
+
+_NEAR: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +115,39 @@ def head_nodes(model: onnx.ModelProto, feature_tensor: str) -> tuple[str, ...]:
     return tuple(node.name for node in nodes)
 
 
+@dataclass(frozen=True, slots=True)
+class HeadParts:
+    """The nodes of a model on both sides of a feature tensor, in the graph's order.
+
+    Attributes:
+        head: what stands on the tensor.
+        head_and_constants: the same, with the nodes that make constants for it.
+        body: all that is not of the head; a node that makes a constant for both is in both.
+    """
+
+    head: tuple[onnx.NodeProto, ...]
+    head_and_constants: tuple[onnx.NodeProto, ...]
+    body: tuple[onnx.NodeProto, ...]
+
+
+def head_parts(model: onnx.ModelProto, feature_tensor: str) -> HeadParts:
+    """Which nodes are of the head, and which of the body; raises `NotTrainable` as `head_nodes` does."""
+    head = _head(model, feature_tensor)
+    of_head = {name for node in head for name in node.output}
+    alone = {name for node in _body(model, head) for name in node.output}
+    both = [node for node in model.graph.node if not of_head.intersection(node.output)]
+    needed = {name for node in both if alone.intersection(node.output) for name in node.input}
+    needed |= {value.name for value in model.graph.output}
+    for node in reversed(both):  # constants of the head that the body, or an output, reads too
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return HeadParts(
+        head=tuple(head),
+        head_and_constants=tuple(node for node in model.graph.node if not alone.intersection(node.output)),
+        body=tuple(node for node in both if alone.intersection(node.output) or needed.intersection(node.output)),
+    )
+
+
 def separate_head(model: onnx.ModelProto, feature_tensor: str, *, file: str = HEAD_FILE) -> SeparatedHead:
     """Moves the float weights behind a tensor into a file of their own; the model computes the same.
 
@@ -130,6 +168,11 @@ def separate_head(model: onnx.ModelProto, feature_tensor: str, *, file: str = HE
         raise NotTrainable(f"the head shares {', '.join(sorted(shared))} with the body; it cannot learn alone")
     if not weights:
         raise NotTrainable(f"no float weights stand on {feature_tensor!r}; choose an earlier tensor")
+    if not any(node.op_type in _LEARNING for node in nodes):
+        kinds = ", ".join(sorted({node.op_type for node in nodes}))
+        raise NotTrainable(
+            f"no product by weights stands on {feature_tensor!r}, only {kinds}; choose an earlier tensor"
+        )
     return _separated(model, weights, feature_tensor, nodes, file)
 
 
@@ -172,8 +215,9 @@ def low_rank_head(
 def _head(model: onnx.ModelProto, feature_tensor: str) -> list[onnx.NodeProto]:
     known = {value.name for value in model.graph.input} | {name for node in model.graph.node for name in node.output}
     if feature_tensor not in known:
-        some = ", ".join(sorted(filter(None, known))[:8])
-        raise NotTrainable(f"there is no tensor {feature_tensor!r}; the model has {some}, …")
+        near = get_close_matches(feature_tensor, sorted(filter(None, known)), 5, _NEAR)
+        some = ", ".join(near or sorted(filter(None, known))[:8])
+        raise NotTrainable(f"there is no tensor {feature_tensor!r}; {'near it' if near else 'the model has'} {some}, …")
     reached, n_reached = {feature_tensor}, 0
     while n_reached != len(reached):  # quantizers leave nodes in another order than that of computation
         n_reached = len(reached)

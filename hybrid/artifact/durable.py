@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,13 @@ def storing(path: Path, wanted_bytes: int | None = None) -> Iterator[None]:
         ) from exc
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, is_shown: bool = False) -> None:
     """Give `path` this content: written beside it, synced, renamed over it, folder synced.
+
+    Args:
+        path: where.
+        data: what.
+        is_shown: others may read it as far as the umask allows; else its owner alone.
 
     Raises:
         DiskFull: no room; `path` is what it was before.
@@ -48,7 +54,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     with storing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        handle, name = _beside(path) if is_shown else tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -59,6 +65,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _beside(path: Path) -> tuple[int, str]:
+    """A new file beside a path with the modes that the umask leaves, as `open` makes it."""
+    name = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}")
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), str(name)
 
 
 def sync_file(path: Path) -> None:
