@@ -1,6 +1,8 @@
 """The messages of a campaign's calls between a box and its gateway, MessagePack; docs/rounds.md has the rules.
 
-Design: fields that a reader does not know are ignored and new ones have defaults, as in `hybrid.fleet.messages`.
+Design: on the wire they are arrays without names of fields, since an update of some kilobytes would else carry a tenth
+of its size in names; what holds for a whole campaign (`Terms`) is told once. A reader ignores fields behind those that
+it knows, and what is missing behind has defaults: new fields go to the end, none is ever taken out.
 """
 
 from typing import Final, Literal
@@ -14,13 +16,19 @@ from hybrid.fleet.messages import Message
 PROTOCOL: Final = 1
 INLINE_BYTES: Final = 64 << 10
 """Weights and updates up to this size travel inside the messages."""
+EXACT: Final = -2
+"""In place of a held view: the step's own weights, as a candidate has them."""
 
 TaskKind = Literal["train", "evaluate", "secure"]
 UpdateState = Literal["accepted", "stale", "rejected", "closed", "gave-up"]
 """What became of an update, for good."""
 
 
-class Offer(Message, frozen=True):
+class Packed(Message, frozen=True, array_like=True):
+    """A message without names of fields; immutable."""
+
+
+class Offer(Packed, frozen=True):
     """A model that the box holds and could train.
 
     Attributes:
@@ -34,7 +42,7 @@ class Offer(Message, frozen=True):
     n_samples: int
 
 
-class Condition(Message, frozen=True):
+class Condition(Packed, frozen=True):
     """How the box is: on mains, its link metered, and whether all is well."""
 
     is_on_mains: bool = True
@@ -42,20 +50,21 @@ class Condition(Message, frozen=True):
     is_well: bool = True
 
 
-class Held(Message, frozen=True):
-    """Which view of a campaign the box holds."""
+class Held(Packed, frozen=True):
+    """Which view of a campaign the box holds, and with it the campaign's terms; without any it is view 0, the base."""
 
     campaign: str
     step: int
 
 
-class TaskCall(Message, frozen=True):
+class TaskCall(Packed, frozen=True):
     """Ask for a task.
 
     Attributes:
         epoch: of the installation.
         wait_s: how long the answer may take, 0 to 300.
         refused: tasks that the box has given up, since it last asked.
+        is_as_before: offers and condition are those of the call before; a gateway that forgot them says so.
     """
 
     epoch: str
@@ -64,10 +73,11 @@ class TaskCall(Message, frozen=True):
     condition: Condition = Condition()
     held: tuple[Held, ...] = ()
     refused: tuple[str, ...] = ()
+    is_as_before: bool = False
     protocol: int = PROTOCOL
 
 
-class Difference(Message, frozen=True):
+class Difference(Packed, frozen=True):
     """One link of the chain of views, from `step - 1` to `step`; `form` and `content` as `hybrid.federated.coding`."""
 
     step: int
@@ -75,7 +85,7 @@ class Difference(Message, frozen=True):
     content: bytes
 
 
-class Weights(Message, frozen=True):
+class Weights(Packed, frozen=True):
     """How a box comes from what it holds to a step's view.
 
     Attributes:
@@ -83,7 +93,7 @@ class Weights(Message, frozen=True):
         sha256: of the view, float32, little-endian.
         whole: the view itself; empty where differences do, or where it is to be fetched.
         differences: from the view that the box holds, in order.
-        n_bytes: of what `GET …/steps/STEP?have=HELD` answers (this struct, whole, MessagePack); 0 where all is here.
+        n_bytes: about as much is to be fetched by `RoundCalls.weights`; 0 where all is here.
         control: SCAFFOLD's server variate as float32; empty without.
     """
 
@@ -95,60 +105,77 @@ class Weights(Message, frozen=True):
     control: bytes = b""
 
 
-class Task(Message, frozen=True):
+class Terms(Packed, frozen=True):
+    """What holds for all tasks of a campaign; boxes keep it as long as they hold one of its views.
+
+    Attributes:
+        model, artifact_digest, variant: with what; the box must hold exactly this artifact, or the base that it names.
+        layout: of what learns; personal tensors are not in it.
+        is_adaptive: whether an update carries the bit that adapts the clip norm.
+        is_uniform: whether the number of samples must not be told.
+        scaffold: whether control variates are wanted.
+    """
+
+    model: str
+    artifact_digest: str
+    variant: str
+    layout: Layout
+    training: Training = Training()
+    coding: Coding = Coding()
+    is_adaptive: bool = False
+    is_uniform: bool = False
+    scaffold: bool = False
+
+
+class Task(Packed, frozen=True):
     """A lease.
 
     Attributes:
-        id: names it for good; unique over all campaigns.
+        id: names it for good; unique over all campaigns; the same for the same box and step.
         campaign: which.
-        kind: what to do.
-        model, artifact_digest, variant: with what; the box must hold exactly this artifact, or the base that it names.
-        layout: of what learns; personal tensors are not in it.
+        kind: what to do; `evaluate` counts how the head in `weights` (never kept as a view) answers beside the base's.
         weights: the step to begin with.
+        terms: of the campaign; None where the box has told that it holds a view of it.
         lease_s: seconds until the lease ends.
         seed: of the box's training.
         clip: norm to which the update is clipped after the residual was added; 0 for none.
-        is_adaptive: whether the update carries the bit that adapts the clip norm.
-        is_uniform: whether the number of samples must not be told.
-        scaffold: whether control variates are wanted.
         secure: parameters of secure aggregation (`hybrid.federated.secure`), empty without.
     """
 
     id: str
     campaign: str
     kind: TaskKind
-    model: str
-    artifact_digest: str
-    variant: str
-    layout: Layout
     weights: Weights
-    lease_s: float
+    terms: Terms | None = None
+    lease_s: float = 0.0
     seed: int = 0
-    training: Training = Training()
-    coding: Coding = Coding()
     clip: float = 0.0
-    is_adaptive: bool = False
-    is_uniform: bool = False
-    scaffold: bool = False
     secure: bytes = b""
 
 
-class TaskAnswer(Message, frozen=True):
-    """A task, or none; `poll_after_s` bounds the random pause before the next call; `ended`: campaigns to forget."""
+class TaskAnswer(Packed, frozen=True):
+    """A task, or none.
+
+    Attributes:
+        poll_after_s: bounds the random pause before the next call.
+        ended: campaigns that the box told to hold and may forget.
+        is_forgotten: there is no call before for `is_as_before`: ask at once with all of it.
+    """
 
     task: Task | None = None
     poll_after_s: float = 0.0
     ended: tuple[str, ...] = ()
+    is_forgotten: bool = False
 
 
-class UpdateCall(Message, frozen=True):
+class UpdateCall(Packed, frozen=True):
     """What a box learned.
 
     Attributes:
         task, campaign, step: as in the task; the same triple always brings the same bytes.
         form: of the coding.
         content: the update; empty where it was brought as a blob.
-        sha256, n_bytes: of the content.
+        sha256, n_bytes: of the content; the digest may be empty where the content is here.
         control: SCAFFOLD's difference of the device's variate, in the same form; empty without.
         n_samples: that it trained on; 1 where weights are uniform.
         loss_before, loss_after: mean over those samples; 0 where privacy forbids to tell.
@@ -175,7 +202,7 @@ class UpdateCall(Message, frozen=True):
     protocol: int = PROTOCOL
 
 
-class UpdateAnswer(Message, frozen=True):
+class UpdateAnswer(Packed, frozen=True):
     """What became of an update; `gate` and `reason` where it does not count; the next task where one was asked for."""
 
     state: UpdateState
@@ -184,7 +211,7 @@ class UpdateAnswer(Message, frozen=True):
     next: TaskAnswer | None = None
 
 
-class EvaluationCall(Message, frozen=True):
+class EvaluationCall(Packed, frozen=True):
     """How a candidate and its base answered on samples of the box that no training saw; counts alone.
 
     Attributes:
@@ -205,13 +232,13 @@ class EvaluationCall(Message, frozen=True):
     protocol: int = PROTOCOL
 
 
-class EvaluationAnswer(Message, frozen=True):
+class EvaluationAnswer(Packed, frozen=True):
     """Whether it was taken."""
 
     state: Literal["accepted", "closed"]
 
 
-class SecureCall(Message, frozen=True):
+class SecureCall(Packed, frozen=True):
     """One stage of secure aggregation; `content` as `hybrid.federated.secure` says; empty asks what comes next."""
 
     epoch: str
@@ -223,7 +250,7 @@ class SecureCall(Message, frozen=True):
     protocol: int = PROTOCOL
 
 
-class SecureAnswer(Message, frozen=True):
+class SecureAnswer(Packed, frozen=True):
     """What the box must do next: `stage` and its `content`; `wait` asks again; `done` and `excluded` are final."""
 
     state: Literal["go-on", "wait", "done", "excluded"]

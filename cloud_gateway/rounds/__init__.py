@@ -1,0 +1,1 @@
+"""The gateway's side of learning together: campaigns, their rounds, and what comes of them."""
