@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+HEAD_FILE: Final = "head.bin"
+"""What can learn, beside the model."""
+
 TOLERANCE: Final = 1e-3
 _MOST_BYTES: Final = (1 << 31) - (1 << 20)
 _DRAWN: Final = {
@@ -77,7 +80,7 @@ def separated(model: Path, head: str, folder: Path) -> Separated:
 
     whole = _loaded(model)
     stand = stand_of(whole, head)
-    apart = separate_head(whole, stand.tensor)
+    apart = separate_head(whole, stand.tensor, file=HEAD_FILE)
     path = folder / model.name
     write_atomically(folder / apart.file, apart.content, is_shown=True)
     write_atomically(path, apart.model.SerializeToString(deterministic=True), is_shown=True)

@@ -68,6 +68,14 @@ Sign = Annotated[
     str | None,
     typer.Option("--sign", help="A private key's file, or `own`: yours, made at its first use.", metavar="KEY"),
 ]
+Head = Annotated[
+    str,
+    typer.Option(
+        "--head",
+        help="The tensor that a trainable head stands on, or `auto`: its weights become a file of their own, in float.",
+        metavar="TENSOR",
+    ),
+]
 Emulation = Annotated[
     Literal["auto", "quota", "scaled"],
     typer.Option("--emulation", help="An emulated device: slowed down in truth, or seconds multiplied."),
@@ -97,6 +105,7 @@ def compress(
     seed: Annotated[int, typer.Option("--seed", help="Of every draw and every training.")] = 0,
     threads: Annotated[int, typer.Option("--threads", help="Of the engine while timed; 0: one a core.", min=0)] = 0,
     emulation: Emulation = "auto",
+    head: Head = "",
     name: Annotated[str, typer.Option("--name", help="Of the artifact; else the model's.")] = "",
     version: Annotated[str, typer.Option("--version", help="Of the artifact; else 1.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Nothing that an earlier call did counts.")] = False,
@@ -129,6 +138,7 @@ def compress(
         threads=threads,
         emulation=emulation,
         sign=_key(sign),
+        head=head,
         name=name,
         version=version,
         again=again,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from compression.errors import CompressionError, NotMeasurable
 from compression.measuring import Timing
 from devices.errors import DeviceError
+from hybrid.artifact.digest import files_of_model
 from hybrid.compress.grading import Grade, graded
 from hybrid.compress.journal import Journal
 from hybrid.compress.making import Maker
@@ -118,7 +120,7 @@ class Bench:
             except NotMeasurable:
                 self.timer([self.maker.path], self.material.feeds[0])  # a device that is gone ends the search
                 raise
-            return Timed(seconds=seconds, original=original, n_bytes=path.stat().st_size)
+            return Timed(seconds=seconds, original=original, n_bytes=bytes_of(path))
 
         found, failed, is_lasting = _tried(timed)
         found = found or Timed(failed=failed)
@@ -138,6 +140,11 @@ class Bench:
         found, failed, is_lasting = _tried(grade)
         found = found or Graded(failed=failed)
         return msgspec.json.decode(self.journal.keep(key, found).content, type=Graded) if is_lasting else found
+
+
+def bytes_of(model: Path) -> int:
+    """Of a model's file and what lies beside it."""
+    return sum(file.size for file in files_of_model(model))
 
 
 def _tried(call: Callable[[], Found]) -> tuple[Found | None, str, bool]:

@@ -42,6 +42,8 @@ class Job:
         threads: of the engine while timed; 0 for one a core of the device.
         emulation: `quota` slows programs down in truth, `scaled` multiplies seconds, `auto` takes what is allowed.
         sign: a private key, 32 raw bytes, that signs calibrations.
+        head: the tensor on which a trainable head stands, or `auto`: its weights become a file of their own, in float;
+            empty keeps apart what an artifact has apart already.
         name, version: of the artifact; empty for those of the model, and for `1`.
         again: nothing that an earlier call did counts.
     """
@@ -67,6 +69,7 @@ class Job:
     threads: int = 0
     emulation: Literal["auto", "quota", "scaled"] = "auto"
     sign: bytes | None = None
+    head: str = ""
     name: str = ""
     version: str = ""
     again: bool = False

@@ -7,7 +7,7 @@ from typing import Final
 
 from compression.measuring import Timing
 from hybrid.compress.across import FLOAT_TOLERANCE, N_COMPARED, TOLERANCE, Runtimes, faults, refusals
-from hybrid.compress.bench import Bench
+from hybrid.compress.bench import Bench, bytes_of
 from hybrid.compress.grading import Grade, graded
 from hybrid.compress.job import Job
 from hybrid.compress.recipe import Recipe
@@ -35,6 +35,7 @@ class Judged:
     memory_bytes: int
     status: Status
     reason: str
+    feature_tensor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +104,9 @@ def _differing(bench: Bench, recipe: Recipe, path: Path, runtimes: Runtimes | No
 
 def _one(job: Job, bench: Bench, recipe: Recipe, timings: tuple[Timing, Timing], differing: Sequence[str]) -> Judged:
     material, (timing, original) = bench.material, timings
-    path, _ = bench.maker.model(recipe)
+    path, made = bench.maker.model(recipe)
     grade = graded(path, material, material.parts.judge)
-    n_bytes = path.stat().st_size
+    n_bytes = bytes_of(path)
     status, reason = verdict(
         Facts(
             objective=job.objective,
@@ -130,6 +131,7 @@ def _one(job: Job, bench: Bench, recipe: Recipe, timings: tuple[Timing, Timing],
         faults=differing,
         remarks=refusals(path),
         memory_bytes=bench.timer.memory_bytes(path, material.feeds[0]),
+        feature_tensor=made.feature_tensor,
         status=status,
         reason=reason,
     )

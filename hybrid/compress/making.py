@@ -5,8 +5,8 @@ training set, no channel that can go, a type that an operator lacks) raises a `C
 candidate and is its reason in the report, never the search.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,12 +17,13 @@ from hybrid.calibration.samples import Feeds
 from hybrid.compress.journal import Journal, Kept
 from hybrid.compress.material import Material
 from hybrid.compress.recipe import Recipe
+from hybrid.compress.trainable_heads import around_head, body_alone, filed, nodes_of_head
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from compression.pruning.without_source import PrunedGraph
-    from compression.quantization.recipe import Int8Recipe
+    from compression.quantization.recipe import Int8Recipe, Quantized
     from hybrid.compress.trained import Trainer
 
 FILES: Final = {"onnxruntime": "model.onnx", "tflite": "model.tflite"}
@@ -33,11 +34,18 @@ N_QUICK: Final = 16
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What is told of a model that was made: remarks of those who made it, and its products by kind of number."""
+    """What is told of a model that was made.
+
+    Attributes:
+        notes: remarks of those who made it.
+        n_int8, n_float: its products by kind of number.
+        feature_tensor: on which its trainable head stands, where that lies in a file of its own.
+    """
 
     notes: tuple[str, ...] = ()
     n_int8: int = 0
     n_float: int = 0
+    feature_tensor: str = ""
 
 
 class Sensitive(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +65,7 @@ class Maker:
         journal: where what is made is kept.
         trainer: with a training script.
         saving: what pruning of graphs takes away first: multiplications, or weights.
+        head: the tensor that the trainable head stands on, which stays in float and apart; empty for none.
         stage: told what is done.
     """
 
@@ -65,6 +74,7 @@ class Maker:
     journal: Journal
     trainer: "Trainer | None" = None
     saving: Literal["macs", "weights"] = "macs"
+    head: str = ""
     stage: Callable[[str], None] = lambda _text: None
 
     def model(self, recipe: Recipe) -> tuple[Path, Made]:
@@ -94,7 +104,8 @@ class Maker:
         if kept is None:
             self.stage("sensitivities")
             some = self.material.calibrate[:N_QUICK]
-            found = sensitivities(self._float(Recipe()), some, self.int8_recipe(plain))
+            whole = body_alone(self._float(Recipe()), self.head)
+            found = sensitivities(whole, some, self.int8_recipe(plain))
             told = [Sensitive(node=each.node, distance=float(each.distance)) for each in found]
             kept = self.journal.keep(["sensitivities", plain], sorted(told, key=lambda each: -each.distance))
         return msgspec.json.decode(kept.content, type=list[Sensitive])
@@ -128,30 +139,39 @@ class Maker:
         if recipe.engine == "tflite":
             return self._lite(recipe)
         if recipe.trained_int8:
+            from compression.quantization.static import quantize
             from hybrid.compress.trained import quantizer
 
             int8, samples = self.int8_recipe(recipe), self._samples(recipe)
-            model, ranges, notes = self._needed().rounded(recipe, quantizer(samples, int8))
-            return self._quantized(recipe, model, ranges, notes)
+            model, ranges, notes = self._needed().rounded(recipe, quantizer(samples, int8, self.head))
+            int8 = replace(int8, kept_float=nodes_of_head(model, self.head)) if self.head else int8
+            found = quantize(model, samples, int8, **({"ranges": ranges} if ranges else {}))
+            return self._kept(recipe, found.model, _told(found, notes))
         if recipe.precision == "int8":
-            return self._quantized(recipe, self._float(recipe.float_part), {}, ())
+            return self._quantized(recipe)
         if recipe.precision != "float32":
             from compression.quantization.weights_only import half_weights, weights_only
 
             whole = self._float(recipe.float_part)
             bits = {"weights-8": 8, "weights-4": 4}.get(recipe.precision)
-            return self._kept(recipe, half_weights(whole) if bits is None else weights_only(whole, bits=bits), Made())
+            small = around_head(
+                whole, self.head, lambda body: half_weights(body) if bits is None else weights_only(body, bits=bits)
+            )
+            return self._kept(recipe, small, Made())
         return self._reduced(recipe)
 
-    def _quantized(
-        self, recipe: Recipe, model: "ModelProto", ranges: Mapping[str, tuple[float, float]], notes: Sequence[str]
-    ) -> Kept:
+    def _quantized(self, recipe: Recipe) -> Kept:
+        """Int8 by samples alone; a trainable head stays as it is."""
         from compression.quantization.static import quantize
 
-        more = {"ranges": ranges} if ranges else {}
-        found = quantize(model, self._samples(recipe), self.int8_recipe(recipe), **more)
-        made = Made(notes=(*notes, *found.notes), n_int8=found.n_int8, n_float=found.n_float)
-        return self._kept(recipe, found.model, made)
+        found: list[Quantized] = []
+
+        def small(body: "ModelProto") -> "ModelProto":
+            found.append(quantize(body, self._samples(recipe), self.int8_recipe(recipe)))
+            return found[0].model
+
+        made = around_head(self._float(recipe.float_part), self.head, small)
+        return self._kept(recipe, made, _told(found[0], ()))
 
     def _lite(self, recipe: Recipe) -> Kept:
         """TensorFlow Lite, from the module: int8 with ranges of the samples, dynamic range, or as it is."""
@@ -173,10 +193,15 @@ class Maker:
         if recipe.pruned == "graph":
             from compression.pruning.without_source import prune_graph
 
-            found = prune_graph(
-                self._float(Recipe()), self._samples(recipe), recipe.ratio, recipe.multiple, local=recipe.local
-            )
-            return self._kept(recipe, found.model, Made(notes=(_gone(found), *_left(found.left))))
+            found: list[PrunedGraph] = []
+
+            def narrow(body: "ModelProto") -> "ModelProto":
+                samples, local = self._samples(recipe), recipe.local
+                found.append(prune_graph(body, samples, recipe.ratio, recipe.multiple, local=local, saving=self.saving))
+                return found[0].model
+
+            made = around_head(self._float(Recipe()), self.head, narrow)
+            return self._kept(recipe, made, Made(notes=(_gone(found[0]), *_left(found[0].left))))
         if not recipe.pruned and recipe.source == "given":
             raise NotPrunable("the uncompressed model is no candidate")
         proto, notes = self._needed().reduced(recipe)
@@ -200,8 +225,15 @@ class Maker:
         return self.trainer
 
     def _kept(self, recipe: Recipe, proto: "ModelProto", made: Made) -> Kept:
-        content = proto.SerializeToString(deterministic=True)
-        return self.journal.keep(self._key(recipe), made, {FILES["onnxruntime"]: content})
+        apart = filed(proto, self.head)
+        told = msgspec.structs.replace(
+            made, feature_tensor=apart.feature_tensor, notes=(*made.notes, *([apart.note] if apart.note else []))
+        )
+        return self.journal.keep(self._key(recipe), told, {FILES["onnxruntime"]: apart.content, **apart.head_files})
+
+
+def _told(found: "Quantized", notes: Sequence[str]) -> Made:
+    return Made(notes=(*notes, *found.notes), n_int8=found.n_int8, n_float=found.n_float)
 
 
 def _gone(found: "PrunedGraph") -> str:

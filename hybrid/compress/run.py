@@ -93,6 +93,8 @@ def compress(
         measure = held.enter_context(closing(timer(job)))
         training = _training(job, watch)
         base = base_of(job, work, training)
+        if base.head:
+            watch.said(base.head_text)
         classes = base.artifact.manifest.classes if base.artifact is not None else None
         material = gathered(job, base.path, classes=classes or (), watch=watch)
         if training is not None:
@@ -107,6 +109,7 @@ def compress(
                 journal=journal,
                 trainer=trainer,
                 saving="weights" if job.objective == "bytes" else "macs",
+                head=base.head,
                 stage=watch.stage,
             ),
             material=material,
@@ -193,7 +196,8 @@ def _trainer(
 def _facts(job: Job, base: Base, material: Material, training: "TrainingSet | None") -> list[object]:
     """All that every piece of work depends on."""
     trained = digest(training) if training is not None else ""
-    return [_SCHEMA, onnxruntime.__version__, processor(), base.digest, material.digest, job.seed, trained]
+    facts = [_SCHEMA, onnxruntime.__version__, processor(), base.digest, material.digest, job.seed, trained]
+    return [*facts, base.head] if base.head else facts
 
 
 def _refused(job: Job, bench: Bench) -> list[Refused]:

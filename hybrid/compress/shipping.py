@@ -5,8 +5,6 @@ into it: an artifact is there whole or not at all. The report lies beside it too
 was won.
 """
 
-import hashlib
-import io
 import os
 import shutil
 import tempfile
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 import onnxruntime
 
 from devices.tflite_magic import is_tflite
@@ -25,8 +22,10 @@ from hybrid.artifact.attachments import attach, attachment_of
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, write_atomically
 from hybrid.artifact.folder import Artifact, open_folder, place_folder, verify
+from hybrid.artifact.golden_files import write_golden
 from hybrid.artifact.manifest import SCHEMA, FileEntry, Golden, LineageStep, Manifest, Variant, canonical_bytes
 from hybrid.artifact.names import MANIFEST_NAME, check_word
+from hybrid.artifact.trainable import HEAD_FILE
 from hybrid.calibration.calibrate import WHOLE, as_attachment
 from hybrid.calibration.record import Calibration, Cell
 from hybrid.calibration.trial import opened
@@ -71,10 +70,8 @@ def report_paths(out: Path) -> tuple[Path, Path]:
 def write_report(report: Report, out: Path) -> tuple[Path, Path]:
     """Writes both forms of the report; raises `DiskFull`, `StorageError`."""
     as_json, as_page = report_paths(out)
-    write_atomically(as_json, report.content)
-    write_atomically(as_page, page(report).encode())
-    for path in (as_json, as_page):
-        path.chmod(0o644)
+    write_atomically(as_json, report.content, is_shown=True)
+    write_atomically(as_page, page(report).encode(), is_shown=True)
     return as_json, as_page
 
 
@@ -122,12 +119,14 @@ def write_artifact(
 
 def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipment: Shipment) -> None:
     entries: dict[str, FileEntry] = {}
-    variants = [_put(folder, "original", base.path, "native", entries)]
+    variants = [_put(folder, _Model("original", base.path, "native", base.head, base.head_file), entries)]
     variants += [
-        _put(folder, variant, each.path, each.recipe.precision, entries) for variant, each in shipment.variants.items()
+        _put(folder, _Model(variant, each.path, each.recipe.precision, each.feature_tensor), entries)
+        for variant, each in shipment.variants.items()
     ]
     splits = laid_out(shipment.splits, folder, entries) if shipment.splits else msgspec.UNSET
-    golden = _golden(folder, base, material, entries)
+    golden, files = _golden(folder, base, material)
+    entries |= files
     known = base.artifact.manifest if base.artifact is not None else None
     step = LineageStep(step="compress", artifact_digest=base.artifact.digest if base.artifact else None)
     manifest = Manifest(
@@ -146,45 +145,48 @@ def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipment: 
         splits=splits,
         lineage=(*(known.lineage if known is not None else ()), step),
     )
-    write_atomically(folder / MANIFEST_NAME, canonical_bytes(manifest))
+    write_atomically(folder / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)
 
 
-def _put(folder: Path, variant: str, path: Path, precision: str, entries: dict[str, FileEntry]) -> Variant:
-    """Copies a model and its external data, the original to the top, others into a folder of their own."""
-    names, below = [], "" if variant == "original" else f"{variant}/"
-    for file in hashed_files(path):
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model as it becomes a variant; `head` is what its trainable head stands on, if it has one apart."""
+
+    id: str
+    path: Path
+    precision: str
+    head: str
+    head_file: str = HEAD_FILE
+
+
+def _put(folder: Path, model: _Model, entries: dict[str, FileEntry]) -> Variant:
+    """Copies a model and what lies beside it, the original to the top, others into a folder of their own."""
+    names, below = [], "" if model.id == "original" else f"{model.id}/"
+    for file in hashed_files(model.path):
         name = f"{below}{file.name}"
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path.parent / file.name, target)
+        shutil.copyfile(model.path.parent / file.name, target)
         sync_file(target)
         entries[name] = FileEntry(sha256=file.sha256, size=file.size)
         names.append(name)
-    engine = "tflite" if is_tflite(path) else "onnxruntime"
-    return Variant(id=variant, engine=engine, precision=precision, files=tuple(names))
+    return Variant(
+        id=model.id,
+        engine="tflite" if is_tflite(model.path) else "onnxruntime",
+        precision=model.precision,
+        files=tuple(names),
+        feature_tensor=model.head or None,
+        trainable_files=(f"{below}{model.head_file}",) if model.head else (),
+    )
 
 
-def _golden(folder: Path, base: Base, material: Material, entries: dict[str, FileEntry]) -> Golden:
+def _golden(folder: Path, base: Base, material: Material) -> tuple[Golden, dict[str, FileEntry]]:
     """One sample and the shipped model's answer to it."""
     feeds = material.feeds[material.parts.judge[0]]
     session = opened(base.path)
     outputs = dict(zip([port.name for port in session.get_outputs()], session.run(None, feeds), strict=True))
-    named: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    for kind, arrays, names in (("input", feeds, named[0]), ("output", outputs, named[1])):
-        for number, (tensor, array) in enumerate(arrays.items()):
-            name = f"golden/{kind}-{number}.npy"
-            content = _npy(array)
-            write_atomically(folder / name, content)
-            entries[name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-            names[tensor] = name
     engine = "tflite" if is_tflite(base.path) else "onnxruntime"
-    return Golden(inputs=named[0], outputs=named[1], tolerance={engine: GOLDEN_TOLERANCE})
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(array, dtype=str) if array.dtype.kind == "O" else array, allow_pickle=False)
-    return buffer.getvalue()
+    return write_golden(folder, feeds, outputs, {engine: GOLDEN_TOLERANCE})
 
 
 def _calibrations(base: Base, material: Material, job: Job, shipment: Shipment) -> list[Calibration]:

@@ -64,7 +64,7 @@ def told(
     material, timer = bench.material, bench.timer
     shipped = variant_ids(judgement.shipped)
     candidates = with_front(_candidates(job, bench, judgement, shipped, searched.space), _points(bench))
-    remarks = [*timer.told.remarks]
+    remarks = [*timer.told.remarks, *([base.head_text] if base.head else [])]
     if searched.is_cut_short:
         remarks.append("the budget ended before the search; the same command goes on with it")
     if len(judgement.finalists) > 1:

@@ -17,6 +17,7 @@ from hybrid.calibration.judge import distance
 from hybrid.calibration.samples import Feeds
 from hybrid.compress.journal import Journal
 from hybrid.compress.recipe import Recipe
+from hybrid.compress.trainable_heads import nodes_of_head
 
 if TYPE_CHECKING:
     import torch
@@ -177,11 +178,15 @@ class Trainer:
         return stepped
 
 
-def quantizer(samples: Any, recipe: "Int8Recipe") -> Requantized:
-    """What trained rounding is handed to quantize with."""
+def quantizer(samples: Any, recipe: "Int8Recipe", head: str = "") -> Requantized:
+    """What trained rounding is handed to quantize with; a trainable head on this tensor stays in float."""
     from compression.quantization.static import quantize
 
-    return lambda model, ranges: quantize(model, samples, recipe, ranges=ranges).model
+    def small(model: "ModelProto", ranges: Mapping[str, tuple[float, float]]) -> "ModelProto":
+        kept = (*recipe.kept_float, *(nodes_of_head(model, head) if head else ()))
+        return quantize(model, samples, replace(recipe, kept_float=kept), ranges=ranges).model
+
+    return small
 
 
 def matched(found: TrainingSet, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> TrainingSet:

@@ -1,7 +1,7 @@
 """The uncompressed model of a job: a file, what an artifact holds, or the module of a training script."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ class Base:
         n_bytes: of its files.
         name: what to call it.
         artifact: that it came in, if it did.
+        head: the tensor that its trainable head stands on, where that lies in a file of its own; else empty.
+        head_file: name of that file, beside the model.
+        head_text: where the head begins, for people.
     """
 
     path: Path
@@ -33,6 +36,9 @@ class Base:
     n_bytes: int
     name: str
     artifact: Artifact | None = None
+    head: str = ""
+    head_file: str = ""
+    head_text: str = ""
 
 
 def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base:
@@ -47,6 +53,7 @@ def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base
         ModelMissing, ModelInvalid: there is none.
         NotExportable: the script's module cannot be written as ONNX.
         ModelUnsupported: a TensorFlow Lite file, which is finished already.
+        NotTrainable: no head can be separated where one was named.
     """
     if job.model is None and training is None:
         raise ModelMissing("no model was named; give an .onnx file, or --train-script")
@@ -61,13 +68,31 @@ def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base
             f"{path}: a TensorFlow Lite file cannot be compressed further",
             advice="Give the ONNX file that it was made from, or its torch module by --train-script.",
         )
-    return Base(
+    base = Base(
         path=path,
-        digest=model_digest(path),
-        n_bytes=sum(file.size for file in files_of_model(path)),
+        digest="",
+        n_bytes=0,
         name=_word(job.model.stem if job.model is not None else _function(job.train_script)),
         artifact=artifact,
     )
+    base = _with_head(base, job.head, work / "base" / "apart")
+    n_bytes = sum(file.size for file in files_of_model(base.path))
+    return replace(base, digest=model_digest(base.path), n_bytes=n_bytes)
+
+
+def _with_head(base: Base, wanted: str, folder: Path) -> Base:
+    """The model with its head in a file of its own, where that was wanted, or is so already."""
+    shipped = base.artifact.manifest.variants[0] if base.artifact is not None else None
+    known = shipped.feature_tensor or "" if shipped is not None and shipped.trainable_files else ""
+    if shipped is not None and known and wanted in ("", known):
+        file = shipped.trainable_files[0].rpartition("/")[2]
+        return replace(base, head=known, head_file=file, head_text=f"the head on {known!r} stays in {file}")
+    if not wanted:
+        return base
+    from hybrid.artifact.trainable import separated
+
+    apart = separated(base.path, wanted, folder)
+    return replace(base, path=apart.path, head=apart.feature_tensor, head_file=apart.head_file, head_text=apart.text)
 
 
 def _exported(training: "TrainingSet | None", path: Path) -> Path:

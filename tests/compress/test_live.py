@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 
 import hybrid
+from hybrid.artifact.folder import open_folder, verify
 from hybrid.artifact.publishers import create_key, own_key_path, read_key
 from hybrid.compress import compress
 from tests.compress import nets
@@ -17,10 +18,10 @@ FEEDS = {"x": nets.samples(1, 5)[0]}
 
 @pytest.fixture
 def artifact(job, by_size, tmp_path):
-    """Signed with the user's own key, of a net on which int8 pays."""
+    """Signed with the user's own key, of a net on which int8 pays, its head in a file of its own."""
     create_key(own_key_path())
     model = nets.graph(tmp_path / "wide.onnx")
-    result = compress(replace(job, model=model, sign=read_key(own_key_path())), timer=by_size)
+    result = compress(replace(job, model=model, sign=read_key(own_key_path()), head="auto"), timer=by_size)
     assert result.artifact is not None
     return result.artifact
 
@@ -65,3 +66,13 @@ def test_a_gateway_takes_the_artifact_with_its_papers(artifact, tmp_path, hybrid
         done = hybrid_here(*words, "--name", "wide")
         assert done.returncode == 0, done.stderr
         assert "2" in done.stdout + done.stderr, "a calibration and a report go along"
+        words = ["models", "pull", "wide:1", "--out", "pulled", "--gateway", gateway.url, "--token", gateway.token]
+        done = hybrid_here(*words)
+        assert done.returncode == 0, done.stderr
+    pulled = open_folder(tmp_path / "pulled" / "wide" / "1")
+    verify(pulled)
+    assert pulled.manifest_bytes == artifact.manifest_bytes
+    for variant in pulled.manifest.variants:
+        assert len(variant.trainable_files) == 1
+        session = onnxruntime.InferenceSession(pulled.path_of(variant.files[0]))
+        assert session.run(None, FEEDS)[0].shape == (1, nets.N_CLASSES)
