@@ -44,7 +44,7 @@ def log_delta(epsilon: float, mu: float) -> float:
     if low < -1.0:
         return math.log(_upper_tail(low) - math.exp(_log_density(low)) * _mills(high))
     if mu < 0.5:
-        return _log_density(low) + math.log(_falls_by(low, high))
+        return _log_density(low) + math.log(_falls_by(low, mu))
     return _log_density(low) + math.log(_mills(low) - _mills(high))
 
 
@@ -114,20 +114,30 @@ def _mills(x: float) -> float:
     """What lies above x under the normal curve, by the curve's height there; x of -1 or more."""
     if x < _TAIL:
         return _SQRT_HALF_PI * math.exp(0.5 * x * x) * math.erfc(x / math.sqrt(2.0))
-    fraction = x
+    return 1.0 / (x + _fraction(x))
+
+
+def _slope(x: float) -> float:
+    """How fast Mills' ratio falls at x: 1 - x M(x), far out without losing its digits."""
+    if x < _TAIL:
+        return 1.0 - x * _mills(x)
+    beyond = _fraction(x)
+    return beyond / (x + beyond)
+
+
+def _fraction(x: float) -> float:
+    """1 / (x + 2 / (x + 3 / (x + ...))): by so much 1 / M(x) is larger than x."""
+    beyond = 0.0
     for k in range(80, 0, -1):
-        fraction = x + k / fraction
-    return 1.0 / fraction
+        beyond = k / (x + beyond)
+    return beyond
 
 
-def _falls_by(low: float, high: float) -> float:
-    """M(low) - M(high) for places near one another, where the difference of two floats would lose its digits.
-
-    The derivative of M is x M(x) - 1.
-    """
-    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+def _falls_by(low: float, mu: float) -> float:
+    """M(low) - M(low + mu) for places near one another, where the difference of two floats would lose its digits."""
+    middle, half = low + 0.5 * mu, 0.5 * mu
     total = 0.0
     for place, weight in _NODES:
         for x in (middle - half * place, middle + half * place):
-            total += weight * (1.0 - x * _mills(x))
+            total += weight * _slope(x)
     return half * total
