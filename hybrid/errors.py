@@ -89,6 +89,12 @@ class GoldenDiffers(ModelError):
     code = "golden_differs"
 
 
+class ModelUntrainable(ModelError, ValueError):
+    """Nothing of the model may learn, or not by what is at hand here. `fields`: operator, where one is the reason."""
+
+    code = "model_untrainable"
+
+
 class PlanError(HybridError):
     """The wanted placement cannot be had: choose another one."""
 
@@ -279,6 +285,13 @@ class Conflict(RefusedError):
     http_status = 409
 
 
+class PrivacySpent(RefusedError):
+    """A round would take boxes over their privacy budget. `fields`: epsilon_spent, epsilon_wanted, epsilon_max."""
+
+    code = "privacy_spent"
+    http_status = 409
+
+
 class VersionReplayed(RefusedError):
     """An older version than was had already, without a publisher's signed rollback. `fields`: sequence, had."""
 
@@ -340,6 +353,12 @@ class EngineCrashed(EngineFailed):
     """The process that ran the engine ended by itself, ran out of memory, or did not end in time. `fields`: model."""
 
     code = "engine_crashed"
+
+
+class TrainingDiverged(HybridError, ArithmeticError):
+    """Loss or weights of a training on this machine are no finite numbers: nothing of it is used."""
+
+    code = "training_diverged"
 
 
 class StorageError(HybridError, OSError):

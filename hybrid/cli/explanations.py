@@ -67,6 +67,13 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The engine or its provider computes the model otherwise here, or the golden outputs are of another model.",
         "Compare engine versions; export with other settings, or widen the tolerance of that engine in the manifest.",
     ),
+    "model_untrainable": Explanation(
+        "Nothing of the model can learn here, or not the part that was named.",
+        "The variant has no trainable files, its head holds an operator without a gradient, or it was exported for "
+        "batches of one.",
+        "Do what the message says: publish it with `hybrid compress --head`, choose a later feature tensor, or train "
+        "the full model with torch.",
+    ),
     "plan": Explanation(
         "The wanted placement cannot be had.",
         "The model, the codec or the gateway does not allow it.",
@@ -199,6 +206,13 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "A version never changes once it is there; a port or a data folder serves one gateway.",
         "Choose another name, version or folder, or remove what is there, as the message says.",
     ),
+    "privacy_spent": Explanation(
+        "Another round would take boxes over the privacy budget of their model.",
+        "Each round with noise costs the boxes that take part in it some epsilon, over all campaigns of the model; the "
+        "message says what was spent and what one more round would come to.",
+        "Keep the model as it is, wait for boxes that took part less, or begin a campaign with more --noise or a "
+        "larger --max-epsilon, knowing what that says.",
+    ),
     "version_replayed": Explanation(
         "A box was assigned an older version than it has had.",
         "The sequence of a model never falls by itself, so that nobody can bring back a version with a known fault.",
@@ -250,6 +264,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The process that ran a model ended by itself, had no memory left, or did not end in time.",
         "A fault of the engine on this model, or a model that is too large for this machine.",
         "Nothing on the box: it keeps its last good version. Try the model on such a machine, or make it smaller.",
+    ),
+    "training_diverged": Explanation(
+        "A training on this machine left the finite numbers; nothing of it was sent.",
+        "The learning rate is too high for this model, or features or weights are broken.",
+        "Lower the campaign's learning rate; see whether the base model's answers are finite.",
     ),
     "storage": Explanation(
         "The disk did not do what it should.",
