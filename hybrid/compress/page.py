@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 
 from hybrid.compress.page_chart import chart
-from hybrid.compress.report import Candidate, Drop, Report, Seconds, Shown
+from hybrid.compress.report import Candidate, Drop, Report, Seconds, Shown, SplitTold
 
 UNSEEN = "–"
 """What was not measured."""
@@ -30,6 +30,7 @@ def page(report: Report) -> str:
         _baseline(report),
         _section("Every candidate: time and drop", f'<div class="wide">{picture}</div>', _LEGEND) if picture else "",
         _candidates(report),
+        _splits(report.splits),
         _refused(report),
         _bars("Which operators int8 hurts", [(each.node, each.distance, f"{each.distance:.3g}") for each in
               report.sensitivities], "How far the outputs move where this operator alone is int8 (relative distance)."),
@@ -133,6 +134,45 @@ def _row(each: Candidate) -> str:
         f"<td>{_bytes(each.n_bytes)}</td>",
         f"<td>{f'{1 / each.bytes_ratio:.1f} ×' if each.bytes_ratio else UNSEEN}</td>",
         f"<td>{_bytes(each.memory_bytes)}</td>",
+        f"<td>{_energy(each.energy_j)}</td>",
+    ]
+    kind = escape(each.status.replace(" ", "-"))
+    return f'<tr class="{kind}"><td><code>{escape(each.id)}</code></td>{"".join(cells)}</tr>'
+
+
+_SPLIT_HEADINGS = (
+    "way", "status", "what it is, and why it was kept or not", "drop in points", "bytes sent", "head", "encoding",
+    "network", "gateway", "request", "energy",
+)  # fmt: skip
+
+
+def _splits(every: Sequence[SplitTold]) -> str:
+    if not every:
+        return ""
+    head = "".join(
+        f'<th scope="col"{" class=text" if name in _SPLIT_HEADINGS[1:3] else ""}>{name}</th>'
+        for name in _SPLIT_HEADINGS
+    )
+    rows = "".join(_split_row(each) for each in every)
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    said = (
+        "Seconds of a request over the link are predicted from heads timed on the device, tails timed here and the "
+        "bytes that cross; drops were measured, energy is modelled."
+    )
+    return _section("Dividing requests", table, said)
+
+
+def _split_row(each: SplitTold) -> str:
+    where = f"{escape(each.head)} head, cut {escape(each.cut)} at {escape(each.at)}" if each.cut else ""
+    said = [where, escape(each.reason), *map(escape, each.notes)]
+    drop = f"{100 * each.drop:.2f} ({100 * each.low:.2f} to {100 * each.high:.2f})"
+    seconds = (each.head_s, each.encode_s, each.network_s, each.gateway_s, each.total_s)
+    cells = [
+        f'<td class="text status">{escape(each.status)}</td>',
+        f'<td class="text said">{"<br>".join(line for line in said if line)}</td>',
+        f"<td>{UNSEEN if not each.n else drop if each.is_judged else f'{drop} (choosing part)'}</td>",
+        f"<td>{UNSEEN if each.n_bytes is None else f'{each.n_bytes:.0f}'}</td>",
+        *(f"<td>{UNSEEN if value is None else _seconds(value)}</td>" for value in seconds),
         f"<td>{_energy(each.energy_j)}</td>",
     ]
     kind = escape(each.status.replace(" ", "-"))

@@ -22,6 +22,7 @@ N_SHOWN: Final = 8
 MOST_SHOWN: Final = 32
 """Values of an output that are shown."""
 
+SplitStatus = Literal["shipped", "kept off", "failed", "always there"]
 
 Point = tuple[float, float, float]
 """Drop, share of the time, share of the bytes."""
@@ -124,16 +125,48 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SplitTold(msgspec.Struct, frozen=True, kw_only=True):
-    """A learned bottleneck that was shipped: its drop on the judging part, and the bytes that cross (mean)."""
+    """One way of dividing a request that was tried, or the device alone, beside which it stands.
+
+    Attributes:
+        id: short, unique; that of the split, where it has files of its own.
+        cut: id of the cut; empty for the inputs.
+        at: names of what crosses.
+        head: what the device computes: `float` or `int8` head, `all`, or nothing.
+        codec: of the catalog, or `learned`.
+        status, reason: what became of it, and why; `always there` needs no permission.
+        notes: remarks of who made it.
+        n, drop, low, high: samples, and the drop with its interval.
+        is_judged: whether on the judging part; else on the choosing one.
+        raw_bytes, n_bytes: of what crosses, raw and as sent (mean).
+        head_s: of the head on the device.
+        encode_s: of encoding there.
+        network_s: round trip and bytes.
+        gateway_s: of decoding and the tail.
+        total_s: of the request, predicted from these.
+        energy_j: of the device, modelled.
+    """
 
     id: str
-    cut: str
-    n: int
-    drop: float
-    low: float
-    high: float
-    raw_bytes: float
-    n_bytes: float
+    cut: str = ""
+    at: str = ""
+    head: str = ""
+    codec: str = ""
+    status: SplitStatus
+    reason: str
+    notes: tuple[str, ...] = ()
+    n: int = 0
+    drop: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    is_judged: bool = False
+    raw_bytes: float | None = None
+    n_bytes: float | None = None
+    head_s: float | None = None
+    encode_s: float | None = None
+    network_s: float | None = None
+    gateway_s: float | None = None
+    total_s: float | None = None
+    energy_j: float | None = None
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):

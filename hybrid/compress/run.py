@@ -13,16 +13,17 @@ from devices.catalog.load import link_class
 from devices.machine import processor
 from hybrid.artifact.folder import Artifact
 from hybrid.compress.bench import Bench
-from hybrid.compress.job import Job, Watch
-from hybrid.compress.journal import SPLITS, Journal
-from hybrid.compress.judging import MOST_JUDGED, judged
-from hybrid.compress.learned_splits import WHAT, Learned, SplitWork
+from hybrid.compress.job import THIS, Job, Watch
+from hybrid.compress.journal import Journal
+from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
 from hybrid.compress.making import Maker
 from hybrid.compress.material import Material, gathered, refuse_overlap
 from hybrid.compress.report import Refused, Report
-from hybrid.compress.search import Space, finalists, next_step, runners_up
+from hybrid.compress.search import Space, best_int8, finalists, next_step, runners_up
 from hybrid.compress.shipping import Shipment, check_place, variant_ids, write_artifact, write_report
 from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
+from hybrid.compress.splits.bottlenecks import WHAT
+from hybrid.compress.splits.work import SPLITTING, Found, SplitWork
 from hybrid.compress.telling import Searched, told
 from hybrid.compress.timer_choice import timer_for
 from hybrid.compress.timing import Timer
@@ -32,8 +33,11 @@ from hybrid.compress.uncompressed import Base, base_of
 if TYPE_CHECKING:
     from compression.training.training_set import TrainingSet
 
-SPLIT_RATIO: Final = 0.4
-"""Share of the budget that is kept for learned bottlenecks, where a link was named."""
+SPLIT_RATIO: Final = 0.2
+"""Share of the budget that is kept for dividing requests, where a link was named."""
+
+LEARNED_RATIO: Final = 0.4
+"""The same with a training set, where bottlenecks are learned too."""
 
 _SCHEMA: Final = 1
 """Of what the journal keeps; another one begins anew."""
@@ -103,15 +107,7 @@ def compress(
         journal = held.enter_context(Journal(work, _facts(job, base, material, training), again=job.again))
         trainer = _trainer(job, training, journal, left_s, watch)
         bench = Bench(
-            maker=Maker(
-                path=base.path,
-                material=material,
-                journal=journal,
-                trainer=trainer,
-                saving="weights" if job.objective == "bytes" else "macs",
-                head=base.head,
-                stage=watch.stage,
-            ),
+            maker=_maker(job, base, material, journal, trainer=trainer, watch=watch),
             material=material,
             journal=journal,
             timer=measure,
@@ -119,30 +115,33 @@ def compress(
             stage=watch.stage,
         )
         begun_s[0] = now_s()
-        return _result(job, base, bench, watch, left_s)
+        return _result(job, base, bench, watch, left_s, timer=timer)
 
 
-def _result(job: Job, base: Base, bench: Bench, watch: Watch, left_s: Callable[[], float]) -> Result:
+def _result(
+    job: Job, base: Base, bench: Bench, watch: Watch, left_s: Callable[[], float], *, timer: Callable[[Job], Timer]
+) -> Result:
     """Searches, judges, tells and ships."""
     space = space_of(job, base, bench)
-    spared_s = SPLIT_RATIO * job.budget_s if _wants_splits(job, bench) else 0.0
+    spared_s = _spared_ratio(job, bench) * job.budget_s
     steps, is_cut_short = _searched(space, bench, watch, lambda: left_s() <= spared_s)
     front = finalists(space, bench.done, MOST_JUDGED)
     judgement = judged(job, bench, front, runners_up(space, bench.done, front, MOST_JUDGED))
-    learned = _splits(job, base, bench, left_s)
+    divided = _splits(job, base, bench, space=space, judgement=judgement, left_s=left_s, timer=timer)
     report = told(
         job,
         base,
         bench,
         judgement,
         Searched(space=space, staircase=steps.seconds if steps is not None else None, is_cut_short=is_cut_short),
-        refused=[*_refused(job, bench), *learned.refused],
-        splits=learned.splits,
+        refused=[*_refused(job, bench), *divided.refused],
+        splits=divided.told,
+        remarks=divided.remarks,
     )
     shipped = variant_ids(judgement.shipped)
     artifact = None
-    if shipped or learned.splits:
-        shipment, work = Shipment(shipped, learned.splits), bench.journal.folder
+    if shipped or divided.shipped:
+        shipment, work = Shipment(shipped, divided.shipped), bench.journal.folder
         artifact = write_artifact(job, base, bench.material, shipment, report, work=work)
     paths = write_report(report, job.out)  # last: what it says is shipped is there
     return Result(
@@ -154,26 +153,41 @@ def _result(job: Job, base: Base, bench: Bench, watch: Watch, left_s: Callable[[
     )
 
 
-def _wants_splits(job: Job, bench: Bench) -> bool:
-    return bool(job.link) and bench.maker.trainer is not None
+def _spared_ratio(job: Job, bench: Bench) -> float:
+    """Of the budget, for dividing requests."""
+    if not job.link:
+        return 0.0
+    return LEARNED_RATIO if bench.maker.trainer is not None else SPLIT_RATIO
 
 
-def _splits(job: Job, base: Base, bench: Bench, left_s: Callable[[], float]) -> Learned:
-    """Learned bottlenecks, where a link was named and a training set is there."""
+def _splits(
+    job: Job,
+    base: Base,
+    bench: Bench,
+    *,
+    space: Space,
+    judgement: Judgement,
+    left_s: Callable[[], float],
+    timer: Callable[[Job], Timer],
+) -> Found:
+    """Ways of dividing requests over the link, where one was named; for the gateway stands this machine."""
+    if not job.link or judgement.original is None:
+        return Found()
     trainer = bench.maker.trainer
-    if not _wants_splits(job, bench) or trainer is None:
-        return Learned(splits=(), refused=())
-    work = SplitWork(
-        base=base,
-        material=bench.material,
-        training_set=trainer.training_set,
-        max_drop=job.max_drop,
-        folder=bench.journal.folder / SPLITS,
-        seed=job.seed,
-        left_s=left_s,
-        stage=bench.stage,
-    )
-    return work.learned()
+    with closing(timer(replace(job, device=THIS, threads=0))) as gateway:
+        work = SplitWork(
+            job=job,
+            base=base,
+            bench=bench,
+            link=link_class(job.link),
+            gateway=gateway,
+            original=judgement.original,
+            variants=variant_ids(judgement.shipped),
+            int8=best_int8(space, bench.done),
+            training_set=trainer.training_set if trainer is not None else None,
+            left_s=left_s,
+        )
+        return work.found()
 
 
 def _training(job: Job, watch: Watch) -> "TrainingSet | None":
@@ -183,6 +197,20 @@ def _training(job: Job, watch: Watch) -> "TrainingSet | None":
 
     watch.stage("the training script")
     return load_script(job.train_script)
+
+
+def _maker(
+    job: Job, base: Base, material: Material, journal: Journal, *, trainer: Trainer | None, watch: Watch
+) -> Maker:
+    return Maker(
+        path=base.path,
+        material=material,
+        journal=journal,
+        trainer=trainer,
+        saving="weights" if job.objective == "bytes" else "macs",
+        head=base.head,
+        stage=watch.stage,
+    )
 
 
 def _trainer(
@@ -202,11 +230,12 @@ def _facts(job: Job, base: Base, material: Material, training: "TrainingSet | No
 
 def _refused(job: Job, bench: Bench) -> list[Refused]:
     """Kinds of candidates that cannot be had, and why."""
+    unlinked = [] if job.link else [Refused(what=SPLITTING, why="no link was named: give --link")]
     if bench.maker.trainer is not None:
-        return [] if job.link else [Refused(what=WHAT, why="no link was named: give --link")]
+        return unlinked
     why = "no training set: give --train-script"
     kinds = ("fine-tuning after pruning", "distillation", "trained rounding (QAT, AdaRound)", "TensorFlow Lite")
-    return [Refused(what=what, why=why) for what in (*kinds, WHAT)]
+    return [*(Refused(what=what, why=why) for what in (*kinds, WHAT)), *unlinked]
 
 
 def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> tuple[Steps | None, bool]:

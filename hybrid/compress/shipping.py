@@ -31,10 +31,11 @@ from hybrid.calibration.record import Calibration, Cell
 from hybrid.calibration.trial import opened
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged
-from hybrid.compress.learned_splits import LearnedSplit, laid_out
 from hybrid.compress.material import Material
 from hybrid.compress.page import page
 from hybrid.compress.report import Report
+from hybrid.compress.splits.filing import laid_out
+from hybrid.compress.splits.ways import ShippedWay
 from hybrid.compress.uncompressed import Base
 from hybrid.errors import Conflict, StorageError
 
@@ -77,10 +78,10 @@ def write_report(report: Report, out: Path) -> tuple[Path, Path]:
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What goes beside the original: variants by id, the best first, and splits."""
+    """What goes beside the original: variants by id, the best first, and ways of dividing requests."""
 
     variants: Mapping[str, Judged]
-    splits: Sequence[LearnedSplit] = ()
+    splits: Sequence[ShippedWay] = ()
 
 
 def write_artifact(
@@ -124,7 +125,7 @@ def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipment: 
         _put(folder, _Model(variant, each.path, each.recipe.precision, each.feature_tensor), entries)
         for variant, each in shipment.variants.items()
     ]
-    splits = laid_out(shipment.splits, folder, entries) if shipment.splits else msgspec.UNSET
+    splits = laid_out(shipment.splits, folder, entries)
     golden, files = _golden(folder, base, material)
     entries |= files
     known = base.artifact.manifest if base.artifact is not None else None
@@ -142,7 +143,7 @@ def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipment: 
         pre=known.pre if known is not None else msgspec.Raw(b"null"),
         post=known.post if known is not None else msgspec.Raw(b"null"),
         golden=golden,
-        splits=splits,
+        splits=splits or msgspec.UNSET,
         lineage=(*(known.lineage if known is not None else ()), step),
     )
     write_atomically(folder / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)

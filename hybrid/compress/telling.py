@@ -13,7 +13,6 @@ from hybrid.calibration.trial import opened
 from hybrid.compress.bench import Bench, Timed
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged, Judgement
-from hybrid.compress.learned_splits import LearnedSplit
 from hybrid.compress.making import Made, Sensitive
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.report import (
@@ -58,17 +57,18 @@ def told(
     searched: Searched,
     *,
     refused: Sequence[Refused] = (),
-    splits: Sequence[LearnedSplit] = (),
+    splits: Sequence[SplitTold] = (),
+    remarks: Sequence[str] = (),
 ) -> Report:
     """The report of a search that has ended."""
     material, timer = bench.material, bench.timer
     shipped = variant_ids(judgement.shipped)
     candidates = with_front(_candidates(job, bench, judgement, shipped, searched.space), _points(bench))
-    remarks = [*timer.told.remarks, *([base.head_text] if base.head else [])]
+    said = [*timer.told.remarks, *([base.head_text] if base.head else []), *remarks]
     if searched.is_cut_short:
-        remarks.append("the budget ended before the search; the same command goes on with it")
+        said.append("the budget ended before the search; the same command goes on with it")
     if len(judgement.finalists) > 1:
-        remarks.append(f"{len(judgement.finalists)} finalists were judged on the same samples, each at 95 %")
+        said.append(f"{len(judgement.finalists)} finalists were judged on the same samples, each at 95 %")
     return Report(
         model_digest=base.digest,
         model=base.name,
@@ -103,24 +103,10 @@ def told(
         sensitivities=_sensitivities(bench),
         staircase={str(width): each for width, each in (searched.staircase or {}).items()} or None,
         refused=tuple(refused),
-        splits=tuple(map(_split, splits)),
+        splits=tuple(splits),
         shown=_shown(base.path, bench, {name: each.path for name, each in shipped.items()}),
-        remarks=tuple(remarks),
+        remarks=tuple(said),
         power=timer.power.source,
-    )
-
-
-def _split(split: LearnedSplit) -> SplitTold:
-    cell = split.cell
-    return SplitTold(
-        id=split.entry.id,
-        cut=split.entry.cut,
-        n=cell.n,
-        drop=cell.drop,
-        low=cell.drop_low,
-        high=cell.drop_high,
-        raw_bytes=cell.raw_bytes,
-        n_bytes=cell.n_bytes,
     )
 
 
