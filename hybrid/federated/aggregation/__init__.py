@@ -1,0 +1,1 @@
+"""Many updates as one: gates, means, robust rules, and the server's optimisers."""
