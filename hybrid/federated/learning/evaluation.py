@@ -1,0 +1,108 @@
+"""How a head answers on labelled samples, alone or beside another one: counts, never samples."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid.federated.learning.examples import Examples
+from hybrid.federated.learning.losses import is_right, loss_name, loss_of
+from hybrid.federated.learning.program import Arrays, HeadProgram
+
+ROWS = 256
+"""Samples of one piece, where the caller names no other number."""
+
+TOLERANCE = 0.02
+"""Relative distance up to which an answer that is no classification counts as right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Answers of one head: samples, right answers, and the mean loss."""
+
+    n: int
+    n_right: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers; 0 without samples."""
+        return self.n_right / self.n if self.n else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two heads on the same samples: `n_lost` were right by the base alone, `n_won` by the candidate alone."""
+
+    base: Counts
+    candidate: Counts
+    n_lost: int
+    n_won: int
+
+
+def mean_loss(
+    program: HeadProgram, weights: Arrays, examples: Examples, *, rows: int = ROWS
+) -> Generator[None, None, float]:
+    """The mean loss, which is what the generator returns; it yields after each piece."""
+    name, total = loss_name(examples.targets), 0.0
+    for first in range(0, len(examples), rows):
+        features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
+        with np.errstate(all="ignore"):
+            scores = program.scores_of(weights, features)
+            total += loss_of(name, targets, n=1)(scores)[0]
+        yield
+    return total / max(len(examples), 1)
+
+
+def right_of(program: HeadProgram, weights: Arrays, examples: Examples, *, rows: int = ROWS) -> np.ndarray:
+    """For each sample whether the answer is right, bool (n,)."""
+    found = [right for right, _ in _answers(program, weights, examples, rows)]
+    return np.concatenate(found) if found else np.zeros(0, bool)
+
+
+def evaluate(program: HeadProgram, weights: Arrays, examples: Examples, *, rows: int = ROWS) -> Counts:
+    """How a head answers."""
+    n_right, loss = 0, 0.0
+    for right, lost in _answers(program, weights, examples, rows):
+        n_right += int(right.sum())
+        loss += lost
+    return Counts(n=len(examples), n_right=n_right, loss=loss / max(len(examples), 1))
+
+
+def compare(
+    program: HeadProgram, base: Arrays, candidate: Arrays, examples: Examples, *, rows: int = ROWS
+) -> Comparison:
+    """Two heads of one program side by side."""
+    before, after = (list(_answers(program, weights, examples, rows)) for weights in (base, candidate))
+    n_lost = sum(int((old & ~new).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
+    n_won = sum(int((new & ~old).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
+    n = len(examples)
+    counts = [
+        Counts(
+            n=n,
+            n_right=sum(int(right.sum()) for right, _ in found),
+            loss=sum(lost for _, lost in found) / max(n, 1),
+        )
+        for found in (before, after)
+    ]
+    return Comparison(base=counts[0], candidate=counts[1], n_lost=n_lost, n_won=n_won)
+
+
+def _answers(
+    program: HeadProgram, weights: Arrays, examples: Examples, rows: int
+) -> Generator[tuple[np.ndarray, float], None, None]:
+    """Of each piece: which answers are right, and the sum of losses."""
+    name = loss_name(examples.targets)
+    for first in range(0, len(examples), rows):
+        features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
+        with np.errstate(all="ignore"):
+            scores = program.scores_of(weights, features)
+            loss = loss_of(name, targets, n=1)(scores)[0]
+        yield (is_right(scores, targets) if name == "cross-entropy" else _is_near(scores, targets)), loss
+
+
+def _is_near(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    n = len(wanted)
+    apart = np.linalg.norm(values.reshape(n, -1) - wanted.reshape(n, -1), axis=1)
+    near: np.ndarray = apart <= TOLERANCE * np.linalg.norm(wanted.reshape(n, -1), axis=1)
+    return near

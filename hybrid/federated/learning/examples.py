@@ -1,0 +1,40 @@
+"""What is learned from: features and targets, sample by sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid.errors import TensorMismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of features, float32, with the target of each.
+
+    Attributes:
+        features: one array (n, …), or one array a sample: rows of a shelf, not copied.
+        targets: class numbers, int64 (n,); or values, float32 (n, …).
+    """
+
+    features: np.ndarray | Sequence[np.ndarray]
+    targets: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Raises `TensorMismatch`."""
+        if len(self.features) != len(self.targets):
+            raise TensorMismatch(f"{len(self.features)} rows of features for {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the targets are class numbers."""
+        return bool(self.targets.dtype.kind in "iu")
+
+    def some(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features and targets of some samples, copied."""
+        if isinstance(self.features, np.ndarray):
+            return self.features[indices], self.targets[indices]
+        return np.stack([self.features[index] for index in indices]), self.targets[indices]

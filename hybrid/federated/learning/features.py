@@ -1,0 +1,79 @@
+"""Features of samples, each computed once and kept within a bound of bytes as long as the body is the same."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hybrid.errors import TensorMismatch
+
+
+class FeatureShelf:
+    """Keeps one row of features a sample, of one body.
+
+    Attributes:
+        n_bytes: that the rows hold.
+        n_left_out: samples that did not fit.
+
+    Args:
+        most_bytes: what the rows may hold; a sample that does not fit is left out, none that is there leaves for it:
+            learning goes over all of them again and again.
+    """
+
+    def __init__(self, most_bytes: int = 16 << 20) -> None:
+        self._most_bytes = most_bytes
+        self._body = ""
+        self._rows: dict[str, np.ndarray] = {}
+        self._shape: tuple[int, ...] | None = None
+        self.n_bytes = 0
+        self.n_left_out = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, sample_id: object) -> bool:
+        return sample_id in self._rows
+
+    def begin(self, body_key: str, sample_ids: Sequence[str]) -> None:
+        """Keep rows of this body and of these samples alone; those that are there already stay."""
+        if body_key != self._body:
+            self._rows.clear()
+            self._shape = None
+        self._body = body_key
+        wanted = set(sample_ids)
+        for sample_id in [one for one in self._rows if one not in wanted]:
+            del self._rows[sample_id]
+        self.n_bytes = sum(row.nbytes for row in self._rows.values())
+        self.n_left_out = 0
+
+    def has_room(self) -> bool:
+        """Whether a row like those that are there would still fit."""
+        row_bytes = next(iter(self._rows.values())).nbytes if self._rows else 0
+        return self.n_bytes + row_bytes <= self._most_bytes
+
+    def put(self, sample_id: str, features: np.ndarray) -> bool:
+        """Keep the features of a sample, (1, …); whether they fitted.
+
+        Raises:
+            TensorMismatch: not one row, another shape than the other samples', or not finite.
+        """
+        if features.shape[0] != 1:
+            raise TensorMismatch(f"a sample has {features.shape[0]} rows of features; a label belongs to one")
+        if self._shape is not None and features.shape[1:] != self._shape:
+            raise TensorMismatch(
+                f"features are {list(features.shape[1:])}, those of other samples {list(self._shape)}; samples of one "
+                "size are wanted"
+            )
+        if not np.isfinite(features).all():
+            raise TensorMismatch("a sample's features are not finite")
+        if sample_id not in self._rows and self.n_bytes + features.nbytes > self._most_bytes:
+            self.n_left_out += 1
+            return False
+        if sample_id not in self._rows:
+            self.n_bytes += features.nbytes
+        self._shape = features.shape[1:]
+        self._rows[sample_id] = np.array(features[0], np.float32)
+        return True
+
+    def rows(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+        """The rows of these samples, not copied; raises `KeyError` for one that is not here."""
+        return [self._rows[sample_id] for sample_id in sample_ids]

@@ -1,0 +1,200 @@
+"""The head of a model's variant: what learns, as arrays and as the file that the artifact carries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnx
+
+from devices.tflite_magic import is_tflite
+from hybrid.artifact.manifest import Manifest, Variant
+from hybrid.errors import ModelInvalid, ModelUntrainable, NotFound, TensorMismatch
+from hybrid.federated.layout import Layout
+from hybrid.federated.learning.graph_part import (
+    Place,
+    constants_of,
+    nodes_behind,
+    opset_of,
+    places,
+    step_of,
+)
+from hybrid.federated.learning.program import Arrays, HeadProgram
+from hybrid.graph.model_file import load_proto
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What learns of one variant.
+
+    Attributes:
+        model: the graph, without the weights that lie in other files.
+        path: the model file.
+        feature: the tensor that the head stands on.
+        program: the head.
+        layout: of all that learns, in the order of the trainable files.
+        arrays: as they lie in these files now.
+        files: paths, in the artifact, of the trainable files, each with its size in bytes.
+    """
+
+    model: onnx.ModelProto
+    path: Path
+    feature: str
+    program: HeadProgram
+    layout: Layout
+    arrays: Arrays
+    files: Mapping[str, int]
+    _places: tuple[Place, ...]
+
+    @property
+    def vector(self) -> np.ndarray:
+        """All that learns as one vector, as it lies in the files now."""
+        return self.layout.vector(self.arrays)
+
+    def packed(self, arrays: Arrays) -> dict[str, bytes]:
+        """The trainable files of a head that has learned, by their paths in the artifact.
+
+        Raises:
+            TensorMismatch: a tensor that is missing, too many, or of another shape or datatype.
+        """
+        self.layout.vector(arrays)
+        found = {}
+        for name, n_bytes in self.files.items():
+            content = bytearray(n_bytes)
+            for place in self._places:
+                if _is_at(name, place.location, self.path):
+                    array = np.ascontiguousarray(arrays[place.name], "<f4")
+                    content[place.offset : place.offset + place.length] = array.tobytes()
+            found[name] = bytes(content)
+        return found
+
+
+def open_head(folder: Path, manifest: Manifest, variant_id: str, *, output: str = "") -> Head:
+    """The head of a variant of the artifact in a folder.
+
+    Args:
+        folder: the artifact's.
+        manifest: what it says.
+        variant_id: which variant.
+        output: the model's output that learning looks at; needed where the head has several.
+
+    Raises:
+        NotFound: no such variant.
+        ModelUntrainable: nothing of it may learn, or not with numpy alone; says why and what to do.
+        ModelInvalid: files that are not what the model says.
+    """
+    variant = variant_of(manifest, variant_id)
+    path = folder.joinpath(*PurePosixPath(variant.files[0]).parts)
+    _check_variant(manifest, variant)
+    if is_tflite(path):
+        raise ModelUntrainable(
+            f"variant {variant_id!r} is a TensorFlow Lite file, which holds its weights itself; ship an ONNX variant "
+            "with a head of its own (`hybrid compress --head`)"
+        )
+    sizes = {name: manifest.files[name].size for name in variant.trainable_files}
+    return read_head(path, variant.feature_tensor or "", sizes, output=output)
+
+
+def variant_of(manifest: Manifest, variant_id: str) -> Variant:
+    """A variant by its id; raises `NotFound`."""
+    for variant in manifest.variants:
+        if variant.id == variant_id:
+            return variant
+    known = ", ".join(variant.id for variant in manifest.variants)
+    raise NotFound(f"{manifest.name}:{manifest.version} has no variant {variant_id!r}; it has {known}")
+
+
+def _check_variant(manifest: Manifest, variant: Variant) -> None:
+    shown = f"variant {variant.id!r} of {manifest.name}:{manifest.version}"
+    if not variant.trainable_files or not variant.feature_tensor:
+        raise ModelUntrainable(f"{shown} has no trainable files; publish it anew with `hybrid compress --head`")
+    if variant.files[0] in variant.trainable_files:
+        raise ModelUntrainable(f"{shown} names the model file itself as trainable; what learns is a file of its own")
+
+
+def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str = "") -> Head:
+    """The head of a model file.
+
+    Args:
+        path: the ONNX model; its external weights lie beside it.
+        feature: the tensor on which the head stands; may be the model's input.
+        files: trainable files, each with its size in bytes: names that end with their place beside the model.
+        output: as `open_head` has it.
+
+    Raises:
+        ModelUntrainable, ModelInvalid: as `open_head`.
+    """
+    model = load_proto(path)
+    learning = places(model, {place: None for name in files for place in _locations(model, name, path)})
+    if not learning:
+        raise ModelUntrainable(f"{path.name} has no tensor in {', '.join(files)}; nothing of it may learn")
+
+    def read(location: str, offset: int, length: int) -> bytes:
+        with path.parent.joinpath(*PurePosixPath(location).parts).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    trainable = [place.name for place in learning]
+    nodes = nodes_behind(model, feature, dict.fromkeys(trainable))
+    steps = [step_of(node, opset_of(model)) for node in nodes]
+    needed = {name for step in steps for name in step.inputs} - set(trainable)
+    program = HeadProgram.of(
+        steps,
+        dict(constants_of(model, needed, read)),
+        feature=feature,
+        trainable=trainable,
+        output=_chosen(model, nodes, output, feature),
+    )
+    try:
+        arrays = {
+            place.name: np.frombuffer(read(place.location, place.offset, place.length), "<f4").reshape(place.shape)
+            for place in learning
+        }
+    except (OSError, ValueError) as exc:
+        raise ModelInvalid(f"{path}: its trainable files are not what it says ({exc})", path=str(path)) from exc
+    layout = Layout.of(arrays)
+    return Head(
+        model=model, path=path, feature=feature, program=program, layout=layout, arrays=arrays, files=dict(files),
+        _places=tuple(learning),
+    )  # fmt: skip
+
+
+def full_arrays(head: Head, learned: Arrays) -> dict[str, np.ndarray]:
+    """All tensors of a head: those that were learned, and for personal ones what the artifact has.
+
+    Raises:
+        TensorMismatch: a name that the head has not.
+    """
+    strange = sorted(set(learned) - set(head.layout.names))
+    if strange:
+        raise TensorMismatch(f"{', '.join(strange[:5])} is no tensor of this head")
+    return {name: learned.get(name, head.arrays[name]) for name in head.layout.names}
+
+
+def _locations(model: onnx.ModelProto, name: str, path: Path) -> list[str]:
+    said = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location" and tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+    return sorted(location for location in said if _is_at(name, location, path))
+
+
+def _is_at(name: str, location: str, path: Path) -> bool:
+    """Whether a file of the artifact is the one that the model names; its folder is that of the model."""
+    parts, beside = PurePosixPath(name).parts, PurePosixPath(location).parts
+    return parts[len(parts) - len(beside) :] == beside and len(parts) - len(beside) < len(path.parts)
+
+
+def _chosen(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], wanted: str, feature: str) -> str:
+    made = {name for node in nodes for name in node.output}
+    outputs: list[str] = [value.name for value in model.graph.output if value.name in made]
+    if wanted in outputs:
+        return wanted
+    if wanted or len(outputs) != 1:
+        found = ", ".join(outputs) or "none"
+        raise ModelUntrainable(
+            f"of the outputs {found} stand on {feature!r}, {wanted or 'none'} was named; name one of them"
+        )
+    return outputs[0]
