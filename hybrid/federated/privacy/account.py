@@ -117,7 +117,7 @@ def check_round(privacy: Privacy, spent: Mapping[str, float], n_least: int) -> N
         f"(delta {delta:g}), one round at noise {privacy.noise:g} would bring them to "
         f"{epsilon_for(nearest + cost, delta):.3g}; "
         + (
-            f"noise {math.sqrt(1.0 / left):.3g} or more would still fit"
+            f"noise {_rounded_up(math.sqrt(1.0 / left)):g} or more would still fit"
             if left > 0.0
             else "nothing is left, whatever the noise"
         )
@@ -142,7 +142,7 @@ def check_campaign(privacy: Privacy, rounds: int) -> None:
     raise PrivacySpent(
         f"one round at noise {privacy.noise:g} costs epsilon {epsilon_for(cost_of(privacy.noise), privacy.delta):.3g} "
         f"at delta {privacy.delta:g}, more than the budget of {privacy.max_epsilon:g}: for {rounds} rounds take noise "
-        f"{noise_for(privacy.max_epsilon, privacy.delta, rounds):.3g} or more, or fewer rounds",
+        f"{_rounded_up(noise_for(privacy.max_epsilon, privacy.delta, rounds)):g} or more, or fewer rounds",
         epsilon_max=privacy.max_epsilon,
     )
 
@@ -152,3 +152,9 @@ def rounds_paid(privacy: Privacy) -> int | None:
     if privacy.noise == 0.0 or privacy.max_epsilon == 0.0:
         return None
     return releases_within(budget_of(privacy.max_epsilon, privacy.delta), privacy.noise)
+
+
+def _rounded_up(x: float) -> float:
+    """To three digits."""
+    unit = 10.0 ** (math.floor(math.log10(x)) - 2)
+    return math.ceil(x / unit) * unit
