@@ -119,8 +119,9 @@ class Optimizer:
             raise BadMessage(f"{len(data)} bytes are no optimiser's state: {error}") from error
         names = _STATES[state.settings.kind]
         lengths = [len(vector) for vector in state.vectors]
-        if state.n_steps < 0 or lengths != [4 * state.n_elements] * len(names):
-            raise BadMessage(f"the state of {state.settings.kind} holds vectors of {lengths} bytes")
+        if state.n_elements < 1 or state.n_steps < 0 or lengths != [4 * state.n_elements] * len(names):
+            seen = f"{state.n_elements} elements, {state.n_steps} steps and vectors of {lengths} bytes"
+            raise BadMessage(f"the state of {state.settings.kind} says {seen}")
         optimizer = cls(state.settings, state.n_elements)
         optimizer.n_steps = state.n_steps
         vectors = (np.frombuffer(vector, "<f4").astype(np.float32) for vector in state.vectors)
