@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import hybrid.compress
 from hybrid.cli.output import note, progress, result
 from hybrid.cli.sample_flags import Data, Labels, PixelsOption, Shape, Tolerance
 from hybrid.cli.signing_key import key_path
@@ -114,9 +115,7 @@ def compress(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Search, judge, ship."""
-    from hybrid.compress.job import Job
-
-    job = Job(
+    job = hybrid.compress.Job(
         model=(path := _path(model, gateway, token)),
         data=data,
         out=out,

@@ -18,6 +18,7 @@ from hybrid.cli.registry_asking import Gateway, Json, ask_registry, check_label,
 from hybrid.cli.table import table
 
 if TYPE_CHECKING:
+    from hybrid.artifact.trainable import Separated
     from hybrid.transport.attachments_along import Brought
     from hybrid.transport.model_push import Pushed
     from hybrid.transport.registry_client import ModelInfo, RegistryClient
@@ -32,6 +33,7 @@ app = typer.Typer(
     Examples:
       hybrid models push detector.onnx --name detector
       hybrid models push detector.onnx --name detector --sign own --golden random
+      hybrid models push detector.onnx --name detector --sign own --golden random --head auto
       hybrid models ls --json
       hybrid models pull detector:3 --out ./models
       hybrid models export detector:3 --out detector-3.hybrid
@@ -43,6 +45,27 @@ TokenOption = Annotated[
     typer.Option("--token", envvar="HYBRID_TOKEN", show_envvar=True, help="Pushing needs a publisher's."),
 ]
 
+
+GoldenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--golden",
+        help="Outputs that each box must reproduce first: on inputs of an .npz file, or `random`.",
+        metavar="NPZ",
+    ),
+]
+GoldenTolerance = Annotated[
+    float, typer.Option("--golden-tolerance", help="How far off, of the largest value.", min=0.0)
+]
+Head = Annotated[
+    str,
+    typer.Option(
+        "--head",
+        help="Of a bare model: the tensor that a trainable head stands on, or `auto`: its weights become a file of "
+        "their own, which rounds of learning may replace.",
+        metavar="TENSOR",
+    ),
+]
 
 app.command("export", help=EXPORT_HELP)(export_bundle)
 app.command("import", help=IMPORT_HELP)(import_bundle)
@@ -60,17 +83,9 @@ def push(
         str | None,
         typer.Option("--sign", help="Your publisher's key: a file, or `own`, made at its first use.", metavar="KEY"),
     ] = None,
-    golden: Annotated[
-        str | None,
-        typer.Option(
-            "--golden",
-            help="Outputs that each box must reproduce first: on inputs of an .npz file, or `random`.",
-            metavar="NPZ",
-        ),
-    ] = None,
-    golden_tolerance: Annotated[
-        float, typer.Option("--golden-tolerance", help="How far off, of the largest value.", min=0.0)
-    ] = 1e-3,
+    golden: GoldenOption = None,
+    golden_tolerance: GoldenTolerance = 1e-3,
+    head: Head = "",
     gateway: Gateway = "auto",
     token: TokenOption = None,
     json: Json = False,
@@ -78,6 +93,7 @@ def push(
     """Upload a model as a new version, its signed calibrations along; run again, an interrupted push goes on."""
     from hybrid.artifact.folder import Artifact
     from hybrid.artifact.publishers import read_key
+    from hybrid.artifact.trainable import declared
     from hybrid.calibration.permits import own_folder
     from hybrid.cli.golden_files import with_golden
     from hybrid.cli.signing_key import key_path
@@ -87,23 +103,46 @@ def push(
 
     name = _named(file) if name is None else name
     check_label(name, version)
-    if golden is not None and (file.is_dir() or file.suffix.lower() in (".zip", BUNDLE_SUFFIX)):
-        raise typer.BadParameter("--golden is for a bare model; an artifact has its own golden inputs, or none")
+    if golden is not None or head:
+        _refuse_artifact(file)
     private_key = read_key(key_path(sign)) if sign is not None else None
-    with showing(f"pushing {file.name}") as begin, TemporaryDirectory(prefix="hybrid-golden-") as staging:
+    with (
+        showing(f"pushing {file.name}") as begin,
+        TemporaryDirectory(prefix="hybrid-golden-") as staging,
+        TemporaryDirectory(prefix="hybrid-head-") as folder,
+    ):
+        apart = _separated(file, head, Path(folder)) if head else None
 
         def dress(artifact: Artifact) -> Artifact:
-            return with_golden(artifact, Path(staging), str(golden), golden_tolerance)
+            dressed = artifact if apart is None else declared(artifact, apart)
+            return with_golden(dressed, Path(staging), golden, golden_tolerance) if golden else dressed
 
         async def work(client: "RegistryClient") -> "tuple[Pushed, Brought]":
-            options = PushOptions(version=version, private_key=private_key, dress=dress if golden else None)
-            pushed = await push_model(client, file, name, options, begin=begin)
+            options = PushOptions(version=version, private_key=private_key, dress=dress if golden or head else None)
+            pushed = await push_model(client, apart.path if apart is not None else file, name, options, begin=begin)
             digest = pushed.version.model_digest
             folders = [own_folder(digest), *([pushed.folder] if pushed.folder is not None else [])]
             return pushed, await bring(client, digest, folders)
 
         pushed, along = ask_registry(gateway, token, work)
     _tell_pushed(pushed, along, json=json)
+
+
+def _refuse_artifact(file: Path) -> None:
+    if file.is_dir() or file.suffix.lower() in (".zip", BUNDLE_SUFFIX):
+        raise typer.BadParameter(
+            "--golden and --head are for a bare model; an artifact has its own golden inputs, or none, and "
+            "`hybrid compress ARTIFACT --head` makes another one of it"
+        )
+
+
+def _separated(file: Path, head: str, folder: Path) -> "Separated":
+    """The model with its head in a file of its own, and a word about where it begins."""
+    from hybrid.artifact.trainable import separated
+
+    apart = separated(file, head, folder)
+    note(apart.text)
+    return apart
 
 
 def _named(file: Path) -> str:

@@ -122,7 +122,7 @@ def _in_one_piece(path: Path) -> bytes:
     import onnx
 
     try:
-        return onnx.load(path).SerializeToString()
+        return bytes(onnx.load(path).SerializeToString())
     except ValueError as exc:
         raise NotMeasurable(f"{path.name} does not fit into one piece of 2 GB, as a box takes it to time") from exc
 

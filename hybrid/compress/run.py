@@ -96,11 +96,8 @@ def compress(
     with ExitStack() as held:
         measure = held.enter_context(closing(timer(job)))
         training = _training(job, watch)
-        base = base_of(job, work, training)
-        if base.head:
-            watch.said(base.head_text)
-        classes = base.artifact.manifest.classes if base.artifact is not None else None
-        material = gathered(job, base.path, classes=classes or (), watch=watch)
+        base = base_of(job, work, training, said=watch.said)
+        material = gathered(job, base.path, classes=base.classes, watch=watch)
         if training is not None:
             training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
             refuse_overlap(material, training.inputs)

@@ -1,6 +1,7 @@
 """The uncompressed model of a job: a file, what an artifact holds, or the module of a training script."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,14 +41,22 @@ class Base:
     head_file: str = ""
     head_text: str = ""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, where it came with them."""
+        return (self.artifact.manifest.classes if self.artifact is not None else None) or ()
 
-def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base:
+
+def base_of(
+    job: Job, work: Path, training: "TrainingSet | None" = None, *, said: Callable[[str], None] = lambda _text: None
+) -> Base:
     """The uncompressed model of a job.
 
     Args:
         job: what is asked for.
         work: folder into which the script's module is exported where no model was named.
         training: of the script.
+        said: told where the head begins that is to lie apart.
 
     Raises:
         ModelMissing, ModelInvalid: there is none.
@@ -76,6 +85,8 @@ def base_of(job: Job, work: Path, training: "TrainingSet | None" = None) -> Base
         artifact=artifact,
     )
     base = _with_head(base, job.head, work / "base" / "apart")
+    if base.head:
+        said(base.head_text)
     n_bytes = sum(file.size for file in files_of_model(base.path))
     return replace(base, digest=model_digest(base.path), n_bytes=n_bytes)
 

@@ -66,9 +66,20 @@ def test_a_gateway_takes_the_artifact_with_its_papers(artifact, tmp_path, hybrid
         done = hybrid_here(*words, "--name", "wide")
         assert done.returncode == 0, done.stderr
         assert "2" in done.stdout + done.stderr, "a calibration and a report go along"
+        bare = ["models", "push", str(tmp_path / "wide.onnx"), "--name", "bare", "--head", "auto", "--golden", "random"]
+        done = hybrid_here(*bare, "--gateway", gateway.url, "--token", gateway.token)
+        assert done.returncode == 0, done.stderr
+        assert "the head begins at last (Gemm), on 'f'" in done.stderr
+        words = ["models", "pull", "bare:1", "--out", "pulled", "--gateway", gateway.url, "--token", gateway.token]
+        assert hybrid_here(*words).returncode == 0
         words = ["models", "pull", "wide:1", "--out", "pulled", "--gateway", gateway.url, "--token", gateway.token]
         done = hybrid_here(*words)
         assert done.returncode == 0, done.stderr
+    bare_one = open_folder(tmp_path / "pulled" / "bare" / "1")
+    verify(bare_one)
+    assert bare_one.manifest.model_digest == artifact.manifest.model_digest
+    assert bare_one.manifest.golden is not None
+    assert bare_one.manifest.variants == artifact.manifest.variants[:1]
     pulled = open_folder(tmp_path / "pulled" / "wide" / "1")
     verify(pulled)
     assert pulled.manifest_bytes == artifact.manifest_bytes
