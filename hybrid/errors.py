@@ -263,6 +263,12 @@ class NotAdmitted(RefusedError, PermissionError):
     exit_code = ExitCode.PERMISSION
 
 
+class MaskingRefused(RefusedError, PermissionError):
+    """A device goes no further in a masked round: what the gateway sent could uncover an update, or is too few."""
+
+    code = "masking_refused"
+
+
 class StaleNonce(RefusedError):
     """A signed call whose challenge is spent, too old or of another certificate: ask for a new one and sign again."""
 

@@ -191,6 +191,13 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "It waits for a person's approval, was quarantined because its key was seen on two machines, or was revoked.",
         "On the gateway: `hybrid fleet boxes show BOX` says which; `hybrid fleet boxes admit BOX` lets it in.",
     ),
+    "masking_refused": Explanation(
+        "A device went no further in a masked round (secure aggregation) and revealed nothing.",
+        "The gateway asked for what could uncover the device's update (two rosters, two live sets, a device both live "
+        "and dead, too few devices or consents), or the campaign promises less than the device insists on.",
+        "If it is one round and one device, a fault or a restart did it: the next round goes on. If it repeats, look "
+        "at the gateway; docs/secure_aggregation.md says what each refusal means.",
+    ),
     "nonce_stale": Explanation(
         "A box signed a challenge of its gateway that does not count any more.",
         "It counts once, for two minutes, under one certificate; an answer was lost, or the gateway began anew.",
