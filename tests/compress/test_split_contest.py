@@ -143,9 +143,9 @@ def test_no_more_are_judged_and_shipped_than_chance_and_boxes_bear() -> None:
 
 def test_cuts_that_cannot_win_are_not_tried() -> None:
     early, beside, late = cut("a" * 16, 0.1, 400_000), cut("b" * 16, 0.12, 400_000), cut("d" * 16, 0.5, 4_000)
-    never, unsized = cut("e" * 16, 0.97, 10), cut("f" * 16, 0.1, 0, sized=False)
+    never, unsized = cut("e" * 16, 0.3, 20_000_000), cut("f" * 16, 0.1, 0, sized=False)
     every = [early, beside, late, never, unsized]
     assert hopeful(every, PRICES, FLOAT_HOPE, 1.0) == [early, late]
     assert hopeful(every, PRICES, FLOAT_HOPE, 0.3) == [early]
     assert hopeful(every, PRICES, FLOAT_HOPE, 0.1) == []
-    assert hopeful(every, PRICES, FLOAT_HOPE, 1.0, 1) == [early]
+    assert hopeful(every, PRICES, FLOAT_HOPE, 1.0, most=1) == [early]

@@ -212,7 +212,7 @@ class _Run:
             return
         best = self.contest.best()
         hope = replace(LEARNED_HOPE, head_ratio=INT8_HOPE.head_ratio) if work.int8 is not None else LEARNED_HOPE
-        cuts = hopeful(fitting, self.prices, hope, best.cost, _MOST_LOOKED_AT)
+        cuts = hopeful(fitting, self.prices, hope, best.cost, most=_MOST_LOOKED_AT, known=self.contest.cuts)
         if not cuts:
             why = self._hopeless(fitting, hope, "a quarter of a bit a value")
             self.refused.append(Refused(what=WHAT, why=why))
@@ -319,12 +319,11 @@ class _Run:
 
     def _hopeless(self, cuts: Sequence[Cut], hope: Hope, bits: str) -> str:
         best = self.contest.best()
-        least = min(least_cost(cut, self.prices, hope) for cut in cuts)
-        unit, scale = ("mJ", 1e3) if self.prices.objective == "energy" else ("ms", 1e3)
-        head = f"a head in {hope.head_ratio:.0%} of its time and " if hope.head_ratio < 1 else ""
+        least = min(least_cost(cut, self.prices, hope, self.contest.cuts.get(cut.id)) for cut in cuts)
+        unit, scale = "mJ" if self.prices.objective == "energy" else "ms", 1e3
         return (
-            f"even with {head}{bits} a request would cost {scale * least:.3g} {unit} or more, {best.id} costs "
-            f"{scale * best.cost:.3g}"
+            f"even with a head in {hope.head_ratio:.0%} of the time that its work lets expect and {bits} a request "
+            f"would cost {scale * least:.3g} {unit} or more, {best.id} costs {scale * best.cost:.3g}"
         )
 
     def _tell_hopeless(self, cuts: Sequence[Cut], chosen: Sequence[Cut], hope: Hope) -> None:
