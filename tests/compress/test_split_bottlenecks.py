@@ -71,8 +71,14 @@ def taught() -> TrainingSet:
 
 def found(folder: Path, training_set: TrainingSet, stage: Callable[[str], None] = lambda _text: None) -> Found:
     """What the search for ways gives on the slow device and the thin line, with a journal below the folder."""
-    job = Job(model=None, data=folder / "x.npz", labels=folder / "y.npy", out=folder / "small", max_drop=0.6)
-    base = base_of(job, folder / "work", training_set)
+    job = Job(
+        model=folder / "base" / "model.onnx",
+        data=folder / "x.npz",
+        labels=folder / "y.npy",
+        out=folder / "small",
+        max_drop=0.6,
+    )
+    base = base_of(job, folder)
     material = gathered(job, base.path)
     whole_s = 1e-6 * base.n_bytes
     told = [DeviceTold(name=name, kind="by size", factor=1, threads=1) for name in ("slow", THIS)]
@@ -99,7 +105,7 @@ def found(folder: Path, training_set: TrainingSet, stage: Callable[[str], None] 
         ).found()
 
 
-def _work(folder: Path, told: Connection) -> None:
+def _work(folder: Path, training_set: TrainingSet, told: Connection) -> None:
     """Learns until the second training begins."""
     begun: list[str] = []
 
@@ -111,15 +117,22 @@ def _work(folder: Path, told: Connection) -> None:
             time.sleep(60)
 
     work.LEAST_S = QUICK_S
-    found(folder, taught(), stage)
+    found(folder, training_set, stage)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def training_set() -> TrainingSet:
+    return taught()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, training_set: TrainingSet) -> Path:
+    """Samples, a line, and the module as it is written for the device."""
     x, labels = split_nets.samples(60, 1)
     np.savez(tmp_path / "x.npz", x=x)
     np.save(tmp_path / "y.npy", labels)
     (tmp_path / "thin.toml").write_text(split_nets.LINK.replace("= 100000", "= 20000"))
+    base_of(Job(model=None, data=tmp_path, out=tmp_path), tmp_path, training_set)
     return tmp_path
 
 
@@ -137,10 +150,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_killed_by_the_kernel_it_learns_only_what_is_left(
-    folder: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, training_set: TrainingSet, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, training_set = _killed_at_the_second(folder), taught()
+    begun = _killed_at_the_second(folder, training_set)
     first = found(folder, training_set)
     assert [f"{STAGE} {at}" for at in trained] == begun[1:]
     learned = [one for one in first.shipped if one.way.id.startswith("learned")]
@@ -165,12 +179,12 @@ def test_killed_by_the_kernel_it_learns_only_what_is_left(
     assert (refused.what, refused.why) == (bottlenecks.WHAT, "put an nn.Identity there")
 
 
-def _killed_at_the_second(folder: Path) -> list[str]:
+def _killed_at_the_second(folder: Path, training_set: TrainingSet) -> list[str]:
     """Does the work in a process that is killed when the second training begins; the trainings that it began."""
     begun: list[str] = []
     spawning = multiprocessing.get_context("spawn")
     mine, theirs = spawning.Pipe()
-    child = spawning.Process(target=_work, args=(folder, theirs))
+    child = spawning.Process(target=_work, args=(folder, training_set, theirs))
     child.start()
     while len(begun) < 2:
         assert mine.poll(30)
