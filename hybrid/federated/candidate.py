@@ -1,9 +1,9 @@
 """What was learned comes home: the trainable files of a new version, its golden outputs and its manifest.
 
 Design: the base's manifest is edited as the JSON that it is, so that fields which this library does not know stay;
-only what a `rounds` key may change is touched (edge_agent/install/rules.py). The engine is given the new head in memory,
-so no body is copied. Golden outputs are those of the first variant. A variant whose trainable files were byte-identical
-to the learned one's goes on sharing them; any other keeps its own. Signing and storing are the gateway's.
+only what a `rounds` key may change is touched (edge_agent/install/rules.py). The engine takes the new head in memory,
+so no body is copied. Golden outputs are those of the first variant. A variant whose trainable files were the very bytes
+of the learned one's goes on sharing them; any other keeps its own. Signing and storing are the gateway's.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from hybrid.federated.learning.head import full_arrays, open_head, variant_of
 from hybrid.federated.learning.program import Arrays
 
 ROUNDS_STEP: Final = "rounds"
-"""How the lineage names what this module makes."""
+"""How the lineage names what this module makes; `rounds:CAMPAIGN` where the campaign is told."""
 
 DEFAULT_TOLERANCE: Final = 1e-4
 """Of an output's largest value, where the manifest names none for the engine; as boxes have it."""
@@ -62,7 +62,14 @@ class Candidate:
 
 
 def candidate(
-    base: Artifact, variant_id: str, learned: Arrays, *, version: str, sequence: int, detail: str = ""
+    base: Artifact,
+    variant_id: str,
+    learned: Arrays,
+    *,
+    version: str,
+    sequence: int,
+    campaign: str = "",
+    detail: str = "",
 ) -> Candidate:
     """The version of a base whose variant has learned; takes as long as its engine opens and runs once a variant.
 
@@ -72,7 +79,8 @@ def candidate(
         learned: its tensors by name; personal ones, which never left, stay as the base has them.
         version: of the new one.
         sequence: of the new one; higher than all that its boxes have.
-        detail: of the step in the lineage: campaign, rounds, boxes, epsilon; never who.
+        campaign: its id, for the lineage.
+        detail: of the step in the lineage: rounds, boxes, epsilon; never who.
 
     Raises:
         NotFound, ModelUntrainable, ModelInvalid: the variant is none that learns, or its files are not what they say.
@@ -91,7 +99,11 @@ def candidate(
     fields |= {"version": version, "sequence": sequence, "base": publisher_base(base)}
     for name, content in files.items():
         fields["files"][name] |= {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    step = {"step": ROUNDS_STEP, "artifact_digest": base.digest, "detail": detail}
+    step = {
+        "step": f"{ROUNDS_STEP}:{campaign}" if campaign else ROUNDS_STEP,
+        "artifact_digest": base.digest,
+        "detail": detail,
+    }
     fields["lineage"] = [*fields.get("lineage", []), step]
     fields["model_digest"] = _model_digest(base.manifest, fields["files"])
     manifest_bytes = msgspec.json.encode(fields, order="sorted")
@@ -112,7 +124,7 @@ def publisher_base(base: Artifact) -> str:
         BadMessage: a learned version that names none.
     """
     lineage = base.manifest.lineage
-    if not lineage or lineage[-1].step != ROUNDS_STEP:
+    if not lineage or lineage[-1].step.partition(":")[0] != ROUNDS_STEP:
         return base.digest
     if base.manifest.base is None:
         raise BadMessage(
@@ -184,8 +196,8 @@ class _Golden:
             return
         if variant.id == self._learned:
             raise GoldenDiffers(
-                f"variant {variant.id!r} has learned and differs now by {apart:.3g} from the golden outputs: they are the "
-                f"first variant's, {self._base.manifest.variants[0].id!r}, which has a head of its own; let that one "
+                f"variant {variant.id!r} has learned and differs now by {apart:.3g} from the golden outputs: they are "
+                f"the first variant's, {self._base.manifest.variants[0].id!r}, which has its own head; let that one "
                 "learn, or publish them as two models",
                 tensor=next(iter(wanted), ""),
             )

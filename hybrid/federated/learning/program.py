@@ -127,7 +127,7 @@ class HeadProgram:
             return
         both = self.scores_of(weights, features[:2])
         alone = self.scores_of(weights, features[1:2])
-        if both.shape[0] != 2 or not np.allclose(both[1:], alone, _ROW_TOLERANCE, _ROW_TOLERANCE):
+        if both.shape[0] != 2 or not np.allclose(both[1:], alone, _ROW_TOLERANCE, _ROW_TOLERANCE, equal_nan=True):
             raise ModelUntrainable(
                 f"the head behind {self.feature!r} mixes the samples of a batch; export the model with an open batch "
                 "size"
