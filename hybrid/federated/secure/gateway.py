@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Collection, Iterable
 from typing import Final, Literal
 
+import msgspec
+
 from hybrid.errors import BadMessage, Conflict, CorruptContent, Forbidden, TooLarge
 from hybrid.federated.secure.bounds import MAX_DEVICES
 from hybrid.federated.secure.journal import Closed, Entry, MaskedDigest, Taken
@@ -36,6 +38,13 @@ from hybrid.federated.secure.task import SecureTask
 
 Stage = Literal["advertise", "share", "mask", "consent", "unmask", "done", "excluded"]
 STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "mask", "consent", "unmask", "done")
+KINDS: Final[dict[str, type[msgspec.Struct]]] = {
+    "advertise": Advert,
+    "share": Dealt,
+    "mask": Masked,
+    "consent": Consent,
+    "unmask": Reveal,
+}
 
 
 class MaskedRound:
@@ -80,10 +89,11 @@ class MaskedRound:
 
     @property
     def most_bytes(self) -> int:
-        """Longest message that the stage takes: a limit for a request's body."""
-        if self.stage == "mask":
-            return packed_size(self.task.n_masked, self.roster.bits) + MASKED_OVERHEAD_BYTES
-        return 1024 if self.stage in {"advertise", "consent"} else 256 + 160 * MAX_DEVICES
+        """Longest message that can be meant for this stage or, sent again, for one before: a limit for a body."""
+        if self.members is None:
+            return 1024
+        n_keys_bytes = 1024 + 160 * self.members.plan.n_devices
+        return max(n_keys_bytes, packed_size(self.task.n_masked, self.members.bits) + MASKED_OVERHEAD_BYTES)
 
     @property
     def box_ids(self) -> frozenset[str]:
@@ -98,8 +108,13 @@ class MaskedRound:
         """Boxes whose message of this stage has not come; nobody in particular while adverts come."""
         if self.members is None or self.stage in {"done", "excluded"}:
             return frozenset()
-        came = {"share": self.dealt, "mask": self.masked, "consent": self.consents, "unmask": self.reveals}[self.stage]
-        return self.box_ids - {self.members.box_ids[index] for index in came}
+        came: dict[str, Collection[int]] = {
+            "share": self.dealt,
+            "mask": self.masked,
+            "consent": self.consents,
+            "unmask": self.reveals,
+        }
+        return self.box_ids - {self.members.box_ids[index] for index in came[self.stage]}
 
     @property
     def is_enough(self) -> bool:
@@ -114,18 +129,18 @@ class MaskedRound:
             content: as it came; a masked input is to be stored by the caller under this box's id.
 
         Returns:
-            The journal's entry, to be stored before the message is acknowledged; None for what was taken before.
+            The journal's entry, to be stored before the message is acknowledged; None for what was taken before. Where
+            storing fails, this object is ahead of the journal: drop it and restore another.
 
         Raises:
             Conflict: of a stage that is over or not begun, or another content than before.
             Forbidden: a box that is not in the round, or keys and signatures that are not its own.
             ProtocolError, CorruptContent: a message with a fault; the device counts as lost until it sends a sound one.
         """
-        kinds = {"advertise": Advert, "share": Dealt, "mask": Masked, "consent": Consent, "unmask": Reveal}
         if self.stage in {"done", "excluded"}:
             raise Conflict(f"the masked round is {self.stage}{': ' * bool(self.reason)}{self.reason}; nothing is taken")
         message = decoded(content, Advert | Dealt | Masked | Consent | Reveal, most_bytes=self.most_bytes)
-        if not isinstance(message, kinds[self.stage]):
+        if not isinstance(message, KINDS[self.stage]):
             if self._was_taken(box_id, message):
                 return None
             raise Conflict(f"the masked round is at stage {self.stage}; another stage's message came: ask what is next")

@@ -35,12 +35,13 @@ def packed_size(n_elements: int, bits: int) -> int:
 
 def words_of(levels: np.ndarray, bits: int) -> np.ndarray:
     """Signed levels (n,) as new words of the ring."""
-    return levels.astype(_word(bits))
+    words: np.ndarray = levels.astype(_word(bits))
+    return words
 
 
 def signed(words: np.ndarray, bits: int) -> np.ndarray:
     """Words of the ring as the signed numbers that they stand for, int64 (n,)."""
-    values = (words & _word(bits).type((1 << bits) - 1)).astype(np.int64)
+    values: np.ndarray = (words & _word(bits).type((1 << bits) - 1)).astype(np.int64)
     values[values >= 1 << (bits - 1)] -= 1 << bits
     return values
 
