@@ -62,7 +62,7 @@ Budget = Annotated[float, typer.Option("--budget", help="Minutes to search; the 
 Link = Annotated[
     str,
     typer.Option(
-        "--link", help="A link of `hybrid devices`: with a training script: learn bottlenecks for cuts over it."
+        "--link", help="A link of `hybrid devices`: requests are divided over it too: int8 heads, codecs, bottlenecks."
     ),
 ]
 Sign = Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 from hybrid.cli.table import fits, table, wrapped
 
 if TYPE_CHECKING:
-    from hybrid.compress.report import Candidate, Report
+    from hybrid.compress.report import Candidate, Report, SplitTold
     from hybrid.compress.run import Result
 
 HEADINGS: Final = ("candidate", "status", "drop", "at most", "p", "time", "bytes", "p50 ms", "p95 ms", "MB", "why")
@@ -27,7 +27,24 @@ def text(found: "Result") -> str:
         f"{report.device.threads} threads)."
     )
     place = [f"artifact  {found.artifact.folder}"] if found.artifact is not None else []
-    return "\n".join([*table(rows), "", *wrapped(words), "", *place, *(f"report    {p}" for p in found.report_paths)])
+    papers = [f"report    {path}" for path in found.report_paths]
+    return "\n".join([*table(rows), "", *wrapped(words), "", *_divided(report), *place, *papers])
+
+
+def _divided(report: "Report") -> list[str]:
+    """A line for each way of dividing requests that was shipped, or the best of the others where none was."""
+    won = [each for each in report.splits if each.status == "shipped"]
+    told = [f"divided   {_way(each)}" for each in won]
+    if report.splits and not won:
+        told.append(f"divided   not worth it over {report.wanted.link}; the best: {_way(report.splits[0])}")
+    alone = [each for each in report.splits if each.head == "all"]
+    return [*told, *(f"alone     {_way(each)}" for each in alone)]
+
+
+def _way(each: "SplitTold") -> str:
+    drop = f", drop at most {each.high:.2%}" if each.high else ""
+    sent = f", {each.n_bytes:.0f} bytes sent" if each.n_bytes is not None else ""
+    return f"{each.id}: {_ms(each.total_s)} ms a request{sent}{drop}"
 
 
 def _original(report: "Report") -> tuple[str, ...]:
