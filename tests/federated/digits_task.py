@@ -58,11 +58,40 @@ def by_shards(labels: np.ndarray, seed: int, n_devices: int = N_DEVICES) -> list
     return [np.concatenate([shards[first], shards[second]]) for first, second in order.reshape(n_devices, 2)]
 
 
-def devices(alpha: float | None, seed: int) -> tuple[list[Samples], Samples]:
-    """What each of ten devices holds (`alpha` None: two label shards), and the test samples."""
+class Problem(NamedTuple):
+    """Something to learn together: a network of one or two layers, what devices hold, and what judges it."""
+
+    layout: Layout
+    first: np.ndarray
+    held: list[Samples]
+    test: Samples
+
+
+def digits(alpha: float | None, seed: int) -> Problem:
+    """Ten devices (`alpha` None: two label shards each) and the whole network."""
     training, test = all_digits()
     split = by_shards(training.labels, seed) if alpha is None else by_dirichlet(training.labels, alpha, seed)
-    return [training.at(indices) for indices in split], test
+    return Problem(LAYOUT, first_weights(seed), [training.at(indices) for indices in split], test)
+
+
+def digits_head(alpha: float | None, seed: int, n_proxy: int = 150) -> Problem:
+    """The network's last layer alone, 650 weights; below it and in it is what a server learned from a few samples.
+
+    No device holds those samples.
+    """
+    training, test = all_digits()
+    proxy, training = training.at(slice(n_proxy)), training.at(slice(n_proxy, None))
+    split = by_shards(training.labels, seed) if alpha is None else by_dirichlet(training.labels, alpha, seed)
+    weights = first_weights(seed)
+    weights += train(LAYOUT, weights, proxy, seed, n_epochs=60).delta
+    hidden, hidden_bias, output, output_bias = LAYOUT.arrays(weights).values()
+
+    def features(samples: Samples) -> Samples:
+        return Samples(np.maximum(samples.pixels @ hidden + hidden_bias, 0), samples.labels)
+
+    layout = Layout(names=LAYOUT.names[2:], shapes=LAYOUT.shapes[2:])
+    first = np.concatenate([output.ravel(), output_bias])
+    return Problem(layout, first, [features(training.at(indices)) for indices in split], features(test))
 
 
 def first_weights(seed: int) -> np.ndarray:
@@ -74,10 +103,10 @@ def first_weights(seed: int) -> np.ndarray:
     return LAYOUT.vector({name: array.astype(np.float32) for name, array in zip(LAYOUT.names, arrays, strict=True)})
 
 
-def accuracy(weights: np.ndarray, samples: Samples) -> float:
+def accuracy(layout: Layout, weights: np.ndarray, samples: Samples) -> float:
     """Share of samples that it names rightly."""
-    hidden, hidden_bias, output, output_bias = LAYOUT.arrays(weights).values()
-    activation = np.maximum(samples.pixels @ hidden + hidden_bias, 0)
+    *below, output, output_bias = layout.arrays(weights).values()
+    activation = np.maximum(samples.pixels @ below[0] + below[1], 0) if below else samples.pixels
     return float(((activation @ output + output_bias).argmax(axis=1) == samples.labels).mean())
 
 
@@ -89,7 +118,16 @@ class Trained(NamedTuple):
 
 
 def train(
-    weights: np.ndarray, samples: Samples, seed: int, *, rate=RATE, n_epochs=5, batch=16, proximal=0.0, correction=None
+    layout: Layout,
+    weights: np.ndarray,
+    samples: Samples,
+    seed: int,
+    *,
+    rate=RATE,
+    n_epochs=5,
+    batch=16,
+    proximal=0.0,
+    correction=None,
 ) -> Trained:
     """Plain SGD on cross-entropy from these weights.
 
@@ -98,9 +136,9 @@ def train(
         correction: added to every gradient (SCAFFOLD: c - c_i), a vector.
     """
     after = weights.copy()
-    hidden, hidden_bias, output, output_bias = LAYOUT.arrays(after).values()
+    *below, output, output_bias = layout.arrays(after).values()
     gradient = np.empty_like(after)
-    slopes = tuple(LAYOUT.arrays(gradient).values())
+    *slopes_below, slope, slope_bias = layout.arrays(gradient).values()
     rng = np.random.default_rng(seed)
     n_steps = 0
     for _ in range(n_epochs):
@@ -108,17 +146,18 @@ def train(
         for start in range(0, len(samples), batch):
             chosen = order[start : start + batch]
             pixels = samples.pixels[chosen]
-            activation = np.maximum(pixels @ hidden + hidden_bias, 0)
+            activation = np.maximum(pixels @ below[0] + below[1], 0) if below else pixels
             scores = activation @ output + output_bias
             likelihood = np.exp(scores - scores.max(axis=1, keepdims=True))
             likelihood /= likelihood.sum(axis=1, keepdims=True)
             likelihood[np.arange(len(chosen)), samples.labels[chosen]] -= 1
             likelihood /= len(chosen)
-            back = (likelihood @ output.T) * (activation > 0)
-            np.matmul(pixels.T, back, out=slopes[0])
-            slopes[1][:] = back.sum(axis=0)
-            np.matmul(activation.T, likelihood, out=slopes[2])
-            slopes[3][:] = likelihood.sum(axis=0)
+            np.matmul(activation.T, likelihood, out=slope)
+            slope_bias[:] = likelihood.sum(axis=0)
+            if below:
+                back = (likelihood @ output.T) * (activation > 0)
+                np.matmul(pixels.T, back, out=slopes_below[0])
+                slopes_below[1][:] = back.sum(axis=0)
             if proximal:
                 gradient += np.float32(proximal) * (after - weights)
             if correction is not None:
