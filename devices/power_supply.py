@@ -1,4 +1,4 @@
-"""Whether this machine runs on its battery, as Linux says it under `/sys/class/power_supply`."""
+"""Whether this machine runs on its battery, and how full that is, as Linux says under `/sys/class/power_supply`."""
 
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,20 @@ def is_on_battery(folder: Path = FOLDER) -> bool:
         if kind == "Battery" and _text(supply / "scope") != "Device":
             is_discharging |= _text(supply / "status") == "Discharging"
     return is_discharging
+
+
+def battery_ratio(folder: Path = FOLDER) -> float | None:
+    """How full the machine's own battery is, 0 to 1, the emptiest of several; None where nobody says so."""
+    try:
+        supplies = sorted(folder.iterdir())
+    except OSError:
+        return None
+    levels = [
+        _text(supply / "capacity")
+        for supply in supplies
+        if _text(supply / "type") == "Battery" and _text(supply / "scope") != "Device"
+    ]
+    return min((int(level) / 100 for level in levels if level.isdigit() and int(level) <= 100), default=None)
 
 
 def _text(path: Path) -> str:

@@ -51,6 +51,9 @@ class AgentConfig(ServiceSettings):
     )
     inline_s: float = setting(0.0, "Models that run faster than this do so on the event loop; 0 for none.")
 
+    learn: str = setting(
+        "idle", "idle: take part in rounds of the gateway while nobody asks, with labelled samples; off: never."
+    )
     metered: str = setting("auto", "Whether the link costs by the byte: auto (NetworkManager says), yes or no.")
     on_battery: str = setting("hold", "hold: models, samples and telemetry wait for mains power; go: they do not.")
     transfer_hours: str = setting("", "Hours in which models and samples travel, such as 22:00-06:00; empty: always.")
@@ -93,6 +96,7 @@ class AgentConfig(ServiceSettings):
         ServiceSettings.check(self)
         refuse_unknown(self, "objective", ("latency", "throughput", "energy", "bytes"))
         refuse_unknown(self, "placement", ("auto", "local", "offload", "split"))
+        refuse_unknown(self, "learn", ("idle", "off"))
         refuse_unknown(self, "log_level", ("debug", "info", "warning", "error"))
         refuse_below(self, 0, ("max_uplink_bytes_per_s", "log_n_files"))
         refuse_below(self, 4096, ("log_max_bytes",))

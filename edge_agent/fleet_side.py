@@ -16,6 +16,12 @@ from edge_agent.install.fetching import GatewayFiles
 from edge_agent.install.index_notes import IndexNotes
 from edge_agent.install.install import Install
 from edge_agent.install.means import Means
+from edge_agent.learning.conditions import Conditions
+from edge_agent.learning.learning import Learning
+from edge_agent.learning.offers import Offers
+from edge_agent.learning.round_link import KnockingRounds
+from edge_agent.learning.store import LearningStore
+from edge_agent.learning.surroundings import Surroundings
 from edge_agent.living.crash_guard import CrashGuard
 from edge_agent.living.held_files import HeldFiles
 from edge_agent.living.link_policy import LinkPolicy
@@ -30,6 +36,7 @@ from edge_agent.samples.vault import open_vault
 from edge_agent.trust.access import Access
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import Health, Installed, SampleRule
+from hybrid.transport.rounds_client import RoundsClient
 
 if TYPE_CHECKING:
     from hybrid.session.connected import Neighbourhood
@@ -49,6 +56,7 @@ class FleetSide:
         samples: inputs and outputs that are kept.
         install: brings versions into slots.
         follow: asks what should be installed.
+        learning: takes part in rounds.
         telemetry: figures for the gateway now and then.
         health: how the box is; set by the agent.
         figures: what telemetry tells; set by the agent.
@@ -95,6 +103,9 @@ class FleetSide:
                 report=self._report,
             )
         )
+        self.learning = self._learning(Place(folder=data / "learning", disk=disk, vault=vault), rng)
+        self.samples.on_label = self.learning.relabelled
+        room.compute.on_asked = self.learning.yielding.asked
         self.telemetry = Telemetry(self.outbox, self._told_figures, rng=rng)
         self.install.mode = self.guard.mode
         self.link.freed = self.install.hurry
@@ -104,7 +115,8 @@ class FleetSide:
     def parts(self) -> tuple[Part, ...]:
         """What is to be run; after crashes in a row the installation does less by itself."""
         carried = (self.outbox, self.deferred, self.samples, self.telemetry)
-        return (self.access, self.link, *carried, self.install, self.follow)
+        learning = (self.learning,) if self.guard.mode == "normal" else ()
+        return (self.access, self.link, *carried, self.install, self.follow, *learning)
 
     def neighbourhood(self) -> "Neighbourhood | None":
         """Who may be asked to compute now; None for nobody."""
@@ -129,10 +141,29 @@ class FleetSide:
         """Take over what may change while the agent runs."""
         self.config = config
         self.link.set_rules(config.link_rules)
+        self.learning.wake()
 
     async def stop(self) -> None:
         """The agent stops in good order."""
         await self.install.stop()
+
+    def _learning(self, place: Place, rng: Random) -> Learning:
+        access, samples = self.access, self.samples
+        around = Surroundings(
+            calls=KnockingRounds(RoundsClient(access.link), access.knock),
+            put_blob=access.calls.put_blob,
+            gateway=lambda: access.enrolment.authority_sha256 if access.enrolment is not None else "",
+            epoch=lambda: access.epoch,
+            samples=samples.shelf,
+            rng=rng,
+        )
+        return Learning(
+            LearningStore(place),
+            around,
+            offers=Offers(self._room.answering, samples.labelled),
+            conditions=Conditions(place.folder, place.disk, is_metered=lambda: self.link.status().metered),
+            mode=lambda: self.config.learn,
+        )
 
     def _calls(self) -> FleetCalls | None:
         return self.access.calls if self.access.enrolment is not None else None

@@ -13,7 +13,7 @@ from edge_agent.part import Problem
 _log = logging.getLogger("hybrid.agent")
 
 CHANGEABLE: Final = frozenset({
-    "metered", "on_battery", "transfer_hours", "log_level", "model", "objective", "placement", "token",
+    "learn", "metered", "on_battery", "transfer_hours", "log_level", "model", "objective", "placement", "token",
     "max_uplink_bytes_per_s", "keep_inputs_here",
 })  # fmt: skip
 """What a reload takes over; the others wait for the next start."""

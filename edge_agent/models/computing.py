@@ -51,6 +51,7 @@ class BoxCompute:
 
     Attributes:
         neighbourhood: who may be asked now; None for nobody. A change of it makes sessions anew.
+        on_asked: told when a request comes (True), and when it was answered or failed (False).
         on_hard: told of requests of which a cascade's small model was not sure: the model, inputs, the answer.
         sessions: by model digest, of models that were asked for while somebody could be asked.
     """
@@ -60,6 +61,7 @@ class BoxCompute:
         self._answering = answering
         self._options = options
         self.neighbourhood: Callable[[], Neighbourhood | None] = _nobody
+        self.on_asked: Callable[[bool], None] = _unasked
         self.on_hard: OnHard = _unheard
         self._turns = Turns(executor)
         self._runs: dict[str, Runs] = {}
@@ -78,6 +80,21 @@ class BoxCompute:
         n_checked_bytes: int = -1,
     ) -> Computed:
         """See `Compute`."""
+        self.on_asked(True)
+        try:
+            return await self._counted(model, session, asked, feeds, names, n_checked_bytes)
+        finally:
+            self.on_asked(False)
+
+    async def _counted(  # noqa: PLR0917 (those of the call)
+        self,
+        model: ServedModel,
+        session: EngineSession,
+        asked: Asked,
+        feeds: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        n_checked_bytes: int,
+    ) -> Computed:
         priority = asked.priority_beside(self._answering.priority(model.model_digest))
         runs = self.runs(model.model_digest)
         request = _Request(session, feeds, names, priority, n_checked_bytes)
@@ -225,6 +242,11 @@ class BoxCompute:
         if hosted is not None:
             closing = asyncio.to_thread(hosted.close, CLOSE_WAIT_S)
             self._executor.spawn(closing, name=f"close-{model_digest[:8]}")
+
+
+def _unasked(comes: bool) -> None:  # noqa: FBT001 (two events, one listener)
+    """Nobody waits for requests."""
+    del comes
 
 
 def _unheard(model: ServedModel, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:

@@ -18,6 +18,7 @@ app = typer.Typer(
     \b
     Examples:
       hybrid agent samples ls
+      hybrid agent samples label 00000000002a 7
       hybrid agent samples rm 00000000002a
     """,
 )
@@ -48,6 +49,25 @@ def ls(
     result(answer, "\n".join(lines), json=json)
     if not json:
         note(f"{answer['n_items']} samples with {answer['n_bytes']} bytes on this box")
+
+
+@app.command("label")
+def label(
+    sample: Annotated[str, typer.Argument(metavar="SAMPLE", help="As `hybrid agent samples ls` shows it.")],
+    right: Annotated[str, typer.Argument(metavar="CLASS", help="What was right: a class by name or number, or JSON.")],
+    data: Data = _DATA,
+    json: Json = False,
+) -> None:
+    """Say what was right for a sample that is on this box; what was said before is replaced."""
+    import msgspec
+
+    try:
+        said = msgspec.json.decode(right)
+    except msgspec.MsgspecError:
+        said = right
+    body = msgspec.json.encode(said)
+    told = ask_agent(data, f"{SAMPLES_PATH}/{sample}/label", method="PUT", body=body)
+    result(told, f"labelled {sample}", json=json)
 
 
 @app.command("rm")

@@ -22,6 +22,7 @@ from hybrid.serving.rest.body import Body, BodyLimits
 Admit = Callable[[web.Request, Right], None]
 _LIMITS: Final = BodyLimits(max_body_bytes=(64 << 20) + (1 << 20))
 _MOST_LISTED: Final = 1000
+_MOST_LABEL_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ def add_sample_routes(app: web.Application, parts: Parts) -> None:
     calls = _Calls(parts)
     app.router.add_get(SAMPLES_PATH, calls.show)
     app.router.add_post(SAMPLES_PATH + "/models/{name}", calls.bring)
+    app.router.add_put(SAMPLES_PATH + "/{id}/label", calls.label)
     app.router.add_delete(SAMPLES_PATH + "/{id}", calls.forget)
 
 
@@ -82,6 +84,20 @@ class _Calls:
             told["why"] = self._parts.samples.why_not(name)
         return json_reply(told, status=200 if sample_id is None else 201)
 
+    async def label(self, request: web.Request) -> web.StreamResponse:
+        """What was right, for a sample that is here: the body is the label as JSON."""
+        self._parts.admit(request, "admin")
+        sample_id = request.match_info["id"]
+        if (request.content_length or 0) > _MOST_LABEL_BYTES:
+            raise BadMessage(f"a label of {request.content_length} bytes: at most {_MOST_LABEL_BYTES} are kept")
+        content = bytearray()
+        async for block in request.content.iter_chunked(_MOST_LABEL_BYTES):
+            content += block
+            if len(content) > _MOST_LABEL_BYTES:
+                raise BadMessage(f"a label of more than {_MOST_LABEL_BYTES} bytes is not kept")
+        await self._parts.samples.label(sample_id, _said(bytes(content), "the body"))
+        return json_reply({"id": sample_id, "labelled": True})
+
     async def forget(self, request: web.Request) -> web.StreamResponse:
         """Remove one from this box; what was uploaded stays at the gateway."""
         self._parts.admit(request, "admin")
@@ -93,10 +109,14 @@ class _Calls:
 def _label(text: str | None) -> Any:
     if text is None:
         return None
+    return _said(text.encode("utf-8", "surrogateescape"), f"header {LABEL}")
+
+
+def _said(text: bytes, where: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadMessage(f"header {LABEL} is no JSON: {exc}") from exc
+        raise BadMessage(f"{where} is no JSON: {exc}") from exc
 
 
 def _public(one: Kept) -> dict[str, object]:

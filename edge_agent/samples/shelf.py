@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import msgspec
+
+from edge_agent.disk import write_durably
 from edge_agent.outbox.clock import ForwardClock
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.place import Place
@@ -165,6 +168,41 @@ class SampleShelf:
             )
             for row in self._sound(rows_of)
         ]
+
+    def labelled(self, model: str, limit: int) -> Sequence[str]:
+        """Ids of the newest samples of a model of which somebody said what was right, newest first."""
+
+        def ids_of(database: BoxDatabase) -> list[str]:
+            with database.reading() as db:
+                rows = db.execute(
+                    "SELECT id FROM sample WHERE model = ? AND is_labelled ORDER BY id DESC LIMIT ?", (model, limit)
+                ).fetchall()
+            return [f"{number:012x}" for (number,) in rows]
+
+        return self._sound(ids_of)
+
+    def label(self, sample_id: str, label: str) -> int:
+        """Say what was right, in place of what was said before; the bytes that were written.
+
+        Raises:
+            NotFound: it is not here. CorruptContent: the disk damaged it. DiskFull, StorageError: nothing has changed.
+        """
+        with self._lock:
+            sample = msgspec.structs.replace(parse_sample(self.read(sample_id)), label=label)
+            content = sample.encoded()
+            path = self._files / f"{sample_id}{_SUFFIX}"
+            write_durably(self._place.disk, path, self._place.vault.seal(content, sample_id.encode()))
+
+            def note(database: BoxDatabase) -> None:
+                with database.writing() as db:
+                    db.execute(
+                        "UPDATE sample SET is_labelled = 1, n_bytes = ? WHERE id = ?",
+                        (len(content), int(sample_id, 16)),
+                    )
+                self._count()
+
+            self._sound(note)
+            return len(content)
 
     def forget(self, sample_id: str) -> None:
         """Remove a sample. Raises `NotFound`."""

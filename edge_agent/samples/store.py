@@ -67,6 +67,7 @@ class Samples:
 
     Attributes:
         shelf: what is on the disk; its methods block.
+        on_label: told of each sample that has a label now, its first or another one.
     """
 
     name = "samples"
@@ -105,6 +106,7 @@ class Samples:
         self._ready = asyncio.Event()
         self._trouble: HybridError | None = None
         self._n_passed_over = 0
+        self.on_label: Callable[[str], None] = _unheard
 
     def offer(
         self,
@@ -186,6 +188,26 @@ class Samples:
         await self._ready.wait()
         return await asyncio.to_thread(self.shelf.list, model, limit)
 
+    async def labelled(self, model: str, limit: int) -> Sequence[str]:
+        """Ids of the newest samples of a model of which somebody said what was right, newest first."""
+        await self._ready.wait()
+        return await asyncio.to_thread(self.shelf.labelled, model, limit)
+
+    async def label(self, sample_id: str, label: object) -> None:
+        """Say what was right, later than the sample was kept; what was uploaded before stays as it was there.
+
+        Raises:
+            NotFound, CorruptContent: it is not here any more. BadMessage: no label that JSON holds.
+            DiskFull, StorageError: the disk refused; the label that was is the label that is.
+        """
+        text = _text(label)
+        if not text:
+            raise BadMessage("a label of null says nothing; name what was right")
+        await self._ready.wait()
+        n_bytes = await asyncio.to_thread(self.shelf.label, sample_id, text)
+        self._budget.take(n_bytes, asyncio.get_running_loop().time())
+        self.on_label(sample_id)
+
     async def forget(self, sample_id: str) -> None:
         """Remove one. Raises `NotFound`."""
         await self._ready.wait()
@@ -263,6 +285,9 @@ class Samples:
         if kept:
             uploads = {sample.id for sample, rule in zip(samples, rules, strict=True) if sample and rule == "upload"}
             await asyncio.to_thread(self.shelf.put, kept, uploads, now_s)
+            for sample in kept:
+                if sample.label:
+                    self.on_label(sample.id)
             if uploads:
                 self._brings.set()
         return [sample.id if sample is not None else None for sample in samples]
@@ -307,6 +332,11 @@ class Samples:
                 except TooLarge as exc:  # for good; whatever else the outbox says, it waits and is brought later
                     _log.warning("samples.not_taken id=%s code=%s", sample_id, exc.code)
             await asyncio.to_thread(self.shelf.uploaded, found)
+
+
+def _unheard(sample_id: str) -> None:
+    """Nobody learns from samples."""
+    del sample_id
 
 
 def _text(label: object) -> str:

@@ -60,6 +60,7 @@ class Access:
         identity: who the box is.
         time: the trusted time.
         link: to the gateway.
+        knock: keeps several parts from trying a gateway that is away.
         calls: the fleet's calls; raise `NotAdmitted` while the box belongs nowhere.
     """
 
@@ -98,7 +99,8 @@ class Access:
         self.identity = BoxIdentity(data, disk, machine or this_machine())
         self.time = TrustedTime(self.identity.files, clock_s=clock_s)
         self.link = FleetLink(self._locate, learn_time=self.time.learn, now_s=clock_s)
-        self.calls: FleetCalls = OneKnock(FleetClient(self.link), rng=rng)
+        self.knock = OneKnock(FleetClient(self.link), rng=rng)
+        self.calls: FleetCalls = self.knock
         self._no_trust_until_s = 0.0
         self._locator: Locator | None = None
         self._found_url = ""

@@ -7,7 +7,7 @@ no longer than the outage was.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
 import msgspec
@@ -91,6 +91,11 @@ class OneKnock:
         await self._turn()
         async for block in self._flowing(self._calls.blob(sha256, offset)):
             yield block
+
+    async def in_turn(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Any other call over the same link."""
+        await self._turn()
+        return await self._watched(call())
 
     async def _turn(self) -> None:
         """Return when it makes sense to try."""

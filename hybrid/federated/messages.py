@@ -114,6 +114,7 @@ class Terms(Packed, frozen=True):
         is_adaptive: whether an update carries the bit that adapts the clip norm.
         is_uniform: whether the number of samples must not be told.
         scaffold: whether control variates are wanted.
+        noise, delta, max_epsilon: of the campaign's privacy, for the box's own account; a noise of 0: none is kept.
     """
 
     model: str
@@ -125,6 +126,9 @@ class Terms(Packed, frozen=True):
     is_adaptive: bool = False
     is_uniform: bool = False
     scaffold: bool = False
+    noise: float = 0.0
+    delta: float = 1e-5
+    max_epsilon: float = 0.0
 
 
 class Task(Packed, frozen=True):

@@ -1,0 +1,186 @@
+"""Does a task on the one training thread, and gives it up when its lease ends or the box may learn no more."""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import numpy as np
+
+from edge_agent.learning.conditions import LOOK_S, Conditions
+from edge_agent.learning.material import Material
+from edge_agent.learning.offers import Candidate, Offers
+from edge_agent.learning.store import LearningStore
+from edge_agent.learning.yielding import Yielding
+from hybrid.errors import Cancelled, DataUnfit, DigestMismatch, HybridError
+from hybrid.federated.box.views import BASE_STEP, vector_of, view_of
+from hybrid.federated.box.work import Learnable, Learned, Left, Work
+from hybrid.federated.calls import RoundCalls
+from hybrid.federated.learning.evaluation import Comparison
+from hybrid.federated.messages import EXACT, Task, Terms, Weights
+
+NICENESS: Final = 10
+"""Of the training thread; lower still, and it would keep the interpreter's lock from the loop on a busy machine."""
+
+_END_S: Final = 5.0
+_T = TypeVar("_T")
+_log = logging.getLogger("hybrid.agent.learning")
+
+
+class Doing:
+    """Does tasks, one at a time; methods are for the event loop.
+
+    Attributes:
+        material: heads and features.
+        cpu_s: of the training thread, for the last task.
+    """
+
+    def __init__(
+        self,
+        store: LearningStore,
+        calls: RoundCalls,
+        *,
+        offers: Offers,
+        material: Material,
+        yielding: Yielding,
+        conditions: Conditions,
+    ) -> None:
+        self._store, self._calls = store, calls
+        self._offers, self.material = offers, material
+        self._yielding, self._conditions = yielding, conditions
+        self._thread: ThreadPoolExecutor | None = None
+        self.cpu_s = 0.0
+
+    async def trained(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> tuple[Learned, bytes]:
+        """An update, and the view that it began with.
+
+        Args:
+            deadline_s: end of the lease, on the loop's clock.
+
+        Raises:
+            Cancelled: given up; says why.
+            HybridError: it cannot be done.
+        """
+        ids = await self._offers.samples(candidate)
+        learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
+        view = await self._view(task, terms, learnable)
+
+        def train() -> Learned:
+            examples = self.material.examples(candidate, ids, held_out=False)
+            if not len(examples):
+                raise DataUnfit(f"no labelled sample can be learned from: {self.material.why_unfit or 'none is left'}")
+            work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
+            return work.learned(work.trained(view, examples, self._yielding.between))
+
+        return await self._on_thread(train, deadline_s), view.astype("<f4").tobytes()
+
+    async def compared(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> Comparison:
+        """How the task's candidate answers beside its base; raises as `trained`."""
+        ids = await self._offers.samples(candidate)
+        learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
+        weights = task.weights
+        if not weights.whole:
+            weights = await self._calls.weights(task.campaign, weights.step, EXACT)
+        learned = vector_of(weights.whole, terms.layout)
+        if candidate.version.artifact_digest == terms.artifact_digest:
+            base = learnable.shared(terms)
+        else:  # this box has a version that was learned before: the base's head is the gateway's to tell
+            base = vector_of((await self._calls.weights(task.campaign, BASE_STEP, EXACT)).whole, terms.layout)
+
+        def compare() -> Comparison:
+            examples = self.material.examples(candidate, ids, held_out=True)
+            if not len(examples):
+                raise DataUnfit("this box has no labelled sample that is kept for evaluation")
+            work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
+            return work.compared(base, learned, examples)
+
+        return await self._on_thread(compare, deadline_s)
+
+    def left(self, campaign: str) -> Left:
+        """What the campaign's tasks left here; blocks."""
+        store = self._store
+        return Left(
+            residual=_vector(store.vector(campaign, "residual")),
+            control=_vector(store.vector(campaign, "control")),
+            personal=_vector(store.vector(campaign, "personal")),
+        )
+
+    async def close(self) -> None:
+        """End what trains."""
+        self._yielding.give_up()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_S):
+                    await asyncio.to_thread(thread.shutdown, cancel_futures=True)
+
+    async def _view(self, task: Task, terms: Terms, learnable: Learnable) -> np.ndarray:
+        """The view to begin with: from what is here and what came, else fetched whole."""
+        own = learnable.shared(terms)
+        note = self._store.notes.get(task.campaign)
+        held = (BASE_STEP, own)
+        if note is not None and note.step >= 0:
+            content = await asyncio.to_thread(self._store.vector, task.campaign, "view")
+            if content is not None:
+                held = (note.step, vector_of(content, terms.layout))
+        weights: Weights = task.weights
+        try:
+            if weights.n_bytes and not weights.whole and not weights.differences:
+                weights = await self._calls.weights(task.campaign, weights.step, held[0])
+            return view_of(weights, terms.layout, held)
+        except DigestMismatch as exc:
+            _log.info("learning.view_fetched campaign=%s step=%d why=%s", task.campaign, weights.step, exc)
+        whole = await self._calls.weights(task.campaign, task.weights.step, -1)
+        return view_of(whole, terms.layout, (-1, own))
+
+    async def _on_thread(self, work: Callable[[], _T], deadline_s: float) -> _T:
+        """Run work on the training thread; while it runs it is seen whether it still may."""
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning", initializer=_step_back)
+
+        def timed() -> _T:
+            began_s = time.thread_time()
+            try:
+                return work()
+            finally:
+                self.cpu_s = time.thread_time() - began_s
+
+        self._yielding.begin()
+        running = loop.run_in_executor(self._thread, timed)
+        why = ""
+        try:
+            while not running.done() and not why:
+                left_s = deadline_s - loop.time()
+                await asyncio.wait((running,), timeout=max(0.0, min(LOOK_S, left_s)))
+                if not running.done():
+                    why = "the lease ended" if loop.time() >= deadline_s else await self._conditions.look()
+        finally:
+            if not running.done():
+                self._yielding.give_up()
+                await asyncio.wait((running,), timeout=_END_S)
+                running.add_done_callback(_seen)
+        if why:
+            raise Cancelled(why)
+        return running.result()
+
+
+def _step_back() -> None:
+    """This thread comes after all others."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _seen(work: "asyncio.Future[_T]") -> None:
+    """Nobody waits for it any more, however it ended."""
+    if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, HybridError):
+        _log.error("learning.failed", exc_info=error)
+
+
+def _vector(content: bytes | None) -> np.ndarray | None:
+    return None if content is None else np.frombuffer(content, "<f4").astype(np.float32)

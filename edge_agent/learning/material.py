@@ -1,0 +1,129 @@
+"""What a model can be trained on here: labelled samples as features, computed once, kept within a bound.
+
+Design: sealed samples are opened one at a time, on the training thread, between two looks at whether somebody asks.
+Features stay in memory: on the disk they would be inputs that nobody sealed.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from edge_agent.learning.offers import Candidate
+from edge_agent.learning.yielding import Yielding
+from edge_agent.samples.shelf import SampleShelf
+from hybrid.errors import Cancelled, CorruptContent, DataUnfit, EngineFailed, NotFound, ProtocolError
+from hybrid.federated.box.work import Learnable
+from hybrid.federated.learning.body import Body, body_key
+from hybrid.federated.learning.examples import Examples
+from hybrid.federated.learning.features import FeatureShelf
+from hybrid.federated.learning.head import open_head, variant_of
+from hybrid.federated.learning.labels import Target, is_held_out, target_of, targets_of
+from hybrid.fleet.sample import parse_sample
+
+FEATURE_BYTES: Final = 16 << 20
+_MOST_TRIES: Final = 5
+_log = logging.getLogger("hybrid.agent.learning")
+
+
+class Material:
+    """Heads and features; all methods but `forget` are for the one training thread.
+
+    Args:
+        shelf: of the samples.
+        yielding: asked between samples.
+
+    Attributes:
+        n_unfit: samples of the last task that cannot be learned from, such as those with a label of another kind.
+        why_unfit: of one of them.
+    """
+
+    def __init__(self, shelf: SampleShelf, yielding: Yielding, *, most_bytes: int = FEATURE_BYTES) -> None:
+        self._shelf, self._yielding = shelf, yielding
+        self._features = FeatureShelf(most_bytes)
+        self._targets: dict[str, Target] = {}
+        self._opened: tuple[tuple[str, str], Learnable] | None = None
+        self.n_unfit = 0
+        self.why_unfit = ""
+
+    def forget(self, sample_id: str) -> None:
+        """A sample was labelled anew."""
+        self._targets.pop(sample_id, None)
+
+    def learnable(self, candidate: Candidate) -> Learnable:
+        """What can learn of a model.
+
+        Raises:
+            ModelUntrainable, ModelInvalid, NotFound: it cannot, or not any more.
+        """
+        key = (candidate.version.artifact_digest, candidate.variant)
+        if self._opened is None or self._opened[0] != key:
+            self._opened = (key, Learnable.of(self._head(candidate)))
+        return self._opened[1]
+
+    def examples(self, candidate: Candidate, sample_ids: Sequence[str], *, held_out: bool) -> Examples:
+        """Features and targets of a model's samples, the newest that fit.
+
+        Args:
+            candidate: the model.
+            sample_ids: labelled ones, newest first.
+            held_out: those that are never trained on, in place of the others.
+
+        Raises:
+            Cancelled: the task was given up. ModelUntrainable: the body cannot be run.
+            DataUnfit: labels of two kinds.
+        """
+        self.n_unfit, self.why_unfit = 0, ""
+        key = body_key(candidate.manifest, variant_of(candidate.manifest, candidate.variant))
+        self._features.begin(key, sample_ids)
+        self._targets = {one: target for one, target in self._targets.items() if one in self._features}
+        wanted = [one for one in sample_ids if is_held_out(one) == held_out]
+        self._take(candidate, [one for one in wanted if one not in self._targets])
+        found = [one for one in wanted if one in self._targets and one in self._features]
+        if not found:
+            return Examples(np.zeros((0, 1), np.float32), np.zeros(0, np.int64))
+        return Examples(self._features.rows(found), targets_of([self._targets[one] for one in found]))
+
+    def _take(self, candidate: Candidate, missing: Sequence[str]) -> None:
+        body: Body | None = None
+        for sample_id in missing:
+            self._yielding.between()
+            try:
+                sample = parse_sample(self._shelf.read(sample_id))
+                target = target_of(sample.label, candidate.manifest.classes)
+                if target is None:
+                    continue
+                if sample_id not in self._features:
+                    if not self._features.has_room():
+                        return
+                    body = body or Body(self._head(candidate))
+                    if not self._features.put(sample_id, self._run(body, sample.input_arrays())):
+                        return
+                self._targets[sample_id] = target
+            except (NotFound, CorruptContent, DataUnfit, ProtocolError, EngineFailed) as exc:
+                self.n_unfit += 1
+                self.why_unfit = str(exc)
+
+    def _run(self, body: Body, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """One sample's features; a request that comes ends the run, which is then made again."""
+        import onnxruntime as ort
+
+        for attempt in range(_MOST_TRIES):
+            options: Any = ort.RunOptions()
+            try:
+                with self._yielding.ending(options):
+                    return body.features(feeds, options)
+            except EngineFailed:
+                if not options.terminate:
+                    raise
+                _log.debug("learning.run_ended attempt=%d", attempt)
+            self._yielding.between()
+        raise Cancelled("requests came too often for the features of one sample")
+
+    @staticmethod
+    def _head(candidate: Candidate) -> Any:
+        folder = candidate.version.folder
+        if folder is None:
+            raise NotFound(f"{candidate.version.name} is no artifact any more")
+        return open_head(folder, candidate.manifest, candidate.variant)

@@ -1,0 +1,113 @@
+"""Which of the box's models could learn, and with how many samples: what the gateway is offered."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from edge_agent.models.source import Answering
+from edge_agent.models.version import ModelVersion
+from hybrid.artifact.folder import open_folder
+from hybrid.artifact.manifest import Manifest, Variant
+from hybrid.errors import HybridError
+from hybrid.federated.learning.labels import is_held_out
+from hybrid.federated.messages import Offer, Terms
+
+MOST_SAMPLES: Final = 20_000
+
+Labelled = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Ids of so many labelled samples of a model at most, newest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A model that answers here and has something that learns.
+
+    Attributes:
+        version: as it is installed.
+        manifest: of it.
+        variant: id of what answers.
+    """
+
+    version: ModelVersion
+    manifest: Manifest
+    variant: str
+
+    def fits(self, terms: Terms) -> bool:
+        """Whether a campaign is about exactly this, or about the version that this one was learned from."""
+        is_same = terms.artifact_digest in {self.version.artifact_digest, self.manifest.base}
+        return is_same and terms.model == self.version.name and terms.variant == self.variant
+
+
+class Offers:
+    """Looks at what answers.
+
+    Args:
+        answering: which version answers which name.
+        labelled: see `Labelled`.
+
+    Attributes:
+        why_none: why there is nothing to offer, in words.
+    """
+
+    def __init__(self, answering: Answering, labelled: Labelled) -> None:
+        self._answering, self._labelled = answering, labelled
+        self._manifests: dict[str, Manifest] = {}
+        self.why_none = ""
+
+    def candidates(self) -> Sequence[Candidate]:
+        """Models with something that learns; reads manifests that are new, which blocks for a file each."""
+        found = []
+        versions = [one for one in self._answering.versions() if one.folder is not None and one.artifact_digest]
+        known = {one.artifact_digest for one in versions}
+        self._manifests = {digest: one for digest, one in self._manifests.items() if digest in known}
+        for version in versions:
+            manifest = self._manifest(version)
+            variant = None if manifest is None else _variant(manifest, version)
+            if manifest is not None and variant is not None and variant.trainable_files and variant.feature_tensor:
+                found.append(Candidate(version=version, manifest=manifest, variant=variant.id))
+        return found
+
+    def named(self, terms: Terms) -> Candidate | None:
+        """The model that a campaign is about; None where it does not answer here."""
+        return next((one for one in self.candidates() if one.fits(terms)), None)
+
+    async def look(self, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
+        """What to offer now."""
+        if not candidates:
+            self.why_none = "no model on this box has a head that learns (`hybrid compress --head`)"
+            return ()
+        found = []
+        for one in candidates:
+            ids = [sample_id for sample_id in await self.samples(one) if not is_held_out(sample_id)]
+            if ids:
+                found.append(
+                    Offer(
+                        model=one.version.name,
+                        artifact_digest=one.version.artifact_digest,
+                        variant=one.variant,
+                        n_samples=len(ids),
+                    )
+                )
+        names = ", ".join(one.version.name for one in candidates)
+        self.why_none = "" if found else f"there are no labelled samples of {names} on this box"
+        return tuple(found)
+
+    async def samples(self, candidate: Candidate) -> Sequence[str]:
+        """Ids of a model's labelled samples, newest first."""
+        return await self._labelled(candidate.version.name, MOST_SAMPLES)
+
+    def _manifest(self, version: ModelVersion) -> Manifest | None:
+        found = self._manifests.get(version.artifact_digest)
+        if found is None and version.folder is not None:
+            try:
+                found = open_folder(version.folder).manifest
+            except HybridError:  # it is being replaced
+                return None
+            self._manifests[version.artifact_digest] = found
+        return found
+
+
+def _variant(manifest: Manifest, version: ModelVersion) -> Variant | None:
+    if not version.variant:
+        return manifest.variants[0]
+    return next((one for one in manifest.variants if one.id == version.variant), None)

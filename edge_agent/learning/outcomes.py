@@ -1,0 +1,92 @@
+"""What follows from what became of an update: the residual, the control variate, what privacy it cost."""
+
+import msgspec
+import numpy as np
+
+from edge_agent.learning.records import CampaignNote, Outcome, Waiting
+from edge_agent.learning.store import LearningStore, Vectors
+from hybrid.errors import BadMessage, Conflict
+from hybrid.federated.messages import UpdateAnswer
+from hybrid.federated.privacy.account import Account
+from hybrid.federated.privacy.accountant import epsilon_for
+
+_NOT_AGAIN = ("norm", "finite")
+"""Gates whose refusal says that the same content would be refused again."""
+
+
+def settle(store: LearningStore, answer: UpdateAnswer) -> None:
+    """Let go of the update that waits, by its answer; blocks.
+
+    What did not count goes back to the residual, unless it would only be refused once more.
+    """
+    waiting, outcome = store.waiting, answer.state
+    note = store.notes.get(waiting.campaign) if waiting is not None else None
+    if waiting is None or note is None:
+        return
+    if outcome == "accepted":
+        note, accounts = charged(store, note, waiting)
+        note = msgspec.structs.replace(
+            note, n_accepted=note.n_accepted + 1, n_bytes=note.n_bytes + waiting.n_bytes, last="an update counted"
+        )
+        control = store.control_after()
+        store.settle(outcome, note, {} if control is None else {"control": control}, accounts)
+        return
+    said = f"an update was {outcome}" + (f": {answer.gate} {answer.reason}".rstrip() if answer.gate else "")
+    note = msgspec.structs.replace(note, n_lost=note.n_lost + 1, last=said)
+    store.settle(outcome, note, _returned(store, note, waiting, answer), {})
+
+
+def drop(store: LearningStore, outcome: Outcome, why: str) -> None:
+    """The update that waits can never be sent: it is gone; blocks."""
+    waiting = store.waiting
+    note = store.notes.get(waiting.campaign) if waiting is not None else None
+    if note is not None:
+        store.settle(outcome, msgspec.structs.replace(note, n_lost=note.n_lost + 1, last=why), {}, {})
+
+
+def ended(store: LearningStore, campaigns: tuple[str, ...]) -> None:
+    """Campaigns are over; what an update on its way may have cost of privacy counts as spent. Blocks."""
+    waiting = store.waiting
+    if waiting is not None and waiting.campaign in campaigns and waiting.cost > 0:
+        note = store.notes.get(waiting.campaign)
+        if note is not None:
+            note, accounts = charged(store, note, waiting)
+            store.settle("closed", note, {}, accounts)
+    store.end(campaigns)
+
+
+def charged(store: LearningStore, note: CampaignNote, waiting: Waiting) -> tuple[CampaignNote, dict[str, bytes]]:
+    """The note and the account of its model once an update has cost what it costs."""
+    if waiting.cost <= 0:
+        return note, {}
+    account = account_of(store, note.terms.model)
+    try:
+        account.charge(waiting.campaign, waiting.step, waiting.cost)
+    except Conflict:  # the campaign changed its noise between two tasks of a step: both count
+        account.charge(waiting.campaign, -1 - len(account.open.get(waiting.campaign, {})), waiting.cost)
+    spent = msgspec.structs.replace(note, epsilon=epsilon_for(account.cost, waiting.delta))
+    return spent, {note.terms.model: account.encoded()}
+
+
+def account_of(store: LearningStore, model: str) -> Account:
+    """What this box has spent on a model; blocks."""
+    content = store.account(model)
+    if content is None:
+        return Account()
+    try:
+        return Account.decoded(content)
+    except BadMessage:
+        return Account()
+
+
+def _returned(store: LearningStore, note: CampaignNote, waiting: Waiting, answer: UpdateAnswer) -> Vectors:
+    from hybrid.federated.box.work import given_back  # with all that training loads
+
+    if answer.state == "rejected" and answer.gate in _NOT_AGAIN:
+        return {"residual": None}
+    content, left = store.update(), store.vector(waiting.campaign, "residual")
+    if content is None:
+        return {}
+    residual = None if left is None else np.frombuffer(left, "<f4").astype(np.float32)
+    found = given_back(note.terms, waiting.form, content, residual)
+    return {} if found is None else {"residual": found.astype("<f4").tobytes()}

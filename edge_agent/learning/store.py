@@ -1,0 +1,289 @@
+"""What learning keeps on the disk: campaigns, their vectors, the update that waits, what became of tasks.
+
+Design: the update's bytes and what is left over of them change in one transaction, before anything is sent. So after a
+power cut the same bytes are sent again, and what the gateway has refused is not lost. Small vectors lie in their rows,
+large ones are files beside (`BlobFiles`), on the disk before the row that names them. All of them are sealed: what a
+box learned says something about its samples.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Final, TypeVar
+
+import msgspec
+
+from edge_agent.learning.records import VECTORS, CampaignNote, Outcome, VectorName, Waiting
+from edge_agent.outbox.blob_files import BlobFiles
+from edge_agent.outbox.database import BoxDatabase
+from edge_agent.outbox.place import Place
+from hybrid.errors import CorruptContent
+
+INLINE_BYTES: Final = 32 << 10
+MOST_CAMPAIGNS: Final = 32
+"""More are forgotten, those first that ended, then those that were heard of least lately."""
+
+_MOST_DONE: Final = 256
+_UPDATE: Final = "update"
+_CONTROL_AFTER: Final = "control-after"
+_VACUUM_BYTES: Final = 256 << 10
+_SCRIPT: Final = """
+CREATE TABLE IF NOT EXISTS campaign (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, note BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS vector (
+  campaign TEXT NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL, sealed BLOB, PRIMARY KEY (campaign, name))
+  WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS waiting (id INTEGER PRIMARY KEY CHECK (id = 1), note BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS done (n INTEGER PRIMARY KEY, task TEXT NOT NULL UNIQUE, outcome TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
+"""
+_T = TypeVar("_T")
+_log = logging.getLogger("hybrid.agent.learning")
+
+Vectors = Mapping[VectorName, bytes | None]
+"""New contents by name; None removes one, and what is not named stays."""
+
+
+class LearningStore:
+    """See the module; every method blocks, may be called from any thread, and raises `StorageError`s.
+
+    Attributes:
+        notes: campaigns by id, the one heard of last at the end.
+        waiting: the update that is to be sent; None where none is.
+        done: what became of the last tasks.
+        n_begun_anew: how often a damaged file was set aside since the start.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.notes: dict[str, CampaignNote] = {}
+        self.waiting: Waiting | None = None
+        self.done: dict[str, Outcome] = {}
+        self.n_begun_anew = 0
+        self._vault = place.vault
+        self._database = BoxDatabase(
+            place.folder / "learning.db", _SCRIPT, place.disk, connect=place.connect, wall_s=place.wall_s
+        )
+        self._files = BlobFiles(place.folder / "vectors", place.disk, place.vault)
+        self._lock = threading.RLock()
+
+    def open(self, gateway: str) -> None:
+        """Open the file, a damaged one is begun anew; what belongs to another gateway is forgotten.
+
+        Args:
+            gateway: names the one that this box belongs to.
+        """
+        with self._lock:
+            self._database.open()
+            self._look_aside()
+            self._sound(lambda: self._load(gateway))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def vector(self, campaign: str, name: VectorName) -> bytes | None:
+        """A vector; None where there is none, or where the disk has damaged it."""
+        return self._read(campaign, name)
+
+    def update(self) -> bytes | None:
+        """The content of the update that waits; None where the disk has damaged it."""
+        return self._read(self.waiting.campaign, _UPDATE) if self.waiting is not None else None
+
+    def control_after(self) -> bytes | None:
+        """The control variate that becomes the campaign's own once the update that waits has counted."""
+        return self._read(self.waiting.campaign, _CONTROL_AFTER) if self.waiting is not None else None
+
+    def keep(
+        self, note: CampaignNote, vectors: Vectors, update: tuple[Waiting, bytes] | None = None, control: bytes = b""
+    ) -> None:
+        """In one transaction: a campaign, vectors of it, and an update that waits from now on.
+
+        Args:
+            control: see `control_after`; with an update only.
+
+        Raises:
+            DiskFull, StorageError: nothing has changed.
+        """
+        contents: dict[str, bytes | None] = {str(name): content for name, content in vectors.items()}
+        if update is not None:
+            contents |= {_UPDATE: update[1], _CONTROL_AFTER: control or None}
+
+        def write(db: sqlite3.Connection) -> None:
+            if update is not None:
+                db.execute("INSERT OR REPLACE INTO waiting VALUES (1, ?)", (msgspec.msgpack.encode(update[0]),))
+
+        self._change(note, contents, write)
+        if update is not None:
+            self.waiting = update[0]
+
+    def settle(self, outcome: Outcome, note: CampaignNote, vectors: Vectors, accounts: Mapping[str, bytes]) -> None:
+        """In one transaction: the update that waits is gone, its outcome noted, vectors and accounts as they are now.
+
+        Raises:
+            DiskFull, StorageError: nothing has changed.
+        """
+        waiting = self.waiting
+        if waiting is None:
+            return
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM waiting")
+            self._note_done(db, waiting.task, outcome)
+            for model, content in accounts.items():
+                db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
+
+        contents: dict[str, bytes | None] = {str(name): content for name, content in vectors.items()}
+        self._change(note, contents | {_UPDATE: None, _CONTROL_AFTER: None}, write)
+        self.waiting = None
+        self._remember(waiting.task, outcome)
+
+    def finish(self, task: str, outcome: Outcome, note: CampaignNote) -> None:
+        """A task without an update is over."""
+        self._change(note, {}, lambda db: self._note_done(db, task, outcome))
+        self._remember(task, outcome)
+
+    def end(self, campaigns: Sequence[str]) -> None:
+        """Campaigns that are over: their vectors leave, what they came to stays for people."""
+        for campaign in campaigns:
+            note = self.notes.get(campaign)
+            if note is None or note.is_over:
+                continue
+            over = msgspec.structs.replace(note, is_over=True, step=-1, sha256="")
+            gone: dict[str, bytes | None] = dict.fromkeys(VECTORS)
+            if self.waiting is not None and self.waiting.campaign == campaign:
+                gone |= {_UPDATE: None, _CONTROL_AFTER: None}
+                self._change(over, gone, lambda db: db.execute("DELETE FROM waiting"))
+                self.waiting = None
+            else:
+                self._change(over, gone, lambda _: None)
+
+    def account(self, model: str) -> bytes | None:
+        """What this box has spent on a model, encoded; None for nothing."""
+
+        def look() -> bytes | None:
+            with self._database.reading() as db:
+                row = db.execute("SELECT content FROM account WHERE model = ?", (model,)).fetchone()
+            return bytes(row[0]) if row is not None else None
+
+        return self._sound(look)
+
+    # Inside.
+
+    def _change(
+        self, note: CampaignNote, contents: Mapping[str, bytes | None], more: Callable[[sqlite3.Connection], object]
+    ) -> None:
+        digests = {name: sha256(content).hexdigest() for name, content in contents.items() if content is not None}
+        files = {
+            digests[name]: content
+            for name, content in contents.items()
+            if content is not None and len(content) > INLINE_BYTES
+        }
+
+        def change() -> None:
+            self._files.write(files)
+            with self._database.writing() as db:
+                self._put_note(db, note)
+                for name, content in contents.items():
+                    db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
+                    if content is None:
+                        continue
+                    digest = digests[name]
+                    sealed = None if digest in files else self._vault.seal(content, digest.encode())
+                    db.execute("INSERT INTO vector VALUES (?, ?, ?, ?)", (note.id, name, digest, sealed))
+                more(db)
+            self._sweep()
+
+        with self._lock:
+            try:
+                self._sound(change)
+            except Exception:
+                self._sound(self._sweep)
+                raise
+            self.notes.pop(note.id, None)
+            self.notes[note.id] = note
+            self._forget_oldest()
+
+    def _put_note(self, db: sqlite3.Connection, note: CampaignNote) -> None:
+        db.execute("DELETE FROM campaign WHERE id = ?", (note.id,))
+        db.execute("INSERT INTO campaign (id, note) VALUES (?, ?)", (note.id, msgspec.msgpack.encode(note)))
+
+    def _note_done(self, db: sqlite3.Connection, task: str, outcome: Outcome) -> None:
+        db.execute("INSERT OR REPLACE INTO done (task, outcome) VALUES (?, ?)", (task, outcome))
+        db.execute("DELETE FROM done WHERE n <= (SELECT max(n) FROM done) - ?", (_MOST_DONE,))
+
+    def _remember(self, task: str, outcome: Outcome) -> None:
+        self.done[task] = outcome
+        while len(self.done) > _MOST_DONE:
+            del self.done[next(iter(self.done))]
+
+    def _forget_oldest(self) -> None:
+        while len(self.notes) > MOST_CAMPAIGNS:
+            held = self.waiting.campaign if self.waiting is not None else ""
+            old = min((note for note in self.notes.values() if note.id != held), key=lambda note: not note.is_over)
+            with self._database.writing() as db:
+                db.execute("DELETE FROM campaign WHERE id = ?", (old.id,))
+                db.execute("DELETE FROM vector WHERE campaign = ?", (old.id,))
+            del self.notes[old.id]
+            self._sweep()
+
+    def _read(self, campaign: str, name: str) -> bytes | None:
+        def look() -> tuple[str, bytes | None] | None:
+            with self._database.reading() as db:
+                row: tuple[str, bytes | None] | None = db.execute(
+                    "SELECT sha256, sealed FROM vector WHERE campaign = ? AND name = ?", (campaign, name)
+                ).fetchone()
+            return row
+
+        with self._lock:
+            row = self._sound(look)
+            if row is None:
+                return None
+            digest, sealed = row
+            try:
+                return self._files.read(digest) if sealed is None else self._vault.unseal(sealed, digest.encode())
+            except CorruptContent as exc:
+                _log.warning("learning.vector_lost campaign=%s name=%s error=%s", campaign, name, exc)
+                return None
+
+    def _sweep(self) -> None:
+        """Files that no row names leave."""
+        with self._database.reading() as db:
+            named = {digest for (digest,) in db.execute("SELECT sha256 FROM vector WHERE sealed IS NULL").fetchall()}
+        self._files.keep_only(named)
+        self._database.give_back(_VACUUM_BYTES)
+
+    def _load(self, gateway: str) -> None:
+        with self._database.writing() as db:
+            facts = dict(db.execute("SELECT name, value FROM fact").fetchall())
+            if facts.get("gateway", gateway) != gateway:
+                _log.warning("learning.another_gateway what was learned for the one before is forgotten")
+                for table in ("campaign", "vector", "waiting", "done"):  # what privacy was spent, was spent
+                    db.execute(f"DELETE FROM {table}")  # noqa: S608 (the names stand above)
+            db.execute("INSERT OR REPLACE INTO fact VALUES ('gateway', ?)", (gateway,))
+            notes = [row[0] for row in db.execute("SELECT note FROM campaign ORDER BY n").fetchall()]
+            waiting = db.execute("SELECT note FROM waiting").fetchone()
+            done = db.execute("SELECT task, outcome FROM done ORDER BY n").fetchall()
+        found = [msgspec.msgpack.decode(note, type=CampaignNote) for note in notes]
+        self.notes = {note.id: note for note in found}
+        self.waiting = msgspec.msgpack.decode(waiting[0], type=Waiting) if waiting is not None else None
+        self.done = dict(done)
+        self._sweep()
+
+    def _look_aside(self) -> None:
+        if self._database.aside is not None:
+            self._database.aside = None
+            self.n_begun_anew += 1
+
+    def _sound(self, work: Callable[[], _T]) -> _T:
+        """Do something with the database; where it turns out to be damaged, begin anew and do it there."""
+        with self._lock:
+            try:
+                return work()
+            except CorruptContent as exc:
+                self._database.set_aside(str(exc))
+                self._database.open()
+                self._look_aside()
+                self.notes, self.waiting, self.done = {}, None, {}
+                return work()

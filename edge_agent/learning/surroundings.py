@@ -1,0 +1,29 @@
+"""What learning needs of the agent around it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+from edge_agent.samples.shelf import SampleShelf
+from hybrid.federated.calls import RoundCalls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """See the module.
+
+    Attributes:
+        calls: of rounds.
+        put_blob: of the fleet's calls; brings updates that are too large for a message.
+        gateway: names the one that this box belongs to; empty while it belongs to none.
+        epoch: of the installation.
+        samples: the shelf that holds them.
+        rng: of pauses.
+    """
+
+    calls: RoundCalls
+    put_blob: Callable[[str, bytes], Awaitable[None]]
+    gateway: Callable[[], str]
+    epoch: Callable[[], str]
+    samples: SampleShelf
+    rng: Random
