@@ -140,7 +140,8 @@ class MaskedRound:
         if self.stage in {"done", "excluded"}:
             raise Conflict(f"the masked round is {self.stage}{': ' * bool(self.reason)}{self.reason}; nothing is taken")
         message = decoded(content, Advert | Dealt | Masked | Consent | Reveal, most_bytes=self.most_bytes)
-        if not isinstance(message, KINDS[self.stage]):
+        is_of_stage = isinstance(message, KINDS[self.stage])
+        if not is_of_stage:
             if self._was_taken(box_id, message):
                 return None
             raise Conflict(f"the masked round is at stage {self.stage}; another stage's message came: ask what is next")

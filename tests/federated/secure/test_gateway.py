@@ -124,7 +124,7 @@ def test_wrong_shares_are_refused_and_the_others_suffice() -> None:
 
 @pytest.mark.parametrize("drops", [[], [0]])
 def test_a_device_that_deals_shares_of_something_else_is_named(drops) -> None:
-    """Its shares fit their fingerprints, so only the rebuilt secret tells: live, its seed, and dead, its mask secret."""
+    """Its shares fit their fingerprints; what they rebuild tells: the seed of a live one, the key of a dead one."""
     cohort = at("share")
     dealer = cohort.boxes[0]
     for box in cohort.boxes:
