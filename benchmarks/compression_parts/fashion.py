@@ -18,6 +18,10 @@ from hybrid.calibration.intervals import paired_drop
 
 SEEDS: Final = (0, 1, 2)
 MAX_DROP: Final = 0.005
+FURTHER_DROP: Final = 0.02
+"""A second floor, for the part of the front where other tools' pruned forms lie."""
+
+FURTHER_MINUTES: Final = 6.0
 N_CALIBRATED: Final = 300
 RATIOS: Final = (0.25, 0.5)
 FINE_TUNING: Final = 2
@@ -85,7 +89,8 @@ def measured(minutes: float = 12.0) -> Record:
             f" {len(task.images):,} images; {len(task.held_images):,} others to calibrate and choose, judged on the"
             f" {len(task.test_images):,} test images, all seeds together. Ratios to the fp32 export, one thread, in"
             f" turns, medians over the seeds. Torch-Pruning alone trains {FINE_TUNING} epochs. Every variant that"
-            f" `hybrid compress --max-drop {MAX_DROP}` shipped is a row. Another tool's form counts as reached where"
+            f" `hybrid compress` shipped under --max-drop {MAX_DROP} and, going on from there,"
+            f" {FURTHER_DROP} is a row. Another tool's form counts as reached where"
             f" one of ours loses at most {LEVEL_POINTS} points more and has at most {LEVEL_RATIO} x its bytes and time."
         ),
         seed=0,
@@ -99,7 +104,8 @@ def measured(minutes: float = 12.0) -> Record:
     )  # fmt: skip
 
 
-OURS_FIRST: Final = "hybrid compress, first"
+OURS: Final = "hybrid compress"
+OURS_FIRST: Final = f"{OURS}, first"
 
 
 def _row(title: str, form: Form) -> list[str | float]:
@@ -123,8 +129,10 @@ def _files(task: tasks.Task, seed: int, folder: Path, minutes: float) -> tuple[d
         title = f"Torch-Pruning 1.6, {ratio:.0%}"
         files[title] = folder / f"pruned-{ratio}.onnx"
         onnx.save(export(others.pruned(net, task, ratio, FINE_TUNING, seed), example, ("scores",)), files[title])
-    variants = compressed(task, seed, max_drop=MAX_DROP, minutes=minutes).variants
+    strict = compressed(task, seed, max_drop=MAX_DROP, minutes=minutes)
+    loose = compressed(task, seed, max_drop=FURTHER_DROP, minutes=FURTHER_MINUTES, begun=strict.folder)
     ours = {}
-    for number, (name, path) in enumerate(variants.items()):
-        ours[OURS_FIRST if number == 0 else f"hybrid compress, {name}"] = path
+    for made, title in ((strict, OURS), (loose, f"{OURS} --max-drop {FURTHER_DROP}")):
+        for number, path in enumerate(made.variants.values()):
+            ours[f"{title}, {('first', 'second', 'third')[number]}"] = path
     return files | ours, set(ours)

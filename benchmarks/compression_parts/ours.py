@@ -1,6 +1,7 @@
 """`hybrid compress` run as a user runs it, in a process of its own, for one task and seed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,8 +31,15 @@ class Compressed:
     folder: Path
 
 
-def compressed(task: Task, seed: int, *, max_drop: float, minutes: float, objective: str = "latency") -> Compressed:
+def compressed(
+    task: Task, seed: int, *, max_drop: float, minutes: float, objective: str = "latency", begun: Path | None = None
+) -> Compressed:
     """The artifact of a task and seed; one that an earlier run has finished is taken as it is.
+
+    Args:
+        task, seed: what is compressed.
+        max_drop, minutes, objective: as the command takes them.
+        begun: another floor's artifact, whose journal is gone on with: pieces are the same under any floor.
 
     Raises:
         RuntimeError: nothing was won, or the command failed; says what it said last.
@@ -42,6 +50,9 @@ def compressed(task: Task, seed: int, *, max_drop: float, minutes: float, object
         CACHE.mkdir(parents=True, exist_ok=True)
         np.savez(data, image=task.held_images)
         np.save(labels, task.held_labels.astype(np.int64))
+        work = out.with_name(f"{out.name}.work")
+        if begun is not None and not work.exists():
+            shutil.copytree(begun.with_name(f"{begun.name}.work"), work)
         done = subprocess.run(
             [
                 sys.executable, "-m", "hybrid", "compress", "--data", str(data), "--labels", str(labels),
