@@ -48,12 +48,15 @@ class Guard:
     Attributes:
         least_devices: fewest devices in a sum.
         corrupt_percent: smallest share of devices that the round must bear to be corrupt.
+        most_inputs: masked inputs for one step of a campaign: two sums that differ by one device tell that device's
+            update, so 1 is safe; with more, a step that failed after masking can be tried again, by trust.
         listed: box ids of the operator's device list; None goes without, and cannot tell invented devices.
         devices_digest: of that list; empty without.
     """
 
     least_devices: int = 3
     corrupt_percent: int = 20
+    most_inputs: int = 1
     listed: Collection[str] | None = None
     devices_digest: str = ""
 
@@ -80,6 +83,7 @@ class _State(msgspec.Struct, kw_only=True):
     sharers: tuple[int, ...] = ()
     held: dict[int, SharePair] = {}
     input_digest: bytes = b""
+    signature: bytes = b""
     live: tuple[int, ...] = ()
     consent: bytes = b""
     unmask_digest: bytes = b""
@@ -105,7 +109,7 @@ class Device:
         sign: Sign,
         random: Random,
         guard: Guard = Guard(),
-        earlier: "Device | None" = None,
+        n_inputs_before: int = 0,
     ) -> "Device":
         """Fresh keys for an attempt.
 
@@ -115,14 +119,14 @@ class Device:
             sign: with its private key.
             random: cryptographic.
             guard: what the device insists on.
-            earlier: what the device did last for this campaign.
+            n_inputs_before: inputs that the device has masked for this step (or a later one) of the campaign; to be
+                counted on disk before a masked input is sent.
 
         Raises:
-            MaskingRefused: a task below the guard, or of a round for which the device masked its input before: two
-                sums that differ by one device tell that device's update.
+            MaskingRefused: a task below the guard, or of a step for which the device masked an input before.
         """
         guard.check(task)
-        if earlier is not None and earlier.task.round_name == task.round_name and earlier.has_masked:
+        if n_inputs_before >= guard.most_inputs:
             raise MaskingRefused(
                 f"step {task.step} of campaign {task.campaign} has a masked input of this device already: sit this "
                 "round out"
@@ -185,7 +189,7 @@ class Device:
             return self.take_roster(message)
         if isinstance(message, Delivery):
             self.take_delivery(message)
-            return self.masked(levels())
+            return self.masked(levels(), sign)
         if isinstance(message, LiveSet):
             return self.take_live(message, sign)
         return self.take_unmask(message)
@@ -242,7 +246,7 @@ class Device:
             )
         state.sharers, state.held = delivery.sharers, held
 
-    def masked(self, levels: np.ndarray) -> bytes:
+    def masked(self, levels: np.ndarray, sign: Sign) -> bytes:
         """Stage 2: the device's input under its masks.
 
         Raises:
@@ -262,18 +266,24 @@ class Device:
         for other in members.graph.neighbours(index):
             if other in state.sharers:
                 add_mask(words, pair_key(members, secrets.mask, index, other), sign=1 if index < other else -1)
+        if not state.signature:
+            state.signature = sign(members.masked_bytes(state.sharers))
         state.input_digest = digest
+        sharers_digest = members.sharers_digest(state.sharers)
         return encoded(
-            Masked(sharers_digest=members.sharers_digest(state.sharers), payload=packed(words, members.bits))
+            Masked(sharers_digest=sharers_digest, signature=state.signature, payload=packed(words, members.bits))
         )
 
     def take_live(self, message: LiveSet, sign: Sign) -> bytes:
-        """Stage 3: consent to one live set, for good."""
+        """Stage 3: consent to one live set, for good, once every live neighbour was told the same sharers."""
         state = self._state
-        self._settle_live(message.live)
+        if state.live and state.live != message.live:
+            raise MaskingRefused("the gateway sent two different live sets: sit this round out")
         if not state.consent:
+            self._check_live(message)
             members, _ = self._place()
-            state.consent = sign(members.live_bytes(state.sharers, state.live))
+            consent = sign(members.live_bytes(state.sharers, message.live))
+            state.live, state.consent = message.live, consent
         return encoded(Consent(signature=state.consent))
 
     def take_unmask(self, call: UnmaskCall) -> bytes:
@@ -284,23 +294,16 @@ class Device:
             if digest != state.unmask_digest:
                 raise MaskingRefused("the gateway asks for other shares than before: nothing more is revealed")
             return state.reveal
+        members, index = self._place()
+        if not state.consent:
+            raise Conflict("this device has consented to no live set yet: the gateway's message of stage 3 comes first")
         if set(call.live) & set(call.dead):
             raise MaskingRefused("the gateway names a device both live and dead: both its secrets would leave")
-        if state.live and call.live != state.live:
+        if call.live != state.live:
             raise MaskingRefused("the gateway's live set is not the one that was consented to: nothing is revealed")
-        self._settle_live(call.live)
-        members, index = self._place()
         if call.dead != tuple(sorted(set(state.sharers) - set(call.live))):
             raise MaskingRefused("the gateway's dead are not those who dealt shares and are not live")
-        signed = members.live_bytes(state.sharers, state.live)
-        signers = {one.index for one in call.consents if one.index < members.plan.n_devices}
-        if len(signers) != len(call.consents):
-            raise MaskingRefused("the gateway counts a consent twice, or one from outside the roster")
-        n_consents = sum(members.consented(one.index, one.signature, signed) for one in call.consents)
-        if n_consents < members.plan.quorum:
-            raise MaskingRefused(
-                f"{n_consents} devices consented to this live set, {members.plan.quorum} must: nothing is revealed"
-            )
+        self._check_consents(members, call)
         live = set(state.live)
         shares = []
         for other in members.graph.holders(index):
@@ -311,23 +314,39 @@ class Device:
         state.secrets, state.held = None, {}
         return state.reveal
 
-    def _settle_live(self, live: tuple[int, ...]) -> None:
+    def _check_live(self, message: LiveSet) -> None:
         state = self._state
         members, index = self._place()
         if not state.sharers:
             raise Conflict("no shares were delivered to this device: it takes no part in unmasking")
-        if state.live:
-            if state.live != live:
-                raise MaskingRefused("the gateway sent two different live sets: sit this round out")
-            return
-        found = check_indexes(live, state.sharers, "live")
-        if index in found and not self.has_masked:
+        live = check_indexes(message.live, state.sharers, "live")
+        if index in live and not self.has_masked:
             raise MaskingRefused("the gateway names this device live, but it masked nothing: sit this round out")
-        if len(found) < max(members.least_live, self._guard.least_devices):
-            raise MaskingRefused(f"a sum of {len(found)} devices is too small: {members.least_live} are wanted")
-        if members.graph.core(found) != found:
+        if len(live) < max(members.least_live, self._guard.least_devices):
+            raise MaskingRefused(f"a sum of {len(live)} devices is too small: {members.least_live} are wanted")
+        if members.graph.core(live) != live:
             raise MaskingRefused("a device of the live set has too few live neighbours: its update could be uncovered")
-        state.live = live
+        around = [other for other in members.graph.neighbours(index) if other in live]
+        signed = members.masked_bytes(state.sharers)
+        if len(message.signatures) != len(around) or not all(
+            members.is_signed_by(other, signature, signed)
+            for other, signature in zip(around, message.signatures, strict=True)
+        ):
+            raise MaskingRefused(
+                "a live neighbour has not signed that it is masked with the same devices as this one: the gateway told "
+                "it other sharers, and could uncover it"
+            )
+
+    def _check_consents(self, members: Members, call: UnmaskCall) -> None:
+        signed = members.live_bytes(self._state.sharers, call.live)
+        signers = {one.index for one in call.consents if one.index < members.plan.n_devices}
+        if len(signers) != len(call.consents):
+            raise MaskingRefused("the gateway counts a consent twice, or one from outside the roster")
+        n_consents = sum(members.is_signed_by(one.index, one.signature, signed) for one in call.consents)
+        if n_consents < members.plan.quorum:
+            raise MaskingRefused(
+                f"{n_consents} devices consented to this live set, {members.plan.quorum} must: nothing is revealed"
+            )
 
     def _place(self) -> tuple[Members, int]:
         """The roster, and the device's own index in it."""

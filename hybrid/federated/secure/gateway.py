@@ -20,6 +20,7 @@ from hybrid.federated.secure.messages import (
     Consent,
     Dealt,
     Delivery,
+    DeviceMessage,
     LiveSet,
     Masked,
     Parcel,
@@ -65,7 +66,7 @@ class MaskedRound:
         self._listed = listed
         self._adverts: dict[str, Advert] = {}
         self.dealt: dict[int, Dealt] = {}
-        self.masked: dict[int, bytes] = {}
+        self.masked: dict[int, MaskedDigest] = {}
         self.consents: dict[int, bytes] = {}
         self.reveals: dict[int, Reveal] = {}
         self.live: frozenset[int] = frozenset()
@@ -139,11 +140,13 @@ class MaskedRound:
         """
         if self.stage in {"done", "excluded"}:
             raise Conflict(f"the masked round is {self.stage}{': ' * bool(self.reason)}{self.reason}; nothing is taken")
-        message = decoded(content, Advert | Dealt | Masked | Consent | Reveal, most_bytes=self.most_bytes)
-        is_of_stage = isinstance(message, KINDS[self.stage])
+        message: DeviceMessage = decoded(content, DeviceMessage, most_bytes=self.most_bytes)
+        is_of_stage = type(message) is KINDS[self.stage]
         if not is_of_stage:
             if self._was_taken(box_id, message):
                 return None
+            is_of_stage = self.stage == "unmask" and isinstance(message, Consent)  # a late one helps too
+        if not is_of_stage:
             raise Conflict(f"the masked round is at stage {self.stage}; another stage's message came: ask what is next")
         taken = self._judged(box_id, message)
         if taken is None:
@@ -181,8 +184,11 @@ class MaskedRound:
         if self.stage == "mask":
             return encoded(Delivery(sharers=sharers, parcels=self._parcels(members, index)))
         live = tuple(sorted(self.live))
+        if index not in self.consents:
+            around = [one for one in members.graph.neighbours(index) if one in self.live]
+            return encoded(LiveSet(live=live, signatures=tuple(self.masked[one].signature for one in around)))
         if self.stage == "consent":
-            return encoded(LiveSet(live=live))
+            return None
         consents = tuple(Signed(index=one, signature=signed) for one, signed in sorted(self.consents.items()))
         dead = tuple(one for one in sharers if one not in self.live)
         return encoded(UnmaskCall(live=live, dead=dead, consents=consents[: members.plan.quorum]))
@@ -199,7 +205,7 @@ class MaskedRound:
                 parcels.append(Parcel(sealed=sealed, fingerprints=dealt.fingerprints[place]))
         return tuple(parcels)
 
-    def _was_taken(self, box_id: str, message: Advert | Dealt | Masked | Consent | Reveal) -> bool:
+    def _was_taken(self, box_id: str, message: DeviceMessage) -> bool:
         """Whether this is what the box sent at an earlier stage: it did not hear that it was taken."""
         index = None if self.members is None else self.members.index_of(box_id)
         if isinstance(message, Advert):
@@ -209,14 +215,14 @@ class MaskedRound:
         if isinstance(message, Dealt):
             return self.dealt.get(index) == message
         if isinstance(message, Masked):
-            return self.masked.get(index) == hashlib.sha256(message.payload).digest()
+            return index in self.masked and self.masked[index].sha256 == hashlib.sha256(message.payload).digest()
         return index in self.consents and self._is_consent(index, message)
 
     def _is_consent(self, index: int, message: Consent) -> bool:
         signed = self.roster.live_bytes(sorted(self.dealt), sorted(self.live))
-        return self.roster.consented(index, message.signature, signed)
+        return self.roster.is_signed_by(index, message.signature, signed)
 
-    def _judged(self, box_id: str, message: Advert | Dealt | Masked | Consent | Reveal) -> Taken | None:
+    def _judged(self, box_id: str, message: DeviceMessage) -> Taken | None:
         """What is kept of a message of this stage; None where it was taken before."""
         if isinstance(message, Advert):
             return self._judged_advert(box_id, message)
@@ -229,14 +235,14 @@ class MaskedRound:
         if isinstance(message, Dealt):
             before, taken = self.dealt.get(index), self._judged_dealt(index, message)
         elif isinstance(message, Masked):
-            digest = self.masked.get(index)
-            before = None if digest is None else MaskedDigest(sha256=digest)
-            taken = self._judged_masked(message)
+            before, taken = self.masked.get(index), self._judged_masked(index, message)
+            if before is not None and before.sha256 == taken.sha256:
+                return None  # a signature differs each time that the same is signed
         elif isinstance(message, Consent):
             if not self._is_consent(index, message):
                 raise Forbidden(f"box {box_id} signed another live set, or another key did: it counts as lost")
             if index in self.consents:
-                return None  # a signature differs each time that the same is signed
+                return None
             before, taken = None, message
         else:
             before, taken = self.reveals.get(index), self._judged_reveal(index, message)
@@ -251,6 +257,8 @@ class MaskedRound:
             return None
         if len(self._adverts) >= MAX_DEVICES:
             raise TooLarge(f"a masked round has {MAX_DEVICES} devices at most: this one waits for the next round")
+        if any({one.cipher_key, one.mask_key} & {advert.cipher_key, advert.mask_key} for one in self._adverts.values()):
+            raise BadMessage(f"box {box_id} advertises another box's key: leave it out")
         if check_advert(advert, self.task, self._listed) != box_id:
             raise Forbidden(f"box {box_id} brought keys of another box")
         return advert
@@ -264,12 +272,15 @@ class MaskedRound:
             raise BadMessage(f"shares for {len(dealt.sealed)} neighbours; device {index} has {n_neighbours}")
         return dealt
 
-    def _judged_masked(self, masked: Masked) -> MaskedDigest:
+    def _judged_masked(self, index: int, masked: Masked) -> MaskedDigest:
         members = self.roster
         if masked.sharers_digest != members.sharers_digest(sorted(self.dealt)):
             raise CorruptContent("a masked input for another list of sharers: it would not cancel out; mask again")
+        signed = members.masked_bytes(sorted(self.dealt))
+        if not members.is_signed_by(index, masked.signature, signed):
+            raise Forbidden(f"the masked input is not signed by the box of device {index}: it counts as lost")
         check_packed(masked.payload, self.task.n_masked, members.bits)
-        return MaskedDigest(sha256=hashlib.sha256(masked.payload).digest())
+        return MaskedDigest(sha256=hashlib.sha256(masked.payload).digest(), signature=masked.signature)
 
     def _judged_reveal(self, index: int, reveal: Reveal) -> Reveal:
         dealers = self.dealers_to(index)
@@ -332,7 +343,7 @@ class MaskedRound:
         if isinstance(taken, Dealt):
             self.dealt[index] = taken
         elif isinstance(taken, MaskedDigest):
-            self.masked[index] = taken.sha256
+            self.masked[index] = taken
         elif isinstance(taken, Consent):
             self.consents[index] = taken.signature
         else:

@@ -9,13 +9,14 @@ from typing import Annotated
 import msgspec
 
 from hybrid.errors import CorruptContent
-from hybrid.federated.secure.messages import Advert, Consent, Dealt, Digest, Reveal
+from hybrid.federated.secure.messages import Advert, Consent, Dealt, Digest, Reveal, Signature
 
 
 class MaskedDigest(msgspec.Struct, frozen=True, array_like=True, tag="masked"):
-    """A masked input that the caller keeps."""
+    """A masked input that the caller keeps: SHA-256 of its payload, and its signature."""
 
     sha256: Digest
+    signature: Signature
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):

@@ -16,7 +16,7 @@ from hybrid.federated.secure.shamir import SHARE_BYTES
 DIGEST_BYTES: Final = 32
 FINGERPRINT_BYTES: Final = 16
 SEALED_BYTES: Final = 2 * SHARE_BYTES + TAG_BYTES
-MASKED_OVERHEAD_BYTES: Final = 64
+MASKED_OVERHEAD_BYTES: Final = 160
 """Of a masked input beside its packed elements, at most."""
 MAX_KEYS_BYTES: Final = 512 * MAX_DEVICES
 """Of any other message."""
@@ -92,16 +92,29 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True, tag="delivery"):
 
 
 class Masked(msgspec.Struct, frozen=True, array_like=True, tag="masked"):
-    """Stage 2, device: its masked levels, packed, and the digest of who dealt."""
+    """Stage 2, device: its masked levels.
+
+    Attributes:
+        sharers_digest: who dealt, as the gateway told this device: with whom it is masked.
+        signature: of that, by the box key, for the neighbours.
+        payload: packed.
+    """
 
     sharers_digest: Digest
+    signature: Signature
     payload: bytes
 
 
 class LiveSet(msgspec.Struct, frozen=True, array_like=True, tag="live"):
-    """Stage 3, gateway: whose masked inputs are in the sum."""
+    """Stage 3, gateway: whose masked inputs are in the sum.
+
+    Attributes:
+        live: by index ascending.
+        signatures: of the device's live neighbours, by index ascending: each was told the same sharers.
+    """
 
     live: Indexes
+    signatures: Annotated[tuple[Signature, ...], Many]
 
 
 class Consent(msgspec.Struct, frozen=True, array_like=True, tag="consent"):

@@ -17,6 +17,7 @@ from hybrid.fleet.signing import box_id_of, check_box_key, fields, is_signed
 ADVERT_LABEL: Final = b"hybrid secure advert v1"
 ROSTER_LABEL: Final = b"hybrid secure roster v1"
 SHARERS_LABEL: Final = b"hybrid secure sharers v1"
+MASKED_LABEL: Final = b"hybrid secure masked v1"
 LIVE_LABEL: Final = b"hybrid secure live v1"
 
 
@@ -100,11 +101,15 @@ class Members:
         """Names roster and those who dealt shares."""
         return hashlib.sha256(fields(SHARERS_LABEL, self.digest, _text(sharers))).digest()
 
+    def masked_bytes(self, sharers: Iterable[int]) -> bytes:
+        """What a device signs when it masks: with whom, as it was told."""
+        return fields(MASKED_LABEL, self.sharers_digest(sharers))
+
     def live_bytes(self, sharers: Iterable[int], live: Iterable[int]) -> bytes:
         """What a device signs when it consents to a live set: task and roster are in the digest."""
         return fields(LIVE_LABEL, self.sharers_digest(sharers), _text(live))
 
-    def consented(self, index: int, signature: bytes, message: bytes) -> bool:
+    def is_signed_by(self, index: int, signature: bytes, message: bytes) -> bool:
         """Whether the box of this index signed these bytes."""
         try:
             return is_signed(self.adverts[index].box_key, signature, message)

@@ -8,7 +8,7 @@ import numpy as np
 from hybrid.errors import BadMessage, Conflict, CorruptContent
 from hybrid.federated.secure.cipher import public_key_of
 from hybrid.federated.secure.gateway import MaskedRound
-from hybrid.federated.secure.messages import Masked, decoded
+from hybrid.federated.secure.messages import MASKED_OVERHEAD_BYTES, Masked, decoded
 from hybrid.federated.secure.quantized import Sum, checked
 from hybrid.federated.secure.ring import add_mask, packed_size, signed, unpacked, zeros
 from hybrid.federated.secure.shamir import rebuilt
@@ -50,10 +50,10 @@ def unmasked(masked_round: MaskedRound, masked_input: Callable[[str], bytes]) ->
 def _input(masked_round: MaskedRound, index: int, content: bytes) -> np.ndarray:
     task, bits = masked_round.task, masked_round.roster.bits
     try:
-        message = decoded(content, Masked, most_bytes=packed_size(task.n_masked, bits) + 64)
+        message = decoded(content, Masked, most_bytes=packed_size(task.n_masked, bits) + MASKED_OVERHEAD_BYTES)
     except BadMessage as exc:
         raise CorruptContent("a stored masked input does not parse: exclude the round") from exc
-    if hashlib.sha256(message.payload).digest() != masked_round.masked[index]:
+    if hashlib.sha256(message.payload).digest() != masked_round.masked[index].sha256:
         raise CorruptContent("a stored masked input is not the one that was taken: exclude the round")
     return unpacked(message.payload, task.n_masked, bits)
 

@@ -45,9 +45,11 @@ class Box:
     def random(self, n_bytes: int) -> bytes:
         return self._rng.bytes(n_bytes)
 
-    def begin(self, task: SecureTask, earlier: Device | None = None) -> bytes:
+    def begin(self, task: SecureTask, n_inputs_before: int = 0) -> bytes:
         self.levels = self._rng.integers(-task.n_levels, task.n_levels + 1, task.n_masked)
-        made = Device.begin(task, self.public, sign=self.sign, random=self.random, guard=self.guard, earlier=earlier)
+        made = Device.begin(
+            task, self.public, sign=self.sign, random=self.random, guard=self.guard, n_inputs_before=n_inputs_before
+        )
         self.state = made.to_bytes()
         return Device.from_bytes(self.state).advert()
 
@@ -97,6 +99,8 @@ class Cohort:
             state = self.round
             message = box.begin(self.task) if state.stage == "advertise" else box.answer(state.message_for(box.id))
             assert self.take(box, message)
+            if state.stage == "unmask" and b"consent" in message:  # a late one
+                assert self.take(box, box.answer(self.round.message_for(box.id)))
         self.close()
 
     def run(self, drops: dict[str, list[int]] | None = None, rng: np.random.Generator | None = None) -> MaskedRound:

@@ -10,8 +10,10 @@ from hybrid.errors import BadMessage, Conflict, CorruptContent, Forbidden, Tenso
 from hybrid.federated.secure.device import Device
 from hybrid.federated.secure.gateway import MaskedRound
 from hybrid.federated.secure.messages import Advert, Dealt, Masked, Reveal, decoded, encoded
+from hybrid.federated.secure.roster import Members
 from hybrid.federated.secure.shares import commitment
 from hybrid.federated.secure.unmask import unmasked
+from hybrid.fleet.signing import box_id_of
 from tests.federated.secure.cohort import STAGES, Box, Cohort, task_of
 
 
@@ -92,13 +94,15 @@ def test_forged_and_borrowed_keys_are_refused() -> None:
         cohort.round.take(box.id, encoded(msgspec.structs.replace(advert, mask_key=bytes(32))))
     with pytest.raises(Forbidden, match="not on the operator's device list"):
         MaskedRound(cohort.task, listed=frozenset({other.id})).take(box.id, encoded(advert))
-    for one in (box, other):  # two boxes with the same randomness
-        random = np.random.default_rng(7).bytes
-        cohort.take(one, Device.begin(cohort.task, one.public, sign=one.sign, random=random).advert())
-    cohort.take(cohort.boxes[2], cohort.boxes[2].begin(cohort.task))
-    cohort.close()
-    assert cohort.round.stage == "excluded"
-    assert "the same key" in cohort.round.reason
+    one, two = (
+        Device.begin(cohort.task, each.public, sign=each.sign, random=np.random.default_rng(7).bytes).advert()
+        for each in (box, other)
+    )
+    cohort.take(box, one)
+    with pytest.raises(BadMessage, match="another box's key"):
+        cohort.round.take(other.id, two)
+    with pytest.raises(BadMessage, match="advertise the same key"):
+        Members(cohort.task, tuple(sorted((decoded(each, Advert) for each in (one, two)), key=_box_id)))
 
 
 def test_a_consent_to_another_set_and_another_boxs_consent_are_refused() -> None:
@@ -161,6 +165,7 @@ def test_shares_and_masks_for_another_roster_or_list_are_refused() -> None:
     for changed, error in (
         ({"sharers_digest": bytes(32)}, CorruptContent),
         ({"payload": masked.payload[:-1]}, TensorMismatch),
+        ({"signature": cohort.boxes[1].sign(b"")}, Forbidden),
     ):
         with pytest.raises(error):
             cohort.round.take(cohort.boxes[0].id, encoded(msgspec.structs.replace(masked, **changed)))
@@ -222,7 +227,9 @@ def test_who_is_waited_for() -> None:
     assert cohort.round.waits_for == {box.id for box in cohort.boxes[:3]}
     assert cohort.round.message_for(cohort.boxes[3].id) is None
     with pytest.raises(Forbidden, match="waits for the next round"):
-        cohort.round.take(cohort.boxes[3].id, encoded(Masked(sharers_digest=bytes(32), payload=b"")))
+        cohort.round.take(
+            cohort.boxes[3].id, encoded(Masked(sharers_digest=bytes(32), signature=bytes(70), payload=b""))
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91\xa6masked", b"\x92" * 800])
@@ -243,3 +250,7 @@ def test_a_damaged_journal_or_state_is_not_believed() -> None:
         Device.from_bytes(cohort.boxes[0].state[:-1])
     with pytest.raises(CorruptContent, match="another program"):
         Device.from_bytes(cohort.boxes[0].state.replace(b"\xa7version\x01", b"\xa7version\x02"))
+
+
+def _box_id(advert: Advert) -> str:
+    return box_id_of(advert.box_key)

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hybrid.errors import BadMessage, Conflict, Forbidden, HybridError, MaskingRefused, TooLarge
+from hybrid.errors import BadMessage, Conflict, CorruptContent, Forbidden, HybridError, MaskingRefused, TooLarge
 from hybrid.federated.secure import device_list
 from hybrid.federated.secure.cipher import public_key_of
 from hybrid.federated.secure.device import Device, Guard
@@ -83,6 +83,13 @@ def test_two_views_in_turn_give_one_share_of_each_device() -> None:
     assert public_key_of(secret) != members.adverts[0].mask_key, "the self seed, not the mask's secret"
 
 
+def live_set(cohort: Cohort, box: Box, live) -> LiveSet:
+    """What the gateway would tell a box of this live set, with its neighbours' true signatures."""
+    state = cohort.round
+    around = [one for one in live if one in state.masked and one != state.roster.index_of(box.id)]
+    return LiveSet(live=live, signatures=tuple(state.masked[one].signature for one in around))
+
+
 @pytest.mark.parametrize("n_told_live", [1, 2, 3, 4, 5, 6, 7])
 def test_a_split_view_never_gives_both_secrets_of_the_target(n_told_live) -> None:
     """Some honest devices hear that the target is live, the others that it is dead; two of ten serve the gateway."""
@@ -95,9 +102,9 @@ def test_a_split_view_never_gives_both_secrets_of_the_target(n_told_live) -> Non
     signed = {live: list(consents_for(cohort, corrupt, live)) for live in (everyone, without)}
     for box in honest:
         live = told[box.id]
-        consent = decoded(box.answer(encoded(LiveSet(live=live))), Consent)
+        consent = decoded(box.answer(encoded(live_set(cohort, box, live))), Consent)
         signed[live].append(Signed(index=members.index_of(box.id), signature=consent.signature))
-        refuses(box, LiveSet(live=without if live == everyone else everyone), match="two different live sets")
+        refuses(box, live_set(cohort, box, without if live == everyone else everyone), match="two different live sets")
     n_shares = {live: len(corrupt) for live in (everyone, without)}
     for box in honest:
         live = told[box.id]
@@ -125,10 +132,10 @@ def test_consents_count_once_and_only_of_the_roster() -> None:
 def test_a_live_set_is_large_enough_and_of_those_who_dealt() -> None:
     cohort = at("consent")
     box = cohort.boxes[0]
-    refuses(box, LiveSet(live=(0, 1)), match="too small")
-    refuses(box, LiveSet(live=(0, 1, 2, 3, 4, 9)), BadMessage, "not ascending, or names one")
-    refuses(box, LiveSet(live=(1, 0, 2, 3, 4, 5)), BadMessage, "not ascending")
-    refuses(box, LiveSet(live=(0, 0, 2, 3, 4, 5)), BadMessage, "not ascending")
+    refuses(box, LiveSet(live=(0, 1), signatures=()), match="too small")
+    refuses(box, LiveSet(live=(0, 1, 2, 3, 4, 9), signatures=()), BadMessage, "not ascending, or names one")
+    refuses(box, LiveSet(live=(1, 0, 2, 3, 4, 5), signatures=()), BadMessage, "not ascending")
+    refuses(box, LiveSet(live=(0, 0, 2, 3, 4, 5), signatures=()), BadMessage, "not ascending")
 
 
 def test_a_device_that_masked_nothing_is_not_live() -> None:
@@ -137,7 +144,7 @@ def test_a_device_that_masked_nothing_is_not_live() -> None:
     device = box.device
     device.take_delivery(sent(cohort, box))
     with pytest.raises(MaskingRefused, match="masked nothing"):
-        device.take_live(LiveSet(live=tuple(range(6))), box.sign)
+        device.take_live(LiveSet(live=tuple(range(6)), signatures=()), box.sign)
 
 
 def test_replaced_keys_are_not_taken() -> None:
@@ -208,13 +215,47 @@ def test_different_rosters_for_different_devices_end_before_anything_is_masked()
         device.take_delivery(Delivery(sharers=tuple(range(5)), parcels=tuple(parcels)))
 
 
+def test_a_device_that_was_told_other_sharers_is_not_uncovered() -> None:
+    """The target masks with few devices, is kept from consenting, and exactly those few are declared dead.
+
+    Their mask secrets and the target's seed would leave by the rules, and nothing else covers the target: so its
+    neighbours want its word for the sharers that it was told.
+    """
+    cohort = Cohort.of(12, task_of(8, clip_norm=1e6, corrupt_percent=0))
+    for box in cohort.boxes:
+        box.guard = Guard(corrupt_percent=0)
+    for _ in range(2):
+        cohort.stage(cohort.boxes)
+    members = cohort.round.roster
+    assert members.plan.quorum == 7
+    target = cohort.boxes[0]
+    mine = members.index_of(target.id)
+    others = [one for one in range(12) if one != mine]
+    few = sorted([mine, *others[:6]])  # the target is told these, all others everybody
+    honest = sent(cohort, target)
+    parcels = dict(zip(others, honest.parcels, strict=True))
+    narrow = Delivery(sharers=tuple(few), parcels=tuple(parcels[one] for one in few if one != mine))
+    wrong = decoded(target.answer(encoded(narrow)), Masked)
+    with pytest.raises(CorruptContent, match="another list of sharers"):
+        cohort.round.take(target.id, encoded(wrong))
+    signatures = {mine: wrong.signature}
+    for box in cohort.boxes[1:]:
+        masked = decoded(box.answer(cohort.round.message_for(box.id)), Masked)
+        signatures[members.index_of(box.id)] = masked.signature
+    live = tuple(sorted([mine, *others[5:]]))  # of those whom the target is masked with, one is left
+    for box in cohort.boxes[1:]:
+        around = [one for one in live if one != members.index_of(box.id)]
+        message = LiveSet(live=live, signatures=tuple(signatures[one] for one in around))
+        refuses(box, message, match="told it other sharers")
+
+
 def test_parcels_for_others_or_changed_ones_are_left_out() -> None:
     cohort = at("mask")
     box, honest = cohort.boxes[0], sent(cohort, cohort.boxes[0])
     swapped = (honest.parcels[1], honest.parcels[0], *honest.parcels[2:])
     device = box.device
     device.take_delivery(Delivery(sharers=honest.sharers, parcels=swapped))
-    masked = decoded(device.masked(box.levels), Masked)
+    masked = decoded(device.masked(box.levels, box.sign), Masked)
     assert masked.payload == decoded(box.answer(encoded(honest)), Masked).payload, "masks need no shares"
     flipped = bytes([honest.parcels[0].sealed[0] ^ 1]) + honest.parcels[0].sealed[1:]
     bad = tuple(msgspec.structs.replace(parcel, sealed=flipped) for parcel in honest.parcels)
@@ -228,10 +269,11 @@ def test_stages_out_of_order_are_conflicts() -> None:
     cohort, fresh = at("unmask"), at("share").boxes[0]
     unmask = sent(cohort, cohort.boxes[0])
     refuses(fresh, unmask, Conflict, "no roster came yet")
-    refuses(fresh, LiveSet(live=(0, 1, 2, 3)), Conflict, "no roster came yet")
+    refuses(fresh, LiveSet(live=(0, 1, 2, 3), signatures=()), Conflict, "no roster came yet")
     refuses(fresh, Delivery(sharers=(0, 1, 2, 3), parcels=()), Conflict, "no roster came yet")
     dealt = at("mask").boxes[0]
-    refuses(dealt, unmask, Conflict, "no shares were delivered")
+    refuses(dealt, unmask, Conflict, "consented to no live set yet")
+    refuses(dealt, LiveSet(live=(0, 1, 2, 3), signatures=()), Conflict, "no shares were delivered")
     done = cohort.boxes[0]
     done.answer(encoded(unmask))
     assert done.device.is_done
@@ -241,7 +283,14 @@ def test_stages_out_of_order_are_conflicts() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x00", b"\x93" * 5000, b"\x92\xa4live\xdd\xff\xff\xff\xff", encoded(LiveSet(live=(0,))) + b"x", b"\xc1"],
+    [
+        b"",
+        b"\x00",
+        b"\x93" * 5000,
+        b"\x92\xa4live\xdd\xff\xff\xff\xff",
+        encoded(LiveSet(live=(0,), signatures=())) + b"x",
+        b"\xc1",
+    ],
 )
 def test_bytes_that_are_no_message(content) -> None:
     box = at("consent").boxes[0]
@@ -253,7 +302,7 @@ def test_hostile_sizes_are_refused_before_they_are_parsed() -> None:
     box = at("consent").boxes[0]
     with pytest.raises(TooLarge):
         box.answer(bytes(1 << 20))
-    refuses(box, LiveSet(live=(5000,)), BadMessage)
+    refuses(box, LiveSet(live=(5000,), signatures=()), BadMessage)
     parcel = Parcel(sealed=b"short", fingerprints=None)
     refuses(box, Delivery(sharers=(0,), parcels=(parcel,)), BadMessage)
 

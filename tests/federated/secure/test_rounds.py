@@ -5,7 +5,7 @@ import pytest
 
 from hybrid.errors import MaskingRefused
 from hybrid.federated.secure.device import Guard
-from tests.federated.secure.cohort import STAGES, Box, Cohort, task_of
+from tests.federated.secure.cohort import STAGES, Cohort, task_of
 
 
 def wide(n_elements=40, **changes):
@@ -102,18 +102,32 @@ def test_a_round_begins_anew_with_those_who_are_left() -> None:
     assert first.run({"share": [0, 1, 2]}).stage == "excluded"
     again = Cohort(wide(attempt=2), first.boxes[3:])
     for box in again.boxes:
-        again.take(box, box.begin(again.task, earlier=box.device))
+        again.take(box, box.begin(again.task))
     again.close()
     for _ in STAGES[1:]:
         again.stage(again.boxes)
     np.testing.assert_array_equal(again.sum().levels, again.expected(range(3)))
 
 
-def test_a_box_is_in_one_sum_of_a_round() -> None:
+def test_a_box_masks_one_input_for_a_step() -> None:
     cohort = Cohort.of(4, wide())
     cohort.run({"consent": [0, 1]})
     assert cohort.round.stage == "excluded"
-    box: Box = cohort.boxes[2]
+    box = cohort.boxes[2]
+    assert box.device.has_masked
     with pytest.raises(MaskingRefused, match="masked input of this device already"):
-        box.begin(wide(attempt=2), earlier=box.device)
-    assert box.begin(wide(step=5), earlier=box.device)
+        box.begin(wide(attempt=2), n_inputs_before=1)
+    box.guard = Guard(most_inputs=2)
+    assert box.begin(wide(attempt=2), n_inputs_before=1)
+
+
+def test_who_was_away_at_the_consent_helps_to_unmask() -> None:
+    """Three of ten are lost after they masked; of the other seven one was away for a while."""
+    cohort = Cohort.of(10, wide())
+    for _ in range(3):
+        cohort.stage(cohort.boxes)
+    for box in cohort.boxes[:7]:
+        cohort.take(box, box.answer(cohort.round.message_for(box.id)))
+    cohort.close()
+    cohort.stage(cohort.boxes[3:])
+    np.testing.assert_array_equal(cohort.sum().levels, cohort.expected(range(10)))
