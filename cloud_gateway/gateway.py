@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import cast
 
 from aiohttp import web
+from prometheus_client.core import Metric
 
 from cloud_gateway.attachment_routes import add_attachment_routes
 from cloud_gateway.attachment_store import AttachmentStore
@@ -15,6 +18,7 @@ from cloud_gateway.chunk_service import ChunkService
 from cloud_gateway.config import GatewayConfig
 from cloud_gateway.fleet.service import Fleet, add_no_fleet
 from cloud_gateway.registry import Registry
+from cloud_gateway.rounds.service import Neighbours, Rounds
 from cloud_gateway.uploads import add_routes as add_upload_routes
 from hybrid.cli.output import event, note
 from hybrid.hosting.auth import Tokens
@@ -64,6 +68,7 @@ class Gateway:
         self._loaded = False
         self._stopping = False
         self._fleet: Fleet | None = None
+        self._rounds: Rounds | None = None
         self.url = ""
 
     async def serve(self) -> None:
@@ -87,8 +92,7 @@ class Gateway:
         registry = await asyncio.to_thread(Registry, folder.path, blobs)
         stack.callback(registry.close)
         if tokens is not None:
-            self._fleet = await asyncio.to_thread(Fleet, folder.path, tokens, registry)
-            stack.callback(self._fleet.close)
+            await self._open_fleet(stack, folder.path, tokens, registry, blobs)
         engine = await asyncio.to_thread(executor_settings, config)
         executor = await stack.enter_async_context(Executor(engine))
         models = LoadedModels(registry, executor)
@@ -106,6 +110,7 @@ class Gateway:
         add_attachment_routes(app, registry, AttachmentStore(folder.path), require, service.bodies)
         certificate = LiveCertificate(await asyncio.to_thread(certificate_of, config)) if config.speaks_tls else None
         self._add_trust(app, tokens, executor, certificate)
+        self._add_rounds(app, service, models, executor)
         listener = Listener(app, listener_settings(config))
         add_metrics_route(
             app,
@@ -114,7 +119,7 @@ class Gateway:
                 service=service,
                 engine=EngineMetrics(executor, batches, service.bodies),
                 n_connections=lambda: listener.n_connections,
-                more=self._fleet.families if self._fleet is not None else tuple,
+                more=self._families,
             ),
         )
         await listener.start(config.host, config.port, certificate.context if certificate else None)
@@ -131,12 +136,31 @@ class Gateway:
         self._leave(executor)
         await drain(door, listener, channels, stop, config.drain_s)
 
+    async def _open_fleet(
+        self, stack: AsyncExitStack, data: Path, tokens: Tokens, registry: Registry, blobs: BlobStore
+    ) -> None:
+        """Boxes, and what they learn."""
+        self._fleet = fleet = await asyncio.to_thread(Fleet, data, tokens, registry)
+        stack.callback(fleet.close)
+        around = Neighbours(
+            library=registry,
+            files=blobs,
+            boxes=fleet.desk.boxes,
+            blobs=fleet.blobs,
+            raise_alarm=fleet.desk.alarms.raise_alarm,
+            steering=fleet.steering,
+        )
+        self._rounds = await asyncio.to_thread(Rounds, data, around)
+        stack.callback(self._rounds.close)
+
     def _leave(self, executor: Executor) -> None:
         """Say that this gateway is not ready any more, and let boxes' waiting calls go."""
         self._stopping = True
         self._notifier.stopping()
         if self._fleet is not None:
             executor.spawn(self._fleet.release(self._config.drain_s / 2.0), name="release-boxes")
+        if self._rounds is not None:
+            executor.spawn(self._rounds.release(self._config.drain_s / 2.0), name="release-rounds")
 
     def _say_ready(self) -> None:
         config = self._config
@@ -167,6 +191,28 @@ class Gateway:
             return
         self._fleet.add_routes(app, lambda: certificate.current.spki_sha256 if certificate is not None else b"")
         executor.spawn(self._fleet.run(), name="fleet")
+
+    def _add_rounds(
+        self, app: web.Application, service: InferenceService, models: LoadedModels, executor: Executor
+    ) -> None:
+        """What boxes and people ask of campaigns."""
+        if self._rounds is None or self._fleet is None:
+            return
+        desk = self._fleet.desk
+
+        def note(who: str, what: str, detail: str) -> None:
+            desk.audit.note(who, what, detail=detail)
+
+        self._rounds.add_routes(app, box_of=self._fleet.box_in_epoch, bodies=service.bodies, note=note)
+        self._rounds.committed = lambda name: executor.spawn(models.refresh(name), name=f"refresh-{name}")
+        executor.spawn(self._rounds.run(), name="rounds")
+
+    def _families(self) -> Iterator[Metric]:
+        """Metrics of the fleet and its campaigns, where there is one."""
+        if self._fleet is not None:
+            yield from self._fleet.families()
+        if self._rounds is not None:
+            yield from self._rounds.families()
 
     async def _load(self, models: LoadedModels) -> None:
         try:

@@ -31,6 +31,7 @@ from cloud_gateway.fleet.steering.steering import Steering
 from hybrid.errors import Forbidden, HybridError
 from hybrid.hosting.auth import Tokens
 from hybrid.hosting.front_door import IDENTITY
+from hybrid.hosting.identity import Identity
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.transport.fleet_paths import FLEET
 
@@ -53,6 +54,7 @@ class Fleet:
         desk: who the boxes are.
         steering: what they should be, and how they are.
         ingest: what they bring.
+        blobs: the same in pieces.
     """
 
     def __init__(
@@ -83,8 +85,8 @@ class Fleet:
         try:
             self.desk = FleetDesk(self._database, authority_key(folder), wall_s=wall_s)
             self.steering = self._steering(folder, versions, wall_s, connect)
-            self._blobs = FleetBlobs(folder)
-            self.ingest = Ingest(folder, blobs=self._blobs, wall_s=wall_s, connect=connect)
+            self.blobs = FleetBlobs(folder)
+            self.ingest = Ingest(folder, blobs=self.blobs, wall_s=wall_s, connect=connect)
         except BaseException:
             self._database.close()
             raise
@@ -99,7 +101,7 @@ class Fleet:
             self.desk.alarms.raise_alarm("ingest_begun_anew", "", _BEGUN_ANEW)
         self.ingest.on_reports = self.steering.take_reports
         self.ingest.on_quota = self._tell_of_quota
-        self._running += [self.ingest.run, Sweep(self.ingest.store, self._blobs).run]
+        self._running += [self.ingest.run, Sweep(self.ingest.store, self.blobs).run]
 
     def _steering(
         self,
@@ -146,7 +148,7 @@ class Fleet:
         """
         self._deferrals = Deferrals(self.ingest, infer)
         add_item_routes(app, Listing(self.ingest.store), lambda text: self.desk.boxes.named(text).id)
-        add_ingest_routes(app, self.ingest, self._deferrals, self._blobs, box_of=self.box_of, bodies=bodies)
+        add_ingest_routes(app, self.ingest, self._deferrals, self.blobs, box_of=self.box_of, bodies=bodies)
         self._running.append(self._deferrals.run)
 
     def _tell_of_quota(self, box_id: str, kind: str) -> None:
@@ -170,6 +172,10 @@ class Fleet:
             Forbidden: it is no box. NotAdmitted: it was quarantined or revoked meanwhile.
         """
         return self.desk.box(request[IDENTITY]).id
+
+    def box_in_epoch(self, identity: Identity, epoch: str | None) -> str:
+        """The id of an admitted box, in the epoch that its call says; None where it says none. Raises as `box_of`."""
+        return self.desk.box(identity).id if epoch is None else self.desk.check_epoch(identity, epoch).id
 
     async def run(self) -> None:
         """Do what goes on beside the calls, until cancelled."""

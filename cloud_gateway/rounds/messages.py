@@ -109,6 +109,7 @@ class PromotionView(msgspec.Struct, frozen=True, kw_only=True):
         n_won, n_lost: answers of boxes on their own samples that were wrong before and right now, and the reverse.
         n_boxes: that evaluated it.
         rollout: id; empty for none.
+        policy: what was wished.
     """
 
     step: int
@@ -121,6 +122,7 @@ class PromotionView(msgspec.Struct, frozen=True, kw_only=True):
     n_lost: int = 0
     n_boxes: int = 0
     rollout: str = ""
+    policy: PromotionPolicy = "candidate"
 
 
 class CampaignView(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,123 @@
+"""The version that a campaign begins with: its files laid out as its publisher had them while they are read."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hybrid.artifact.folder import Artifact
+from hybrid.artifact.manifest import parse
+from hybrid.artifact.signature import Signature
+from hybrid.errors import CampaignImpossible, NotFound
+from hybrid.federated.layout import Layout
+from hybrid.federated.learning.head import Head
+
+
+class Version(Protocol):
+    """What is asked of a version in the registry."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Its word."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """Rises with every version."""
+        ...
+
+    @property
+    def artifact_digest(self) -> str:
+        """What names its bytes."""
+        ...
+
+
+def laid_out_within(folder: Path) -> Path:
+    """A new folder beside the campaigns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=folder, prefix=".base-"))
+
+
+class Library(Protocol):
+    """The registry of models."""
+
+    def resolve(self, name: str, version: str | None = None) -> Version:
+        """A version. Raises `NotFound`."""
+        ...
+
+    def list_versions(self, name: str | None = None) -> tuple[Version, ...]:
+        """Every version of a name, oldest first."""
+        ...
+
+    def manifest_bytes(self, digest: str) -> bytes:
+        """The exact bytes of a manifest."""
+        ...
+
+    def signature(self, digest: str) -> Signature | None:
+        """What came with it."""
+        ...
+
+    def find_blob(self, sha256: str) -> Path | None:
+        """A file with these bytes."""
+        ...
+
+    def commit_version(
+        self, manifest_bytes: bytes, signature: Signature | None = None, *, name: str | None = None
+    ) -> Version:
+        """Make a version visible."""
+        ...
+
+
+@contextmanager
+def laid_out(library: Library, digest: str, within: Path) -> Iterator[Artifact]:
+    """A version's artifact in a folder of its own, which is removed in the end; blocks.
+
+    Copies, not links: engines and installers refuse weights that have a second name.
+
+    Raises:
+        NotFound: the version or one of its files is gone.
+    """
+    try:
+        data = library.manifest_bytes(digest)
+    except FileNotFoundError as exc:
+        raise NotFound(f"the base {digest[:16]}… is not on this gateway any more") from exc
+    manifest = parse(data)
+    folder = laid_out_within(within)
+    try:
+        for name, entry in manifest.files.items():
+            path = library.find_blob(entry.sha256)
+            if path is None:
+                raise NotFound(f"file {name!r} of the base {digest[:16]}… is not on this gateway any more")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        (folder / "manifest.json").write_bytes(data)
+        yield Artifact(folder=folder, manifest=manifest, manifest_bytes=data, signature=library.signature(digest))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shared(head: Head, personal: tuple[str, ...]) -> tuple[Layout, np.ndarray]:
+    """What of a head travels: all but personal tensors, as layout and vector.
+
+    Raises:
+        CampaignImpossible: nothing is left.
+    """
+    arrays = {
+        name: head.arrays[name]
+        for name in head.layout.names
+        if not any(fnmatchcase(name, pattern) for pattern in personal)
+    }
+    if not arrays:
+        raise CampaignImpossible(f"all tensors of the head are personal ({', '.join(personal)}): nothing would travel")
+    layout = Layout.of(arrays)
+    return layout, layout.vector(arrays)

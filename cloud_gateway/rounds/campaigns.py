@@ -1,0 +1,371 @@
+"""Campaigns as people order them: begun, paused, gone on with, stopped; and taken up again after any end."""
+
+import asyncio
+import logging
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from cloud_gateway.fleet.assignments import matches
+from cloud_gateway.fleet.steering.desired import BoxDirectory
+from cloud_gateway.rounds.base import Library, laid_out, shared
+from cloud_gateway.rounds.course import Course, gates_of
+from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
+from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, PromotionView, RoundView
+from cloud_gateway.rounds.spool import Spool
+from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
+from cloud_gateway.rounds.store import CampaignRow, put_campaign, put_round
+from hybrid.artifact.durable import write_atomically
+from hybrid.artifact.manifest import Manifest, parse
+from hybrid.errors import CampaignImpossible, Conflict, HybridError, NotFound
+from hybrid.federated.aggregation.rules import norm
+from hybrid.federated.campaign import Campaign
+from hybrid.federated.learning.head import open_head
+from hybrid.federated.privacy.account import Account, check_campaign
+
+ORDER_FILE: Final = "campaign.json"
+STEPS: Final = "steps"
+_LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
+_log = logging.getLogger("hybrid.gateway.rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What campaigns lean on.
+
+    Attributes:
+        folder: of all of them.
+        library: the registry of models.
+        boxes: the registry of boxes.
+        spool: updates, rows and the writer of rows.
+        sets: for evaluation.
+        clock_s: a clock that only runs forward.
+        wall_s: seconds since 1970, for people.
+    """
+
+    folder: Path
+    library: Library
+    boxes: BoxDirectory
+    spool: Spool
+    sets: EvaluationSets
+    clock_s: Callable[[], float]
+    wall_s: Callable[[], float]
+
+
+class Campaigns:
+    """All campaigns, those that run and those that ended. Methods that are not async block.
+
+    Attributes:
+        rows: all, by id, oldest first.
+        courses: those that have not ended; the desk's.
+        judges: hold heads against evaluation sets.
+    """
+
+    def __init__(self, around: Desk, courses: dict[str, Course]) -> None:
+        self._around = around
+        self.courses = courses
+        self.rows: dict[str, CampaignRow] = {}
+        self.judges = Judges()
+        self._spent: dict[str, dict[str, float]] = {}
+        self._rng = random.Random()  # noqa: S311 (nothing secret is drawn)
+
+    def folder(self, campaign: str) -> Path:
+        """Of one campaign."""
+        return self._around.folder / campaign
+
+    # Taken up again.
+
+    def load(self) -> None:
+        """Read what is kept and go on with it."""
+        store = self._around.spool.store
+        for row in store.campaigns():
+            self.rows[row.id] = row
+            if row.state in ENDED and not self._is_promoting(row):
+                continue
+            try:
+                self.courses[row.id] = self._course(row)
+            except HybridError as exc:
+                _log.error("rounds.not_taken_up campaign=%s error=%s", row.id, exc)
+                lost = msgspec.structs.replace(row, state="failed", reason=str(exc))
+                with store.database.writing() as db:
+                    put_campaign(db, lost)
+                self.rows[row.id] = lost
+        self._find_lost()
+
+    def _is_promoting(self, row: CampaignRow) -> bool:
+        """Whether a step of it is on its way to become a version."""
+        bodies = self._around.spool.store.promotions(row.id)
+        return any(msgspec.json.decode(body, type=PromotionView).state == "evaluating" for body in bodies)
+
+    def _find_lost(self) -> None:
+        """Campaigns whose rows a damaged database took: what was ordered lies in their folders."""
+        for path in sorted(self._around.folder.glob(f"*/{ORDER_FILE}")):
+            if path.parent.name in self.rows:
+                continue
+            try:
+                row = msgspec.json.decode(path.read_bytes(), type=CampaignRow)
+            except (OSError, msgspec.MsgspecError) as exc:
+                _log.warning("rounds.order_unread path=%s error=%s", path, exc)
+                continue
+            reason = "the database of campaigns was damaged; its steps so far lie in the campaign's folder"
+            lost = msgspec.structs.replace(row, state="lost", reason=reason)
+            with self._around.spool.store.database.writing() as db:
+                put_campaign(db, lost)
+            self.rows[lost.id] = lost
+
+    def _course(self, row: CampaignRow) -> Course:
+        """A campaign in memory, from what is kept of it."""
+        store = self._around.spool.store
+        assert row.layout is not None
+        steps = Steps(self.folder(row.id) / STEPS, row.layout, row.order.coding)
+        steps.load(row.step)
+        rounds = [each.view for each in store.rounds(row.id)]
+        course = Course(
+            row=row,
+            steps=steps,
+            gates=gates_of(row.order),
+            round=rounds[-1],
+            rounds=rounds[:-1],
+            opened_s=self._around.clock_s(),
+            base_norm=norm(as_vector(steps.newest.weights)),
+            learned=self.learned(row),
+        )
+        for received in store.received(row.id, step=min(course.known_steps)):
+            course.received[received.step, received.box_id] = received
+            if received.round == course.round.number and received.outcome in ("accepted", "chosen", "outlier"):
+                course.counted[received.box_id] = received
+        course.spent = self._spent_on(row.order)
+        return course
+
+    def _spent_on(self, order: Campaign) -> dict[str, float]:
+        """What each box has spent on a model, the same mapping for all of its campaigns; blocks."""
+        if not order.privacy.noise:
+            return {}
+        found = self._spent.get(order.model)
+        if found is None:
+            kept = self._around.spool.store.accounts(order.model)
+            found = self._spent[order.model] = {box: Account.decoded(body).cost for box, body in kept.items()}
+        return found
+
+    def learned(self, row: CampaignRow) -> set[str]:
+        """Artifact digests of versions that were learned from a campaign's base."""
+        found = set()
+        for version in self._around.library.list_versions(row.order.model):
+            try:
+                manifest = parse(self._around.library.manifest_bytes(version.artifact_digest))
+            except (HybridError, OSError):
+                continue
+            if manifest.base == row.base_digest:
+                found.add(version.artifact_digest)
+        return found
+
+    # Ordered.
+
+    async def create(self, wish: CampaignWish, who: str) -> Course:
+        """Begin a campaign; it is on the disk when this returns.
+
+        Raises:
+            CampaignImpossible: two of its wishes exclude each other, or there are too few boxes.
+            PrivacySpent: its budget does not pay for one round.
+            NotFound: no such version, variant or evaluation set. ModelUntrainable: nothing of it may learn.
+            DiskFull, StorageError: it was not begun.
+        """
+        order = wish.order
+        order.check()
+        check_campaign(order.privacy, order.rounds)
+        n_boxes = len(self.cohort(order))
+        if n_boxes < order.goal:
+            raise CampaignImpossible(
+                f"{n_boxes} admitted boxes have the tags of the cohort, the goal is {order.goal} updates a round"
+            )
+        row, course, judge = await asyncio.to_thread(self._prepare, wish, who)
+
+        def write(db: sqlite3.Connection) -> None:
+            put_campaign(db, row)
+            put_round(db, row.id, course.round)
+
+        await self._around.spool.commits.write(write)
+        self.rows[row.id], self.courses[row.id] = row, course
+        if judge is not None:
+            self.judges.keep(row.id, judge)
+        course.opened_s = self._around.clock_s()
+        return course
+
+    def _prepare(self, wish: CampaignWish, who: str) -> tuple[CampaignRow, Course, Judge | None]:
+        """All of a campaign but its rows."""
+        order, library = wish.order, self._around.library
+        version = library.resolve(order.model, order.version or None)
+        campaign = self._fresh_id()
+        folder = self.folder(campaign)
+        try:
+            with laid_out(library, version.artifact_digest, self._around.folder) as artifact:
+                order = msgspec.structs.replace(
+                    order, version=version.version, variant=order.variant or _only_variant(artifact.manifest)
+                )
+                head = open_head(artifact.folder, artifact.manifest, order.variant)
+                layout, vector = shared(head, order.training.personal)
+                judge = judge_of(head, self._around.sets.read(wish.evaluation)) if wish.evaluation else None
+            row = CampaignRow(
+                id=campaign,
+                order=order,
+                base_digest=version.artifact_digest,
+                layout=layout,
+                clip=order.privacy.clip,
+                base_accuracy=judge.accuracy({}) if judge is not None else None,
+                evaluation=wish.evaluation,
+                made_s=self._around.wall_s(),
+                made_by=who,
+            )
+            steps = Steps(folder / STEPS, layout, order.coding)
+            steps.adopt(steps.write(StepFile(step=0, weights=as_bytes(vector), clip=order.privacy.clip)))
+            write_atomically(folder / ORDER_FILE, msgspec.json.encode(row))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        opened = RoundView(number=1, state="open", opened_s=row.made_s, clip=row.clip)
+        course = Course(
+            row=row,
+            steps=steps,
+            gates=gates_of(row.order),
+            round=opened,
+            base_norm=norm(vector),
+            learned=self.learned(row),
+        )
+        course.spent = self._spent_on(order)
+        return row, course, judge
+
+    async def woken(self, campaign: str) -> Course:
+        """A campaign in memory, also one that has ended.
+
+        Raises:
+            NotFound: there is none, or its steps are gone. Conflict: it was lost.
+        """
+        course = self.courses.get(campaign)
+        if course is not None:
+            return course
+        row = self.row(campaign)
+        if row.layout is None or row.state == "lost":
+            raise Conflict(f"campaign {row.id} is {row.state}; nothing can come of it")
+        course = await asyncio.to_thread(self._course, row)
+        return self.courses.setdefault(campaign, course)
+
+    async def order(self, what: str, campaign: str) -> Course:
+        """`pause`, `resume` or `stop` a campaign.
+
+        Raises:
+            NotFound: no such campaign, or no such order.
+            Conflict: not in the state that it is in.
+        """
+        rules: dict[str, tuple[tuple[CampaignState, ...], CampaignState]] = {
+            "pause": (("running",), "paused"),
+            "resume": (("paused", "stalled"), "running"),
+            "stop": (("running", "paused", "stalled"), "stopped"),
+        }
+        if what not in rules:
+            raise NotFound(f"{what[:40]!r} is no order; give {', '.join(rules)}")
+        course = self.find(campaign)
+        async with course.lock:
+            course.closing = True
+            try:
+                await self._change(course, what, *rules[what])
+            finally:
+                course.closing = False
+        return course
+
+    async def _change(
+        self, course: Course, what: str, allowed: tuple[CampaignState, ...], following: CampaignState
+    ) -> None:
+        if course.row.state not in allowed:
+            raise Conflict(
+                f"campaign {course.id} is {course.row.state}; {what} is for one that is {' or '.join(allowed)}"
+            )
+        row = msgspec.structs.replace(course.row, state=following, reason="", n_abandoned=0)
+        await self._around.spool.commits.write(lambda db: put_campaign(db, row))
+        course.row = self.rows[course.id] = row
+        course.opened_s = self._around.clock_s()
+        course.serial += 1
+
+    def find(self, campaign: str) -> Course:
+        """A campaign that has not ended.
+
+        Raises:
+            NotFound: there is none. Conflict: it has ended.
+        """
+        course = self.courses.get(campaign)
+        if course is None:
+            row = self.row(campaign)
+            raise Conflict(f"campaign {row.id} is {row.state} and goes on no more")
+        return course
+
+    def row(self, campaign: str) -> CampaignRow:
+        """Any campaign. Raises `NotFound`."""
+        course = self.courses.get(campaign)
+        if course is not None:
+            return course.row
+        row = self.rows.get(campaign)
+        if row is None:
+            raise NotFound(f"no campaign {campaign[:40]!r} here; `hybrid rounds ls` lists them")
+        return row
+
+    def forget(self, course: Course) -> None:
+        """A campaign has ended: it leaves memory, and what waited for its rounds the disk; blocks."""
+        self.rows[course.id] = course.row
+        self._around.spool.forget_all(course.id)
+
+    def cohort(self, order: Campaign) -> list[str]:
+        """Ids of the admitted boxes with a campaign's tags."""
+        return [
+            box.id
+            for box in self._around.boxes.all()
+            if box.admission == "admitted" and matches(order.cohort.tags, box.tags)
+        ]
+
+    def name_of(self, box_id: str) -> str:
+        """What people call a box."""
+        box = self._around.boxes.find(box_id)
+        return box.name if box is not None else box_id[:8]
+
+    def accuracy(self, course: Course, vector: np.ndarray) -> float | None:
+        """Of a vector on the campaign's evaluation set; None without one."""
+        judge = self.judge(course.row)
+        return judge.accuracy(course.layout.arrays(vector)) if judge is not None else None
+
+    def judge(self, row: CampaignRow) -> Judge | None:
+        """The judge of a campaign; made again where none is in memory."""
+        if not row.evaluation:
+            return None
+        found = self.judges.find(row.id)
+        if found is None:
+            with laid_out(self._around.library, row.base_digest, self._around.folder) as artifact:
+                head = open_head(artifact.folder, artifact.manifest, row.order.variant)
+                found = judge_of(head, self._around.sets.read(row.evaluation))
+            self.judges.keep(row.id, found)
+        return found
+
+    def _fresh_id(self) -> str:
+        while True:
+            found = "".join(self._rng.choice(_LETTERS) for _ in range(8))
+            if found not in self.rows and not self.folder(found).exists():
+                return found
+
+
+def _only_variant(manifest: Manifest) -> str:
+    """The variant that learns where none was named: the only one that can, or the shipped one where that can.
+
+    Raises:
+        CampaignImpossible: there is none, or it is not clear which.
+    """
+    able = [variant.id for variant in manifest.variants if variant.trainable_files and variant.feature_tensor]
+    if len(able) == 1 or (able and able[0] == manifest.variants[0].id):
+        return able[0]
+    label = f"{manifest.name}:{manifest.version}"
+    if not able:
+        raise CampaignImpossible(f"no variant of {label} has trainable files; publish it with a head that can learn")
+    raise CampaignImpossible(f"variants {', '.join(able)} of {label} can learn: name one")

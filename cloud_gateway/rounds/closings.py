@@ -1,0 +1,279 @@
+"""How a round closes: what counts is on the disk first, then the step it makes, then the row that makes it current.
+
+A kill between any two of these goes on from there with the same bits: what counts and the noise's seed are drawn once,
+and the step is computed anew of them.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from cloud_gateway.rounds.closing import Chosen, check_finite, next_step
+from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.messages import CampaignState, RoundView
+from cloud_gateway.rounds.spool import Spool
+from cloud_gateway.rounds.steps import StepFile, as_vector
+from cloud_gateway.rounds.store import (
+    CampaignRow,
+    ReceivedRow,
+    choose,
+    put_account,
+    put_campaign,
+    put_outcomes,
+    put_round,
+)
+from cloud_gateway.rounds.taking import ROW_BYTES
+from hybrid.errors import HybridError, PrivacySpent, StorageError
+from hybrid.federated.aggregation.gates import Limits
+from hybrid.federated.privacy.account import Account, check_round, has_left
+from hybrid.federated.privacy.accountant import cost_of, epsilon_for
+
+AGAIN_S: Final = 5.0
+_PRUNE_EVERY: Final = 16
+_log = logging.getLogger("hybrid.gateway.rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What closing leans on.
+
+    Attributes:
+        spool: updates, rows and the writer of rows.
+        accuracy: of a vector on a campaign's evaluation set, None without one; blocks.
+        cohort: ids of the boxes of a campaign's cohort.
+        raise_alarm: takes a kind and a text; blocks.
+        clock_s: a clock that only runs forward.
+        wall_s: seconds since 1970, for people.
+        closed: called with a course whose round is no longer closing.
+        ended: called with a course that ended.
+    """
+
+    spool: Spool
+    accuracy: Callable[[Course, np.ndarray], float | None]
+    cohort: Callable[[Course], list[str]]
+    raise_alarm: Callable[[str, str], None]
+    clock_s: Callable[[], float]
+    wall_s: Callable[[], float]
+    closed: Callable[[Course], None]
+    ended: Callable[[Course], None]
+
+
+class Closings:
+    """Closes rounds. Belongs to the event loop."""
+
+    def __init__(self, around: Around) -> None:
+        self._around = around
+
+    async def close(self, course: Course) -> None:
+        """Close the open round of a campaign, or begin it anew; tried again while the disk refuses."""
+        async with course.lock:
+            course.closing = True
+            try:
+                for pause_s in itertools.chain((0.0,), itertools.repeat(AGAIN_S)):
+                    await asyncio.sleep(pause_s)
+                    if await self._closed(course):
+                        break
+            finally:
+                course.closing = False
+                self._around.closed(course)
+        if course.has_ended:
+            self._around.ended(course)
+
+    async def _closed(self, course: Course) -> bool:
+        try:
+            await self._close(course)
+        except StorageError as exc:
+            if not course.trouble:
+                text = f"campaign {course.id}: round {course.round.number} cannot be closed: {exc}"
+                await asyncio.to_thread(self._around.raise_alarm, "round_not_closed", text)
+            course.trouble = str(exc)
+            _log.error("rounds.not_closed campaign=%s error=%s", course.id, exc)
+            return False
+        except PrivacySpent as exc:
+            await self._end(course, "spent", str(exc))
+        except HybridError as exc:
+            _log.error("rounds.failed campaign=%s error=%s", course.id, exc)
+            await self._end(course, "failed", str(exc))
+            text = f"campaign {course.id} failed: {exc}"
+            await asyncio.to_thread(self._around.raise_alarm, "campaign_failed", text)
+        course.trouble = ""
+        return True
+
+    async def _close(self, course: Course) -> None:
+        now_s = self._around.clock_s()
+        rows = sorted(course.counted.values(), key=lambda row: row.id)
+        if course.round.state != "closing":
+            if course.order.privacy.noise > 0:  # another campaign of the model may have charged a box meanwhile
+                rows = [row for row in rows if has_left(course.order.privacy, course.spent.get(row.box_id, 0.0))]
+            if len(rows) < course.order.n_least:
+                await self._begin_anew(course, now_s)
+                return
+            chosen, left_out = _outliers(course, rows)
+            noise = secrets.token_bytes(32) if course.order.privacy.noise > 0 else b""
+            await self._choose(course, chosen, left_out, noise, now_s)
+        else:
+            rounds = await asyncio.to_thread(self._around.spool.store.rounds, course.id, 1)
+            noise = rounds[-1].noise
+            chosen = [row for row in rows if row.outcome != "outlier"]
+            left_out = [row for row in rows if row.outcome == "outlier"]
+        made, accuracy = await asyncio.to_thread(self._made, course, chosen, noise)
+        await self._make_current(course, made, chosen, left_out, accuracy)
+
+    async def _choose(
+        self, course: Course, chosen: list[ReceivedRow], left_out: list[ReceivedRow], noise: bytes, now_s: float
+    ) -> None:
+        """First transaction: which updates count, the seed of the noise, and what each box spends."""
+        view = msgspec.structs.replace(course.shown(now_s), state="closing", n_counted=len(chosen), n_leases=0)
+        row = msgspec.structs.replace(course.row)
+        accounts, spent = await asyncio.to_thread(self._charged, course, chosen) if noise else ({}, {})
+        row.cost = max([row.cost, *spent.values()])
+
+        def write(db: sqlite3.Connection) -> None:
+            choose(db, [each.id for each in chosen], [each.id for each in left_out])
+            put_round(db, course.id, view, noise)
+            for box_id, body in accounts.items():
+                put_account(db, course.order.model, box_id, body)
+            put_campaign(db, row)
+
+        await self._around.spool.commits.write(write)
+        course.row, course.round = row, view
+        course.spent.update(spent)
+        course.opened_s, course.n_down = now_s, 0
+        for each in left_out:
+            course.counted[each.box_id] = _left_out(each)
+
+    def _charged(self, course: Course, chosen: list[ReceivedRow]) -> tuple[dict[str, bytes], dict[str, float]]:
+        """The accounts of the boxes that count, and what each has spent then; blocks."""
+        kept = self._around.spool.store.accounts(course.order.model)
+        cost = cost_of(course.order.privacy.noise)
+        found, spent = {}, {}
+        for row in chosen:
+            account = Account.decoded(kept[row.box_id]) if row.box_id in kept else Account()
+            account.charge(course.id, course.round.number, cost)
+            spent[row.box_id] = account.cost
+            found[row.box_id] = account.encoded()
+        return found, spent
+
+    def _made(self, course: Course, chosen: list[ReceivedRow], noise: bytes) -> tuple[StepFile, float | None]:
+        """The step's file, written, and its accuracy; blocks."""
+        spool = self._around.spool
+        made = next_step(
+            course.steps,
+            course.steps.newest,
+            Chosen(
+                order=course.order,
+                layout=course.layout,
+                update_layout=course.update_layout,
+                up=course.up,
+                clip=course.row.clip,
+                noise=noise,
+                rows=chosen,
+                contents=lambda: spool.contents(course.id, chosen),
+                n_boxes=spool.store.boxes_counted(course.id),
+            ),
+        )
+        check_finite(made)
+        accuracy = self._around.accuracy(course, as_vector(made.weights))
+        return course.steps.write(made), accuracy
+
+    async def _make_current(
+        self,
+        course: Course,
+        made: StepFile,
+        chosen: list[ReceivedRow],
+        left_out: list[ReceivedRow],
+        accuracy: float | None,
+    ) -> None:
+        """Second transaction: the step is the newest, its round closed, the next one open; the spool goes."""
+        now_s, order = self._around.clock_s(), course.order
+        shown = msgspec.structs.replace(course.round, seconds=course.round.seconds + (now_s - course.opened_s))
+        epsilon = epsilon_for(course.row.cost, order.privacy.delta) if order.privacy.noise > 0 else 0.0
+        view = msgspec.structs.replace(shown, state="closed", accuracy=accuracy, epsilon=epsilon)
+        row = msgspec.structs.replace(course.row, step=made.step, n_abandoned=0, clip=made.clip)
+        if made.step >= order.rounds or (order.target > 0 and accuracy is not None and accuracy >= order.target):
+            row.state = "completed"
+        following = RoundView(number=made.step + 1, state="open", opened_s=self._around.wall_s(), clip=made.clip)
+
+        def write(db: sqlite3.Connection) -> None:
+            put_outcomes(db, [(each.id, "counted") for each in chosen])
+            put_outcomes(db, [(each.id, "left out") for each in left_out])
+            put_round(db, course.id, view)
+            if row.state != "completed":
+                put_round(db, course.id, following)
+            put_campaign(db, row)
+
+        await self._around.spool.commits.write(write)
+        course.row, course.rounds = row, [*course.rounds, view]
+        course.steps.adopt(made)
+        course.open(following, now_s)
+        _log.info("rounds.closed campaign=%s round=%d n=%d accuracy=%s", course.id, view.number, len(chosen), accuracy)
+        large = [each for each in (*chosen, *left_out) if each.body.n_bytes > ROW_BYTES]
+        if large or made.step % _PRUNE_EVERY == 0:
+            await asyncio.to_thread(self._tidy, course, large)
+        if course.is_running:
+            self._check_budget(course)
+
+    def _tidy(self, course: Course, large: list[ReceivedRow]) -> None:
+        self._around.spool.forget(course.id, large)
+        best = max(course.rounds, key=lambda view: view.accuracy or 0.0).number
+        course.steps.prune(frozenset({best}))
+
+    def _check_budget(self, course: Course) -> None:
+        """Raises `PrivacySpent` where too few boxes could take part in another round."""
+        if course.order.privacy.max_epsilon > 0:
+            spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self._around.cohort(course)}
+            check_round(course.order.privacy, spent, course.order.n_least)
+
+    async def _begin_anew(self, course: Course, now_s: float) -> None:
+        """Too few came in time: what came stays, the time begins anew."""
+        row = msgspec.structs.replace(course.row, n_abandoned=course.row.n_abandoned + 1)
+        if row.n_abandoned >= course.order.most_abandoned:
+            row.state = "stalled"
+            row.reason = (
+                f"round {course.round.number} was begun {row.n_abandoned} times, {len(course.counted)} updates came "
+                f"and {course.order.n_least} are needed: are there boxes that may take part?"
+            )
+        shown = course.shown(now_s)
+        view = msgspec.structs.replace(shown, state="open", n_abandoned=shown.n_abandoned + 1)
+
+        def write(db: sqlite3.Connection) -> None:
+            put_round(db, course.id, view)
+            put_campaign(db, row)
+
+        await self._around.spool.commits.write(write)
+        course.row = row
+        course.open(view, now_s)
+        if row.state == "stalled":
+            text = f"campaign {course.id} stalled: {row.reason}"
+            await asyncio.to_thread(self._around.raise_alarm, "campaign_stalled", text)
+
+    async def _end(self, course: Course, state: CampaignState, reason: str) -> None:
+        row: CampaignRow = msgspec.structs.replace(course.row, state=state, reason=reason)
+        try:
+            await self._around.spool.commits.write(lambda db: put_campaign(db, row))
+        except StorageError as exc:
+            _log.error("rounds.end_not_written campaign=%s error=%s", course.id, exc)
+        course.row = row
+
+
+def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow], list[ReceivedRow]]:
+    """What counts, and what is too large beside the others in the first rounds, when nothing was known of norms."""
+    if course.order.privacy.noise > 0 or sum(view.n_counted for view in course.rounds) >= Limits().n_known_norms:
+        return rows, []
+    out = set(course.gates.outliers([{"update": row.body.norm} for row in rows]))
+    for index in out:
+        course.gates.refuse("norm", f"norm {rows[index].body.norm:.3g} beside the others of the first rounds")
+    return [row for at, row in enumerate(rows) if at not in out], [row for at, row in enumerate(rows) if at in out]
+
+
+def _left_out(row: ReceivedRow) -> ReceivedRow:
+    """The same row, left out."""
+    return ReceivedRow(id=row.id, step=row.step, box_id=row.box_id, round=row.round, outcome="outlier", body=row.body)

@@ -1,0 +1,237 @@
+"""A step comes home: judged here and by boxes, made a version, signed, in the registry, rolled out.
+
+Design: each stage is a row before the next begins, and each can be done again: the same step makes the same version,
+and a rollout of it that runs already is the one that was wanted.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cloud_gateway.blobs import BlobStore
+from cloud_gateway.fleet.rollouts.rollout import RUNNING, Plan
+from cloud_gateway.fleet.steering.steering import Steering
+from cloud_gateway.rounds.base import Library, laid_out
+from cloud_gateway.rounds.campaigns import Campaigns
+from cloud_gateway.rounds.commits import Commits
+from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.messages import PromoteWish, PromotionView
+from cloud_gateway.rounds.rounds_key import Signer
+from cloud_gateway.rounds.steps import as_vector
+from cloud_gateway.rounds.store import RoundStore, put_promotion
+from hybrid.errors import Conflict, HybridError, NotFound
+from hybrid.federated.candidate import candidate
+from hybrid.federated.privacy.statement import Statement, spent_before
+
+ENOUGH: Final = 3
+"""So many boxes that evaluated a candidate are asked for at least, where the cohort has them."""
+_WORD: Final = 64
+_log = logging.getLogger("hybrid.gateway.rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """What coming home leans on.
+
+    Attributes:
+        folder: of all campaigns.
+        library: the registry of models.
+        files: of the registry.
+        signer: the gateway's rounds key.
+        steering: begins rollouts; None where there are none.
+        store, commits: of rows.
+        committed: called with a model's name after a version of it came.
+        clock_s: a clock that only runs forward.
+    """
+
+    folder: Path
+    library: Library
+    files: BlobStore
+    signer: Signer
+    steering: Steering | None
+    store: RoundStore
+    commits: Commits
+    committed: Callable[[str], None]
+    clock_s: Callable[[], float]
+
+
+class Promotions:
+    """Makes steps versions. Belongs to the event loop."""
+
+    def __init__(self, home: Home, campaigns: Campaigns, changed: Callable[[str], None]) -> None:
+        self._home = home
+        self._campaigns = campaigns
+        self._changed = changed
+        self._until_s: dict[str, float] = {}
+
+    async def begin(self, course: Course, wish: PromoteWish) -> None:
+        """Begin to make a step a version; it is on the disk when this returns.
+
+        Raises:
+            NotFound: there is no such step. Conflict: another one is under way.
+        """
+        step = course.row.step if wish.step is None else wish.step
+        if course.candidate_step is not None:
+            raise Conflict(f"step {course.candidate_step} of campaign {course.id} is being evaluated; wait for it")
+        if not 1 <= step <= course.row.step:
+            raise NotFound(f"campaign {course.id} has steps 1 to {course.row.step}, not {step}")
+        file = await asyncio.to_thread(course.steps.read, step)
+        right = await asyncio.to_thread(self._campaigns.accuracy, course, as_vector(file.weights))
+        view = PromotionView(
+            step=step, state="evaluating", accuracy=right, base_accuracy=course.row.base_accuracy, policy=wish.policy
+        )
+        tolerance = course.order.promotion.tolerance
+        base = view.base_accuracy
+        if right is not None and base is not None and right < base - tolerance - 1e-9:
+            reason = (
+                f"accuracy {right:.4f} on the evaluation set, the base has {base:.4f}; {tolerance:g} less is allowed"
+            )
+            view = msgspec.structs.replace(view, state="refused", reason=reason)
+        await self._keep(course, view)
+        if view.state == "evaluating":
+            await self.take_up(course, view)
+
+    async def take_up(self, course: Course, view: PromotionView) -> None:
+        """Go on with a promotion that is under way."""
+        weights = await asyncio.to_thread(course.steps.exact, view.step, is_inline=True)
+        course.evaluated = await asyncio.to_thread(self._home.store.counts, course.id, view.step)
+        course.candidate_weights, course.candidate_step = weights, view.step
+        course.promotion = view
+        self._until_s[course.id] = self._home.clock_s() + course.order.deadline_s
+
+    def is_due(self, course: Course) -> bool:
+        """Whether a candidate has been evaluated by enough boxes, or for long enough."""
+        if course.promotion is None or course.is_promoting:
+            return False
+        if not course.order.promotion.cohort_evaluation:
+            return True
+        wanted = min(max(ENOUGH, course.order.n_least), len(self._campaigns.cohort(course.order)))
+        return len(course.evaluated) >= wanted or self._home.clock_s() >= self._until_s[course.id]
+
+    async def finish(self, course: Course) -> None:
+        """Judge what boxes counted, and make the version."""
+        view = course.promotion
+        assert view is not None
+        course.is_promoting = True
+        try:
+            try:
+                view = _counted(view, list(course.evaluated.values()))
+                if view.state != "refused":
+                    view = await self._home_with(course, view)
+            except HybridError as exc:
+                _log.warning("rounds.not_promoted campaign=%s step=%d error=%s", course.id, view.step, exc)
+                view = msgspec.structs.replace(view, state="refused", reason=str(exc))
+            await self._keep(course, view)
+            course.candidate_step = course.candidate_weights = course.promotion = None
+            course.evaluated, course.evaluating = {}, {}
+        finally:
+            course.is_promoting = False
+            self._changed(course.id)
+
+    async def _home_with(self, course: Course, view: PromotionView) -> PromotionView:
+        version, digest = await asyncio.to_thread(self._made, course, view.step)
+        course.learned.add(digest)
+        self._home.committed(course.order.model)
+        view = msgspec.structs.replace(view, state="candidate", version=f"{course.order.model}:{version}")
+        if view.policy != "rollout":
+            return view
+        await self._keep(course, view)
+        try:
+            rollout = await self._rolled_out(course, version)
+        except HybridError as exc:
+            return msgspec.structs.replace(view, reason=f"no rollout: {exc}")
+        return msgspec.structs.replace(view, state="rollout", rollout=rollout)
+
+    def _made(self, course: Course, step: int) -> tuple[str, str]:
+        """The version of a step, signed and in the registry: its word and its digest; blocks."""
+        home, order = self._home, course.order
+        vector = as_vector(course.steps.read(step).weights)
+        version = version_word(order.version, step, course.id)
+        sequence = self._sequence(order.model, version)
+        with laid_out(home.library, course.row.base_digest, home.folder) as base:
+            noise = order.privacy.noise
+            before = spent_before(each.detail for each in base.manifest.lineage)
+            statement = Statement(
+                rounds=step,
+                boxes=home.store.boxes_counted(course.id),
+                secure=order.privacy.secure,
+                delta=order.privacy.delta,
+                cost=before + course.row.cost if noise > 0 else float("inf"),
+            )
+            made = candidate(
+                base,
+                order.variant,
+                course.layout.arrays(vector),
+                version=version,
+                sequence=sequence,
+                campaign=course.id,
+                detail=statement.detail(),
+            )
+        for content in made.files.values():
+            self._put(content)
+        signature = home.signer.signature(made.manifest_bytes)
+        record = home.library.commit_version(made.manifest_bytes, signature, name=order.model)
+        return record.version, record.artifact_digest
+
+    def _sequence(self, model: str, version: str) -> int:
+        """Above all others of the model; the same again for a version that is here."""
+        versions = self._home.library.list_versions(model)
+        for each in versions:
+            if each.version == version:
+                return each.sequence
+        return max(each.sequence for each in versions) + 1
+
+    def _put(self, content: bytes) -> None:
+        sha256 = hashlib.sha256(content).hexdigest()
+        if self._home.library.find_blob(sha256) is not None:
+            return
+        with self._home.files.begin(sha256, offset=self._home.files.offset(sha256), total_bytes=len(content)) as upload:
+            upload.append(content[upload.offset :])
+            upload.finish()
+
+    async def _rolled_out(self, course: Course, version: str) -> str:
+        steering, order = self._home.steering, course.order
+        if steering is None:
+            raise Conflict("this gateway steers no fleet")
+        for rollout in steering.ledger.rollouts.values():
+            plan = rollout.plan
+            if plan.model == order.model and plan.version == version and rollout.course.state in RUNNING:
+                return plan.id
+        stages = tuple(percent / 100.0 for percent in order.promotion.stages)
+        plan = Plan(
+            id="",
+            model=order.model,
+            version=version,
+            artifact_digest="",
+            selector=order.cohort.tags,
+            stages=stages,
+            made_by=f"campaign {course.id}",
+        )
+        return (await steering.start(plan)).plan.id
+
+    async def _keep(self, course: Course, view: PromotionView) -> None:
+        body = msgspec.json.encode(view)
+        await self._home.commits.write(lambda db: put_promotion(db, course.id, view.step, body))
+        self._changed(course.id)
+
+
+def version_word(base: str, step: int, campaign: str) -> str:
+    """What a learned version is called."""
+    suffix = f".r{step}-{campaign}"
+    return base[: _WORD - len(suffix)] + suffix
+
+
+def _counted(view: PromotionView, counts: list[dict[str, int]]) -> PromotionView:
+    """With what boxes counted on samples of their own."""
+    n_won, n_lost = sum(each["n_won"] for each in counts), sum(each["n_lost"] for each in counts)
+    view = msgspec.structs.replace(view, n_won=n_won, n_lost=n_lost, n_boxes=len(counts))
+    if n_lost > n_won:
+        reason = f"on their own samples {len(counts)} boxes lost {n_lost} answers by it and won {n_won}"
+        return msgspec.structs.replace(view, state="refused", reason=reason)
+    return view

@@ -1,0 +1,108 @@
+"""Campaigns as people see them, and whoever waits for one to change."""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from cloud_gateway.rounds.campaigns import Campaigns
+from cloud_gateway.rounds.messages import CampaignList, CampaignView, PromotionView, Report, RoundView
+from cloud_gateway.rounds.store import CampaignRow, RoundStore
+from cloud_gateway.rounds.views import campaign_view, report
+
+_HELD: Final = 64
+MOST_WATCHERS: Final = 256
+
+
+class Public:
+    """What is told of campaigns. Belongs to the event loop."""
+
+    def __init__(self, campaigns: Campaigns, store: RoundStore, *, clock_s: Callable[[], float]) -> None:
+        self._campaigns = campaigns
+        self._store = store
+        self._clock_s = clock_s
+        self._serials: Counter[str] = Counter()
+        self._watchers: dict[str, asyncio.Event] = {}
+        self._n_watchers = 0
+        self._ended: OrderedDict[str, tuple[RoundView, ...]] = OrderedDict()
+        self._is_released = False
+
+    def changed(self, campaign: str) -> None:
+        """Something of a campaign changed: whoever watches it is told."""
+        self._serials[campaign] += 1
+        event = self._watchers.pop(campaign, None)
+        if event is not None:
+            event.set()
+
+    def release(self) -> None:
+        """Nobody waits any more: the gateway stops."""
+        self._is_released = True
+        for campaign in list(self._watchers):
+            self.changed(campaign)
+
+    async def shown(self, campaign: str, *, since: int = -1, wait_s: float = 0.0) -> CampaignView:
+        """A campaign, once it is another than at serial `since`, or the time is over.
+
+        Raises:
+            NotFound: there is none.
+        """
+        self._campaigns.row(campaign)
+        if self._serial(campaign) == since and wait_s > 0 and not self._is_released:
+            await self._wait(campaign, wait_s)
+        return await self._view(self._campaigns.row(campaign))
+
+    async def _wait(self, campaign: str, wait_s: float) -> None:
+        if self._n_watchers >= MOST_WATCHERS:
+            return
+        self._n_watchers += 1
+        event = self._watchers.setdefault(campaign, asyncio.Event())
+        try:
+            async with asyncio.timeout(wait_s):
+                await event.wait()
+        except TimeoutError:
+            pass  # nothing new: the same is told again
+        finally:
+            self._n_watchers -= 1
+
+    def _serial(self, campaign: str) -> int:
+        return self._serials[campaign] + 1
+
+    async def listed(self) -> CampaignList:
+        """All campaigns, each with its newest round alone."""
+        views = []
+        for row in [*self._campaigns.rows.values()]:
+            view = await self._view(self._campaigns.row(row.id))
+            views.append(msgspec.structs.replace(view, rounds=view.rounds[-1:]))
+        lost = [view.id for view in views if view.state == "lost"]
+        text = f"{len(lost)} campaigns were lost with a damaged database" if lost else ""
+        return CampaignList(campaigns=tuple(views), lost=text)
+
+    async def report(self, campaign: str) -> Report:
+        """All of a campaign."""
+        view = await self._view(self._campaigns.row(campaign))
+        return await asyncio.to_thread(report, view, self._store, self._campaigns.name_of)
+
+    async def _view(self, row: CampaignRow) -> CampaignView:
+        course = self._campaigns.courses.get(row.id)
+        promotions = await asyncio.to_thread(self._store.promotions, row.id)
+        return campaign_view(
+            row,
+            course=course,
+            rounds=tuple(course.rounds) if course is not None else await self._rounds_of(row.id),
+            promotions=tuple(msgspec.json.decode(body, type=PromotionView) for body in promotions),
+            n_boxes=len(self._campaigns.cohort(row.order)),
+            now_s=self._clock_s(),
+            serial=self._serial(row.id),
+        )
+
+    async def _rounds_of(self, campaign: str) -> tuple[RoundView, ...]:
+        """Rounds of a campaign that ended."""
+        found = self._ended.get(campaign)
+        if found is None:
+            rows = await asyncio.to_thread(self._store.rounds, campaign)
+            found = self._ended[campaign] = tuple(row.view for row in rows)
+            while len(self._ended) > _HELD:
+                self._ended.popitem(last=False)
+        return found

@@ -1,0 +1,37 @@
+"""The key by which a gateway signs what its fleet has learned; a root delegates its public part."""
+
+from pathlib import Path
+from typing import Final
+
+from cloud_gateway.rounds.messages import RoundsKey
+from hybrid.artifact.publishers import read_key
+from hybrid.artifact.signature import Signature, key_id, public_key_of, sign
+from hybrid.hosting.private_file import write_once
+
+KEY_FILE: Final = "rounds.key"
+
+
+class Signer:
+    """The `rounds` key in a folder, made at the first start."""
+
+    def __init__(self, folder: Path) -> None:
+        """Blocks.
+
+        Raises:
+            StorageError, BadMessage, Forbidden: it can neither be made nor read.
+        """
+        write_once(folder / KEY_FILE, _fresh())
+        self._private = read_key(folder / KEY_FILE)
+        public = public_key_of(self._private)
+        self.public = RoundsKey(public_key=public.hex(), key_id=key_id(public))
+
+    def signature(self, manifest: bytes) -> Signature:
+        """Over a manifest's exact bytes."""
+        return sign(manifest, self._private)
+
+
+def _fresh() -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

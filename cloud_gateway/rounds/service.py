@@ -1,0 +1,329 @@
+"""The gateway's rounds, whole: their parts built, their routes added, their work run."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client.core import Metric
+
+from cloud_gateway.blobs import BlobStore
+from cloud_gateway.fleet.intake.blobs import BlobShelf
+from cloud_gateway.fleet.steering.desired import BoxDirectory
+from cloud_gateway.fleet.steering.steering import Steering
+from cloud_gateway.rounds.admin_routes import add_admin_routes
+from cloud_gateway.rounds.base import Library
+from cloud_gateway.rounds.campaigns import Campaigns, Desk
+from cloud_gateway.rounds.closings import Around, Closings
+from cloud_gateway.rounds.commits import Commits
+from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.desk import RoundsDesk
+from cloud_gateway.rounds.evaluation import EvaluationSets
+from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, PromotionView
+from cloud_gateway.rounds.metrics import rounds_families
+from cloud_gateway.rounds.papers import TaskNames
+from cloud_gateway.rounds.promotion import Home, Promotions
+from cloud_gateway.rounds.public import Public
+from cloud_gateway.rounds.rounds_key import Signer
+from cloud_gateway.rounds.routes import BoxOf, add_rounds_routes
+from cloud_gateway.rounds.spool import Spool
+from cloud_gateway.rounds.store import RoundStore
+from cloud_gateway.rounds.taking import Taking
+from hybrid.errors import HybridError
+from hybrid.serving.body_budget import BodyBudget
+
+FOLDER: Final = "rounds"
+TICK_S: Final = 0.5
+_SETS: Final = "evaluation"
+_BEGUN_ANEW: Final = (
+    "the database of campaigns was damaged: it lies beside as rounds.db.corrupt-TIME; campaigns that ran are lost, "
+    "their steps so far are in their folders"
+)
+_log = logging.getLogger("hybrid.gateway.rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """What rounds lean on.
+
+    Attributes:
+        library: the registry of models.
+        boxes: the registry of boxes.
+        files: of that registry.
+        blobs: what boxes brought in pieces.
+        raise_alarm: takes a kind, a box or "", and a text; blocks.
+        steering: begins rollouts; None where there are none.
+    """
+
+    library: Library
+    files: BlobStore
+    boxes: BoxDirectory
+    blobs: BlobShelf
+    raise_alarm: Callable[[str, str, str], None]
+    steering: Steering | None = None
+
+
+class Rounds:
+    """Everything of campaigns that one gateway holds, in `DATA/rounds`.
+
+    Attributes:
+        desk: answers boxes.
+        campaigns: what people ordered.
+        public: what people are told.
+        committed: called with a model's name after a version of it came.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        around: Neighbours,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
+        """Opens its files and takes up what ran; blocking.
+
+        Args:
+            data: the gateway's folder.
+            around: what it leans on.
+            clock_s: a clock that only runs forward: leases and deadlines.
+            wall_s: seconds since 1970, for people.
+            connect: makes connections to the database, in place of SQLite on this machine's disk.
+
+        Raises:
+            DiskFull, StorageError: they cannot be used.
+        """
+        folder = data / FOLDER
+        self._clock_s = clock_s
+        self._around = around
+        self.committed: Callable[[str], None] = _nothing
+        self._store = RoundStore(folder, connect)
+        try:
+            spool = Spool(self._store, Commits(self._store.database), folder)
+            names = TaskNames.opened(folder)
+            self.desk = RoundsDesk(Taking(spool, around.blobs, names), names, around.boxes, clock_s=clock_s)
+            self.sets = EvaluationSets(folder / _SETS)
+            ground = Desk(
+                folder=folder,
+                library=around.library,
+                boxes=around.boxes,
+                spool=spool,
+                sets=self.sets,
+                clock_s=clock_s,
+                wall_s=wall_s,
+            )
+            self.campaigns = Campaigns(ground, self.desk.courses)
+            self.campaigns.load()
+        except BaseException:
+            self._store.close()
+            raise
+        if self._store.was_begun_anew:
+            self._alarm("rounds_lost", _BEGUN_ANEW)
+        self.public = Public(self.campaigns, self._store, clock_s=clock_s)
+        self.desk.changed = self._changed
+        self._closings = Closings(
+            Around(
+                spool=spool,
+                accuracy=self.campaigns.accuracy,
+                cohort=lambda course: self.campaigns.cohort(course.order),
+                raise_alarm=self._alarm,
+                clock_s=clock_s,
+                wall_s=wall_s,
+                closed=self.desk.closed,
+                ended=self._ended,
+            )
+        )
+        signer = Signer(folder)
+        self.key = signer.public
+        self._promotions = Promotions(
+            Home(
+                folder=folder,
+                library=around.library,
+                files=around.files,
+                signer=signer,
+                steering=around.steering,
+                store=self._store,
+                commits=spool.commits,
+                committed=lambda name: self.committed(name),  # noqa: PLW0108 (it is set later)
+                clock_s=clock_s,
+            ),
+            self.campaigns,
+            self._changed,
+        )
+        self._soon = asyncio.Event()
+        self._gone: list[Course] = []
+
+    def add_routes(
+        self, app: web.Application, *, box_of: BoxOf, bodies: BodyBudget, note: Callable[[str, str, str], None]
+    ) -> None:
+        """Serve the calls of boxes and of people.
+
+        Args:
+            app: the gateway's application.
+            box_of: the id of the admitted box that asks, in the epoch that it says.
+            bodies: memory of all requests.
+            note: keeps who did what: takes a token's id, a word and details; blocks.
+        """
+        add_rounds_routes(app, self.desk, box_of=box_of, bodies=bodies)
+        add_admin_routes(app, self, bodies=bodies, note=note)
+
+    def families(self) -> Iterator[Metric]:
+        """Its metrics, as they stand now."""
+        return rounds_families(self.campaigns, self.desk)
+
+    async def run(self) -> None:
+        """Close rounds, end leases, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            closing: set[str] = set()
+            await self._take_up()
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._soon.wait()
+                self._soon.clear()
+                self._look(group, closing)
+                await self._let_go()
+
+    def _look(self, group: asyncio.TaskGroup, closing: set[str]) -> None:
+        """What time or updates have made due."""
+        now_s = self._clock_s()
+        has_room = False
+        for course in self.desk.courses.values():
+            has_room |= course.expire(now_s)
+            if course.id not in closing and (course.wants_closing(now_s) or _is_half_closed(course)):
+                closing.add(course.id)
+                task = group.create_task(self._close(course), name=f"close-{course.id}")
+                task.add_done_callback(lambda _, campaign=course.id: self._done(closing, campaign))
+            if course.id not in closing and self._promotions.is_due(course):
+                closing.add(course.id)
+                task = group.create_task(self._promote(course), name=f"promote-{course.id}")
+                task.add_done_callback(lambda _, campaign=course.id: self._done(closing, campaign))
+        if has_room:
+            self.desk.wake()
+
+    async def _take_up(self) -> None:
+        """Promotions that were under way when the process ended."""
+        for course in [*self.desk.courses.values()]:
+            for body in await asyncio.to_thread(self._store.promotions, course.id):
+                view = msgspec.json.decode(body, type=PromotionView)
+                if view.state == "evaluating":
+                    await self._promotions.take_up(course, view)
+
+    async def _promote(self, course: Course) -> None:
+        try:
+            await self._promotions.finish(course)
+        except Exception:  # noqa: BLE001 (as above)
+            _log.exception("rounds.promote_fault campaign=%s", course.id)
+            await asyncio.sleep(TICK_S)
+        if course.has_ended and course.promotion is None:
+            self._ended(course)
+
+    def _done(self, closing: set[str], campaign: str) -> None:
+        closing.discard(campaign)
+        self._soon.set()
+
+    async def _close(self, course: Course) -> None:
+        try:
+            await self._closings.close(course)
+        except Exception:  # noqa: BLE001 (a fault of ours ends neither this nor other campaigns; it is tried again)
+            _log.exception("rounds.close_fault campaign=%s", course.id)
+            await asyncio.sleep(TICK_S)
+
+    async def _let_go(self) -> None:
+        """Campaigns that ended leave memory."""
+        while self._gone:
+            course = self._gone.pop()
+            if await self._stays(course):
+                continue
+            self.desk.courses.pop(course.id, None)
+            self.campaigns.rows[course.id] = course.row
+            await asyncio.to_thread(self.campaigns.forget, course)
+            self.public.changed(course.id)
+            self.desk.wake()
+
+    async def _stays(self, course: Course) -> bool:
+        """Whether a campaign that ended is to become a version first."""
+        policy = course.order.promotion.policy
+        if course.promotion is not None or course.is_promoting:
+            return True
+        is_wanted = policy != "none" and course.row.state in ("completed", "spent") and course.row.step > 0
+        if not is_wanted or await asyncio.to_thread(self._store.promotions, course.id):
+            return False
+        try:
+            await self._promotions.begin(course, PromoteWish(policy=policy))
+        except HybridError as exc:
+            _log.warning("rounds.not_promoted campaign=%s error=%s", course.id, exc)
+        self.desk.wake()
+        self._soon.set()
+        return course.promotion is not None
+
+    async def create(self, wish: CampaignWish, who: str) -> Course:
+        """Begin a campaign; raises as `Campaigns.create`."""
+        course = await self.campaigns.create(wish, who)
+        self._changed(course.id)
+        self.desk.wake()
+        return course
+
+    async def promote(self, campaign: str, wish: PromoteWish, who: str) -> None:
+        """Make a step a version.
+
+        Raises:
+            NotFound: no such campaign or step. Conflict: another step is under way, or the campaign was lost.
+        """
+        del who
+        course = await self.campaigns.woken(campaign)
+        try:
+            await self._promotions.begin(course, wish)
+        finally:
+            if course.has_ended and course.promotion is None:
+                self._ended(course)
+        self.desk.wake()
+        self._soon.set()
+
+    async def order(self, what: str, campaign: str) -> None:
+        """`pause`, `resume` or `stop` a campaign; raises as `Campaigns.order`."""
+        course = await self.campaigns.order(what, campaign)
+        if course.has_ended:
+            self._ended(course)
+            await self._let_go()
+        self.desk.closed(course)
+
+    def _ended(self, course: Course) -> None:
+        self._gone.append(course)
+        self._soon.set()
+
+    def _changed(self, campaign: str) -> None:
+        self.public.changed(campaign)
+        self._soon.set()
+
+    def _alarm(self, kind: str, text: str) -> None:
+        try:
+            self._around.raise_alarm(kind, "", text)
+        except HybridError as exc:
+            _log.warning("rounds.alarm_not_kept kind=%s error=%s", kind, exc)
+
+    async def release(self, within_s: float) -> None:
+        """The gateway stops: let waiting calls go, spread over some time."""
+        self.public.release()
+        await self.desk.release(within_s)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._store.close()
+
+
+def _is_half_closed(course: Course) -> bool:
+    """Whether the process ended while this round was being closed."""
+    return course.is_running and course.round.state == "closing" and not course.closing
+
+
+def _nothing(name: str) -> None:
+    """Nobody wants to know."""

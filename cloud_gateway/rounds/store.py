@@ -1,0 +1,251 @@
+"""What is kept of campaigns: rows that decide what counts, and how they are read again after any end of the process."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cloud_gateway.rounds.messages import CampaignState, RoundView
+from hybrid.federated.campaign import Campaign
+from hybrid.federated.layout import Layout
+from hybrid.hosting.database import Database
+
+FILE_NAME: Final = "rounds.db"
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE campaign (id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE round (
+      campaign TEXT NOT NULL, number INTEGER NOT NULL, state TEXT NOT NULL, body BLOB NOT NULL, noise BLOB NOT NULL,
+      PRIMARY KEY (campaign, number)) WITHOUT ROWID;
+    CREATE TABLE received (
+      id INTEGER PRIMARY KEY AUTOINCREMENT, campaign TEXT NOT NULL, step INTEGER NOT NULL, box TEXT NOT NULL,
+      round INTEGER NOT NULL, outcome TEXT NOT NULL, body BLOB NOT NULL, content BLOB,
+      UNIQUE (campaign, step, box));
+    CREATE INDEX received_in_round ON received (campaign, round);
+    CREATE TABLE account (
+      model TEXT NOT NULL, box TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (model, box)) WITHOUT ROWID;
+    CREATE TABLE promotion (
+      campaign TEXT NOT NULL, step INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (campaign, step)) WITHOUT ROWID;
+    CREATE TABLE counts (
+      campaign TEXT NOT NULL, step INTEGER NOT NULL, box TEXT NOT NULL, body BLOB NOT NULL,
+      PRIMARY KEY (campaign, step, box)) WITHOUT ROWID
+    """,
+)
+
+
+class CampaignRow(msgspec.Struct, kw_only=True):
+    """A campaign as it is kept.
+
+    Attributes:
+        order: what it is to do.
+        base_digest: artifact digest of the version that it begins with.
+        layout: of what learns; None for a campaign whose row was lost.
+        step: the newest one.
+        n_abandoned: rounds begun anew in a row.
+        clip: norm to which boxes clip in the open round.
+        cost: mu squared of the box that took part most often.
+    """
+
+    id: str
+    order: Campaign
+    state: CampaignState = "running"
+    reason: str = ""
+    base_digest: str = ""
+    layout: Layout | None = None
+    step: int = 0
+    n_abandoned: int = 0
+    clip: float = 0.0
+    cost: float = 0.0
+    base_accuracy: float | None = None
+    evaluation: str = ""
+    made_s: float = 0.0
+    made_by: str = ""
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of one update for good.
+
+    Attributes:
+        sha256, n_bytes: of its content.
+        bit: +1 within the clip norm, -1 beyond, 0 where nobody asked.
+        n_bytes_down: of the weights that went with its task.
+        reason: why it does not count.
+    """
+
+    sha256: str
+    n_bytes: int
+    n_samples: int = 1
+    norm: float = 0.0
+    staleness: int = 0
+    bit: int = 0
+    loss_before: float = 0.0
+    train_s: float = 0.0
+    n_bytes_down: int = 0
+    gate: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedRow:
+    """One update: `step` it began with, the round it came in, what became of it (`accepted`, `counted`, …)."""
+
+    id: int
+    step: int
+    box_id: str
+    round: int
+    outcome: str
+    body: Received
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """One round; `noise` is the seed of what is added to its sum, there from its closing on until it is closed."""
+
+    view: RoundView
+    noise: bytes
+
+
+class RoundStore:
+    """Reads and writes rows; every method blocks. Methods with a connection write within its transaction."""
+
+    def __init__(self, folder: Path, connect: Callable[[Path], sqlite3.Connection] | None = None) -> None:
+        if connect is None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / FILE_NAME).touch(mode=0o600)
+        self.database = Database(folder / FILE_NAME, MIGRATIONS, connect=connect)
+        self.was_begun_anew = self.database.is_new and any(folder.glob(f"{FILE_NAME}.corrupt-*"))
+
+    # Reading.
+
+    def campaigns(self) -> list[CampaignRow]:
+        """All campaigns, oldest first."""
+        with self.database.reading() as db:
+            rows = db.execute("SELECT body FROM campaign").fetchall()
+        found = [msgspec.json.decode(row[0], type=CampaignRow) for row in rows]
+        return sorted(found, key=lambda row: (row.made_s, row.id))
+
+    def rounds(self, campaign: str, newest: int = 0) -> list[RoundRow]:
+        """Rounds of a campaign, oldest first; all of them, or the newest few."""
+        query = "SELECT body, noise FROM round WHERE campaign = ? ORDER BY number DESC LIMIT ?"
+        with self.database.reading() as db:
+            rows = db.execute(query, (campaign, newest or -1)).fetchall()
+        return [RoundRow(view=msgspec.json.decode(row[0], type=RoundView), noise=bytes(row[1])) for row in rows[::-1]]
+
+    def received(self, campaign: str, round_number: int | None = None, step: int | None = None) -> list[ReceivedRow]:
+        """Updates in the order in which they came: all, those of one round, those that began with a step or later."""
+        query = "SELECT id, step, box, round, outcome, body FROM received WHERE campaign = ?"
+        values: list[object] = [campaign]
+        if round_number is not None:
+            query, values = query + " AND round = ?", [*values, round_number]
+        if step is not None:
+            query, values = query + " AND step >= ?", [*values, step]
+        with self.database.reading() as db:
+            rows = db.execute(query + " ORDER BY id", values).fetchall()
+        return [_received(row) for row in rows]
+
+    def known(self, campaign: str, step: int, box_id: str) -> ReceivedRow | None:
+        """The update of a box that began with a step."""
+        query = "SELECT id, step, box, round, outcome, body FROM received WHERE campaign = ? AND step = ? AND box = ?"
+        with self.database.reading() as db:
+            row = db.execute(query, (campaign, step, box_id)).fetchone()
+        return None if row is None else _received(row)
+
+    def contents(self, ids: Sequence[int]) -> Iterator[bytes]:
+        """The contents of updates, one after the other; empty for one that lies in a file."""
+        with self.database.reading() as db:
+            for row_id in ids:
+                row = db.execute("SELECT content FROM received WHERE id = ?", (row_id,)).fetchone()
+                yield bytes(row[0] or b"")
+
+    def boxes_counted(self, campaign: str) -> int:
+        """Different boxes whose updates counted, or will."""
+        query = (
+            "SELECT count(DISTINCT box) FROM received"
+            " WHERE campaign = ? AND outcome IN ('accepted', 'chosen', 'counted')"
+        )
+        with self.database.reading() as db:
+            return int(db.execute(query, (campaign,)).fetchone()[0])
+
+    def accounts(self, model: str) -> dict[str, bytes]:
+        """What each box has spent on a model, as `hybrid.federated.privacy.account` writes it."""
+        with self.database.reading() as db:
+            rows = db.execute("SELECT box, body FROM account WHERE model = ?", (model,)).fetchall()
+        return {row[0]: bytes(row[1]) for row in rows}
+
+    def promotions(self, campaign: str) -> list[bytes]:
+        """Rows of promotions, JSON, oldest step first."""
+        with self.database.reading() as db:
+            rows = db.execute("SELECT body FROM promotion WHERE campaign = ? ORDER BY step", (campaign,)).fetchall()
+        return [bytes(row[0]) for row in rows]
+
+    def counts(self, campaign: str, step: int) -> dict[str, dict[str, int]]:
+        """What boxes counted of a step that is to become a version."""
+        with self.database.reading() as db:
+            query = "SELECT box, body FROM counts WHERE campaign = ? AND step = ?"
+            rows = db.execute(query, (campaign, step)).fetchall()
+        return {row[0]: json.loads(row[1]) for row in rows}
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+
+# Writing, each within a transaction.
+
+
+def put_campaign(db: sqlite3.Connection, row: CampaignRow) -> None:
+    """Keep a campaign as it stands."""
+    db.execute("INSERT OR REPLACE INTO campaign VALUES (?, ?)", (row.id, msgspec.json.encode(row)))
+
+
+def put_round(db: sqlite3.Connection, campaign: str, view: RoundView, noise: bytes = b"") -> None:
+    """Keep a round as it stands."""
+    body = msgspec.json.encode(view)
+    db.execute("INSERT OR REPLACE INTO round VALUES (?, ?, ?, ?, ?)", (campaign, view.number, view.state, body, noise))
+
+
+def put_received(db: sqlite3.Connection, campaign: str, row: ReceivedRow, content: bytes | None) -> int:
+    """Keep what came; its number."""
+    cursor = db.execute(
+        "INSERT INTO received (campaign, step, box, round, outcome, body, content) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (campaign, row.step, row.box_id, row.round, row.outcome, msgspec.msgpack.encode(row.body), content),
+    )
+    return cursor.lastrowid or 0
+
+
+def put_outcomes(db: sqlite3.Connection, outcomes: Sequence[tuple[int, str]]) -> None:
+    """What became of updates whose round closed; their contents go."""
+    db.executemany(
+        "UPDATE received SET outcome = ?, content = NULL WHERE id = ?", [(outcome, row) for row, outcome in outcomes]
+    )
+
+
+def choose(db: sqlite3.Connection, chosen: Sequence[int], left_out: Sequence[int]) -> None:
+    """Which updates count in a round that closes."""
+    db.executemany("UPDATE received SET outcome = 'chosen' WHERE id = ?", [(row,) for row in chosen])
+    db.executemany("UPDATE received SET outcome = 'outlier' WHERE id = ?", [(row,) for row in left_out])
+
+
+def put_account(db: sqlite3.Connection, model: str, box_id: str, body: bytes) -> None:
+    """What a box has spent on a model."""
+    db.execute("INSERT OR REPLACE INTO account VALUES (?, ?, ?)", (model, box_id, body))
+
+
+def put_promotion(db: sqlite3.Connection, campaign: str, step: int, body: bytes) -> None:
+    """How a promotion stands."""
+    db.execute("INSERT OR REPLACE INTO promotion VALUES (?, ?, ?)", (campaign, step, body))
+
+
+def put_counts(db: sqlite3.Connection, campaign: str, step: int, box_id: str, body: dict[str, int]) -> None:
+    """What a box counted; the first word stays."""
+    db.execute("INSERT OR IGNORE INTO counts VALUES (?, ?, ?, ?)", (campaign, step, box_id, json.dumps(body)))
+
+
+def _received(row: tuple[int, int, str, int, str, bytes]) -> ReceivedRow:
+    body = msgspec.msgpack.decode(row[5], type=Received)
+    return ReceivedRow(id=row[0], step=row[1], box_id=row[2], round=row[3], outcome=row[4], body=body)

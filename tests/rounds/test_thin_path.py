@@ -1,0 +1,53 @@
+"""A campaign from its order to its last round: boxes train, the model gets better, everything is told."""
+
+import asyncio
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid.federated.campaign import Coding
+from hybrid.federated.learning.examples import Examples
+from tests.federated.learning_making import digits
+from tests.rounds.lab import Box, Lab, running
+
+
+def evaluation_set(lab: Lab, x: np.ndarray, y: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    np.savez(buffer, image=x, labels=y)
+    return lab.rounds.sets.put(buffer.getvalue()).sha256
+
+
+async def life(box: Box, campaign: str) -> None:
+    """A box that learns until there is nothing more to learn: one call a round."""
+    task = await box.task(wait_s=60.0)
+    while task is not None:
+        answer = await box.send(box.learned(task, next=box.call(wait_s=60.0, offers=(), is_as_before=True)))
+        assert answer.state in ("accepted", "closed")
+        assert answer.next is not None
+        if campaign in answer.next.ended:
+            return
+        task = await box.take(answer.next)
+
+
+@pytest.mark.parametrize(("up", "down"), [("float32", "float32"), ("int8", "int8")])
+async def test_the_digits_are_learned_in_ten_rounds(tmp_path: Path, up: str, down: str) -> None:
+    parts, (x, y) = digits(10, 0.5, seed=0)
+    lab = Lab(tmp_path, n_boxes=10)
+    async with running(lab):
+        campaign = await lab.create(
+            evaluation_set(lab, x, y), goal=10, rounds=12, target=0.93, coding=Coding(up=up, down=down)
+        )
+        boxes = [Box(lab, at, examples=Examples(*part)) for at, part in enumerate(parts)]
+        await asyncio.gather(*(life(box, campaign) for box in boxes))
+        view = await lab.shown(campaign)
+        report = await lab.rounds.public.report(campaign)
+    lab.close()
+    assert view.state == "completed", view
+    assert 0 < (view.base_accuracy or 0) < 0.3
+    assert view.rounds[-1].accuracy >= 0.93
+    assert all(each.n_counted == 10 and each.outcomes == {"accepted": 10} for each in view.rounds)
+    assert len(report.boxes) == 10
+    payload = 19_240 if up == "float32" else 4_840
+    assert all(each.n_bytes_up <= payload * len(view.rounds) for each in report.boxes)
