@@ -6,7 +6,7 @@ difference of two shares that were counted on the same samples is Tango's score 
 textbook's interval it stays honest where few samples, or none, changed. Where none did, both say z²/(n + z²).
 """
 
-from math import exp, fsum, lgamma, log, sqrt
+from math import erfc, exp, fsum, lgamma, log, sqrt
 from typing import Final
 
 CONFIDENCE: Final = 0.95
@@ -56,6 +56,16 @@ def mcnemar(n_lost: int, n_won: int) -> float:
         return 1.0
     logs = (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2) for k in range(least + 1))
     return min(1.0, 2 * fsum(exp(value) for value in logs))
+
+
+def beyond(n_lost: int, n_won: int, n: int, limit: float) -> float:
+    """One-sided p-value of a drop of at least `limit`, by the statistic that `paired_drop` inverts; 1 for no samples.
+
+    Where no answer can be won (`n_won` is 0) and few are lost, the statistic is that of Wilson's interval.
+    """
+    if n <= 0:
+        return 1.0
+    return 0.5 * erfc(-_score(n_lost, n_won, n, limit) / sqrt(2))
 
 
 def samples_for(drop: float, z: float = Z) -> int:

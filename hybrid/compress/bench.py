@@ -17,7 +17,8 @@ from hybrid.compress.journal import Journal
 from hybrid.compress.making import Maker
 from hybrid.compress.material import Material
 from hybrid.compress.recipe import Recipe
-from hybrid.compress.search import Cost, Done, Step
+from hybrid.compress.search import Step
+from hybrid.compress.standing import Cost, Done
 from hybrid.compress.timing import DeviceTold, Timer
 from hybrid.errors import EngineFailed, StorageError
 
@@ -35,6 +36,13 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Timing | None = None
     original: Timing | None = None
     n_bytes: int = 0
+    failed: str = ""
+
+
+class Widths(msgspec.Struct, frozen=True, kw_only=True):
+    """What the layers of a pruned model are as wide as, empty where nothing is gone; or why there is none."""
+
+    widths: str = ""
     failed: str = ""
 
 
@@ -63,6 +71,7 @@ class Bench:
         stage: told what is done.
         timed: what was found, by `Recipe.timed_as`.
         grades: what was found, by recipe.
+        widths: what was found, by the recipe of a pruned model in float.
     """
 
     maker: Maker
@@ -73,6 +82,7 @@ class Bench:
     stage: Callable[[str], None] = lambda _text: None
     timed: dict[Recipe, Timed] = field(default_factory=dict)
     grades: dict[Recipe, Graded] = field(default_factory=dict)
+    widths: dict[Recipe, Widths] = field(default_factory=dict)
 
     @property
     def done(self) -> Done:
@@ -80,6 +90,7 @@ class Bench:
         return Done(
             costs={recipe: self._cost(found) for recipe, found in self.timed.items()},
             grades={recipe: found.grade for recipe, found in self.grades.items()},
+            widths={recipe: None if found.failed else found.widths for recipe, found in self.widths.items()},
         )
 
     def do(self, step: Step) -> None:
@@ -90,6 +101,8 @@ class Bench:
         """
         if step.kind == "time":
             self.timed[step.recipe.timed_as] = self._time(step.recipe.timed_as)
+        elif step.kind == "widths":
+            self.widths[step.recipe] = self._widths(step.recipe)
         else:
             self.grades[step.recipe] = self._grade(step.recipe)
 
@@ -125,6 +138,16 @@ class Bench:
         found, failed, is_lasting = _tried(timed)
         found = found or Timed(failed=failed)
         return msgspec.json.decode(self.journal.keep(key, found).content, type=Timed) if is_lasting else found
+
+    def _widths(self, recipe: Recipe) -> Widths:
+        """A pruned model that is not trained: its layers' widths."""
+        key = ["widths", recipe, self.maker.saving if recipe.pruned == "graph" else ""]
+        kept = self.journal.find(key)
+        if kept is not None:
+            return msgspec.json.decode(kept.content, type=Widths)
+        found, failed, is_lasting = _tried(lambda: Widths(widths=self.maker.widths(recipe)))
+        found = found or Widths(failed=failed)
+        return msgspec.json.decode(self.journal.keep(key, found).content, type=Widths) if is_lasting else found
 
     def _grade(self, recipe: Recipe) -> Graded:
         key = ["grade", recipe, self.maker.saving if recipe.pruned == "graph" else ""]

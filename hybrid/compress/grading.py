@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hybrid.calibration.intervals import mcnemar, paired_drop, wilson
+from hybrid.calibration.intervals import CONFIDENCE, beyond, mcnemar, paired_drop, wilson
 from hybrid.calibration.record import Metric
 from hybrid.calibration.trial import opened
 from hybrid.compress.answering import answered
@@ -40,6 +40,20 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True):
         """The interval's upper end on so many other samples, if they show the same shares."""
         scale = n / self.n
         return _interval(self.metric, round(self.n_lost * scale), round(self.n_won * scale), n)[1]
+
+
+def held_together(grades: Sequence[Grade], max_drop: float) -> list[bool]:
+    """Which of several grades on the same samples hold a floor where all of them together shall be wrong in 2.5 %.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6 (1979) 65-70.
+    """
+    p_values = [beyond(grade.n_lost, grade.n_won, grade.n, max_drop) for grade in grades]
+    held = [False] * len(grades)
+    for n_before, at in enumerate(sorted(range(len(grades)), key=lambda at: p_values[at])):
+        if p_values[at] > (1 - CONFIDENCE) / 2 / (len(grades) - n_before):
+            break
+        held[at] = True
+    return held
 
 
 def _interval(metric: Metric, n_lost: int, n_won: int, n: int) -> tuple[float, float]:

@@ -36,6 +36,7 @@ class Judged:
     status: Status
     reason: str
     feature_tensor: str = ""
+    better: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +87,8 @@ def judged(
         bench.stage(f"judging {recipe.text}")
         differing = _differing(bench, recipe, path, runtimes)
         entry = _one(job, bench, recipe, (timing, original), differing)
-        n_shipped = sum(each.status == "shipped" and each.recipe.engine == recipe.engine for each in found)
-        found.append(_dominated(entry, found) if n_shipped < MOST_SHIPPED else _surplus(entry))
+        ahead = [each for each in found if each.status == "shipped" and each.recipe.engine == recipe.engine]
+        found.append(_dominated(entry, found) if len(ahead) < MOST_SHIPPED else _surplus(entry, ahead[0]))
     return Judgement(
         finalists=found,
         original=original,
@@ -142,7 +143,9 @@ def _dominated(entry: Judged, before: Sequence[Judged]) -> Judged:
     better = next((each for each in before if _is_better(each, entry)), None)
     if entry.status != "shipped" or better is None:
         return entry
-    return replace(entry, status="kept off", reason=f"{better.recipe.text} is better and loses no more")
+    return replace(
+        entry, status="kept off", better=better.recipe, reason="is shipped, comes before it and loses no more"
+    )
 
 
 def _is_better(one: Judged, entry: Judged) -> bool:
@@ -151,7 +154,8 @@ def _is_better(one: Judged, entry: Judged) -> bool:
     return is_rival and one.grade.drop <= entry.grade.drop
 
 
-def _surplus(entry: Judged) -> Judged:
+def _surplus(entry: Judged, first: Judged) -> Judged:
     if entry.status != "shipped":
         return entry
-    return replace(entry, status="kept off", reason=f"{MOST_SHIPPED} better ones are shipped already")
+    reason = f"is shipped, and {MOST_SHIPPED - 1} more that come before it"
+    return replace(entry, status="kept off", better=first.recipe, reason=reason)

@@ -131,6 +131,15 @@ class Maker:
         found = self.journal.find(self._key(recipe))
         return msgspec.json.decode(found.content, type=Made) if found is not None else None
 
+    def widths(self, recipe: Recipe) -> str:
+        """What the layers of a float model are as wide as; empty where that is what the uncompressed model's are.
+
+        Raises:
+            CompressionError: it cannot be made.
+        """
+        mine, whole = _shapes(self.model(recipe)[0]), _shapes(self.path)
+        return "" if sorted(mine) == sorted(whole) else " ".join("x".join(map(str, shape)) for shape in mine)
+
     def _key(self, recipe: Recipe) -> object:
         return ["model", recipe, self.saving if recipe.pruned == "graph" else ""]
 
@@ -234,6 +243,14 @@ class Maker:
 
 def _told(found: "Quantized", notes: Sequence[str]) -> Made:
     return Made(notes=(*notes, *found.notes), n_int8=found.n_int8, n_float=found.n_float)
+
+
+def _shapes(path: Path) -> list[tuple[int, ...]]:
+    """Of all weights of two axes or more, in the graph's order; which way round one lies is no matter of its width."""
+    import onnx
+
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    return [tuple(sorted(one.dims)) for one in weights if one.data_type == one.FLOAT and len(one.dims) > 1]
 
 
 def _gone(found: "PrunedGraph") -> str:

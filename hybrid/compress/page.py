@@ -47,9 +47,10 @@ def page(report: Report) -> str:
 
 
 _LEGEND = (
-    "Left is faster, up is nearer to the original (the ring); the larger a dot, the more bytes. Lines are 95 % "
-    "intervals: one that reaches below the red line is not shipped. Green was shipped, blue lies on the Pareto front "
-    "of drop, time and bytes."
+    "Left is faster, up is nearer to the original (the ring); the larger a dot, the more bytes. All dots are of one "
+    "kind: drops on the choosing part with their 95 % intervals, times when each was tried; what the last judgement "
+    "found on other samples stands in the table. Green was shipped, blue lies on the Pareto front of drop, time and "
+    "bytes."
 )
 
 

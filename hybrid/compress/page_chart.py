@@ -23,13 +23,12 @@ class Point(NamedTuple):
 
 
 def points_of(candidates: Sequence[Candidate]) -> list[Point]:
-    """Those that were graded and timed."""
-    found = []
-    for each in candidates:
-        drop = each.judged or each.chosen_by
-        if drop is not None and each.seconds_ratio is not None:
-            found.append(Point(each, each.seconds_ratio, drop))
-    return found
+    """Those that were graded and timed, each by what it showed when it was tried: figures of one kind."""
+    return [
+        Point(each, each.tried_ratio, each.chosen_by)
+        for each in candidates
+        if each.chosen_by is not None and each.tried_ratio is not None
+    ]
 
 
 def chart(candidates: Sequence[Candidate], max_drop: float) -> str:

@@ -60,12 +60,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         notes: remarks of those who made it.
         n_bytes, bytes_ratio: of its file, and as a share of the original's.
         seconds, seconds_ratio: beside the original in one process, and its p50 as a share of the original's.
+        tried_ratio: the same when it was tried, or of the fastest runs where that is more: what it was chosen by.
         memory_bytes: peak above an empty process; None where nobody looked.
         energy_j: of one run, modelled.
         chosen_by: its grade on the choosing part.
         judged: its grade on the judging part.
         runtimes: what differs between runtimes; None where that was not looked at.
-        on_front: whether no other candidate is as good in drop, time and bytes and better in one.
+        on_front: whether no other candidate is as good in drop, time and bytes and better in one: `chosen_by`,
+            `tried_ratio` and `bytes_ratio` of both.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     bytes_ratio: float | None = None
     seconds: Seconds | None = None
     seconds_ratio: float | None = None
+    tried_ratio: float | None = None
     memory_bytes: int | None = None
     energy_j: float | None = None
     chosen_by: Drop | None = None
@@ -243,24 +246,19 @@ def drop_of(grade: Grade | None) -> Drop | None:
     )
 
 
-def with_front(candidates: Sequence[Candidate], points: Mapping[Recipe, Point] | None = None) -> tuple[Candidate, ...]:
-    """The candidates, those on the Pareto front of drop, time and bytes marked.
+def with_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates, those on the Pareto front of drop, time and bytes marked, by what each showed when it was tried.
 
-    Args:
-        candidates: all of them.
-        points: of those that were graded and timed, each found in the same way; None for the candidates' own figures.
+    The judging part has no say: few are judged, and what they show there compares with no other's choosing part.
     """
-    own = {each.recipe: point for each in candidates if (point := _point(each)) is not None}
-    known = own if points is None else points
-    front = {recipe for recipe, point in known.items() if not any(_dominates(other, point) for other in known.values())}
-    return tuple(msgspec.structs.replace(each, on_front=each.recipe in front) for each in candidates)
+    known = {each.id: point for each in candidates if (point := _point(each)) is not None}
+    front = {name for name, point in known.items() if not any(_dominates(other, point) for other in known.values())}
+    return tuple(msgspec.structs.replace(each, on_front=each.id in front) for each in candidates)
 
 
 def _point(candidate: Candidate) -> Point | None:
-    grade = candidate.judged or candidate.chosen_by
-    if grade is None or candidate.seconds_ratio is None or candidate.bytes_ratio is None:
-        return None
-    return grade.drop, candidate.seconds_ratio, candidate.bytes_ratio
+    grade, seconds, n_bytes = candidate.chosen_by, candidate.tried_ratio, candidate.bytes_ratio
+    return None if grade is None or seconds is None or n_bytes is None else (grade.drop, seconds, n_bytes)
 
 
 def _dominates(one: Point, other: Point) -> bool:

@@ -19,11 +19,12 @@ from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
 from hybrid.compress.making import Maker
 from hybrid.compress.material import Material, gathered, refuse_overlap
 from hybrid.compress.report import Refused, Report
-from hybrid.compress.search import Space, best_int8, finalists, next_step, runners_up
+from hybrid.compress.search import best_int8, next_step
 from hybrid.compress.shipping import Shipment, check_place, variant_ids, write_artifact, write_report
 from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
 from hybrid.compress.splits.bottlenecks import WHAT
 from hybrid.compress.splits.work import SPLITTING, Found, SplitWork
+from hybrid.compress.standing import Space, finalists, runners_up
 from hybrid.compress.telling import Searched, told
 from hybrid.compress.timer_choice import timer_for
 from hybrid.compress.timing import Timer

@@ -6,18 +6,15 @@ Time comes first: what a candidate takes does not depend on what its weights are
 before it is trained, and only one that would win is trained. A ratio of pruning is found by bisection under the floor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
 
 from hybrid.compress.grading import Grade
-from hybrid.compress.job import Objective
-from hybrid.compress.recipe import Engine, Precision, Ranges, Recipe
-
-GAIN_RATIO: Final = 0.98
-"""What takes more than this share of another one's cost is not worth trying."""
+from hybrid.compress.recipe import Precision, Ranges, Recipe
+from hybrid.compress.standing import GAIN_RATIO, Done, Space, finalists, holds, measured, value
 
 N_RATIOS: Final = 16
 """Ratios of pruning are multiples of 1 / 16."""
@@ -32,145 +29,22 @@ SMOOTHING: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a candidate takes, as shares of what the original takes."""
-
-    seconds: float
-    bytes: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Time a candidate (whatever its weights), make it in full and grade it, or measure the device's staircase."""
+    """Time a candidate (whatever its weights), make it in full and grade it, or see how wide a pruned one's layers are.
 
-    kind: Literal["time", "grade", "staircase"]
-    recipe: Recipe = Recipe()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """What there is to choose from.
-
-    Attributes:
-        objective: what is made small.
-        max_drop: the floor.
-        n_judge: samples of the last judgement: what a grade must promise to hold there.
-        pairs: int8 recipes, one for each type pair that is worth measuring.
-        has_products: whether large matrix products are there, which weights-only and smoothing are for.
-        prunings: by which ways channels can be taken away, the cheap ones first.
-        multiple: to which channel counts are rounded; None until the staircase is measured.
-        rungs: epochs of fine-tuning, the short one first; empty without training.
-        trained_int8: ways of training the rounding.
-        has_student: whether the script gives one.
-        engines: beside onnxruntime.
+    The fourth kind is about the device alone: its staircase is measured.
     """
 
-    objective: Objective
-    max_drop: float
-    n_judge: int
-    pairs: Sequence[Recipe] = ()
-    has_products: bool = False
-    prunings: Sequence[Recipe] = ()
-    multiple: int | None = 8
-    rungs: Sequence[int] = ()
-    trained_int8: Sequence[Literal["qat", "adaround"]] = ()
-    has_student: bool = False
-    engines: Sequence[Engine] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """What is known: costs by `Recipe.timed_as`, grades by recipe; None for what failed."""
-
-    costs: Mapping[Recipe, Cost | None] = field(default_factory=dict)
-    grades: Mapping[Recipe, Grade | None] = field(default_factory=dict)
-
-    def cost(self, recipe: Recipe) -> Cost | None:
-        """Of a recipe that was timed and did not fail."""
-        return self.costs.get(recipe.timed_as)
+    kind: Literal["time", "grade", "staircase", "widths"]
+    recipe: Recipe = Recipe()
 
 
 def next_step(space: Space, done: Done) -> Step | None:
     """The next thing to do; None when nothing that could win is left."""
     stages: tuple[Callable[[Space, Done], Step | None], ...] = (
-        _pairs, _ranges, _repairs, _fallback, _weights_only, _smoothing, _trained, _ratios, _student, _lite,
+        _pairs, _int8, _fallback, _weights_only, _smoothing, _trained, _ratios, _other_int8, _student, _lite,
     )  # fmt: skip
     return next((step for stage in stages if (step := stage(space, done)) is not None), None)
-
-
-def value(space: Space, cost: Cost) -> float:
-    """What is made small; joules go with the seconds of one device."""
-    return cost.bytes if space.objective == "bytes" else cost.seconds
-
-
-def holds(space: Space, grade: Grade | None) -> bool:
-    """Whether a grade of the choosing part promises the floor on the judging part."""
-    return grade is not None and grade.promised(space.n_judge) <= space.max_drop
-
-
-def finalists(space: Space, done: Done, most: int) -> list[Recipe]:
-    """The recipes that hold the floor, are worth it, and are beaten by none of their engine; the best value first."""
-    found = [(recipe, cost, grade) for recipe, cost, grade in _graded(done) if holds(space, grade)]
-    found = [entry for entry in found if value(space, entry[1]) <= GAIN_RATIO]
-    kept = [
-        entry
-        for entry in found
-        if not any(_beats(space, other, entry) for other in found if other[0].engine == entry[0].engine)
-    ]
-    kept.sort(key=lambda entry: (value(space, entry[1]), entry[2].drop, entry[0].n_steps, entry[0].digest))
-    return [recipe for recipe, _, _ in kept[:most]]
-
-
-def runners_up(space: Space, done: Done, front: Sequence[Recipe], most: int) -> list[Recipe]:
-    """The next best that hold the floor, where the last judgement turns an engine's front down; models that differ.
-
-    Args:
-        space, done: of the search.
-        front: what is judged in any case.
-        most: recipes that may be judged for one engine, its part of the front among them.
-    """
-    known = {cost for recipe in front if (cost := done.cost(recipe)) is not None}
-    found = []
-    for recipe, cost, grade in _graded(done):
-        if holds(space, grade) and value(space, cost) <= GAIN_RATIO and cost not in known and recipe not in front:
-            found.append((value(space, cost), grade.drop, recipe.n_steps, recipe.digest, recipe))
-    n_left = {recipe.engine: most for *_, recipe in found}
-    for recipe in front:
-        n_left[recipe.engine] = n_left.get(recipe.engine, most) - 1
-    kept = []
-    for *_, recipe in sorted(found, key=lambda entry: entry[:4]):
-        if n_left[recipe.engine] > 0:
-            n_left[recipe.engine] -= 1
-            kept.append(recipe)
-    return kept
-
-
-def better_than(space: Space, done: Done, recipe: Recipe) -> Recipe | None:
-    """The best of those that beat a recipe which holds the floor; None where none does, or it was not graded."""
-    entry = next((each for each in _graded(done) if each[0] == recipe), None)
-    if entry is None:
-        return None
-    rivals = [
-        each
-        for each in _graded(done)
-        if holds(space, each[2]) and each[0].engine == recipe.engine and _beats(space, each, entry)
-    ]
-    return min(rivals, key=lambda each: (value(space, each[1]), each[0].digest))[0] if rivals else None
-
-
-def _graded(done: Done) -> list[tuple[Recipe, Cost, Grade]]:
-    return [
-        (recipe, cost, grade)
-        for recipe, grade in done.grades.items()
-        if grade is not None and (cost := done.cost(recipe)) is not None
-    ]
-
-
-def _beats(space: Space, one: tuple[Recipe, Cost, Grade], other: tuple[Recipe, Cost, Grade]) -> bool:
-    """Whether one is as good in value and drop and better in one of them; of equals one stays."""
-    mine = (value(space, one[1]), one[2].drop, one[0].n_steps, one[0].digest)
-    theirs = (value(space, other[1]), other[2].drop, other[0].n_steps, other[0].digest)
-    return mine[0] <= theirs[0] and mine[1] <= theirs[1] and mine < theirs
 
 
 def _wanted(done: Done, *recipes: Recipe) -> Step | None:
@@ -196,19 +70,36 @@ def best_pair(space: Space, done: Done) -> Recipe | None:
     return next((pair for cost, pair in timed if cost.seconds * GAIN_RATIO <= least), None)
 
 
-def best_ranges(space: Space, done: Done) -> Recipe | None:
-    """The best pair with the ranges that lose least."""
+def _in_ranges(space: Space, done: Done) -> list[Recipe]:
+    """The best pair with each way of finding ranges, its biases corrected, which was never worse where measured."""
     pair = best_pair(space, done)
-    if pair is None:
-        return None
-    tried = [msgspec.structs.replace(pair, ranges=ranges) for ranges in RANGES]
-    return _least(done, tried)
+    change = msgspec.structs.replace
+    return [change(pair, ranges=ranges, bias_corrected=True) for ranges in RANGES] if pair is not None else []
+
+
+def _repaired(base: Recipe) -> list[Recipe]:
+    return [
+        msgspec.structs.replace(base, bias_corrected=False),
+        msgspec.structs.replace(base, equalized=True),
+    ]
+
+
+def _tries(space: Space, done: Done) -> list[Recipe]:
+    """Untrained int8 of the whole model in the order in which it is tried, as far as that is known."""
+    ranges = _in_ranges(space, done)
+    best = _least(done, ranges)
+    return [*ranges, *(_repaired(best) if best is not None else [])]
 
 
 def best_int8(space: Space, done: Done) -> Recipe | None:
     """The untrained int8 of the whole model that loses least, with its repairs."""
-    base = best_ranges(space, done)
-    return _least(done, [base, *_repaired(base)]) if base is not None else None
+    return _least(done, _tries(space, done))
+
+
+def _first_int8(space: Space, done: Done) -> Recipe | None:
+    """The first that held the floor, else the one that loses least; what comes later changes nothing about it."""
+    held = (recipe for recipe in _tries(space, done) if holds(space, done.grades.get(recipe)))
+    return next(held, None) or best_int8(space, done)
 
 
 def _least(done: Done, recipes: Sequence[Recipe]) -> Recipe | None:
@@ -216,25 +107,32 @@ def _least(done: Done, recipes: Sequence[Recipe]) -> Recipe | None:
     return min(known)[2] if known else None
 
 
-def _ranges(space: Space, done: Done) -> Step | None:
-    pair = best_pair(space, done)
-    if pair is None:
+def _int8(space: Space, done: Done) -> Step | None:
+    """Ranges one after the other, then repairs of the best, until one holds the floor."""
+    for recipe in _in_ranges(space, done):
+        if (step := _wanted(done, recipe)) is not None:
+            return step
+        if holds(space, done.grades.get(recipe)):
+            return None
+    for recipe in _tries(space, done)[len(RANGES) :]:
+        if (step := _wanted(done, recipe)) is not None:
+            return step
+        if holds(space, done.grades.get(recipe)):
+            return None
+    return None
+
+
+def is_lossless(grade: Grade | None) -> bool:
+    """Whether no answer was lost: nothing can lose less."""
+    return grade is not None and not grade.n_lost
+
+
+def _other_int8(space: Space, done: Done) -> Step | None:
+    """The ranges and repairs that were left out; nothing loses less than what lost no answer."""
+    first = _first_int8(space, done)
+    if first is not None and is_lossless(done.grades.get(first)):
         return None
-    return _wanted(done, *(msgspec.structs.replace(pair, ranges=ranges) for ranges in RANGES))
-
-
-def _repaired(base: Recipe) -> list[Recipe]:
-    change = msgspec.structs.replace
-    return [
-        change(base, bias_corrected=True),
-        change(base, equalized=True),
-        change(base, equalized=True, bias_corrected=True),
-    ]
-
-
-def _repairs(space: Space, done: Done) -> Step | None:
-    base = best_ranges(space, done)
-    return _wanted(done, *_repaired(base)) if base is not None else None
+    return _wanted(done, *_in_ranges(space, done)) or _wanted(done, *_tries(space, done))
 
 
 def _fallback(space: Space, done: Done) -> Step | None:
@@ -301,19 +199,41 @@ def _ratios(space: Space, done: Done) -> Step | None:
         return Step(kind="staircase")
     for way in space.prunings:
         low, high = 0, N_RATIOS
+        first: dict[str, int] = {}
         while high - low > 1:
             middle = (low + high) // 2
-            found = _ratio(space, done, msgspec.structs.replace(way, ratio=middle / N_RATIOS))
+            found = _of_ratio(space, done, way, middle, first)
             if isinstance(found, Step):
                 return found
             low, high = (middle, high) if found else (low, middle)
     return None
 
 
+def _of_ratio(space: Space, done: Done, way: Recipe, ratio: int, first: dict[str, int]) -> Step | bool:
+    """Whether a ratio holds the floor, or the step that tells; one of the same widths as an earlier one is that one.
+
+    Args:
+        space, done: of the search.
+        way: of pruning.
+        ratio: in parts of `N_RATIOS`.
+        first: the ratio that gave such widths first; added to.
+    """
+    part = msgspec.structs.replace(way, ratio=ratio / N_RATIOS)
+    in_float = msgspec.structs.replace(part, multiple=space.multiple or 1)
+    if in_float not in done.widths:
+        return Step(kind="widths", recipe=in_float)
+    widths = done.widths[in_float]
+    if widths == "":
+        return True  # nothing is gone: it is the whole model
+    if widths is not None:
+        part = msgspec.structs.replace(way, ratio=first.setdefault(widths, ratio) / N_RATIOS)
+    return _ratio(space, done, part)
+
+
 def pruned(space: Space, done: Done, part: Recipe) -> list[Recipe]:
     """The forms in which a pruned model is tried: int8 first where that gains, its rounding trained last."""
     part = msgspec.structs.replace(part, multiple=space.multiple or 1)
-    base = best_int8(space, done)
+    base = _first_int8(space, done)
     if base is None:
         return [part]
     change = msgspec.structs.replace
@@ -341,7 +261,7 @@ def _ratio(space: Space, done: Done, part: Recipe) -> Step | bool:
         return False
     rivals = [
         value(space, other)
-        for recipe, other, grade in _graded(done)
+        for recipe, other, grade in measured(done)
         if holds(space, grade) and not (_is_of(recipe, part) and recipe.ratio >= part.ratio)
     ]
     if value(space, cost) > GAIN_RATIO * min(rivals, default=1.0):

@@ -10,7 +10,7 @@ import msgspec
 from hybrid.compress.bench import Bench, device_key
 from hybrid.compress.job import Job
 from hybrid.compress.recipe import Engine, Recipe
-from hybrid.compress.search import Space
+from hybrid.compress.standing import Space
 from hybrid.compress.uncompressed import Base
 
 LIKELY_MULTIPLE: Final = 8

@@ -14,6 +14,7 @@ from hybrid.compress.bench import Bench, Timed
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged, Judgement
 from hybrid.compress.making import Made, Sensitive
+from hybrid.compress.reasons import Reasons, together
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.report import (
     MOST_SHOWN,
@@ -21,7 +22,6 @@ from hybrid.compress.report import (
     Baseline,
     Candidate,
     Data,
-    Point,
     Refused,
     Report,
     Shown,
@@ -33,9 +33,8 @@ from hybrid.compress.report import (
     seconds_of,
     with_front,
 )
-from hybrid.compress.rules import FASTER_RATIO, SMALLER_RATIO, Status
-from hybrid.compress.search import Space, better_than
 from hybrid.compress.shipping import variant_ids
+from hybrid.compress.standing import Space
 from hybrid.compress.uncompressed import Base
 from hybrid.cost.energy import Power
 
@@ -63,12 +62,12 @@ def told(
     """The report of a search that has ended."""
     material, timer = bench.material, bench.timer
     shipped = variant_ids(judgement.shipped)
-    candidates = with_front(_candidates(job, bench, judgement, shipped, searched.space), _points(bench))
+    ids = _ids(bench, judgement, shipped)
+    candidates = with_front(_candidates(bench, judgement, Reasons(job, bench, judgement, searched.space, ids), ids))
     said = [*timer.told.remarks, *([base.head_text] if base.head else []), *remarks]
     if searched.is_cut_short:
         said.append("the budget ended before the search; the same command goes on with it")
-    if len(judgement.finalists) > 1:
-        said.append(f"{len(judgement.finalists)} finalists were judged on the same samples, each at 95 %")
+    said += filter(None, [together(judgement.finalists, ids, job.max_drop)])
     return Report(
         model_digest=base.digest,
         model=base.name,
@@ -110,29 +109,19 @@ def told(
     )
 
 
-def _points(bench: Bench) -> dict[Recipe, Point]:
-    """Drop, time and bytes of all that were graded, each found in the same way: on the choosing part, when tried."""
-    done = bench.done
-    return {
-        recipe: (grade.drop, cost.seconds, cost.bytes)
-        for recipe, grade in done.grades.items()
-        if grade is not None and (cost := done.cost(recipe)) is not None
-    }
-
-
-def _candidates(
-    job: Job, bench: Bench, judgement: Judgement, shipped: Mapping[str, Judged], space: Space
-) -> list[Candidate]:
+def _ids(bench: Bench, judgement: Judgement, shipped: Mapping[str, Judged]) -> Mapping[Recipe, str]:
     """Every recipe that was graded or timed: the shipped ones under their variant's id, then in the order tried."""
-    names = {each.recipe: name for name, each in shipped.items()}
-    final = {each.recipe: each for each in judgement.finalists}
-    tried = dict.fromkeys([*names, *final, *bench.grades, *_only_timed(bench)])
-    ids = distinct_ids(list(tried))
+    first = [each.recipe for each in (*shipped.values(), *judgement.finalists)]
+    return distinct_ids(list(dict.fromkeys([*first, *bench.grades, *_only_timed(bench)])))
+
+
+def _candidates(bench: Bench, judgement: Judgement, reasons: Reasons, ids: Mapping[Recipe, str]) -> list[Candidate]:
+    final, done = {each.recipe: each for each in judgement.finalists}, bench.done
     found = []
-    for recipe in tried:
+    for recipe in ids:
         judged, timed, graded = final.get(recipe), bench.timed.get(recipe.timed_as), bench.grades.get(recipe)
         grade = graded.grade if graded is not None else None
-        status, reason = _outcome(job, bench, recipe, judged, space)
+        status, reason = reasons.of(recipe, judged)
         timing, original = _timing(timed, judged)
         made = bench.maker.kept(recipe) or Made()
         n_bytes = judged.n_bytes if judged is not None else (timed.n_bytes or None) if timed is not None else None
@@ -148,6 +137,7 @@ def _candidates(
                 bytes_ratio=n_bytes / bench.original_bytes if n_bytes else None,
                 seconds=seconds_of(timing),
                 seconds_ratio=timing.p50_s / original.p50_s if timing is not None and original is not None else None,
+                tried_ratio=cost.seconds if (cost := done.cost(recipe)) is not None else None,
                 memory_bytes=judged.memory_bytes if judged is not None else None,
                 energy_j=_energy_j(bench.timer.power, timing),
                 chosen_by=drop_of(grade),
@@ -162,40 +152,6 @@ def _only_timed(bench: Bench) -> list[Recipe]:
     """What was timed and never graded under any recipe that takes the same time."""
     graded = {recipe.timed_as for recipe in bench.grades}
     return [recipe for recipe in bench.timed if recipe not in graded]
-
-
-def _outcome(job: Job, bench: Bench, recipe: Recipe, judged: Judged | None, space: Space) -> tuple[Status, str]:
-    """What became of a candidate, and why."""
-    if judged is not None:
-        return judged.status, judged.reason
-    failed = bench.why_failed(recipe)
-    if failed:
-        return "failed", failed
-    found = bench.grades.get(recipe)
-    ratio = _ratio(job, bench, bench.timed.get(recipe.timed_as))
-    if ratio is not None and ratio > (SMALLER_RATIO if job.objective == "bytes" else FASTER_RATIO):
-        worse = "smaller" if job.objective == "bytes" else f"faster on {bench.timer.told.name}"
-        return "reverted", f"not {worse}: {ratio:.0%} of the original"
-    if found is None or found.grade is None:
-        return "kept off", "timed only: a better one was known, or the search ended before it was made in full"
-    promised = found.grade.promised(len(bench.material.parts.judge))
-    if promised > job.max_drop:
-        return "kept off", (
-            f"beyond the floor on the choosing part: a drop of {found.grade.drop:.2%} promises at most {promised:.2%} "
-            f"where {job.max_drop:.2%} is allowed"
-        )
-    better = better_than(space, bench.done, recipe)
-    if better is None:
-        return "kept off", "enough others were judged before it"
-    return "kept off", f"{better.text} is as good, and better in {job.objective}, in drop or by being plainer"
-
-
-def _ratio(job: Job, bench: Bench, timed: Timed | None) -> float | None:
-    if timed is None or timed.seconds is None or timed.original is None:
-        return None
-    if job.objective == "bytes":
-        return timed.n_bytes / bench.original_bytes
-    return timed.seconds.p50_s / timed.original.p50_s
 
 
 def _timing(timed: Timed | None, judged: Judged | None) -> tuple[Timing | None, Timing | None]:

@@ -29,6 +29,9 @@ N_EXAMPLE: Final = 2
 LEAST_S: Final = 5.0
 """A training that is begun gets so many seconds, also where the budget has less."""
 
+ROUNDING_RATE: Final = 2e-3
+"""Highest learning rate of quantization-aware training; what docs/training.md measured with, for short trainings."""
+
 N_TOLD: Final = 20
 """How often a training says how far it is."""
 
@@ -90,7 +93,7 @@ class Trainer:
                 self.training_set,
                 quantize,
                 teacher=self.training_set.module,
-                recipe=replace(RECIPE, epochs=max(1, recipe.epochs // 2)),
+                recipe=replace(RECIPE, epochs=max(1, recipe.epochs // 2), learning_rate=ROUNDING_RATE),
                 seed=self.seed,
                 budget_s=self._budget_s(),
                 stepped=stepped,

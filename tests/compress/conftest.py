@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compression.measuring import Feeds, Timing
-from hybrid.compress.job import Job
+from hybrid.compress import Job, Result, compress
 from hybrid.compress.timing import DeviceTold
 from hybrid.cost.energy import GENERIC_POWER, Power
 from tests.compress import nets
@@ -65,6 +65,21 @@ def job(net: Path, data: Path, tmp_path: Path) -> Job:
 
 @pytest.fixture
 def by_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], BySize]:
-    """Makes timers by size, and takes from the search what is not looked at here: the staircase, ratios of pruning."""
+    """Makes timers by size, and takes from the search what is not looked at here: the staircase and ratios of pruning.
+
+    That int8 loses nothing on these samples spares it no step either: there shall be some to interrupt.
+    """
     monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+    monkeypatch.setattr("hybrid.compress.search.is_lossless", lambda _grade: False)
     return lambda _job: BySize()
+
+
+@pytest.fixture(scope="session")
+def whole(net: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """What the job gives, done elsewhere."""
+    out = tmp_path_factory.mktemp("whole") / "small"
+    job = Job(model=net, data=data / "x.npz", labels=data / "y.npy", out=out, max_drop=MAX_DROP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+        patch.setattr("hybrid.compress.search.is_lossless", lambda _grade: False)
+        return compress(job, timer=lambda _job: BySize())

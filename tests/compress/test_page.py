@@ -1,3 +1,4 @@
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -62,6 +63,8 @@ def candidate(name, ratio, drop, status, reason="because"):
         bytes_ratio=0.25,
         seconds=Seconds(p50_s=0.01 * ratio, p95_s=0.02 * ratio, low_s=0.009 * ratio, n=50),
         seconds_ratio=ratio,
+        tried_ratio=ratio,
+        chosen_by=Drop(n=600, n_lost=3, n_won=1, drop=drop, low=drop - 0.006, high=drop + 0.006, p_value=0.6),
         judged=Drop(n=1000, n_lost=5, n_won=2, drop=drop, low=drop - 0.004, high=drop + 0.004, p_value=0.0004),
     )
 
@@ -97,6 +100,20 @@ def test_it_says_what_was_shipped_what_was_not_and_why():
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+def test_the_front_goes_by_what_was_found_when_each_was_tried():
+    """One was judged, and did worse on those samples than the other on the choosing part: that is no comparison."""
+    judged = candidate("judged", 0.4, 0.001, "shipped")
+    assert judged.judged is not None
+    judged = msgspec.structs.replace(
+        judged, seconds_ratio=0.6, judged=msgspec.structs.replace(judged.judged, drop=0.01, high=0.02)
+    )
+    other = msgspec.structs.replace(candidate("other", 0.5, 0.002, "kept off"), judged=None)
+    found = report(judged, other)
+    assert [each.id for each in found.candidates if each.on_front] == ["judged"]
+    text, _ = read(found)
+    assert "judged <recipe>: 40 % of the time" in unescape(text)
+
+
 def test_nothing_shipped_nothing_tried_and_nothing_measured_are_said():
     _, words = read(report(refused=(Refused(what="pruning", why="needs a training script"),)))
     assert "Nothing was shipped" in words
@@ -106,6 +123,7 @@ def test_nothing_shipped_nothing_tried_and_nothing_measured_are_said():
         candidate("odd", 1.0, 0.0, "failed", "it broke"),
         seconds=None,
         seconds_ratio=None,
+        tried_ratio=None,
         judged=None,
         bytes_ratio=None,
     )

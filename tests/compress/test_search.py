@@ -8,7 +8,8 @@ import pytest
 
 from hybrid.compress.grading import Grade
 from hybrid.compress.recipe import Recipe
-from hybrid.compress.search import Cost, Done, Space, Step, best_int8, finalists, next_step, runners_up
+from hybrid.compress.search import Step, best_int8, next_step
+from hybrid.compress.standing import Cost, Done, Space, finalists, runners_up
 
 N = 1000
 U8S8, S8S8 = Recipe(precision="int8"), Recipe(precision="int8", activations="int8")
@@ -20,7 +21,14 @@ Times = Callable[[Recipe], Cost | None]
 Drops = Callable[[Recipe], float | None]
 
 
-def searched(space: Space, times: Times, drops: Drops, most: int = 200) -> tuple[Done, list[Step]]:
+def by_ratio(recipe: Recipe) -> str:
+    """Every ratio gives other widths."""
+    return f"{recipe.ratio:g}"
+
+
+def searched(
+    space: Space, times: Times, drops: Drops, most: int = 200, widths: Callable[[Recipe], str | None] = by_ratio
+) -> tuple[Done, list[Step]]:
     """Everything the search does on a landscape."""
     done, steps = Done(), []
     while (step := next_step(space, done)) is not None:
@@ -28,6 +36,8 @@ def searched(space: Space, times: Times, drops: Drops, most: int = 200) -> tuple
         assert len(steps) <= most, "it does not end"
         if step.kind == "time":
             done = replace(done, costs={**done.costs, step.recipe.timed_as: times(step.recipe)})
+        elif step.kind == "widths":
+            done = replace(done, widths={**done.widths, step.recipe: widths(step.recipe)})
         else:
             drop = drops(step.recipe)
             done = replace(done, grades={**done.grades, step.recipe: None if drop is None else grade(drop)})
@@ -86,9 +96,52 @@ def test_ranges_are_chosen_by_what_they_lose(best):
     assert found.ranges == best
 
 
+BIASED = msgspec.structs.replace(U8S8, bias_corrected=True)
+
+
 def test_of_equals_the_plainest_is_taken():
-    done, _ = searched(SPACE, usual, lambda _recipe: 0.0)
+    done, _ = searched(SPACE, usual, lambda _recipe: 0.001)
     assert finalists(SPACE, done, 3) == [U8S8]
+
+
+def test_what_loses_no_answer_needs_no_repair():
+    """Nothing can lose less: one grade, and the budget is pruning's."""
+    done, steps = searched(SPACE, usual, lambda _recipe: 0.0)
+    assert graded(steps) == finalists(SPACE, done, 3) == [BIASED]
+
+
+def test_pruning_comes_before_repairs_of_what_holds_the_floor_and_is_not_begun_anew_by_them():
+    space = replace(SPACE, prunings=GRAPH)
+
+    def drops(recipe: Recipe) -> float:
+        if recipe.ratio:
+            return 0.001 if recipe.ratio <= 0.5 else 0.3
+        return 0.002 if recipe.ranges == "minmax" and not recipe.equalized else 0.001
+
+    done, steps = searched(space, usual, drops)
+    kinds = [("pruned" if recipe.pruned else "whole") for recipe in graded(steps)]
+    assert kinds[0] == "whole"
+    assert kinds[1] == "pruned"
+    assert kinds.count("whole") > 4, "other ranges and repairs are tried in the end"
+    assert kinds == sorted(kinds[:1]) + sorted(kinds[1:])
+    assert {recipe.ranges for recipe in graded(steps) if recipe.pruned} == {"minmax"}
+    assert finalists(space, done, 1)[0].ratio == 0.5
+
+
+def test_ratios_that_give_the_same_widths_are_one_candidate_and_nothing_gone_is_none():
+    """To a staircase of coarse steps: below a quarter nothing goes, then all ratios of a quarter give one model."""
+    space = replace(SPACE, prunings=GRAPH)
+
+    def widths(recipe: Recipe) -> str:
+        return str(int(recipe.ratio * 4) or "")
+
+    done, steps = searched(space, usual, lambda recipe: 0.0 if recipe.ratio < 0.5 else 0.3, widths=widths)
+    tried = [step.recipe for step in steps if step.recipe.pruned and step.kind != "widths"]
+    assert all(recipe.ratio >= 0.25 for recipe in tried)
+    for local in (True, False):
+        made = [recipe for recipe in graded(steps) if recipe.pruned and recipe.local == local]
+        assert len({widths(recipe) for recipe in made}) == len(made)
+    assert widths(finalists(space, done, 1)[0]) == "1"
 
 
 def test_operators_fall_back_to_float_until_the_floor_holds_and_no_further():
@@ -226,6 +279,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been():
                 if each.kind == "time"
             },
             grades={each.recipe: done.grades[each.recipe] for each in reversed(known) if each.kind == "grade"},
+            widths={each.recipe: done.widths[each.recipe] for each in reversed(known) if each.kind == "widths"},
         )
         assert next_step(space, part) == step
 
