@@ -1,6 +1,7 @@
 """Ways of dividing requests in a whole job: tried, judged, shipped, told, and answering in a session."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -137,24 +138,38 @@ def test_what_is_shipped_is_offered_and_answers_within_the_drop(
     assert n_lost / len(x) <= MAX_DROP
 
 
-def test_the_same_again_is_all_known(whole: Result, asked: Job, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is tried anew by a second call, which ends as the first one did."""
-    import shutil
-
+@pytest.fixture
+def known(whole: Result, asked: Job, job: Job, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """What an earlier call has done."""
     shutil.copytree(asked.out.with_name("small.work"), job.out.with_name("small.work"))
+    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+    return whole
+
+
+def test_the_same_again_is_all_known(known: Result, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried anew by a second call, which ends as the first one did."""
 
     def tried(*_: object, **_more: object) -> None:
         raise AssertionError("tried anew")
 
     monkeypatch.setattr("hybrid.compress.splits.trying.try_cuts", tried)
     monkeypatch.setattr("compression.quantization.static.quantize", tried)
-    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
-    assert compress(job, timer=split_nets.slow_device).report.splits == whole.report.splits
+    assert compress(job, timer=split_nets.slow_device).report.splits == known.report.splits
 
 
-def test_a_fast_device_ships_no_split(job: Job, asked: Job, whole: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_here_costs_no_variant(known: Result, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object, **_more: object) -> None:
+        raise RuntimeError("an engine's own words")
+
+    monkeypatch.setattr("hybrid.compress.splits.work.prepare", faulty)
+    result = compress(job, timer=split_nets.slow_device)
+    assert result.report.shipped == known.report.shipped == ("int8",)
+    assert "an engine's own words" in result.report.refused[-1].why
+    assert not result.report.splits
+
+
+def test_a_fast_device_ships_no_split(known: Result, job: Job) -> None:
     """The device alone takes milliseconds, the smallest request a round trip: no head is even made."""
-    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
     report = compress(job, timer=lambda _job: BySize()).report
     assert "shipped" not in {each.status for each in report.splits}
     (refused,) = [each for each in report.refused if each.what.startswith("splits at")]

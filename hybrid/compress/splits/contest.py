@@ -123,6 +123,13 @@ class Contest:
         rows.sort(key=lambda row: (row.status != "shipped", row.total_s or 0.0, row.id))
         return [*rows, *self.failed]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know of the judgement."""
+        if self.n_judged < 2:
+            return []
+        return [f"splits: {self.n_judged} ways were judged on the same samples, each at 95 %"]
+
     def _cost(self, one: Tried) -> float:
         return self.prices.cost(self.spent(one))
 

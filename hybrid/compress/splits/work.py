@@ -1,5 +1,6 @@
 """The search for ways to divide requests: which cuts may win, what is made and tried there, what of it is shipped."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from hybrid.partition.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
     from compression.training.training_set import TrainingSet
+
+log = logging.getLogger("hybrid.compress")
 
 CODECS: Final = ("lossless", "fp16", "q8", "q8z", "q4", "q4z")
 """Of what a cut's own head leaves."""
@@ -95,8 +98,8 @@ class SplitWork:
             return self._found()
         except StorageError:
             raise
-        except (*FAILURES, HybridError) as error:
-            return Found(refused=(Refused(what=SPLITTING, why=str(error)),))
+        except Exception as error:  # noqa: BLE001 (what the search has won is shipped whatever happens here)
+            return Found(refused=(Refused(what=SPLITTING, why=_why(error)),))
 
     def _found(self) -> Found:
         bench, material = self.bench, self.bench.material
@@ -124,7 +127,7 @@ class SplitWork:
             shipped=tuple(contest.shipped()),
             told=tuple(contest.told()),
             refused=tuple(run.refused),
-            remarks=(self._assumed(prices),),
+            remarks=(self._assumed(prices), *contest.remarks),
         )
 
     def _prices(self, heads: Heads) -> Prices:
@@ -148,6 +151,14 @@ class SplitWork:
             f"{link.up_bps / 1e6:.3g} Mbit/s up, {link.down_bps / 1e6:.3g} down); encoding was measured here and "
             f"multiplied by {prices.pace:.3g}; a session measures all of that anew before it takes a way"
         )
+
+
+def _why(error: Exception) -> str:
+    """The message of a failure that was expected; of any other one too, which is then logged as a whole."""
+    if isinstance(error, (*FAILURES, HybridError)):
+        return str(error)
+    log.error("compress.splits_failed", exc_info=error)
+    return f"{type(error).__name__}: {error} (a fault of this program; please report it)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +208,7 @@ class _Run:
         for number, cut in enumerate(cuts):
             try:
                 self._cut(cut, self._share_s(len(cuts) - number))
-            except (*FAILURES, HybridError) as error:
+            except Exception as error:  # noqa: BLE001 (it costs this cut alone)
                 self._failed(f"cut-{cut.id[:8]}", cut, error)
 
     def bottlenecks(self) -> None:
@@ -244,7 +255,7 @@ class _Run:
             budget_s = max(LEAST_S, work.left_s() / (len(found) - number))
             try:
                 self._bottleneck(learner, cut, at, budget_s)
-            except (*FAILURES, HybridError) as error:
+            except Exception as error:  # noqa: BLE001 (it costs this cut alone)
                 self._failed(f"{LEARNED}-{cut.id[:8]}", cut, error)
 
     def _cut(self, cut: Cut, budget_s: float) -> None:
@@ -310,7 +321,7 @@ class _Run:
     def _failed(self, name: str, cut: Cut, error: Exception) -> None:
         if isinstance(error, StorageError):
             raise error
-        self.contest.leave_out(name, cut, "", "failed", str(error))
+        self.contest.leave_out(name, cut, "", "failed", _why(error))
 
     def _share_s(self, n: int) -> float:
         """Of the budget that is left, for one of so many tries; half is for bottlenecks where some will be learned."""
