@@ -42,7 +42,7 @@ class Home:
     Attributes:
         folder: of all campaigns.
         library: the registry of models.
-        files: of the registry.
+        files: of the registry; None where it takes none.
         signer: the gateway's rounds key.
         steering: begins rollouts; None where there are none.
         store, commits: of rows.
@@ -52,7 +52,7 @@ class Home:
 
     folder: Path
     library: Library
-    files: BlobStore
+    files: BlobStore | None
     signer: Signer
     steering: Steering | None
     store: RoundStore
@@ -188,6 +188,8 @@ class Promotions:
         return max(each.sequence for each in versions) + 1
 
     def _put(self, content: bytes) -> None:
+        if self._home.files is None:
+            raise Conflict("nothing is kept of models here")
         sha256 = hashlib.sha256(content).hexdigest()
         if self._home.library.find_blob(sha256) is not None:
             return

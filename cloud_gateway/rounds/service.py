@@ -56,17 +56,17 @@ class Neighbours:
     Attributes:
         library: the registry of models.
         boxes: the registry of boxes.
-        files: of that registry.
         blobs: what boxes brought in pieces.
         raise_alarm: takes a kind, a box or "", and a text; blocks.
+        files: of that registry; None where it takes none.
         steering: begins rollouts; None where there are none.
     """
 
     library: Library
-    files: BlobStore
     boxes: BoxDirectory
     blobs: BlobShelf
     raise_alarm: Callable[[str, str, str], None]
+    files: BlobStore | None = None
     steering: Steering | None = None
 
 
