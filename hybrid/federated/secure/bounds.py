@@ -1,8 +1,8 @@
 """How many neighbours and how many shares a masked round needs, so that stated losses and stated corruption are borne.
 
 Source: Bell, Bonawitz, Gascón, Lepoint, Raykova, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead",
-CCS 2020: the neighbours of a device are a uniform draw, so hypergeometric tails bound what can go wrong (sections 3.2
-and 3.4 there); Bonawitz et al., CCS 2017, section 6.2, for the quorum against a gateway that lies.
+CCS 2020: the neighbours of a device are a uniform draw, so hypergeometric tails bound what can go wrong (section 3
+there); Bonawitz et al., CCS 2017, section 6, for the quorum against a gateway that lies.
 Design: all sums are of whole numbers, because gateway and devices must come to the same degree and the same threshold
 on every machine; rates are percents for the same reason.
 """

@@ -269,10 +269,7 @@ class Device:
         if not state.signature:
             state.signature = sign(members.masked_bytes(state.sharers))
         state.input_digest = digest
-        sharers_digest = members.sharers_digest(state.sharers)
-        return encoded(
-            Masked(sharers_digest=sharers_digest, signature=state.signature, payload=packed(words, members.bits))
-        )
+        return encoded(Masked(signature=state.signature, payload=packed(words, members.bits)))
 
     def take_live(self, message: LiveSet, sign: Sign) -> bytes:
         """Stage 3: consent to one live set, for good, once every live neighbour was told the same sharers."""

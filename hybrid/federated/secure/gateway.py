@@ -274,11 +274,12 @@ class MaskedRound:
 
     def _judged_masked(self, index: int, masked: Masked) -> MaskedDigest:
         members = self.roster
-        if masked.sharers_digest != members.sharers_digest(sorted(self.dealt)):
-            raise CorruptContent("a masked input for another list of sharers: it would not cancel out; mask again")
         signed = members.masked_bytes(sorted(self.dealt))
         if not members.is_signed_by(index, masked.signature, signed):
-            raise Forbidden(f"the masked input is not signed by the box of device {index}: it counts as lost")
+            raise Forbidden(
+                f"device {index} did not sign that it is masked with those who dealt: it was told others, so that its "
+                "masks would not cancel out, or another key signed; it counts as lost"
+            )
         check_packed(masked.payload, self.task.n_masked, members.bits)
         return MaskedDigest(sha256=hashlib.sha256(masked.payload).digest(), signature=masked.signature)
 
@@ -322,7 +323,10 @@ class MaskedRound:
             n_came = len(self._core())
         if self.stage == "unmask":
             bare = [one for one in self.dealt if len(self.shares_of(one)) < self.roster.plan.threshold]
-            return f"the secrets of {len(bare)} devices have too few shares, {len(self.reveals)} came" if bare else ""
+            if not bare:
+                return ""
+            named = ", ".join(self.roster.box_ids[one] for one in bare[:3])
+            return f"the secrets of {len(bare)} devices ({named}, …) have too few shares, {len(self.reveals)} came"
         wanted = self.roster.plan.quorum if self.stage == "consent" else least
         return "" if n_came >= wanted else f"{n_came} devices came through stage {self.stage}, {wanted} are wanted"
 

@@ -95,12 +95,10 @@ class Masked(msgspec.Struct, frozen=True, array_like=True, tag="masked"):
     """Stage 2, device: its masked levels.
 
     Attributes:
-        sharers_digest: who dealt, as the gateway told this device: with whom it is masked.
-        signature: of that, by the box key, for the neighbours.
+        signature: by the box key, over who dealt as the gateway told this device: with whom it is masked.
         payload: packed.
     """
 
-    sharers_digest: Digest
     signature: Signature
     payload: bytes
 

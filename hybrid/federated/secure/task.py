@@ -78,12 +78,7 @@ class SecureTask(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> bytes:
         """What the signatures of the round hold of it: 32 bytes."""
-        return hashlib.sha256(LABEL + self.to_bytes()).digest()
-
-    @property
-    def round_name(self) -> tuple[str, int]:
-        """Names the round whatever the attempt: a device's update goes into one sum of it at most."""
-        return self.campaign, self.step
+        return hashlib.sha256(LABEL + msgspec.msgpack.encode(self)).digest()
 
     @property
     def step_size(self) -> float:
@@ -94,17 +89,3 @@ class SecureTask(msgspec.Struct, frozen=True, kw_only=True):
     def n_masked(self) -> int:
         """Elements that are masked: the vector's, and the clip bit."""
         return self.n_elements + int(self.has_clip_bit)
-
-    def to_bytes(self) -> bytes:
-        """As it travels, in a task's `secure`."""
-        return msgspec.msgpack.encode(self)
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "SecureTask":
-        """The task that these bytes hold. Raises `BadMessage`."""
-        if len(content) > MAX_TASK_BYTES:
-            raise BadMessage(f"a masked round's task of {len(content)} bytes is refused; at most {MAX_TASK_BYTES}")
-        try:
-            return msgspec.msgpack.decode(content, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise BadMessage(f"a masked round's task does not parse: {exc}") from exc

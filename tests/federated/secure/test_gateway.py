@@ -163,7 +163,6 @@ def test_shares_and_masks_for_another_roster_or_list_are_refused() -> None:
     cohort = at("mask")
     masked = decoded(next_of(cohort, cohort.boxes[0]), Masked)
     for changed, error in (
-        ({"sharers_digest": bytes(32)}, CorruptContent),
         ({"payload": masked.payload[:-1]}, TensorMismatch),
         ({"signature": cohort.boxes[1].sign(b"")}, Forbidden),
     ):
@@ -227,9 +226,7 @@ def test_who_is_waited_for() -> None:
     assert cohort.round.waits_for == {box.id for box in cohort.boxes[:3]}
     assert cohort.round.message_for(cohort.boxes[3].id) is None
     with pytest.raises(Forbidden, match="waits for the next round"):
-        cohort.round.take(
-            cohort.boxes[3].id, encoded(Masked(sharers_digest=bytes(32), signature=bytes(70), payload=b""))
-        )
+        cohort.round.take(cohort.boxes[3].id, encoded(Masked(signature=bytes(70), payload=b"")))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91\xa6masked", b"\x92" * 800])

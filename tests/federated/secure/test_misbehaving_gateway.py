@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hybrid.errors import BadMessage, Conflict, CorruptContent, Forbidden, HybridError, MaskingRefused, TooLarge
+from hybrid.errors import BadMessage, Conflict, Forbidden, HybridError, MaskingRefused, TooLarge
 from hybrid.federated.secure import device_list
 from hybrid.federated.secure.cipher import public_key_of
 from hybrid.federated.secure.device import Device, Guard
@@ -236,7 +236,7 @@ def test_a_device_that_was_told_other_sharers_is_not_uncovered() -> None:
     parcels = dict(zip(others, honest.parcels, strict=True))
     narrow = Delivery(sharers=tuple(few), parcels=tuple(parcels[one] for one in few if one != mine))
     wrong = decoded(target.answer(encoded(narrow)), Masked)
-    with pytest.raises(CorruptContent, match="another list of sharers"):
+    with pytest.raises(Forbidden, match="it was told others"):
         cohort.round.take(target.id, encoded(wrong))
     signatures = {mine: wrong.signature}
     for box in cohort.boxes[1:]:

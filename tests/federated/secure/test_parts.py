@@ -6,11 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from hybrid.errors import BadMessage, CorruptContent, TensorMismatch
+from hybrid.errors import BadMessage, CorruptContent, TensorMismatch, TooLarge
 from hybrid.federated.secure import bounds
 from hybrid.federated.secure.bounds import LEAST_GROUP, Plan, exposure, failure, plan_for, tail
 from hybrid.federated.secure.cipher import Stream, agreed, derived, fresh_secret, opened, public_key_of, sealed
 from hybrid.federated.secure.graph import Graph
+from hybrid.federated.secure.invitation import Invitation
 from hybrid.federated.secure.quantized import checked, quantized
 from hybrid.federated.secure.ring import (
     add_mask,
@@ -285,9 +286,10 @@ def test_clip_bits_beyond_the_number_of_devices_are_refused() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- task
-def test_a_task_travels_and_names_everything() -> None:
+def test_an_invitation_travels_and_its_task_names_everything() -> None:
     task = task_of()
-    assert SecureTask.from_bytes(task.to_bytes()) == task
+    invitation = Invitation(task=task, device_list=b"list")
+    assert Invitation.from_bytes(invitation.to_bytes()) == invitation
     changes = {"campaign": "x", "step": 5, "attempt": 2, "model": "m", "artifact_digest": "c", "variant": "v",
                "layout_digest": "l", "n_elements": 51, "clip_norm": 2.0, "element_range": 0.5, "n_levels": 7,
                "has_clip_bit": True, "least_devices": 4, "dropout_percent": 20, "corrupt_percent": 30,
@@ -306,7 +308,10 @@ def test_a_task_that_no_round_can_have(changes) -> None:
         task_of(**changes)
 
 
-def test_a_task_that_does_not_parse() -> None:
-    for bad in (b"\xc1", b"\x80", b"x" * 5000, task_of().to_bytes().replace(b"\xa4step\x04", b"\xa4step\xff")):
+def test_an_invitation_that_does_not_parse() -> None:
+    sound = Invitation(task=task_of()).to_bytes()
+    for bad in (b"\xc1", b"\x80", b"", sound[:-3], sound.replace(b"\xa4step\x04", b"\xa4step\xff")):
         with pytest.raises(BadMessage):
-            SecureTask.from_bytes(bad)
+            Invitation.from_bytes(bad)
+    with pytest.raises(TooLarge):
+        Invitation.from_bytes(bytes(5 << 20))
