@@ -313,7 +313,7 @@ def test_what_hangs_on_more_than_the_features_is_refused(tmp_path: Path) -> None
 
 def test_a_tensor_before_the_features_is_refused(tmp_path: Path) -> None:
     path = reference_model(tmp_path)
-    with pytest.raises(ModelUntrainable, match=r"w1, b1 may learn"):
+    with pytest.raises(ModelUntrainable, match=r"b1, w1 may learn.*features 'hidden' are made with it"):
         read_head(path, "hidden", {"head.bin": path.with_name("head.bin").stat().st_size})
 
 
@@ -373,3 +373,22 @@ def test_whole_numbers_cannot_learn(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelUntrainable, match="INT8"):
         read_head(path, "x", {"head.bin": 30})
+
+
+def test_weights_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    path = reference_model(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    first, second = (one for one in model.graph.initializer if one.name in ("b1", "b2"))
+    places = {entry.key: entry.value for entry in first.external_data}
+    for entry in second.external_data:
+        if entry.key == "offset":
+            entry.value = places["offset"]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelUntrainable, match="share bytes"):
+        read_head(path, "image", {"head.bin": path.with_name("head.bin").stat().st_size})
+
+
+def test_a_feature_tensor_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = reference_model(tmp_path)
+    with pytest.raises(ModelUntrainable, match="no tensor 'gone'"):
+        read_head(path, "gone", {"head.bin": path.with_name("head.bin").stat().st_size})

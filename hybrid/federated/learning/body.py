@@ -16,6 +16,7 @@ import onnx
 from devices.errors import DeviceError
 from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.errors import EngineFailed, ModelUntrainable, TensorMismatch
+from hybrid.federated.learning.graph_part import nodes_before
 from hybrid.federated.learning.head import Head
 from hybrid.graph.model_file import needs_of
 
@@ -35,40 +36,19 @@ def body_model(head: Head) -> onnx.ModelProto | None:
     graph = head.model.graph
     if any(value.name == head.feature for value in graph.input):
         return None
-    wanted, kept = {head.feature}, []
-    for node in _backwards(graph):
-        if not wanted.isdisjoint(node.output):
-            kept.append(node)
-            wanted.update(needs_of(node))
+    kept = nodes_before(head.model, head.feature)
+    wanted = {name for node in kept for name in needs_of(node)}
     declared = {value.name: value for value in (*graph.value_info, *graph.output)}
     body = onnx.ModelProto(ir_version=head.model.ir_version, producer_name="hybrid")
     body.opset_import.extend(head.model.opset_import)
     body.functions.extend(head.model.functions)
     body.graph.name = graph.name or "graph"
-    body.graph.node.extend(reversed(kept))
+    body.graph.node.extend(kept)
     body.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in wanted)
     body.graph.sparse_initializer.extend(one for one in graph.sparse_initializer if one.values.name in wanted)
     body.graph.input.extend(value for value in graph.input if value.name in wanted)
     body.graph.output.append(declared.get(head.feature) or onnx.ValueInfoProto(name=head.feature))
     return body
-
-
-def _backwards(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes, readers before makers, also where a quantizer left them in another order."""
-    makers = {name: node for node in graph.node for name in node.output}
-    order: list[onnx.NodeProto] = []
-    seen: set[int] = set()
-    for last in graph.node:
-        stack = [(last, False)]
-        while stack:
-            node, is_done = stack.pop()
-            if is_done:
-                order.append(node)
-            elif id(node) not in seen:
-                seen.add(id(node))
-                stack.append((node, True))
-                stack += [(makers[name], False) for name in needs_of(node) if name in makers]
-    return order[::-1]
 
 
 def body_key(manifest: Manifest, variant: Variant) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 from hybrid.errors import ModelInvalid, ModelUntrainable
 from hybrid.federated.learning.operators.call import Step
 from hybrid.federated.learning.operators.catalog import DOMAINS
+from hybrid.graph.model_file import needs_of
 
 Read = Callable[[str, int, int], bytes]
 """Bytes of a file beside the model: (name, offset, length)."""
@@ -47,7 +49,11 @@ def places(model: onnx.ModelProto, locations: Mapping[str, object]) -> list[Plac
                 raise ModelInvalid(f"{tensor.name!r} of shape {place.shape} has {place.length} bytes; export it again")
             found.append(place)
     order = {location: at for at, location in enumerate(locations)}
-    return sorted(found, key=lambda place: (order[place.location], place.offset))
+    found.sort(key=lambda place: (order[place.location], place.offset))
+    for one, other in pairwise(found):
+        if one.location == other.location and one.offset + one.length > other.offset:
+            raise ModelUntrainable(f"{one.name!r} and {other.name!r} share bytes of {one.location}; keep them apart")
+    return found
 
 
 def _place(tensor: onnx.TensorProto) -> Place:
@@ -89,6 +95,23 @@ def nodes_behind(model: onnx.ModelProto, feature: str, others: Mapping[str, obje
             behind.append(makers[name])
             wanted += makers[name].input
     return behind
+
+
+def nodes_before(model: onnx.ModelProto, feature: str) -> list[onnx.NodeProto]:
+    """What the feature tensor is made of, makers before readers, also where a quantizer left them in another order."""
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    order: list[onnx.NodeProto] = []
+    seen: set[int] = set()
+    waiting = [(makers[feature], False)] if feature in makers else []
+    while waiting:
+        node, is_done = waiting.pop()
+        if is_done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            waiting.append((node, True))
+            waiting += [(makers[name], False) for name in needs_of(node) if name in makers]
+    return order
 
 
 def step_of(node: onnx.NodeProto, opset: int) -> Step:

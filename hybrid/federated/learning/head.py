@@ -14,13 +14,14 @@ from hybrid.federated.layout import Layout
 from hybrid.federated.learning.graph_part import (
     Place,
     constants_of,
+    nodes_before,
     nodes_behind,
     opset_of,
     places,
     step_of,
 )
 from hybrid.federated.learning.program import Arrays, HeadProgram
-from hybrid.graph.model_file import load_proto
+from hybrid.graph.model_file import load_proto, needs_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Head:
     arrays: Arrays
     files: Mapping[str, int]
     _places: tuple[Place, ...]
+    _locations: Mapping[str, str]
 
     @property
     def vector(self) -> np.ndarray:
@@ -62,7 +64,7 @@ class Head:
         for name, n_bytes in self.files.items():
             content = bytearray(n_bytes)
             for place in self._places:
-                if _is_at(name, place.location, self.path):
+                if place.location == self._locations[name]:
                     array = np.ascontiguousarray(arrays[place.name], "<f4")
                     content[place.offset : place.offset + place.length] = array.tobytes()
             found[name] = bytes(content)
@@ -92,7 +94,8 @@ def open_head(folder: Path, manifest: Manifest, variant_id: str, *, output: str 
             "with a head of its own (`hybrid compress --head`)"
         )
     sizes = {name: manifest.files[name].size for name in variant.trainable_files}
-    return read_head(path, variant.feature_tensor or "", sizes, output=output)
+    beside = PurePosixPath(variant.files[0]).parent.as_posix()
+    return read_head(path, variant.feature_tensor or "", sizes, output=output, folder=beside)
 
 
 def variant_of(manifest: Manifest, variant_id: str) -> Variant:
@@ -112,20 +115,22 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         raise ModelUntrainable(f"{shown} names the model file itself as trainable; what learns is a file of its own")
 
 
-def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str = "") -> Head:
+def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str = "", folder: str = ".") -> Head:
     """The head of a model file.
 
     Args:
         path: the ONNX model; its external weights lie beside it.
         feature: the tensor on which the head stands; may be the model's input.
-        files: trainable files, each with its size in bytes: names that end with their place beside the model.
+        files: trainable files, each with its size in bytes: paths in the artifact.
         output: as `open_head` has it.
+        folder: the model's, in the artifact.
 
     Raises:
         ModelUntrainable, ModelInvalid: as `open_head`.
     """
     model = load_proto(path)
-    learning = places(model, {place: None for name in files for place in _locations(model, name, path)})
+    locations = {name: PurePosixPath(name).relative_to(folder).as_posix() for name in files}
+    learning = places(model, dict.fromkeys(locations.values()))
     if not learning:
         raise ModelUntrainable(f"{path.name} has no tensor in {', '.join(files)}; nothing of it may learn")
 
@@ -135,6 +140,7 @@ def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str
             return file.read(length)
 
     trainable = [place.name for place in learning]
+    _check_body(model, feature, trainable)
     nodes = nodes_behind(model, feature, dict.fromkeys(trainable))
     steps = [step_of(node, opset_of(model)) for node in nodes]
     needed = {name for step in steps for name in step.inputs} - set(trainable)
@@ -155,7 +161,7 @@ def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str
     layout = Layout.of(arrays)
     return Head(
         model=model, path=path, feature=feature, program=program, layout=layout, arrays=arrays, files=dict(files),
-        _places=tuple(learning),
+        _places=tuple(learning), _locations=locations,
     )  # fmt: skip
 
 
@@ -171,20 +177,18 @@ def full_arrays(head: Head, learned: Arrays) -> dict[str, np.ndarray]:
     return {name: learned.get(name, head.arrays[name]) for name in head.layout.names}
 
 
-def _locations(model: onnx.ModelProto, name: str, path: Path) -> list[str]:
-    said = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location" and tensor.data_location == onnx.TensorProto.EXTERNAL
-    }
-    return sorted(location for location in said if _is_at(name, location, path))
-
-
-def _is_at(name: str, location: str, path: Path) -> bool:
-    """Whether a file of the artifact is the one that the model names; its folder is that of the model."""
-    parts, beside = PurePosixPath(name).parts, PurePosixPath(location).parts
-    return parts[len(parts) - len(beside) :] == beside and len(parts) - len(beside) < len(path.parts)
+def _check_body(model: onnx.ModelProto, feature: str, trainable: Sequence[str]) -> None:
+    """See that features stay what they are while the head learns."""
+    made = {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
+    if feature not in made:
+        raise ModelUntrainable(f"the model has no tensor {feature!r}, on which its head is said to stand")
+    read = {name for node in nodes_before(model, feature) for name in needs_of(node)}
+    early = sorted(read & set(trainable))
+    if early:
+        raise ModelUntrainable(
+            f"{', '.join(early[:3])} may learn, but the features {feature!r} are made with it; choose an earlier "
+            "feature tensor"
+        )
 
 
 def _chosen(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], wanted: str, feature: str) -> str:
