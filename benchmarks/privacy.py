@@ -46,10 +46,11 @@ class Row(NamedTuple):
 
 def started(part: str, seed: int, training: task.Samples) -> np.ndarray:
     """Weights before the first round: drawn, or trained by the gateway on samples of its own where the head learns."""
-    weights = task.first_weights(seed)
+    weights: np.ndarray = task.first_weights(seed)
     if part == "all":
         return weights
-    return weights + task.train(weights, training.at(np.arange(N_PROXY)), seed, n_epochs=30).delta
+    delta: np.ndarray = task.train(task.LAYOUT, weights, training.at(np.arange(N_PROXY)), seed, n_epochs=30).delta
+    return weights + delta
 
 
 def learnt(part: str, n_devices: int, noise: float, seed: int) -> tuple[float, float]:
@@ -68,14 +69,14 @@ def learnt(part: str, n_devices: int, noise: float, seed: int) -> tuple[float, f
     for number in range(N_ROUNDS):
         total = PrivateSum(privacy, clip, int(learns.sum()))
         for device, samples in enumerate(fleet):
-            delta = task.train(weights, samples, 1_000_000 * seed + 1000 * number + device).delta[learns]
+            delta = task.train(task.LAYOUT, weights, samples, 1_000_000 * seed + 1000 * number + device).delta[learns]
             within, norm = clipped(delta, clip)
             total.add(within, bit=clip_bit(norm, clip))
         released = total.release(rng.bytes(32), n_devices)
         weights = weights.copy()
         weights[learns] += released.mean
         clip = released.clip_norm
-    return task.accuracy(weights, test), clip
+    return task.accuracy(task.LAYOUT, weights, test), clip
 
 
 def main() -> None:

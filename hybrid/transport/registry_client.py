@@ -231,6 +231,11 @@ class RegistryClient:
         async with self._call("POST", path.lstrip("/"), data=body) as response:
             return await _read(response, _MAX_ANSWER_BYTES)
 
+    async def put(self, path: str, body: bytes) -> bytes:
+        """The answer to a call that takes a file and gives JSON."""
+        async with self._call("PUT", path.lstrip("/"), data=body) as response:
+            return await _read(response, _MAX_ANSWER_BYTES)
+
     async def _json(self, method: str, path: str) -> bytes:
         async with self._call(method, path) as response:
             return await _read(response, _MAX_ANSWER_BYTES)

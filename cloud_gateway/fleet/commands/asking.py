@@ -38,12 +38,18 @@ class Asker:
         """What a call answers; bytes go as they are. Raises `HybridError`."""
         return self._ask("POST", path, body if isinstance(body, bytes) else msgspec.json.encode(body), kind)
 
+    def put(self, path: str, body: bytes, kind: type[_T]) -> _T:
+        """What taking a file answers. Raises `HybridError`."""
+        return self._ask("PUT", path, body, kind)
+
     def _ask(self, method: str, path: str, body: bytes, kind: type[_T]) -> _T:
         from hybrid.transport.registry_client import RegistryClient
 
         async def inside() -> bytes:
             async with RegistryClient(self.url, self._token, trust=self._choice.trust) as client:
-                return await (client.get(path) if method == "GET" else client.post(path, body))
+                if method == "GET":
+                    return await client.get(path)
+                return await (client.put(path, body) if method == "PUT" else client.post(path, body))
 
         answer = asyncio.run(inside())
         try:

@@ -1,0 +1,1 @@
+"""What people say about campaigns on a command line."""

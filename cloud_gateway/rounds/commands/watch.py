@@ -1,0 +1,107 @@
+"""`hybrid rounds watch`: a campaign as it goes on, until it is over."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from cloud_gateway.fleet.commands.asking import AdminToken, Asker
+from cloud_gateway.rounds.commands.campaigns import CampaignId, campaign_path
+from cloud_gateway.rounds.commands.telling import (
+    ROUND_HEAD,
+    headline,
+    is_over,
+    lines,
+    privacy_lines,
+    promotion_line,
+    round_row,
+)
+from cloud_gateway.rounds.messages import CampaignView
+from hybrid.cli.output import decorated, event, note
+from hybrid.cli.registry_asking import Gateway, Json
+from hybrid.errors import LinkError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_WAIT_S = 25.0
+_AGAIN_S = 2.0
+_SHOWN = 12
+
+
+def watch(campaign: CampaignId, gateway: Gateway = "auto", token: AdminToken = None, json: Json = False) -> None:
+    """Show a campaign as it changes, with the time that is left, until it is over or Ctrl-C."""
+    asker = Asker(gateway, token)
+    view = asker.get(campaign_path(campaign), CampaignView)
+    if json or not decorated(sys.stdout):
+        _stream(asker, view, json=json)
+    else:
+        _live(asker, view)
+
+
+def _stream(asker: Asker, view: CampaignView, *, json: bool) -> None:
+    """A JSON object a change, or a line a round and one at the end."""
+    said = ""
+    while True:
+        told = _line(view)
+        if json or told != said:
+            event(view, told, json=json)
+            said = told
+        if is_over(view):
+            break
+        view = _next(asker, view)
+    if not json:
+        event(view, "\n".join(lines(view)), json=False)
+
+
+def _line(view: CampaignView) -> str:
+    open_one = view.rounds[-1] if view.rounds else None
+    told = headline(view)
+    if open_one is not None and open_one.state != "closed":
+        told += f"; round {open_one.number}: {open_one.n_counted} of {view.order.goal} updates"
+    return told
+
+
+def _next(asker: Asker, view: CampaignView) -> CampaignView:
+    """As it is after a change, or as it still is; a gateway may go and come back."""
+    path = f"{campaign_path(view.id)}?since={view.serial}&wait_s={_WAIT_S:g}"
+    while True:
+        try:
+            return asker.get(path, CampaignView)
+        except LinkError as exc:
+            note(f"{exc}; trying again")
+            time.sleep(_AGAIN_S)
+
+
+def _live(asker: Asker, view: CampaignView) -> None:
+    from rich.live import Live
+
+    with Live(_pictured(view), refresh_per_second=4, screen=False) as live:
+        try:
+            while not is_over(view):
+                view = _next(asker, view)
+                live.update(_pictured(view))
+        except KeyboardInterrupt:
+            return
+
+
+def _pictured(view: CampaignView) -> "Group":
+    """A headline, a bar of the rounds, the newest of them."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Text | Table | ProgressBar] = [Text(headline(view), style="bold")]
+    if view.reason:
+        parts.append(Text(view.reason, style="red"))
+    parts += [Text(line, style="dim") for line in privacy_lines(view)]
+    parts.append(ProgressBar(total=view.order.rounds, completed=view.step, width=60))
+    picture = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ROUND_HEAD:
+        picture.add_column(column, overflow="fold")
+    for each in view.rounds[-_SHOWN:]:
+        picture.add_row(*round_row(each))
+    parts.append(picture)
+    parts += [Text(promotion_line(each)) for each in view.promotions]
+    return Group(*parts)
