@@ -22,11 +22,12 @@ from hybrid.artifact.signature import Signature, sign
 from hybrid.artifact.trainable import Separated, declared
 from hybrid.federated.box.views import view_of
 from hybrid.federated.box.work import Learnable, Left, Work
-from hybrid.federated.campaign import Campaign
+from hybrid.federated.campaign import Campaign, Promotion
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.head import open_head
 from hybrid.federated.messages import (
+    EvaluationCall,
     Held,
     Offer,
     Task,
@@ -141,7 +142,10 @@ class Lab:
         return self._learnable
 
     async def create(self, evaluation: str = "", **order: object) -> str:
-        order = {"model": MODEL, "version": "", "variant": "", "goal": 4, "rounds": 3, "lease_s": 60.0} | order
+        order = {
+            "model": MODEL, "version": "", "variant": "", "goal": 4, "rounds": 3, "lease_s": 60.0,
+            "promotion": Promotion(policy="none"),
+        } | order  # fmt: skip
         course = await self.rounds.create(CampaignWish(order=Campaign(**order), evaluation=evaluation), "a person")
         return course.id
 
@@ -197,7 +201,7 @@ class Box:
 
     async def take(self, answer: TaskAnswer) -> Task | None:
         answer = msgspec.msgpack.decode(encoded(answer), type=TaskAnswer)
-        if answer.task is not None:
+        if answer.task is not None and answer.task.kind == "train":
             await self.begin(answer.task)
         return answer.task
 
@@ -248,6 +252,14 @@ class Box:
 
     async def send(self, call: UpdateCall) -> UpdateAnswer:
         return await self.lab.desk.update(self.id, msgspec.msgpack.decode(encoded(call), type=UpdateCall))
+
+    async def evaluate(self, task: Task, *, n_won: int, n_lost: int) -> str:
+        """Counts of a candidate."""
+        call = EvaluationCall(
+            epoch="e", task=task.id, campaign=task.campaign, step=task.weights.step, n=20, n_right=10 + n_won - n_lost,
+            n_base_right=10, n_lost=n_lost, n_won=n_won,
+        )  # fmt: skip
+        return (await self.lab.desk.evaluation(self.id, call)).state
 
     async def once(self, campaign: str) -> UpdateAnswer | None:
         """One task, with an invented update."""

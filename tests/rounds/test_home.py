@@ -1,0 +1,151 @@
+"""A step comes home: judged, made a version that boxes accept, signed by the gateway's rounds key, rolled out."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloud_gateway.rounds.messages import PromoteWish
+from edge_agent.install.rules import Papers, check_learned
+from hybrid.artifact.manifest import parse
+from hybrid.artifact.signature import key_id, new_private_key, public_key_of, sign
+from hybrid.errors import Conflict, NotFound
+from hybrid.federated.campaign import Coding, Promotion
+from hybrid.federated.privacy.statement import read
+from tests.rounds.lab import MODEL, Box, Lab, running, until
+from tests.rounds.test_thin_path import evaluation_set
+
+PUBLISHER = new_private_key()
+PLAIN = Coding(up="float32", down="int8")
+
+
+class Trust:
+    """A publisher's key, and the gateway's rounds key as a root delegated it."""
+
+    def __init__(self, lab: Lab) -> None:
+        rounds = bytes.fromhex(lab.rounds.key.public_key)
+        self._keys = {"publisher": public_key_of(PUBLISHER), "rounds": rounds}
+
+    def trusted(self, role: str) -> dict[str, bytes]:
+        return {key_id(self._keys[role]): self._keys[role]}
+
+
+@pytest.fixture
+async def lab(tmp_path: Path):
+    made = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+    async with running(made):
+        yield made
+    made.close()
+
+
+async def learned(lab: Lab, campaign: str, *, vector: np.ndarray | None = None) -> None:
+    course = lab.desk.courses[campaign]
+    for at in range(2):
+        box = Box(lab, at)
+        await box.send(box.update(await box.task(), vector, n_samples=10))
+    await until(lambda: course.row.step == 1)
+
+
+async def test_a_completed_campaign_becomes_a_version_that_boxes_take(lab: Lab) -> None:
+    campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+    await learned(lab, campaign)
+    await until(lambda: lab.desk.courses[campaign].promotion is not None)
+    weights = lab.desk.courses[campaign].steps.newest.weights
+    for at in range(3):
+        box = Box(lab, at)
+        task = await box.task()
+        assert task is not None
+        assert (task.kind, task.weights.whole) == ("evaluate", weights)
+        assert await box.evaluate(task, n_won=2, n_lost=1) == "accepted"
+    await until(lambda: campaign not in lab.desk.courses)
+    view = await lab.shown(campaign)
+    promotion = view.promotions[0]
+    assert (promotion.state, promotion.version) == ("candidate", f"{MODEL}:1.r1-{campaign}")
+    assert (promotion.n_won, promotion.n_lost, promotion.n_boxes) == (6, 3, 3)
+    record = lab.registry.resolve(MODEL)
+    assert record.version == f"1.r1-{campaign}"
+    manifest = lab.registry.manifest_bytes(record.artifact_digest)
+    papers = Papers(manifest=manifest, signature=lab.registry.signature(record.artifact_digest))
+    base = lab.registry.manifest_bytes(lab.digest)
+    check_learned(papers, (Papers(manifest=base, signature=sign(base, PUBLISHER)),), Trust(lab))
+    statement = read(parse(manifest).lineage[-1].detail)
+    assert statement is not None
+    assert (statement.rounds, statement.boxes, statement.secure) == (1, 2, False)
+    assert "box" not in parse(manifest).lineage[-1].step
+    path = lab.registry.find_blob(parse(manifest).files["head.bin"].sha256)
+    assert path is not None
+    assert path.read_bytes() == weights
+
+
+async def test_a_candidate_that_boxes_lose_by_is_refused(lab: Lab) -> None:
+    campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+    await learned(lab, campaign)
+    await until(lambda: lab.desk.courses[campaign].promotion is not None)
+    for at in range(3):
+        box = Box(lab, at)
+        await box.evaluate(await box.task(), n_won=1, n_lost=2)
+    await until(lambda: campaign not in lab.desk.courses)
+    promotion = (await lab.shown(campaign)).promotions[0]
+    assert promotion.state == "refused"
+    assert "won 3" in promotion.reason
+    assert lab.registry.resolve(MODEL).version == "1"
+
+
+async def test_a_candidate_worse_on_the_gateways_set_is_refused(lab: Lab) -> None:
+    random = np.random.default_rng(0)
+    x = random.random((64, 64), np.float32)
+    course_x = evaluation_set(lab, x, np.zeros(64, np.int64))
+    campaign = await lab.create(course_x, goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+    base = (await lab.shown(campaign)).base_accuracy
+    assert base is not None
+    push = np.zeros(650, np.float32)
+    push[640] = -5.0  # class 0 never again
+    await learned(lab, campaign, vector=push)
+    await until(lambda: campaign not in lab.desk.courses)
+    view = await lab.shown(campaign)
+    assert view.rounds[0].accuracy == 0.0
+    assert (view.promotions[0].state, base > 0) == ("refused", True)
+    assert "the base has" in view.promotions[0].reason
+
+
+async def test_a_person_promotes_a_step_of_a_stopped_campaign(lab: Lab) -> None:
+    campaign = await lab.create(
+        goal=2, rounds=5, coding=PLAIN, promotion=Promotion(policy="none", cohort_evaluation=False)
+    )
+    with pytest.raises(NotFound):
+        await lab.rounds.promote(campaign, PromoteWish(), "a person")
+    await learned(lab, campaign)
+    await lab.rounds.order("stop", campaign)
+    assert campaign not in lab.desk.courses
+    with pytest.raises(NotFound):
+        await lab.rounds.promote(campaign, PromoteWish(step=2), "a person")
+    await lab.rounds.promote(campaign, PromoteWish(policy="rollout"), "a person")
+    await until(lambda: campaign not in lab.desk.courses)
+    promotion = (await lab.shown(campaign)).promotions[0]
+    assert (promotion.state, promotion.version) == ("candidate", f"{MODEL}:1.r1-{campaign}")
+    assert "steers no fleet" in promotion.reason
+
+
+async def test_a_promotion_goes_on_after_a_restart(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+    async with running(lab):
+        campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+        await learned(lab, campaign)
+        await until(lambda: lab.desk.courses[campaign].promotion is not None)
+        box = Box(lab, 0)
+        await box.evaluate(await box.task(), n_won=1, n_lost=0)
+        with pytest.raises(Conflict):
+            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=4)
+    async with running(lab):
+        await until(lambda: lab.desk.courses[campaign].promotion is not None)
+        assert await Box(lab, 0).task() is None
+        for at in (1, 2):
+            box = Box(lab, at)
+            await box.evaluate(await box.task(), n_won=1, n_lost=0)
+        await until(lambda: campaign not in lab.desk.courses)
+        assert (await lab.shown(campaign)).promotions[0].n_boxes == 3
+        await asyncio.sleep(0)
+    lab.close()

@@ -1,0 +1,303 @@
+"""Every gate and every end: what does not count changes nothing, is counted, and says why."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from hybrid.errors import BadMessage, CampaignImpossible, Conflict, DiskFull, NotFound, Overloaded, VersionUnsupported
+from hybrid.federated.campaign import Aggregation, Coding, Cohort, Training
+from hybrid.federated.messages import Condition, EvaluationCall, Offer
+from tests.rounds.lab import MODEL, Box, FakeBox, Lab, box_id, running, until
+
+PLAIN = Coding(up="float32", down="float32")
+
+
+@pytest.fixture
+async def lab(tmp_path: Path):
+    made = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
+    async with running(made):
+        yield made
+    made.close()
+
+
+def boxes_of(lab: Lab, n: int = 6) -> list[Box]:
+    return [Box(lab, at) for at in range(n)]
+
+
+async def test_the_same_again_is_accepted_again_and_counts_once(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
+    first, second, *_ = boxes_of(lab)
+    task = await first.task()
+    call = first.update(task)
+    assert (await first.send(call)).state == "accepted"
+    assert (await first.send(call)).state == "accepted"
+    other = first.update(task)
+    with pytest.raises(Conflict):
+        await first.send(other)
+    assert lab.desk.courses[campaign].outcomes == {"accepted": 1, "conflict": 1}
+    assert await first.task() is None
+    await second.once(campaign)
+    await until(lambda: lab.desk.courses[campaign].row.step == 1)
+    assert (await first.send(call)).state == "accepted"
+    with pytest.raises(Conflict):
+        await first.send(other)
+    assert (await lab.shown(campaign)).rounds[0].n_counted == 2
+
+
+@pytest.mark.parametrize(
+    ("gate", "wrong"),
+    [
+        ("finite", lambda box, task: box.update(task, np.full(650, np.nan, np.float32))),
+        ("norm", lambda box, task: box.update(task, np.full(650, 1e4, np.float32))),
+        ("shape", lambda box, task: box.update(task, np.ones(649, np.float32))),
+        ("shape", lambda box, task: box.update(task, form="int8")),
+        ("shape", lambda box, task: box.update(task, n_bytes=7)),
+        ("shape", lambda box, task: box.update(task, sha256="0" * 64)),
+        ("shape", lambda box, task: box.update(task, n_samples=0)),
+        ("lease", lambda box, task: box.update(task, task="a" * 20)),
+        ("lease", lambda box, task: box.update(task, step=1)),
+    ],
+)
+async def test_one_bad_update_changes_nothing(lab: Lab, gate: str, wrong) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=3, rounds=1)
+    boxes = boxes_of(lab, 4)
+    task = await boxes[0].task()
+    answer = await boxes[0].send(wrong(boxes[0], task))
+    assert (answer.state, answer.gate) == ("rejected", gate)
+    assert answer.reason
+    course = lab.desk.courses[campaign]
+    assert course.outcomes == {f"rejected:{gate}": 1}
+    vectors = []
+    for box in boxes[1:]:
+        task = await box.task()
+        vectors.append(np.random.default_rng(len(vectors)).normal(size=650).astype(np.float32) * np.float32(0.01))
+        assert (await box.send(box.update(task, vectors[-1], n_samples=10))).state == "accepted"
+    await until(lambda: campaign not in lab.desk.courses or course.row.step == 1)
+    before = np.frombuffer(course.steps.read(0).weights, "<f4")
+    wanted = before + np.mean(np.array(vectors, np.float64), axis=0).astype(np.float32)
+    assert np.array_equal(np.frombuffer(course.steps.newest.weights, "<f4"), wanted)
+
+
+async def test_another_boxs_task_is_no_lease(lab: Lab) -> None:
+    await lab.create(coding=PLAIN)
+    first, second, *_ = boxes_of(lab)
+    task = await first.task()
+    await second.task()
+    answer = await second.send(second.update(task))
+    assert (answer.state, answer.gate) == ("rejected", "lease")
+    assert (await second.once("")).state == "accepted"
+
+
+async def test_a_box_that_was_late_is_stale_and_an_ended_campaign_closed(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=2, rounds=2, over_selection=2.0)
+    boxes = boxes_of(lab)
+    late = await boxes[0].task()
+    for box in boxes[1:3]:
+        await box.once(campaign)
+    await until(lambda: lab.desk.courses[campaign].row.step == 1)
+    assert (await boxes[0].send(boxes[0].update(late))).state == "stale"
+    await lab.rounds.order("stop", campaign)
+    assert (await boxes[0].send(boxes[0].update(late))).state == "closed"
+    assert (await lab.desk.task(boxes[1].id, boxes[1].call())).ended == (campaign,)
+    assert (await lab.shown(campaign)).state == "stopped"
+    with pytest.raises(Conflict, match="stopped"):
+        await lab.rounds.order("resume", campaign)
+
+
+async def test_buffered_rounds_take_what_began_before(lab: Lab) -> None:
+    campaign = await lab.create(
+        coding=Coding(up="float32", down="int8"), goal=2, rounds=3, over_selection=3.0,
+        aggregation=Aggregation(max_staleness=1),
+    )  # fmt: skip
+    boxes = boxes_of(lab)
+    late = await boxes[0].task()
+    too_late = await boxes[1].task()
+    for box in boxes[2:4]:
+        await box.once(campaign)
+    await until(lambda: lab.desk.courses[campaign].row.step == 1)
+    assert (await boxes[0].send(boxes[0].update(late))).state == "accepted"
+    row = lab.desk.courses[campaign].counted[boxes[0].id]
+    assert (row.round, row.step, row.body.staleness) == (2, 0, 1)
+    await boxes[4].once(campaign)
+    await until(lambda: lab.desk.courses[campaign].row.step == 2)
+    assert (await boxes[1].send(boxes[1].update(too_late))).state == "stale"
+
+
+async def test_leases_are_bounded_end_and_are_given_back(lab: Lab) -> None:
+    await lab.create(coding=PLAIN, goal=2, over_selection=1.0, lease_s=30.0)
+    boxes = boxes_of(lab)
+    first = await boxes[0].task()
+    again = await boxes[0].task()
+    assert (first.id, first.seed) == (again.id, again.seed)
+    assert await boxes[1].task() is not None
+    assert await boxes[2].task() is None
+    waiting = asyncio.create_task(boxes[2].task(wait_s=20.0))
+    await asyncio.sleep(0.01)
+    assert await boxes[0].task(refused=(first.id,)) is None
+    assert await waiting is not None
+    lab.later_s = 31.0
+    assert await boxes[3].task() is not None
+
+
+async def test_who_may_not_train_gets_nothing(lab: Lab) -> None:
+    await lab.create(coding=PLAIN, cohort=Cohort(tags={}, least_samples=50), goal=2)
+    box = Box(lab, 0, n_samples=49)
+    assert await box.task() is None
+    box.n_samples = 50
+    for condition in (Condition(is_on_mains=False), Condition(is_metered=True), Condition(is_well=False)):
+        assert await box.task(condition=condition) is None
+    offer = Offer(model=MODEL, artifact_digest="0" * 64, variant="original", n_samples=100)
+    assert await box.task(offers=(offer,)) is None
+    lab.boxes.known[box.id] = FakeBox(box.id, "box-0", admission="revoked")
+    assert await box.task() is None
+    lab.boxes.known[box.id] = FakeBox(box.id, "box-0")
+    assert await box.task() is not None
+
+
+async def test_a_round_that_never_reaches_its_goal_stalls_and_goes_on(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=3, least=2, rounds=1, deadline_s=100.0, most_abandoned=3)
+    first, second, *_ = boxes_of(lab)
+    await first.once(campaign)
+    course = lab.desk.courses[campaign]
+    for times in range(1, 4):
+        lab.later_s += 101.0
+        await until(lambda times=times: course.row.n_abandoned == times)
+    assert course.row.state == "stalled"
+    assert lab.alarms == ["campaign_stalled"]
+    assert await second.task() is None
+    await lab.rounds.order("resume", campaign)
+    assert (await second.once(campaign)).state == "accepted"
+    lab.later_s += 101.0
+    await until(lambda: course.row.step == 1)
+    view = await lab.shown(campaign)
+    assert (view.rounds[0].n_counted, view.rounds[0].n_abandoned, view.state) == (2, 3, "completed")
+
+
+async def test_paused_campaigns_wait(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=2, rounds=1)
+    first, second, *_ = boxes_of(lab)
+    task = await first.task()
+    await lab.rounds.order("pause", campaign)
+    assert await second.task() is None
+    assert (await first.send(first.update(task))).state == "accepted"
+    with pytest.raises(Conflict):
+        await lab.rounds.order("pause", campaign)
+    await lab.rounds.order("resume", campaign)
+    assert (await second.once(campaign)).state == "accepted"
+    await until(lambda: campaign not in lab.desk.courses or lab.desk.courses[campaign].row.step == 1)
+
+
+async def test_a_forgotten_or_wrong_call(lab: Lab) -> None:
+    await lab.create(coding=PLAIN)
+    box = Box(lab, 0)
+    assert (await lab.desk.task(box.id, box.call(is_as_before=True, offers=()))).is_forgotten
+    with pytest.raises(VersionUnsupported):
+        await lab.desk.task(box.id, box.call(protocol=2))
+    with pytest.raises(NotFound):
+        await lab.desk.weights(box.id, "none", 0, -1)
+    task = await box.task()
+    with pytest.raises(NotFound):
+        await box.send(box.update(task, content=b"", sha256="1" * 64))
+    unknown = EvaluationCall(
+        epoch="e", task="x", campaign=task.campaign, step=0, n=1, n_right=0, n_base_right=0, n_lost=0, n_won=0
+    )
+    assert (await lab.desk.evaluation(box.id, unknown)).state == "closed"
+
+
+async def test_a_box_that_brings_too_many(lab: Lab) -> None:
+    await lab.create(coding=PLAIN)
+    box = Box(lab, 0)
+    call = box.update(await box.task())
+    for _ in range(60):
+        await box.send(call)
+    with pytest.raises(Overloaded):
+        await box.send(call)
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        ({"goal": 7}, "6 admitted boxes"),
+        ({"cohort": Cohort(tags={"site": "oslo"})}, "0 admitted boxes"),
+        ({"training": Training(personal=("*",))}, "nothing would travel"),
+        ({"goal": 0}, "1 or more"),
+    ],
+)
+async def test_what_cannot_be_is_refused_at_once(lab: Lab, order: dict, why: str) -> None:
+    with pytest.raises(CampaignImpossible, match=why):
+        await lab.create(**order)
+    assert not [path for path in (lab.folder / "rounds").iterdir() if path.is_dir()]
+
+
+async def test_unknown_models_and_sets(lab: Lab) -> None:
+    with pytest.raises(NotFound):
+        await lab.create(model="none")
+    with pytest.raises(NotFound):
+        await lab.create(evaluation="0" * 64)
+    with pytest.raises(BadMessage, match="npz"):
+        lab.rounds.sets.put(b"PK\x03\x04 nonsense")
+
+
+async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab, monkeypatch) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=2, rounds=1)
+    first, second, *_ = boxes_of(lab)
+    call = first.update(await first.task())
+    with monkeypatch.context() as patch:
+
+        def full(works):
+            raise DiskFull("no room")
+
+        patch.setattr(lab.desk._taking.commits, "_write", full)
+        with pytest.raises(DiskFull):
+            await first.send(call)
+    assert lab.desk.courses[campaign].counted == {}
+    assert (await first.send(call)).state == "accepted"
+    assert (await second.once(campaign)).state == "accepted"
+    await until(lambda: campaign not in lab.desk.courses or lab.desk.courses[campaign].row.step == 1)
+
+
+async def test_a_damaged_database_loses_campaigns_and_says_so(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    campaign = await lab.create(coding=PLAIN, goal=2)
+    box = Box(lab, 0)
+    task = await box.task()
+    call = box.update(task)
+    lab.close()
+    path = tmp_path / "rounds" / "rounds.db"
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.write_bytes(b"no database at all, " * 500)
+    lab = Lab(tmp_path, n_boxes=2)
+    view = await lab.shown(campaign)
+    assert (view.state, lab.alarms) == ("lost", ["rounds_lost"])
+    box.lab = lab
+    assert (await box.send(call)).state == "closed"
+    assert (await lab.desk.task(box.id, box.call())).ended == (campaign,)
+    assert (await lab.rounds.public.listed()).lost
+    lab.close()
+
+
+async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cloud_gateway.rounds.steps.INLINE_BYTES", 1000)
+    monkeypatch.setattr("cloud_gateway.rounds.taking.ROW_BYTES", 1000)
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
+        for at in range(2):
+            box = Box(lab, at)
+            call = box.update(await box.task())
+            lab.blobs.put(box.id, call.sha256, call.content)
+            assert (await box.send(msgspec.structs.replace(call, content=b""))).state == "accepted"
+        course = lab.desk.courses[campaign]
+        await until(lambda: course.row.step == 1)
+        assert not list((tmp_path / "rounds" / campaign / "updates").iterdir())
+        task = await lab.desk.task(box_id(0), Box(lab, 0).call())
+        assert task.task is not None
+        assert task.task.weights.n_bytes > 0
+        box = Box(lab, 0)
+        await box.take(task)
+        assert box.views[campaign][0] == 1
+    lab.close()
