@@ -175,3 +175,14 @@ def test_a_fast_device_ships_no_split(known: Result, job: Job) -> None:
     (refused,) = [each for each in report.refused if each.what.startswith("splits at")]
     assert "local int8 costs" in refused.why
     assert {each.head for each in report.splits} == {"", "all"}
+
+
+def test_a_head_that_runtimes_compute_differently_is_out(
+    known: Result, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hybrid.compress.splits.heads.Heads.differing", lambda _self, _int8: ["one says otherwise"])
+    rows = compress(job, timer=split_nets.slow_device).report.splits
+    assert [(each.status, each.reason) for each in rows if each.head == "int8"] == [
+        ("failed", "runtimes differ: one says otherwise")
+    ]
+    assert [(each.head, each.codec) for each in rows if each.status == "shipped"] == [("float", "q4")]

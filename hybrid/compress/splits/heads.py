@@ -10,6 +10,7 @@ import msgspec
 from compression.errors import NotQuantizable
 from compression.measuring import Timing
 from hybrid.calibration.trial import opened
+from hybrid.compress.across import N_COMPARED, TOLERANCE, faults
 from hybrid.compress.bench import device_key
 from hybrid.compress.journal import Journal, Kept
 from hybrid.compress.making import Maker
@@ -129,6 +130,16 @@ class Heads:
         content = found.model.SerializeToString(deterministic=True)
         return self.journal.keep(key, _Made(notes=found.notes), {FILE: content})
 
+    def differing(self, int8: Kept) -> list[str]:
+        """What differs between runtimes that an int8 head may meet."""
+        key = ["head runtimes", int8.folder.name]
+        kept = self.journal.find(key)
+        if kept is None:
+            material = self.maker.material
+            some = [material.feeds[index] for index in material.parts.judge[:N_COMPARED]]
+            kept = self.journal.keep(key, faults(int8.path(FILE), some, tolerance=TOLERANCE))
+        return msgspec.json.decode(kept.content, type=list[str])
+
     def measured(self, cut: Cut, recipe: Recipe | None, local_s: float) -> MeasuredCut:
         """A cut's heads and tail.
 
@@ -147,6 +158,8 @@ class Heads:
             try:
                 int8 = self.int8(cut, recipe)
                 notes = msgspec.json.decode(int8.content, type=_Made).notes
+                if differing := self.differing(int8):
+                    int8, failed = None, f"runtimes differ: {differing[0]}"
             except NotQuantizable as error:
                 failed = str(error)
         found = self.seconds(cut, int8)
