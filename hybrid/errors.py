@@ -27,8 +27,7 @@ class HybridError(Exception):
     """Root of the library's errors.
 
     The message says what was seen, what was wanted and what to do. `fields` are facts for programs (paths, names,
-    seconds); neither they nor the message ever hold a secret or a request's input. `advice` says what to do in this
-    case where that is not what fits the code in general.
+    seconds); neither holds a secret or a request's input. `advice`: what to do here, if not what fits the code.
     """
 
     code: ClassVar[str] = "error"
@@ -389,10 +388,7 @@ class CorruptContent(StorageError):
 
 
 def _subclasses(root: type[HybridError]) -> list[type[HybridError]]:
-    found = [root]
-    for child in root.__subclasses__():
-        found += _subclasses(child)
-    return found
+    return [root, *(each for child in root.__subclasses__() for each in _subclasses(child))]
 
 
 CATALOG: dict[str, type[HybridError]] = {kind.code: kind for kind in _subclasses(HybridError)}
