@@ -23,6 +23,9 @@ MULTIPLES: Final = (1, 2, 4, 8, 16, 32)
 TOP: Final = 64
 """The widest stack; it is a multiple of every step."""
 _LEAST_GAIN: Final = 0.5
+_AGREE: Final = 0.8
+"""Share of the rounds that must find the step by themselves: other work on a machine moves one round, not most."""
+
 _N_INPUTS: Final = 16
 _N_CONVOLUTIONS: Final = 4
 
@@ -33,9 +36,9 @@ class Staircase:
 
     Attributes:
         multiple: channel counts worth having are multiples of it; the largest looked for when no step was found.
-        seconds: the fastest run of each measured width.
-        noise_ratio: by how much two measurements of the same width differ.
-        clear: whether a step was found; if not, no narrower width was surely faster than its neighbour.
+        seconds: of each measured width: the median of the rounds' medians.
+        noise_ratio: by how much a round differs from that, of a usual width.
+        clear: whether a step was found, and nearly every round by itself finds the same.
     """
 
     multiple: int
@@ -57,15 +60,16 @@ def staircase(
     measure: Measure,
     make: "Callable[[int], onnx.ModelProto] | None" = None,
     feeds: Feeds | None = None,
-    rounds: int = 3,
+    rounds: int = 5,
 ) -> Staircase:
     """Time stacks of convolutions of several widths on a device, and find the step.
 
     Args:
-        measure: times models on the device, side by side.
+        measure: times models on the device, side by side in turns; in one thread, or threads that wait for one another
+            hide the steps.
         make: a model of so many channels with the inputs of `conv_stack`; for int8, a quantized `conv_stack`.
         feeds: inputs for every model; those of `conv_stack` unless given.
-        rounds: how often all are measured; the fastest run of each width counts, their spread is the noise.
+        rounds: how often all are measured.
 
     Raises:
         CompressionError: the device does not run one of them.
@@ -78,11 +82,14 @@ def staircase(
         for width, path in zip(widths, paths, strict=True):
             onnx.save((make or conv_stack)(width), path)
         given = feeds if feeds is not None else stack_feeds()
-        seen = np.array([[timing.low_s for timing in measure(paths, given)] for _ in range(rounds)])
-    noise = float(np.median(_spread(seen))) if rounds > 1 else 0.0
-    seconds = dict(zip(widths, seen.min(axis=0).tolist(), strict=True))
+        seen = np.array([[timing.p50_s for timing in measure(paths, given)] for _ in range(rounds)])
+    usual = np.median(seen, axis=0)
+    noise = float(np.median(np.abs(seen / usual - 1)))
+    seconds = dict(zip(widths, usual.tolist(), strict=True))
     multiple = step(seconds, noise)
-    return Staircase(multiple=multiple or MULTIPLES[-1], seconds=seconds, noise_ratio=noise, clear=multiple is not None)
+    n_agree = sum(step(dict(zip(widths, row.tolist(), strict=True)), noise) == multiple for row in seen)
+    is_clear = multiple is not None and n_agree >= _AGREE * rounds
+    return Staircase(multiple=multiple or MULTIPLES[-1], seconds=seconds, noise_ratio=noise, clear=is_clear)
 
 
 def measured_widths() -> list[int]:
@@ -110,12 +117,6 @@ def _falls(seconds: Mapping[int, float], wide: int, narrow: int, noise_ratio: fl
     gain = 1 - seconds[narrow] / seconds[wide]
     ideal = 1 - (narrow / wide) ** 2
     return gain > 2 * noise_ratio and gain >= _LEAST_GAIN * ideal
-
-
-def _spread(seen: np.ndarray) -> np.ndarray:
-    """Of each width: by how much its second best round is slower than its best."""
-    ordered = np.sort(seen, axis=0)
-    return np.asarray(ordered[1] / ordered[0] - 1)
 
 
 def stack_feeds(size: int = 56) -> dict[str, np.ndarray]:

@@ -32,7 +32,8 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
         block: 16, 32, 64, 128 or 256.
 
     Raises:
-        NotQuantizable: the model does not fit, holds no such weights, or `bits` and `block` have other values.
+        NotQuantizable: the model does not fit, holds no such weights (none of a MatMul, for 4 bits), or `bits` and
+            `block` have other values.
     """
     if bits not in (4, 8):
         raise NotQuantizable(f"bits is {bits}, wanted 8 or 4: engines run no other")
@@ -42,6 +43,11 @@ def weights_only(model: onnx.ModelProto, bits: int = 8, block: int = 32) -> onnx
     weights = {tensor.name: tensor for tensor in small.graph.initializer}
     n_tables = shrink_tables(small)
     done = [_shrink(small, node, weights, bits, block) for node in list(small.graph.node)]
+    if bits == 4 and not any(node.op_type == "MatMulNBits" for node in small.graph.node):
+        raise NotQuantizable(
+            f"no MatMul by a constant matrix of {_LEAST_WEIGHTS} numbers or more, which alone is stored in 4 bits: "
+            "other weights become 8 bits; use bits=8"
+        )
     if not n_tables and not any(done):
         raise NotQuantizable(
             f"the model has no constant weights of {_LEAST_WEIGHTS} numbers or more: nothing would become smaller"

@@ -73,6 +73,8 @@ def stacked(path: Path, inputs: Sequence[TensorSpec]) -> StackedSamples:
             stacks[spec.name] = array
         elif array.ndim == rank and rank and spec.shape[0] in (1, None) and array.shape[0] > 1:
             stacks[spec.name] = array[:, None]
+        elif array.ndim == rank and rank and spec.shape[0] not in (None, array.shape[0]):
+            raise TensorMismatch(_rows_of_batches(path, spec, array))
         elif array.ndim == rank:
             constant[spec.name] = array
         else:
@@ -84,6 +86,18 @@ def stacked(path: Path, inputs: Sequence[TensorSpec]) -> StackedSamples:
     if len(set(lengths.values())) > 1:
         raise TensorMismatch(f"{path}: different numbers of samples: {lengths}; give as many for each input")
     return StackedSamples(stacks=stacks, constant=constant)
+
+
+def _rows_of_batches(path: Path, spec: TensorSpec, array: np.ndarray) -> str:
+    """What is wrong with rows for a model that takes several at once, and how they must lie."""
+    n_rows, size = array.shape[0], int(spec.shape[0] or 1)
+    shape = [n_rows // size or 1, size, *array.shape[1:]]
+    left = f" (the last {n_rows % size} left out)" if n_rows % size and n_rows > size else ""
+    return (
+        f"{path}: {spec.name!r} has {n_rows} rows, and the model takes {size} at once, no more and no fewer: give an "
+        f"array of shape {shape}{left}, an entry for each run, or export the model with an open batch or one of 1, "
+        "which labels of single samples need"
+    )
 
 
 def read_arrays(path: Path, inputs: Sequence[TensorSpec]) -> Feeds:

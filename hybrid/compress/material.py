@@ -231,9 +231,11 @@ def _check_answers(answers: Sequence[Mapping[str, np.ndarray]], outputs: Sequenc
         if not all(_is_finite(answer[name]) for answer in answers):
             raise DataUnfit(f"the model's output {name!r} holds NaN or infinity for these samples; mend model or data")
         if all(np.array_equal(answer[name], first) for answer in answers):
+            others = [other for other in answers[0] if other != name]
+            aside = f", or judge by another output with --output ({', '.join(others)})" if others else ""
             raise DataUnfit(
                 f"the model's output {name!r} is the same for all {len(answers)} samples: nothing can be judged by it; "
-                "check the samples (their range, their preprocessing) and the model"
+                f"check the samples (their range, their preprocessing) and the model{aside}"
             )
 
 

@@ -10,6 +10,7 @@ import onnxruntime
 from compression.measuring import Timing
 from hybrid.calibration.record import Metric
 from hybrid.compress.grading import Grade
+from hybrid.compress.job import Job
 from hybrid.compress.making import Sensitive
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.rules import Status
@@ -209,6 +210,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def content(self) -> bytes:
         """Its exact JSON."""
         return msgspec.json.encode(self, order="sorted")
+
+
+def wanted_of(job: Job) -> Wanted:
+    """What a job asks for, as its report says it."""
+    return Wanted(
+        objective=job.objective,
+        max_drop=job.max_drop,
+        budget_s=job.budget_s,
+        seed=job.seed,
+        link=job.link,
+        train_script=job.train_script,
+    )
 
 
 def environment() -> dict[str, str]:

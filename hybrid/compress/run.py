@@ -20,12 +20,12 @@ from hybrid.compress.making import Maker
 from hybrid.compress.material import Material, gathered, refuse_overlap
 from hybrid.compress.report import Refused, Report
 from hybrid.compress.search import best_int8, next_step
-from hybrid.compress.shipping import Shipment, check_place, variant_ids, write_artifact, write_report
+from hybrid.compress.shipping import Shipment, check_place, untold, variant_ids, write_artifact, write_report
 from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
 from hybrid.compress.splits.bottlenecks import WHAT
 from hybrid.compress.splits.work import SPLITTING, Found, SplitWork
 from hybrid.compress.standing import Space, finalists, runners_up
-from hybrid.compress.telling import Searched, told
+from hybrid.compress.telling import CUT_SHORT, Searched, told
 from hybrid.compress.timer_choice import timer_for
 from hybrid.compress.timing import Timer
 from hybrid.compress.trained import Trainer, digest, matched
@@ -90,9 +90,9 @@ def compress(
     def left_s() -> float:
         return begun_s[0] + job.budget_s - now_s()
 
-    check_place(job)
-    if job.link:
-        link_class(job.link)  # an unknown one is said before any work
+    if (late := _told_late(job)) is not None:
+        return late
+    _check(job)
     work = job.out.with_name(f"{job.out.name}.work")
     with ExitStack() as held:
         measure = held.enter_context(closing(timer(job)))
@@ -114,6 +114,23 @@ def compress(
         )
         begun_s[0] = now_s()
         return _result(job, base, bench, watch, left_s, timer=timer)
+
+
+def _told_late(job: Job) -> Result | None:
+    """What an earlier call has made whole but for the report beside it."""
+    found = untold(job)
+    if found is None:
+        return None
+    artifact, report = found
+    paths, is_cut_short = write_report(report, job.out), CUT_SHORT in report.remarks
+    return Result(artifact=artifact, report=report, report_paths=paths, is_cut_short=is_cut_short, n_known=0)
+
+
+def _check(job: Job) -> None:
+    """What can be refused before any work."""
+    check_place(job)
+    if job.link:
+        link_class(job.link)
 
 
 def _result(
@@ -244,7 +261,7 @@ def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bo
             return steps, True
         watch.total(n_done + 1)
         if step.kind == "staircase":
-            steps = staircase_of(bench)
+            steps = staircase_of(bench, best_int8(space, bench.done))
             space = replace(space, multiple=multiple_of(steps))
         else:
             bench.do(step)

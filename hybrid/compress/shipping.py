@@ -18,7 +18,7 @@ import msgspec
 import onnxruntime
 
 from devices.tflite_magic import is_tflite
-from hybrid.artifact.attachments import attach, attachment_of
+from hybrid.artifact.attachments import attach, attachment_of, attachments_in
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, write_atomically
 from hybrid.artifact.folder import Artifact, open_folder, place_folder, verify
@@ -33,7 +33,7 @@ from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged
 from hybrid.compress.material import Material
 from hybrid.compress.page import page
-from hybrid.compress.report import Report
+from hybrid.compress.report import Report, wanted_of
 from hybrid.compress.splits.filing import laid_out
 from hybrid.compress.splits.ways import ShippedWay
 from hybrid.compress.uncompressed import Base
@@ -74,6 +74,24 @@ def write_report(report: Report, out: Path) -> tuple[Path, Path]:
     write_atomically(as_json, report.content, is_shown=True)
     write_atomically(as_page, page(report).encode(), is_shown=True)
     return as_json, as_page
+
+
+def untold(job: Job) -> tuple[Artifact, Report] | None:
+    """An artifact that this job has made, with the report in it, of which no report lies beside it.
+
+    A call that was killed between the two leaves it so; the report is whole, and wants only to be written.
+    """
+    if not (job.out / MANIFEST_NAME).is_file() or any(path.exists() for path in report_paths(job.out)):
+        return None
+    artifact = open_folder(job.out)
+    for attached in attachments_in(job.out, artifact.manifest.model_digest, "report"):
+        try:
+            report = msgspec.json.decode(attached.content, type=Report)
+        except msgspec.MsgspecError:
+            continue
+        if report.wanted == wanted_of(job):
+            return artifact, report
+    return None
 
 
 @dataclass(frozen=True, slots=True)

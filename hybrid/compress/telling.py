@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -26,17 +27,19 @@ from hybrid.compress.report import (
     Report,
     Shown,
     SplitTold,
-    Wanted,
     distinct_ids,
     drop_of,
     environment,
     seconds_of,
+    wanted_of,
     with_front,
 )
 from hybrid.compress.shipping import variant_ids
 from hybrid.compress.standing import Space
 from hybrid.compress.uncompressed import Base
 from hybrid.cost.energy import Power
+
+CUT_SHORT: Final = "the budget ended before the search; the same command goes on with it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +69,12 @@ def told(
     candidates = with_front(_candidates(bench, judgement, Reasons(job, bench, judgement, searched.space, ids), ids))
     said = [*timer.told.remarks, *([base.head_text] if base.head else []), *remarks]
     if searched.is_cut_short:
-        said.append("the budget ended before the search; the same command goes on with it")
+        said.append(CUT_SHORT)
     said += filter(None, [together(judgement.finalists, ids, job.max_drop)])
     return Report(
         model_digest=base.digest,
         model=base.name,
-        wanted=Wanted(
-            objective=job.objective,
-            max_drop=job.max_drop,
-            budget_s=job.budget_s,
-            seed=job.seed,
-            link=job.link,
-            train_script=job.train_script,
-        ),
+        wanted=wanted_of(job),
         data=Data(
             digest=material.digest,
             metric=material.metric,

@@ -132,6 +132,32 @@ def test_a_model_whose_answer_never_changes(job, tmp_path):
         gathered(replace(job, labels=None), tmp_path / "c.onnx")
 
 
+def test_a_model_that_takes_four_at_once_says_how_the_samples_must_lie(job, net, tmp_path):
+    model = onnx.load(net)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    fixed = tmp_path / "four.onnx"
+    onnx.save(model, fixed)
+    with pytest.raises(TensorMismatch, match=rf"{N} rows, and the model takes 4 at once.*\[{N // 4}, 4, 1, 12, 12\]"):
+        gathered(job, fixed)
+    x = nets.samples(N, 1)[0]
+    np.savez(tmp_path / "fours.npz", x=x.reshape(-1, 4, *x.shape[1:]))
+    with pytest.raises(DataUnfit, match=f"{N // 4} samples cannot show"):
+        gathered(replace(job, data=tmp_path / "fours.npz", labels=None), fixed)
+
+
+def test_a_side_output_that_never_changes_is_named_with_what_to_judge_by(job, net, tmp_path):
+    model = onnx.load(net)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "ones"))
+    model.graph.node.append(helper.make_node("Identity", ["ones"], ["side"], "side"))
+    model.graph.output.append(helper.make_tensor_value_info("side", TensorProto.FLOAT, [3]))
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(DataUnfit, match=r"'side' is the same .* another output with --output \(y\)"):
+        gathered(replace(job, labels=None, metric="fidelity"), tmp_path / "two.onnx")
+    found = gathered(replace(job, labels=None, metric="fidelity", output="y"), tmp_path / "two.onnx")
+    assert found.judge.outputs == ("y",)
+
+
 def test_no_samples_there(job, net, tmp_path):
     with pytest.raises(NotFound, match="no such file or folder"):
         gathered(replace(job, data=tmp_path / "nothing.npz"), net)

@@ -293,6 +293,38 @@ def test_an_artifact_goes_in_and_its_words_come_along(job, by_size, net, tmp_pat
     assert (made.classes, bytes(made.pre)) == (tuple("abcdef"), b'{"kind":"other"}')
 
 
+def test_killed_between_artifact_and_report_the_same_command_writes_the_report(job, by_size, monkeypatch):
+    from hybrid.compress import run
+
+    def killed(*_: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_report", killed)
+        with pytest.raises(_Killed):
+            compress(job, timer=by_size)
+    assert list(job.out.parent.glob("*.report.*")) == []
+    with pytest.raises(Conflict, match="not empty"):
+        compress(replace(job, max_drop=0.06), timer=by_size)
+    late = compress(job, timer=by_size)
+    assert late.artifact is not None
+    assert msgspec.json.decode(late.report_paths[0].read_bytes(), type=Report) == late.report
+    assert "<html" in late.report_paths[1].read_text()
+    with pytest.raises(Conflict, match="not empty"):
+        compress(job, timer=by_size)
+
+
+def test_what_is_written_has_the_modes_that_the_umask_leaves(job, by_size):
+    before = os.umask(0o027)
+    try:
+        result = compress(job, timer=by_size)
+    finally:
+        os.umask(before)
+    assert result.artifact is not None
+    written = [*result.report_paths, job.out / "manifest.json", *(job.out / "golden").iterdir()]
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
+
+
 def test_a_place_that_is_taken_is_refused_before_any_work(job, by_size):
     job.out.mkdir()
     (job.out / "mine").write_text("mine")

@@ -79,6 +79,28 @@ def test_rounds_are_measured_side_by_side() -> None:
     assert list(found.seconds) == measured_widths()
 
 
+def test_other_work_in_one_round_moves_nothing_and_in_many_makes_it_unclear() -> None:
+    """A round that is disturbed shows steps of its own; the median of all does not."""
+
+    class Disturbed(Device):
+        def __init__(self, every: int) -> None:
+            super().__init__(8)
+            self.every = every
+
+        def __call__(self, models, feeds) -> list[Timing]:
+            quiet = super().__call__(models, feeds)
+            if self.n_calls % self.every:
+                return quiet
+            return [
+                Timing(p50_s=one.p50_s * (1.5 + 0.5 * (at % 2)), p95_s=1.0, low_s=one.low_s, n=9)
+                for at, one in enumerate(quiet)
+            ]
+
+    once, often = staircase(Disturbed(5)), staircase(Disturbed(2))
+    assert (once.multiple, once.clear) == (8, True)
+    assert not often.clear
+
+
 def test_a_device_without_steps_gets_the_widest() -> None:
     found = staircase(lambda models, feeds: [Timing(p50_s=1.0, p95_s=1.0, low_s=1.0, n=1) for _ in models], rounds=1)
     assert (found.multiple, found.clear) == (MULTIPLES[-1], False)

@@ -69,3 +69,10 @@ def test_a_model_with_small_weights_alone_is_refused():
     model = net([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": np.ones((4, 4), np.float32)}, (1, 4))
     with pytest.raises(NotQuantizable, match="nothing would become smaller"):
         weights_only(model)
+
+
+def test_four_bits_of_a_net_without_matrix_products_are_refused_and_not_eight_bits_by_another_name():
+    model = mobilenet_v2(size=32, width=0.25, n_classes=10)
+    weights_only(model, 8)
+    with pytest.raises(NotQuantizable, match="no MatMul by a constant matrix"):
+        weights_only(model, 4)
