@@ -156,6 +156,7 @@ class FleetSide:
             epoch=lambda: access.epoch,
             samples=samples.shelf,
             rng=rng,
+            key=lambda: access.identity.key,
         )
         return Learning(
             LearningStore(place),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from aiohttp import web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from edge_agent.learning.standing import LearningStatus
 from edge_agent.status import Standing
 from hybrid.hosting.request_meter import RequestMeter
 from hybrid.serving.engine_metrics import EngineMetrics
@@ -62,4 +63,20 @@ class BoxMetrics:
         for code, blocks in sorted({(problem.code, problem.blocks) for problem in status.problems}):
             problems.add_metric([code, "yes" if blocks else "no"], 1)
         yield problems
+        yield from _learning(status.parts.get("learning"))
         yield GaugeMetricFamily("hybrid_agent_uptime_seconds", "Since the start.", value=status.uptime_s)
+
+
+def _learning(told: object) -> Iterator[Metric]:
+    """What this box learned for its fleet."""
+    if not isinstance(told, LearningStatus):
+        return
+    updates = CounterMetricFamily("hybrid_agent_round_updates", "Updates by what became of them.", labels=["end"])
+    updates.add_metric(["accepted"], sum(one.n_accepted for one in told.campaigns))
+    updates.add_metric(["lost"], sum(one.n_lost for one in told.campaigns))
+    updates.add_metric(["given_up"], told.n_given_up)
+    yield updates
+    yield GaugeMetricFamily("hybrid_agent_round_waiting_bytes", "Of the update that waits.", value=told.waiting_bytes)
+    yield CounterMetricFamily(
+        "hybrid_agent_round_stands", "How often training stood still for requests.", value=told.n_stood
+    )

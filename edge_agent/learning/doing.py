@@ -22,6 +22,7 @@ from hybrid.federated.box.views import BASE_STEP, vector_of, view_of
 from hybrid.federated.box.work import Learnable, Learned, Left, Work
 from hybrid.federated.calls import RoundCalls
 from hybrid.federated.learning.evaluation import Comparison
+from hybrid.federated.learning.training import Trained
 from hybrid.federated.messages import EXACT, Task, Terms, Weights
 
 NICENESS: Final = 10
@@ -56,8 +57,15 @@ class Doing:
         self._thread: ThreadPoolExecutor | None = None
         self.cpu_s = 0.0
 
-    async def trained(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> tuple[Learned, bytes]:
-        """An update, and the view that it began with.
+    async def learned(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> tuple[Learned, bytes]:
+        """An update, and the view that it began with; raises as `trained`."""
+        work, found, view = await self.trained(task, terms, candidate, deadline_s)
+        return await self._on_thread(lambda: work.learned(found), deadline_s), view
+
+    async def trained(
+        self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float
+    ) -> tuple[Work, Trained, bytes]:
+        """What training changed, what it was done with, and the view that it began with.
 
         Args:
             deadline_s: end of the lease, on the loop's clock.
@@ -66,21 +74,24 @@ class Doing:
             Cancelled: given up; says why.
             HybridError: it cannot be done.
         """
+        self.cpu_s = 0.0
         ids = await self._offers.samples(candidate)
         learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
         view = await self._view(task, terms, learnable)
 
-        def train() -> Learned:
+        def train() -> tuple[Work, Trained]:
             examples = self.material.examples(candidate, ids, held_out=False)
             if not len(examples):
                 raise DataUnfit(f"no labelled sample can be learned from: {self.material.why_unfit or 'none is left'}")
             work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
-            return work.learned(work.trained(view, examples, self._yielding.between))
+            return work, work.trained(view, examples, self._yielding.between)
 
-        return await self._on_thread(train, deadline_s), view.astype("<f4").tobytes()
+        work, found = await self._on_thread(train, deadline_s)
+        return work, found, view.astype("<f4").tobytes()
 
     async def compared(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> Comparison:
         """How the task's candidate answers beside its base; raises as `trained`."""
+        self.cpu_s = 0.0
         ids = await self._offers.samples(candidate)
         learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
         weights = task.weights
@@ -149,7 +160,7 @@ class Doing:
             try:
                 return work()
             finally:
-                self.cpu_s = time.thread_time() - began_s
+                self.cpu_s += time.thread_time() - began_s
 
         self._yielding.begin()
         running = loop.run_in_executor(self._thread, timed)

@@ -194,7 +194,9 @@ class Learning:
     ) -> tuple[float, TaskAnswer | None]:
         """What follows from an answer; one without a task is none."""
         self._patience.succeeded()
-        self._told = () if answer.is_forgotten else (offers, self._conditions.condition)
+        condition = self._conditions.condition
+        self._told = () if answer.is_forgotten else (offers, condition)
+        self._tasks.is_metered = condition.is_metered
         self._tasks.refused = [task for task in self._tasks.refused if task not in call.refused]
         if answer.ended:
             await asyncio.to_thread(outcomes.ended, self.store, answer.ended)

@@ -69,16 +69,3 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
     n_unfit: int = 0
     why_unfit: str = ""
     campaigns: tuple[CampaignStatus, ...] = ()
-
-
-def lines(status: LearningStatus) -> list[str]:
-    """As people read it."""
-    if status.mode == "off":
-        return ["learning off (setting `learn`)"]
-    first = f"learning {status.doing or 'waits for tasks'}"
-    if status.why_not:
-        first = f"learning not now: {status.why_not}"
-    found = [first]
-    if status.waiting_bytes:
-        found.append(f"         an update of {status.waiting_bytes} bytes waits for the gateway")
-    return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from edge_agent.samples.shelf import SampleShelf
+from edge_agent.trust.identity import BoxKey
 from hybrid.federated.calls import RoundCalls
 
 
@@ -19,6 +20,7 @@ class Surroundings:
         epoch: of the installation.
         samples: the shelf that holds them.
         rng: of pauses.
+        key: the box's; None while it belongs nowhere.
     """
 
     calls: RoundCalls
@@ -27,3 +29,4 @@ class Surroundings:
     epoch: Callable[[], str]
     samples: SampleShelf
     rng: Random
+    key: Callable[[], BoxKey | None] = lambda: None

@@ -16,7 +16,7 @@ from edge_agent.learning.records import CampaignNote, Outcome, Waiting
 from edge_agent.learning.store import LearningStore, Vectors
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
-from hybrid.errors import BadMessage, HybridError, LinkError, ModelError, StorageError, TensorMismatch
+from hybrid.errors import BadMessage, HybridError, ModelError, TensorMismatch
 from hybrid.federated.messages import EvaluationCall, Task, Terms
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Tasks:
         n_given_up: since the start.
         unfit: why the last campaign cannot be learned here; empty where it can.
         doing: does them; None before the first.
+        is_metered: what the gateway was told of the link when it gave the task.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Tasks:
         self.n_given_up = 0
         self.unfit = ""
         self.doing: Doing | None = None
+        self.is_metered = False
 
     async def take(self, task: Task, candidates: Sequence[Candidate], why_not: str) -> bool:
         """Do a task, or give it up; whether it was done.
@@ -63,7 +65,7 @@ class Tasks:
             why_not: what keeps the box from it; empty where nothing does.
 
         Raises:
-            LinkError, StorageError: link or disk failed; the task is given up.
+            OSError: link or disk failed (`LinkError`, `StorageError`); the task is given up.
         """
         deadline_s = asyncio.get_running_loop().time() + task.lease_s
         note = self._store.notes.get(task.campaign)
@@ -82,7 +84,7 @@ class Tasks:
         try:
             await self._do(task, terms, candidate, deadline_s)
             self.unfit = ""
-        except (LinkError, StorageError):
+        except OSError:  # so are errors of the link and of the disk
             self.give_up(task, "the link or the disk failed")
             raise
         except HybridError as exc:
@@ -133,13 +135,13 @@ class Tasks:
     async def _train(self, doing: "Doing", task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        learned, view = await doing.trained(task, terms, candidate, deadline_s)
+        learned, view = await doing.learned(task, terms, candidate, deadline_s)
         note = self._note(task, terms)
         note = msgspec.structs.replace(
             note,
             step=task.weights.step,
             sha256=task.weights.sha256,
-            is_metered=self._conditions.condition.is_metered,
+            is_metered=self.is_metered,
             last="an update waits for the gateway",
             loss_before=learned.seen.loss_before,
             loss_after=learned.seen.loss_after,

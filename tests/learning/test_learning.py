@@ -2,6 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
+from hybrid.federated.campaign import Coding, Training
+from hybrid.federated.coding.catalog import form
+from hybrid.federated.layout import Layout
+from hybrid.federated.learning.labels import is_held_out
 from tests.learning.lab import Box, at_work, made
 from tests.outbox.lab import until
 
@@ -21,3 +28,134 @@ async def test_learns_from_its_samples(tmp_path: Path) -> None:
     assert (note.n_accepted, note.n_lost, note.step) == (3, 0, 2)
     assert note.loss_after < note.loss_before
     assert desk.n_fetched == 0, "the base's own head is the first view, later ones came with their tasks"
+
+
+async def test_lost_answers_count_once(tmp_path: Path) -> None:
+    """Every answer is lost three times: the same bytes come again, `Desk.update` sees to it."""
+    artifact, desk = made(tmp_path)
+    box = Box(tmp_path / "box", artifact, desk)
+    desk.loses = lambda: desk.n_update_calls % 4 != 0
+    async with at_work(box.outbox, box.samples):
+        await box.fill(30)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 3 and box.learning.store.waiting is None)
+    assert desk.n_update_calls == 12
+    assert len(desk.updates) == 3
+    assert {(call.task, call.content, call.loss_before, call.n_samples) for call in desk.calls} == {
+        (call.task, call.content, call.loss_before, call.n_samples) for call in desk.calls[::4]
+    }
+    assert box.learning.store.notes["c4mp"].n_accepted == 3
+
+
+async def test_an_agent_that_was_off_sends_what_it_had(tmp_path: Path) -> None:
+    """It stops with an update that nobody took; a week later the same bytes are sent, before anything else is asked."""
+    artifact, desk = made(tmp_path)
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(30)
+        desk.loses = lambda: True
+        async with at_work(box.learning):
+            await until(lambda: desk.n_update_calls == 1)
+        assert box.learning.store.waiting is not None
+        n_asked = len(desk.asked)
+        desk.loses = lambda: False
+        desk.most_steps = 1
+        box.started()
+        async with at_work(box.learning):
+            await until(lambda: box.learning.store.notes and box.learning.store.waiting is None)
+    assert desk.calls[0].content == desk.calls[-1].content
+    assert desk.asked[n_asked] == desk.calls[-1].next, "nothing was asked before the update had arrived"
+    assert desk.step == 1
+
+
+async def test_terms_and_offers_are_told_once(tmp_path: Path) -> None:
+    artifact, desk = made(tmp_path)
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(30)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 3)
+    first, *others = desk.asked
+    assert [offer.n_samples for offer in first.offers] == [len(box_samples(box))]
+    assert all(call.is_as_before and not call.offers for call in others)
+    assert [call.held[0].step for call in others[:2]] == [0, 1]
+
+
+def box_samples(box: Box) -> list[str]:
+    """Ids that may be trained on."""
+    from edge_agent.samples.shelf import SampleShelf
+    from hybrid.federated.learning.labels import is_held_out
+
+    shelf = SampleShelf(box.samples._place, box.samples.limits.shelf)
+    shelf.open(0.0)
+    try:
+        return [one for one in shelf.labelled("net", 1000) if not is_held_out(one)]
+    finally:
+        shelf.close()
+
+
+async def test_a_large_update_is_brought_as_a_blob(tmp_path: Path) -> None:
+    artifact, desk = made(tmp_path, shape={"n_features": 24_000}, coding=Coding(up="float32"))
+    desk.most_steps = 1
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(10)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 1 and box.learning.store.waiting is None)
+    (call,) = desk.calls
+    assert call.content == b""
+    assert len(desk.blobs[call.sha256]) == call.n_bytes == 4 * desk.head.layout.n_elements
+
+
+async def test_candidates_are_tried_on_samples_that_nobody_trained_on(tmp_path: Path) -> None:
+    artifact, desk = made(tmp_path)
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        ids = await box.fill(100)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 3 and box.learning.store.waiting is None)
+        desk.kind, desk.most_steps, desk.salt = "evaluate", 4, "e"
+        desk.terms = msgspec.structs.replace(desk.terms)
+        box.started()
+        async with at_work(box.learning):
+            await until(lambda: desk.counts)
+            await until(lambda: box.learning.store.notes["c4mp"].n_evaluated == 1)
+    (counts,) = desk.counts
+    assert counts.n == sum(map(is_held_out, ids)) > 5
+    assert counts.n_right > counts.n_base_right
+    assert counts.n_right - counts.n_base_right == counts.n_won - counts.n_lost
+
+
+async def test_control_variates(tmp_path: Path) -> None:
+    """SCAFFOLD: both halves travel as one; the box's variate is its own once the update has counted."""
+    artifact, desk = made(tmp_path, scaffold=True)
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(40)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 3 and box.learning.store.waiting is None)
+            control = box.learning.store.vector("c4mp", "control")
+    assert control is not None
+    kept = np.frombuffer(control, "<f4")
+    assert np.abs(kept - desk.control).max() <= 0.05 * np.abs(kept).max(), "what rounding lost is in the residual"
+    assert desk.accuracy() > 0.9
+
+
+async def test_personal_layers_stay(tmp_path: Path) -> None:
+    """FedRep: one tensor never leaves; it is kept, and trained first in each task."""
+    artifact, desk = made(tmp_path)
+    layout = Layout(names=("head",), shapes=((12, 3),))
+    desk.terms = msgspec.structs.replace(
+        desk.terms, layout=layout, training=Training(epochs=2, learning_rate=0.2, personal=("off*",))
+    )
+    desk.steps = [desk.head.arrays["head"].ravel().copy()]
+    desk.control = np.zeros_like(desk.steps[0])
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(40)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 3 and box.learning.store.waiting is None)
+            personal = box.learning.store.vector("c4mp", "personal")
+    assert personal is not None
+    assert np.abs(np.frombuffer(personal, "<f4")).max() > 0.01
+    assert all(form("int8").decode(content, layout).shape == (36,) for content in desk.updates.values())
