@@ -176,15 +176,27 @@ def learn(setting: Setting, problem: task.Problem, seed: int, attack: Attack | N
                 updates[chosen] = _trained(setting, problem, fleet[chosen], problem.held[chosen], training_seed)
         counted: list[np.ndarray] = []
         weights: list[float] = []
+        norms: list[dict[str, float]] = []
         for chosen, update in (attack(updates) if attack else updates).items():
             content, fleet[chosen].residual = uplink.encode(update, server.layout, rng, fleet[chosen].residual)
             bytes_up += len(content)
             vector = uplink.decode(content, server.layout)
             offer = Offer(f"device-{chosen}", f"round-{number}", number)
-            verdict = gates.judge(offer, vector, server.layout, versions={number: 0}, now_s=60.0 * number)
+            verdict = gates.judge(
+                offer,
+                vector,
+                server.layout,
+                versions={number: 0},
+                now_s=60.0 * number,
+                base_norm=rules.norm(server.view),
+            )
             if isinstance(verdict, Accepted):
+                norms.append(verdict.norms)
                 counted.append(vector)
                 weights.append(len(problem.held[chosen]) if setting.by_samples else 1.0)
+        for late in reversed(gates.outliers(norms)):
+            gates.refuse("norm", "too large beside the others of its round")
+            del counted[late], weights[late]
         if counted:
             server.step(server.combined(counted, weights), len(counted))
         accuracies.append(task.accuracy(problem.layout, server.weights, problem.test))

@@ -70,6 +70,7 @@ def test_one_bad_update_is_refused_counted_and_changes_nothing(more, gate, why):
     assert gates.n_accepted == 5
     np.testing.assert_array_equal(mean.mean(), update())
     gates._state.n_rejected.clear()
+    gates._state.n_refused_in_a_row = 0
     assert gates.to_bytes() == before
 
 
@@ -112,6 +113,30 @@ def test_a_closing_round_looks_again_at_what_came_before_norms_were_known():
     assert gates.outliers([each.norms for each in accepted][:2]) == ()
     gates.refuse("norm", "too large beside the others")
     assert gates.n_rejected["norm"] == 1
+
+
+def test_an_attackers_norm_that_came_early_is_forgotten_when_its_round_closes():
+    """Three of the first five: the round's other seven tell them, and the next round's bar is the honest one."""
+    gates = Gates(LIMITS)
+    norms = [judge(gates, f"bad-{number}", vector=update(1000)).norms for number in range(3)]
+    norms += [judge(gates, f"box-{number}").norms for number in range(7)]
+    assert gates.outliers(norms) == (0, 1, 2)
+    assert judge(gates, "bad-3", vector=update(1000)).gate == "norm"
+    assert isinstance(judge(gates, "box-8"), Accepted)
+
+
+def test_a_fleet_that_has_changed_is_not_locked_out():
+    gates = warm()
+    refused = [judge(gates, f"box-{number}", vector=update(50), base_norm=10.0) for number in range(10)]
+    assert {each.gate for each in refused} == {"norm"}
+    assert isinstance(judge(gates, "box-10", vector=update(50), base_norm=10.0), Accepted)
+    assert judge(gates, "box-11", vector=update(1000), base_norm=10.0).gate == "norm", (
+        "bounded by the base, as at first"
+    )
+    gates = warm()
+    for number in range(40):
+        assert judge(gates, f"bad-{number}", vector=update(50)).gate == "norm"
+        assert isinstance(judge(gates, f"box-{number}"), Accepted), "one accepted between: the median stands"
 
 
 def test_the_median_follows_training_and_a_minority_does_not_move_it():

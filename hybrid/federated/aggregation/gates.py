@@ -4,7 +4,8 @@ In order, the cheap ones first: rate of the device, duplicate, base version, sha
 against the running median of the norms accepted before; while fewer than `n_known_norms` are known, only
 `first_norm_ratio` times the norm of the base bounds it, so the round looks again, at all its updates together, when it
 closes (`outliers`). The median of the last norms follows training, in which updates shrink; it holds while fewer than
-half of them are an attacker's.
+half of them are an attacker's. Where nothing but refusals for the norm came for a while, it is the fleet that has
+changed (other data, a model that was reset): the median is forgotten and learnt anew, as at the beginning.
 """
 
 import math
@@ -23,6 +24,8 @@ Gate = Literal["rate", "duplicate", "base", "shape", "finite", "norm"]
 GATES: Final[tuple[Gate, ...]] = ("rate", "duplicate", "base", "shape", "finite", "norm")
 WHOLE: Final = "update"
 _MAX_NORMS: Final = 64
+_MAX_REFUSED_IN_A_ROW: Final = 10
+"""By the norm, without one accepted between."""
 _MAX_SEEN: Final = 4096
 """Pairs of (device, task); older ones are of versions that the gate of the base knows no more."""
 _MAX_DEVICES: Final = 10_000
@@ -75,12 +78,13 @@ class _State(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     n_accepted: int = 0
     n_rejected: dict[str, int] = {}
     norms: dict[str, list[float]] = {}
+    n_refused_in_a_row: int = 0
     seen: list[tuple[str, str]] = []
     times_s: dict[str, list[float]] = {}
 
 
 class Gates:
-    """All that is remembered of earlier updates; changes only by `judge`."""
+    """All that is remembered of earlier updates."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -125,8 +129,9 @@ class Gates:
             norms = {name: norm(vector[place]) for name, place in (parts or {WHOLE: slice(None)}).items()}
             rejection = self._bounded(vector, norms, base_norm)
         if rejection is not None:
-            self._state.n_rejected[rejection.gate] = self._state.n_rejected.get(rejection.gate, 0) + 1
-            return rejection
+            if rejection.gate == "norm":
+                self._doubt_the_median()
+            return self.refuse(rejection.gate, rejection.reason)
         self._remember(offer, norms, now_s)
         return Accepted(norms, versions[offer.base_version])
 
@@ -139,13 +144,23 @@ class Gates:
         """Which of a closing round's accepted updates are too large beside each other: indices to leave out.
 
         For the first rounds, when an update was accepted before enough were known; with fewer than three updates there
-        is nothing to compare. The round counts each by `refuse("norm", …)`.
+        is nothing to compare. They are no known norms any more; the round counts each by `refuse("norm", …)`.
         """
         if len(norms) < 3:
             return ()
         medians = {name: statistics.median(each[name] for each in norms) for name in norms[0]}
         limits = {name: self._limits.norm_ratio * median for name, median in medians.items()}
-        return tuple(index for index, each in enumerate(norms) if any(each[name] > limits[name] for name in limits))
+        found = tuple(index for index, each in enumerate(norms) if any(each[name] > limits[name] for name in limits))
+        for name, length in ((name, length) for index in found for name, length in norms[index].items()):
+            known = self._state.norms.get(name, [])
+            if length in known:
+                known.remove(length)
+        return found
+
+    def _doubt_the_median(self) -> None:
+        self._state.n_refused_in_a_row += 1
+        if self._state.n_refused_in_a_row >= _MAX_REFUSED_IN_A_ROW:
+            self._state.norms, self._state.n_refused_in_a_row = {}, 0
 
     def _known(self, offer: Offer, versions: Mapping[int, int], now_s: float) -> Rejection | None:
         limits = self._limits
@@ -195,6 +210,7 @@ class Gates:
     def _remember(self, offer: Offer, norms: Mapping[str, float], now_s: float) -> None:
         state, limits = self._state, self._limits
         state.n_accepted += 1
+        state.n_refused_in_a_row = 0
         for name, length in norms.items():
             state.norms[name] = [*state.norms.get(name, ()), length][-_MAX_NORMS:]
         self._seen[offer.device, offer.task] = None
