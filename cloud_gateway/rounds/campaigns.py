@@ -31,6 +31,8 @@ from hybrid.federated.learning.head import open_head
 from hybrid.federated.privacy.account import Account, check_campaign
 
 ORDER_FILE: Final = "campaign.json"
+_GATES_BACK: Final = 8
+"""So many steps back the gates look for norms when a campaign is taken up again."""
 STEPS: Final = "steps"
 _LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
 _log = logging.getLogger("hybrid.gateway.rounds")
@@ -130,7 +132,7 @@ class Campaigns:
         course = Course(
             row=row,
             steps=steps,
-            gates=gates_of(row.order),
+            gates=gates_of(row.order, store.received(row.id, step=max(0, row.step - _GATES_BACK))),
             round=rounds[-1],
             rounds=rounds[:-1],
             opened_s=self._around.clock_s(),

@@ -268,7 +268,7 @@ def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow
     """What counts, and what is too large beside the others in the first rounds, when nothing was known of norms."""
     if course.order.privacy.noise > 0 or sum(view.n_counted for view in course.rounds) >= Limits().n_known_norms:
         return rows, []
-    out = set(course.gates.outliers([{"update": row.body.norm} for row in rows]))
+    out = set(course.gates.outliers([row.body.norms for row in rows]))
     for index in out:
         course.gates.refuse("norm", f"norm {rows[index].body.norm:.3g} beside the others of the first rounds")
     return [row for at, row in enumerate(rows) if at not in out], [row for at, row in enumerate(rows) if at in out]

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +21,7 @@ from hybrid.federated.layout import Layout
 from hybrid.federated.messages import Terms, Weights
 
 _MANY: Final = 1 << 30
+_NORMS: Final = 64
 
 
 @dataclass(slots=True)
@@ -255,11 +257,13 @@ class Course:
         self.serial += 1
 
 
-def gates_of(order: Campaign) -> Gates:
-    """The gates of a campaign, remembering nothing."""
-    return Gates(
-        Limits(
-            max_staleness=order.aggregation.max_staleness,
-            updates_per_window=_MANY,  # the desk counts calls
-        )
+def gates_of(order: Campaign, before: Sequence[ReceivedRow] = ()) -> Gates:
+    """The gates of a campaign, remembering the norms of updates that passed before."""
+    limits = Limits(
+        max_staleness=order.aggregation.max_staleness,
+        updates_per_window=_MANY,  # the desk counts calls
     )
+    passed = [row.body.norms for row in before if row.outcome != "rejected" and row.body.norms]
+    names = passed[-1] if passed else {}
+    norms = {name: [each[name] for each in passed[-_NORMS:] if name in each] for name in names}
+    return Gates.from_bytes(msgspec.msgpack.encode({"n_accepted": len(passed), "norms": norms}), limits)

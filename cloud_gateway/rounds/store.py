@@ -35,6 +35,12 @@ MIGRATIONS: Final = (
       campaign TEXT NOT NULL, step INTEGER NOT NULL, box TEXT NOT NULL, body BLOB NOT NULL,
       PRIMARY KEY (campaign, step, box)) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE masked (
+      id INTEGER PRIMARY KEY AUTOINCREMENT, campaign TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
+      entry BLOB NOT NULL, box TEXT NOT NULL, input BLOB);
+    CREATE INDEX masked_in_step ON masked (campaign, step, attempt)
+    """,
 )
 
 
@@ -75,6 +81,7 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
         bit: +1 within the clip norm, -1 beyond, 0 where nobody asked.
         n_bytes_down: of the weights that went with its task.
         reason: why it does not count.
+        norms: of its parts, as the gates judged them.
     """
 
     sha256: str
@@ -88,6 +95,7 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     n_bytes_down: int = 0
     gate: str = ""
     reason: str = ""
+    norms: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

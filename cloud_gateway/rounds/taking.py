@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -26,11 +27,12 @@ CLIP_SLACK: Final = 1e-3
 
 
 class Judged(NamedTuple):
-    """What the gates said of an update: its norm, or at which one it failed and why."""
+    """What the gates said of an update: its norm, or at which one it failed and why; norms of its parts."""
 
     norm: float
     gate: str = ""
     reason: str = ""
+    norms: Mapping[str, float] = {}
 
 
 class Taking:
@@ -107,6 +109,7 @@ class Taking:
                 n_bytes=len(content),
                 n_samples=1 if is_uniform else call.n_samples,
                 norm=0.0 if privacy.noise > 0 else judged.norm,
+                norms=dict(judged.norms),
                 staleness=course.staleness(call.step),
                 bit=(1 if call.is_below_clip else -1) if privacy.is_adaptive else 0,
                 loss_before=0.0 if privacy.noise > 0 else _finite(call.loss_before),
@@ -178,7 +181,7 @@ class Taking:
             base_norm=course.base_norm,
             parts=course.parts,
         )
-        return _rejected(verdict) if isinstance(verdict, Rejection) else Judged(length)
+        return _rejected(verdict) if isinstance(verdict, Rejection) else Judged(length, norms=verdict.norms)
 
 
 def digest_of(call: UpdateCall) -> str:
