@@ -19,7 +19,7 @@ from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
 from hybrid.compress.making import Maker
 from hybrid.compress.material import Material, gathered, refuse_overlap
 from hybrid.compress.report import Refused, Report
-from hybrid.compress.search import best_int8, next_step
+from hybrid.compress.search import best_int8, best_pair, next_step
 from hybrid.compress.shipping import Shipment, check_place, untold, variant_ids, write_artifact, write_report
 from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
 from hybrid.compress.splits.bottlenecks import WHAT
@@ -198,7 +198,7 @@ def _splits(
             gateway=gateway,
             original=judgement.original,
             variants=variant_ids(judgement.shipped),
-            int8=best_int8(space, bench.done),
+            int8=best_int8(space, bench.done) or best_pair(space, bench.done),
             training_set=trainer.training_set if trainer is not None else None,
             left_s=left_s,
         )
