@@ -50,7 +50,8 @@ def started(part: str, seed: int, training: task.Samples) -> np.ndarray:
     if part == "all":
         return weights
     delta: np.ndarray = task.train(task.LAYOUT, weights, training.at(np.arange(N_PROXY)), seed, n_epochs=30).delta
-    return weights + delta
+    trained: np.ndarray = weights + delta
+    return trained
 
 
 def learnt(part: str, n_devices: int, noise: float, seed: int) -> tuple[float, float]:

@@ -72,7 +72,7 @@ def simulate(
     slow_factor: SlowFactor = 10.0,
     attackers: Attackers = 0.0,
     attack: AttackKind = "flip",
-    most_hours: MostHours = 168.0,
+    most_hours: MostHours = 24.0,
     json: Json = False,
 ) -> None:
     """Try a campaign on virtual boxes: rounds, accuracy, bytes, time and rejections, without a gateway or a fleet."""

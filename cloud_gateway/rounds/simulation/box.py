@@ -203,7 +203,9 @@ class VirtualBox:
         content = learned.content
         if self._learner.attack is not None:
             rng = np.random.default_rng(self._rng.getrandbits(32))
-            content = attacked(self._learner.attack, content, form(learned.form), wire_layout(terms), rng)
+            content = attacked(
+                self._learner.attack, content, form(learned.form, terms.coding.share), wire_layout(terms), rng
+            )
         digest = sha256(content).hexdigest()
         is_inline = len(content) <= INLINE_BYTES
         if not is_inline:

@@ -35,7 +35,7 @@ from hybrid.fleet.messages import Admission
 
 _EPOCH_S: Final = 1_700_000_000.0
 """What the simulated gateway's calendar says at the beginning."""
-_LOOK_S: Final = 0.1
+_LOOK_S: Final = 60.0
 _STARTS_WITHIN_S: Final = 1.0
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 (a folder of its own below it)
 
@@ -163,16 +163,17 @@ async def _run(
         VirtualBox(box.id, learner, rounds.desk, blobs.put, fleet.seed)
         for box, learner in zip(boxes, learners, strict=True)
     ]
+    working: list[asyncio.Task[None]] = []
     try:
-        working = [loop.create_task(rounds.run())]
+        working.append(loop.create_task(rounds.run()))
         evaluation = rounds.sets.put(_packed(material)).sha256
         course = await rounds.create(CampaignWish(order=order, evaluation=evaluation), "simulation")
         working += [loop.create_task(box.live(_STARTS_WITHIN_S)) for box in crowd]
         view = await _watched(rounds, course.id, fleet.most_s, working, told)
+    finally:
         for task in working:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
-    finally:
         rounds.close()
     found = _outcome(view, fleet, crowd, learners)
     return msgspec.structs.replace(found, seconds=loop.time(), alarms=tuple(alarms))
@@ -186,20 +187,19 @@ async def _watched(
     told: Callable[[CampaignView], None],
 ) -> CampaignView:
     """The campaign once it is over; a fault of a box or of the gateway is raised here."""
-    step, loop = 0, asyncio.get_running_loop()
+    view, loop = await rounds.public.shown(campaign), asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(_LOOK_S)
+        step, left_s = view.step, most_s - loop.time()
+        if left_s <= 0.0:
+            await rounds.order("stop", campaign)
+        view = await rounds.public.shown(campaign, since=view.serial, wait_s=max(0.0, min(_LOOK_S, left_s)))
         for task in working:
             if task.done():
                 task.result()
-        view = await rounds.public.shown(campaign)
         if view.step != step or view.state != "running":
-            step = view.step
             told(view)
         if view.state != "running":
             return view
-        if loop.time() >= most_s:
-            await rounds.order("stop", campaign)
 
 
 def _box(at: int, seed: int) -> Box:

@@ -49,7 +49,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     attackers_ratio: float = 0.0
     attack: Attack = "flip"
     seed: int = 0
-    most_s: float = 7 * 86_400.0
+    most_s: float = 86_400.0
 
     def check(self) -> None:
         """Raises `BadMessage` for what cannot be."""

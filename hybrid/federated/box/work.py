@@ -16,7 +16,7 @@ import numpy as np
 from hybrid.errors import BadMessage, TensorMismatch
 from hybrid.federated.aggregation.scaffold import control_change, paired
 from hybrid.federated.box.views import vector_of
-from hybrid.federated.campaign import Coding, Training
+from hybrid.federated.campaign import Training
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.coding.form import Encoded, target
 from hybrid.federated.layout import Layout
@@ -105,11 +105,6 @@ class Learned:
     seen: Trained
 
 
-def form_name(coding: Coding) -> str:
-    """The form of updates, as the catalog calls it."""
-    return f"topk:{coding.share:g}" if coding.up == "top-k" else coding.up
-
-
 def wire_layout(terms: Terms) -> Layout:
     """Of what travels up: with control variates twice as much."""
     return paired(terms.layout) if terms.scaffold else terms.layout
@@ -167,7 +162,7 @@ class Work:
             vector, control = np.concatenate([found.delta, change]), own + change
         encoded, norm = self._coded(vector)
         return Learned(
-            form=form_name(terms.coding),
+            form=terms.coding.up,
             content=encoded.content,
             n_samples=1 if terms.is_uniform else found.n_samples,
             loss_before=0.0 if terms.is_uniform else found.loss_before,
@@ -201,7 +196,8 @@ class Work:
         layout, clip, residual = wire_layout(self.terms), self.task.clip, self.left.residual
         if residual is not None and residual.shape != vector.shape:
             residual = None
-        coder, rng = form(form_name(self.terms.coding)), np.random.default_rng(_seed(self.task, b"rounding"))
+        coding = self.terms.coding
+        coder, rng = form(coding.up, coding.share), np.random.default_rng(_seed(self.task, b"rounding"))
         if clip <= 0:
             return coder.encode(vector, layout, rng, residual), 0.0
         short, norm = clipped(target(vector, layout, residual), clip)
@@ -219,7 +215,7 @@ def given_back(terms: Terms, form_text: str, content: bytes, residual: np.ndarra
     if form_text == "float32":
         return residual
     try:
-        said = form(form_text).decode(content, wire_layout(terms))
+        said = form(form_text, terms.coding.share).decode(content, wire_layout(terms))
     except BadMessage:
         return residual
     return said if residual is None or residual.shape != said.shape else residual + said

@@ -1,0 +1,172 @@
+"""The commands against a gateway's rounds over HTTP, with boxes that send what they like."""
+
+import asyncio
+import json
+import threading
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from cloud_gateway.rounds.admin_routes import add_admin_routes
+from hybrid.cli.main import main
+from hybrid.errors import ExitCode
+from hybrid.hosting.front_door import IDENTITY
+from hybrid.hosting.identity import ANYONE
+from hybrid.serving.body_budget import BodyBudget
+from tests.rounds.lab import Box, Lab, running
+
+pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+
+
+class Gateway(threading.Thread):
+    """A lab's rounds behind their routes, on a port of this machine. Attributes: url; notes, who did what."""
+
+    def __init__(self, folder):
+        super().__init__(daemon=True)
+        self._folder, self._ready, self.notes = folder, threading.Event(), []
+        self.start()
+        assert self._ready.wait(20.0)
+
+    def run(self):
+        asyncio.run(self._serve())
+
+    async def _serve(self):
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self.lab = Lab(self._folder)
+
+        @web.middleware
+        async def admitted(request, handler):
+            request[IDENTITY] = ANYONE
+            return await handler(request)
+
+        app = web.Application(middlewares=[admitted])
+        add_admin_routes(app, self.lab.rounds, bodies=BodyBudget(1 << 30), note=lambda *note: self.notes.append(note))
+        async with running(self.lab):
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+            self._ready.set()
+            await self._over.wait()
+            await runner.cleanup()
+        self.lab.close()
+
+    def do(self, work):
+        """Run a coroutine beside it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20.0)
+
+    def stop(self):
+        self._loop.call_soon_threadsafe(self._over.set)
+        self.join(10.0)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    live = Gateway(tmp_path_factory.mktemp("rounds"))
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def say(gateway, capsys):
+    """A command; its JSON, or its text."""
+
+    def said(*words, exit_code=ExitCode.OK, as_json=True):
+        told = main(["rounds", *words, "--gateway", gateway.url, *(["--json"] if as_json else [])])
+        output = capsys.readouterr()
+        assert told == exit_code, output.err
+        if not as_json:
+            return output.out
+        return [json.loads(line) for line in output.out.splitlines()] if words[0] == "watch" else json.loads(output.out)
+
+    return said
+
+
+async def round_of(lab, campaign):
+    for number in range(4):
+        answer = await Box(lab, number).once(campaign)
+        assert answer is not None
+        assert answer.state == "accepted"
+
+
+def test_a_campaign_from_create_to_report(gateway, say, tmp_path):
+    np.save(tmp_path / "test.npy", np.random.default_rng(0).random((30, 64), np.float32))
+    (tmp_path / "labels.txt").write_text("\n".join(str(at % 10) for at in range(30)))
+    np.savez(tmp_path / "test.npz", image=np.load(tmp_path / "test.npy"), labels=np.arange(30) % 10)
+    files = ["--evaluate", str(tmp_path / "test.npz")]
+    begun = say("create", "digits", "--goal", "4", "--rounds", "2", "--promote", "none", "--up", "float32", *files)
+    campaign = begun["data"]["id"]
+    assert begun["data"]["state"] == "running"
+    assert begun["data"]["base_accuracy"] is not None
+    assert gateway.notes[-1][1] == "campaign_created"
+    assert "0 of 2" in say("ls", as_json=False)
+
+    watched = threading.Thread(target=lambda: lines.extend(say("watch", campaign)))
+    lines = []
+    watched.start()
+    gateway.do(round_of(gateway.lab, campaign))
+    gateway.do(_until_step(gateway.lab, campaign, 1))
+    gateway.do(round_of(gateway.lab, campaign))
+    gateway.do(_until_step(gateway.lab, campaign, 2))
+    watched.join(20.0)
+    assert lines[-1]["state"] == "completed"
+    assert len({line["serial"] for line in lines}) == len(lines) > 2
+
+    shown = say("show", campaign, as_json=False)
+    assert "completed, step 2 of 2" in shown
+    report = say("report", campaign, "--boxes", "--round", "1", as_json=False)
+    for words in ("of 4 boxes", "box-3", "round 1:", "counted", "77.0 kB"):
+        assert words in report, words
+    told = say("report", campaign)["data"]
+    assert [each["n_counted"] for each in told["campaign"]["rounds"]] == [4, 4]
+    assert told["n_bytes_up"] == 2 * 4 * 4 * 4810
+    assert say("report", campaign, "--round", "9", exit_code=ExitCode.USAGE)["error"]["code"] == "usage"
+
+
+async def _until_step(lab, campaign, step):
+    async with asyncio.timeout(10.0):
+        while (await lab.shown(campaign)).step < step:  # noqa: ASYNC110 (nobody's event)
+            await asyncio.sleep(0.01)
+
+
+def test_an_npy_of_the_models_only_input_takes_its_name_from_the_golden_ones(say, tmp_path, monkeypatch):
+    from cloud_gateway.rounds.commands import campaigns
+
+    monkeypatch.setattr(campaigns, "input_name", lambda *_: "image")
+    np.save(tmp_path / "test.npy", np.random.default_rng(0).random((12, 64), np.float32))
+    (tmp_path / "labels.txt").write_text("\n".join("3" for _ in range(12)))
+    files = ["--evaluate", str(tmp_path / "test.npy"), "--labels", str(tmp_path / "labels.txt")]
+    begun = say("create", "digits:1", "--goal", "2", *files)["data"]
+    assert len(begun["evaluation"]) == 64
+    assert say("stop", begun["id"])["data"]["state"] == "stopped"
+
+
+def test_pause_resume_and_stop(gateway, say):
+    campaign = say("create", "digits", "--goal", "4", "--rounds", "5")["data"]["id"]
+    assert say("pause", campaign)["data"]["state"] == "paused"
+    assert say("pause", campaign, exit_code=ExitCode.REFUSED)["error"]["code"] == "conflict"
+    assert say("resume", campaign)["data"]["state"] == "running"
+    assert f"campaign {campaign} of digits:1 (original): stopped" in say("stop", campaign, as_json=False)
+    assert say("show", campaign)["data"]["state"] == "stopped"
+    assert [note[1] for note in gateway.notes][-3:] == ["campaign_pause", "campaign_resume", "campaign_stop"]
+
+
+@pytest.mark.parametrize(("words", "exit_code", "code"), [
+    (("create", "digits", "--goal", "99"), "FAILED", "campaign_impossible"),
+    (("create", "nosuch", "--goal", "2"), "NOT_FOUND", "not_found"),
+    (("create", "digits", "--noise", "0.5", "--clip", "1", "--max-epsilon", "2"), "REFUSED", "privacy_spent"),
+    (("create", "digits", "--noise", "1"), "FAILED", "campaign_impossible"),
+    (("create", "digits", "--target", "0.9"), "USAGE", "usage"),
+    (("create", "digits", "--evaluate", "no.npz"), "NOT_FOUND", "not_found"),
+    (("show", "nosuch"), "NOT_FOUND", "not_found"),
+    (("watch", "nosuch"), "NOT_FOUND", "not_found"),
+    (("report", "nosuch"), "NOT_FOUND", "not_found"),
+    (("stop", "nosuch"), "NOT_FOUND", "not_found"),
+    (("promote", "nosuch", "--as", "none"), "USAGE", "usage"),
+], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_code(say, words, exit_code, code):
+    told = say(*words, exit_code=ExitCode[exit_code])
+    told = told[-1] if isinstance(told, list) else told
+    assert told["error"]["code"] == code

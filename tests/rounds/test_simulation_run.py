@@ -1,0 +1,159 @@
+"""Whole campaigns on virtual boxes: the gateway's desk and the boxes' learner as they are, hours in a moment."""
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from cloud_gateway.rounds.simulation.model import perceptron
+from cloud_gateway.rounds.simulation.run import Material, Outcome, simulate
+from cloud_gateway.rounds.simulation.samples import apart, made_up
+from cloud_gateway.rounds.simulation.settings import Fleet
+from hybrid.cli.main import main
+from hybrid.errors import CampaignImpossible, ExitCode
+from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    learned, test = apart(made_up(60 * 30 + 500, 0), 0, 500)
+    return Material(
+        artifact=perceptron(tmp_path_factory.mktemp("m") / "model", 32, 0, 10, 0),
+        inputs={"x": learned.inputs},
+        labels=learned.labels,
+        test_inputs={"x": test.inputs},
+        test_labels=test.labels,
+    )
+
+
+def run(material, fleet=None, **order) -> Outcome:
+    wanted = {"model": "simulated", "version": "", "variant": "", "goal": 10, "rounds": 6}
+    return simulate(Campaign(**(wanted | order)), Fleet(**({"boxes": 60} | (fleet or {}))), material, lambda view: None)
+
+
+def closed(found):
+    return [each for each in found.campaign.rounds if each.state == "closed"]
+
+
+def test_a_fleet_learns(material):
+    found = run(material)
+    assert found.campaign.state == "completed"
+    assert [each.n_counted for each in closed(found)] == [10] * 6
+    assert found.campaign.base_accuracy < 0.3
+    assert closed(found)[-1].accuracy > 0.75
+    assert found.n_bytes_up > 60 * 300  # int8 of 330 weights
+    assert sum(found.boxes_by_machine.values()) == 60
+    assert found.alarms == ()
+
+
+def test_the_same_seed_is_the_same_run_and_another_one_another(material):
+    fleet = {"drops_ratio": 0.2, "slow_ratio": 0.2, "away_ratio": 0.1, "attackers_ratio": 0.1}
+    one, again, other = (run(material, fleet | {"seed": seed}, seed=seed) for seed in (1, 1, 2))
+    assert msgspec.json.encode(one) == msgspec.json.encode(again)
+    assert [each.accuracy for each in closed(one)] != [each.accuracy for each in closed(other)]
+
+
+def test_rounds_close_though_boxes_fall_over_and_straggle(material):
+    found = run(material, {"drops_ratio": 0.3, "slow_ratio": 0.2, "slow_factor": 50.0})
+    assert found.campaign.state == "completed"
+    assert found.n_dropped > 5
+    assert [each.n_counted for each in closed(found)] == [10] * 6
+
+
+def test_bad_updates_are_rejected_and_the_model_learns_on(material):
+    scaled = run(material, {"attackers_ratio": 0.15, "attack": "scale"}, rounds=8)
+    assert any(name in scaled.outcomes for name in ("rejected:norm",))
+    assert closed(scaled)[-1].accuracy > 0.7
+    garbage = run(material, {"attackers_ratio": 0.3, "attack": "garbage"})
+    assert garbage.outcomes["rejected:shape"] > 0
+    assert closed(garbage)[-1].accuracy > 0.7
+
+
+def test_a_fleet_that_never_comes_stalls_the_campaign_with_an_alarm(material):
+    found = run(material, {"drops_ratio": 1.0}, deadline_s=600.0, most_abandoned=3)
+    assert found.campaign.state == "stalled"
+    assert found.seconds == pytest.approx(3 * 600.0, abs=30.0)
+    assert any(text.startswith("campaign_stalled") for text in found.alarms)
+
+
+def test_what_takes_too_long_is_stopped(material):
+    found = run(material, {"drops_ratio": 1.0, "most_s": 1000.0}, deadline_s=3600.0)
+    assert found.campaign.state == "stopped"
+    assert found.seconds == pytest.approx(1000.0, abs=5.0)
+
+
+def test_privacy_is_accounted_and_ends_the_campaign_when_it_is_spent(material):
+    privacy = Privacy(noise=8.0, clip=1.0, max_epsilon=0.8)  # three rounds a box
+    found = run(material, goal=30, rounds=20, privacy=privacy, aggregation=Aggregation(weights="uniform"))
+    assert found.campaign.state == "spent"
+    assert "epsilon" in found.campaign.reason
+    assert 0.0 < found.campaign.epsilon <= 0.8
+    assert sum(each.n_counted for each in closed(found)) <= 3 * 60
+
+
+@pytest.mark.parametrize("order", [
+    {"aggregation": Aggregation(scaffold=True)},
+    {"aggregation": Aggregation(max_staleness=3)},
+    {"aggregation": Aggregation(optimizer="adam", learning_rate=0.03)},
+    {"aggregation": Aggregation(rule="median")},
+    {"coding": Coding(up="top-k", down="top-k", share=0.1)},
+], ids=["scaffold", "buffered", "adam", "median", "top-k"])  # fmt: skip
+def test_every_kind_of_campaign_runs(material, order):
+    found = run(material, **order)
+    assert found.campaign.state == "completed"
+    assert closed(found)[-1].accuracy > found.campaign.base_accuracy + 0.1
+
+
+def test_an_order_that_cannot_be_is_refused_as_by_a_gateway(material):
+    with pytest.raises(CampaignImpossible, match="61 updates"):
+        run(material, goal=61)
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+
+
+def test_the_command_tells_people_and_programs(capsys):
+    words = ["rounds", "simulate", "--boxes", "20", "--goal", "5", "--rounds", "3", "--hidden", "0", "--drops", "10"]
+    assert main(words) == ExitCode.OK
+    text = capsys.readouterr().out
+    for told in ("completed after 3 rounds of 20 boxes, 330 weights", "15 counted", "HTTP and TLS not counted", "rpi-"):
+        assert told in text, told
+    assert main([*words, "--json"]) == ExitCode.OK
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert data["campaign"]["state"] == "completed"
+    assert len(data["campaign"]["rounds"]) == 3
+
+
+def test_the_command_takes_samples_of_ones_own(capsys, tmp_path):
+    samples = made_up(600, 4)
+    np.savez(tmp_path / "mine.npz", image=samples.inputs.reshape(600, 4, 8), labels=samples.labels)
+    words = [
+        "rounds",
+        "simulate",
+        "--boxes",
+        "20",
+        "--goal",
+        "5",
+        "--rounds",
+        "3",
+        "--data",
+        str(tmp_path / "mine.npz"),
+    ]
+    assert main([*words, "--json", "--split", "shards", "--machine", "rpi-4b", "--link", "lte"]) == ExitCode.OK
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert data["boxes_by_machine"] == {"rpi-4b": 20}
+    assert data["campaign"]["n_parameters"] == 32 * 32 + 32 + 320 + 10
+
+
+def test_the_command_takes_a_model_of_ones_own(capsys, tmp_path):
+    from tests.rounds.lab import artifact_in
+
+    artifact_in(tmp_path / "model", learns=("w2", "b2"))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", image=rng.random((300, 64), np.float32), labels=rng.integers(10, size=300))
+    words = ["rounds", "simulate", str(tmp_path / "model"), "--data", str(tmp_path / "d.npz"), "--boxes", "10"]
+    assert main([*words, "--goal", "4", "--rounds", "2", "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["data"]["campaign"]["n_parameters"] == 650
+    assert main(["rounds", "simulate", str(tmp_path / "model")]) == ExitCode.USAGE
+    assert main(["rounds", "simulate", str(tmp_path), "--data", str(tmp_path / "d.npz")]) == ExitCode.NOT_FOUND
