@@ -143,7 +143,7 @@ class Doing:
         try:
             if weights.n_bytes and not weights.whole and not weights.differences:
                 weights = await self._calls.weights(task.campaign, weights.step, held[0])
-            return view_of(weights, terms.layout, held)
+            return view_of(weights, terms.layout, held, terms.coding.share)
         except DigestMismatch as exc:
             _log.info("learning.view_fetched campaign=%s step=%d why=%s", task.campaign, weights.step, exc)
         whole = await self._calls.weights(task.campaign, task.weights.step, -1)

@@ -184,7 +184,7 @@ class VirtualBox:
         try:
             if weights.n_bytes and not weights.whole and not weights.differences:
                 weights = await self._fetched(task, held[0])
-            return view_of(weights, terms.layout, held)
+            return view_of(weights, terms.layout, held, terms.coding.share)
         except DigestMismatch:
             return view_of(await self._fetched(task, -1), terms.layout, (-1, own))
 

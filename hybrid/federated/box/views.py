@@ -12,13 +12,14 @@ BASE_STEP = 0
 """The step whose view is the base's own head."""
 
 
-def view_of(weights: Weights, layout: Layout, held: tuple[int, np.ndarray]) -> np.ndarray:
+def view_of(weights: Weights, layout: Layout, held: tuple[int, np.ndarray], share: float = 0.01) -> np.ndarray:
     """The view of a step, float32 (n_elements,).
 
     Args:
         weights: what the gateway said.
         layout: of what travels.
         held: step and view that the box holds; the base's own head is that of step 0.
+        share: of the elements in a sparse difference, as the campaign's coding has it.
 
     Raises:
         DigestMismatch: it cannot be had from this: ask for the whole view.
@@ -30,7 +31,7 @@ def view_of(weights: Weights, layout: Layout, held: tuple[int, np.ndarray]) -> n
     for difference in weights.differences:
         if difference.step != step + 1:
             raise DigestMismatch(f"a difference leads to step {difference.step}, this box holds {step}")
-        view = view + form(difference.form).decode(difference.content, layout)
+        view = view + form(difference.form, share).decode(difference.content, layout)
         step += 1
     if step != weights.step or view.shape != (layout.n_elements,) or view_digest(view) != weights.sha256:
         raise DigestMismatch(f"the view came to step {step}, {weights.step} was wanted, or to other numbers: fetch it")
