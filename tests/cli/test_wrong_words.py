@@ -139,6 +139,22 @@ plan sound.onnx --shape nosuch=1    | FAILED      | tensor_mismatch
 profile no.onnx                     | NOT_FOUND   | model_missing
 profile broken.onnx                 | FAILED      | model_invalid
 profile nosuch {NOWHERE}            | NOT_FOUND   | model_unavailable
+rounds create nosuch --gateway LIVE --token TOKEN | FAILED      | campaign_impossible
+rounds create nosuch --noise 1 {NOWHERE} | FAILED      | campaign_impossible
+rounds create x --tags nosuch {NOWHERE} | USAGE       | usage
+rounds create x --evaluate no.npz {NOWHERE} | NOT_FOUND   | not_found
+rounds ls --gateway LIVE            | PERMISSION  | unauthenticated
+rounds show nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds watch nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds pause nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds resume nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds stop nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds promote nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds report nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds key --gateway LIVE           | PERMISSION  | unauthenticated
+rounds simulate --data no.npz       | NOT_FOUND   | not_found
+rounds simulate --machine nosuch    | NOT_FOUND   | catalog_unknown
+rounds simulate --labels text.txt   | USAGE       | usage
 stats no.jsonl                      | NOT_FOUND   | not_found
 stats text.txt                      | FAILED      | corrupt_content
 stats broken.onnx                   | FAILED      | corrupt_content
