@@ -8,7 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from compression.training.heads import low_rank_head, separate_head
+from compression.quantization.prepare import prepare
+from compression.quantization.recipe import Int8Recipe
+from compression.quantization.static import quantize
+from compression.training.heads import head_nodes, low_rank_head, separate_head
 from hybrid.artifact.manifest import FileEntry, Manifest, Variant, canonical_bytes, parse
 from hybrid.artifact.trainable import trainable_artifact
 from hybrid.errors import DataUnfit, EngineFailed, ModelUntrainable, NotFound, TensorMismatch
@@ -246,3 +249,23 @@ def test_targets_are_of_one_kind() -> None:
     for mixed in ([1, (2.0,)], [(1.0,), (1.0, 2.0)]):
         with pytest.raises(DataUnfit, match="one kind"):
             targets_of(mixed)
+
+
+@pytest.mark.parametrize("kind", ["float head", "frozen head with low rank"])
+def test_heads_of_a_quantized_model_learn(tmp_path: Path, kind: str) -> None:
+    samples = [{"image": image[None]} for image in IMAGES]
+    if kind == "float head":
+        model = quantize(net(), samples, Int8Recipe(kept_float=head_nodes(prepare(net()), "feature"))).model
+        apart = separate_head(model, "feature")
+    else:
+        apart = low_rank_head(quantize(net(), samples, Int8Recipe()).model, "feature", 2)
+    head = read_head_of(tmp_path / "made", apart)
+    features = Body(head).features({"image": IMAGES})
+    session = onnxruntime.InferenceSession(head.path, providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"image": IMAGES})[0]
+    found = head.program.answer(head.arrays, features)
+    assert np.abs(found - wanted).max() <= (1e-5 if kind == "float head" else 0.05 * np.abs(wanted).max())
+    learned = train(
+        head.program, head.layout, Examples(features, np.arange(8)), Training(), start=Start(shared=head.vector)
+    )
+    assert learned.loss_after < learned.loss_before
