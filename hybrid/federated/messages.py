@@ -243,19 +243,29 @@ class EvaluationAnswer(Packed, frozen=True):
 
 
 class SecureCall(Packed, frozen=True):
-    """One stage of secure aggregation; `content` as `hybrid.federated.secure` says; empty asks what comes next."""
+    """One stage of secure aggregation.
+
+    Attributes:
+        content: as `hybrid.federated.secure` says; empty asks what comes next.
+        wait_s: how long the answer may take.
+        attempt: that the content belongs to.
+    """
 
     epoch: str
     task: str
     campaign: str
-    stage: str
+    stage: str = ""
     content: bytes = b""
     wait_s: float = 0.0
     protocol: int = PROTOCOL
+    attempt: int = 1
 
 
 class SecureAnswer(Packed, frozen=True):
-    """What the box must do next: `stage` and its `content`; `wait` asks again; `done` and `excluded` are final."""
+    """What the box must do next: answer `content`; `wait`: ask again; `done` and `excluded` are final.
+
+    `go-on` with stage `again`: the round began anew, and `content` is its invitation.
+    """
 
     state: Literal["go-on", "wait", "done", "excluded"]
     stage: str = ""

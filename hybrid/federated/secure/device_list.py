@@ -103,6 +103,20 @@ def opened(envelope: bytes, root_sha256: bytes, *, least_sequence: int = 0) -> D
     )
 
 
+def opened_by_own_root(envelope: bytes) -> DeviceList:
+    """The list in an envelope whose signature fits the root that it names itself; says nothing of who that is.
+
+    Raises:
+        BadMessage, Forbidden, CorruptContent: as `opened`.
+    """
+    try:
+        inner = msgspec.msgpack.decode(envelope[: 2 * MAX_LIST_BYTES], type=_Envelope).content
+        root = bytes.fromhex(msgspec.msgpack.decode(inner, type=_List).root_key)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as exc:
+        raise BadMessage(f"the device list does not parse: {exc}; have the root sign a new one") from exc
+    return opened(envelope, hashlib.sha256(root).digest())
+
+
 def _check(made: _List) -> None:
     if made.kind != KIND or made.schema != SCHEMA:
         raise BadMessage(f"{made.kind[:40]!r} of schema {made.schema} is not a device list that this program reads")
