@@ -59,7 +59,9 @@ class Insisting:
         n_inputs_before: inputs that it masked for this campaign's step.
         note_input: counts one more; on the disk when it returns; blocks.
         root_sha256: of the pinned root that signs device lists; empty without.
-        least_sequence: of such a list.
+        must_be_listed: whether a round without such a list is refused: once a box was given one, to go without is the
+            gateway's word against the operator's.
+        least_sequence: of a list.
         least_devices: fewest devices in a sum.
     """
 
@@ -67,12 +69,19 @@ class Insisting:
     n_inputs_before: int
     note_input: Callable[[], None]
     root_sha256: bytes = b""
+    must_be_listed: bool = False
     least_sequence: int = 0
     least_devices: int = 3
 
     def guard(self, invitation: Invitation) -> Guard:
-        """What its device insists on. Raises `HybridError` where the list is not the root's."""
+        """What its device insists on.
+
+        Raises:
+            MaskingRefused: no list where there must be one. HybridError: the list is not the root's, or an older one.
+        """
         if not (self.root_sha256 and invitation.device_list):
+            if self.must_be_listed:
+                raise MaskingRefused("the round has no list of devices that the operator's root signed: sit it out")
             return Guard(least_devices=self.least_devices)
         listed = opened(invitation.device_list, self.root_sha256, least_sequence=self.least_sequence)
         return Guard(least_devices=self.least_devices, listed=listed.box_ids, devices_digest=listed.digest)
@@ -105,6 +114,7 @@ async def masked(
     """
     invitation = Invitation.from_bytes(task.secure)
     _check(invitation.task, task, terms)
+    part: _Part | None = None
     try:
         insisting.guard(invitation).check(invitation.task)
         if insisting.n_inputs_before:
@@ -115,21 +125,41 @@ async def masked(
         async with asyncio.timeout_at(deadline_s):
             return await part.play(invitation)
     except TimeoutError:
-        return MaskedOutcome(state="excluded", reason="the lease ended")
+        return _ended(part, "excluded", "the lease ended", is_lost=False)
     except MaskingRefused as exc:
         _log.warning("learning.masking_refused campaign=%s step=%d why=%s", task.campaign, task.weights.step, exc)
-        return MaskedOutcome(state="refused", reason=str(exc))
+        return _ended(part, "refused", str(exc), is_lost=True)
+
+
+def _ended(
+    part: "_Part | None", state: Literal["done", "excluded", "refused"], reason: str, *, is_lost: bool
+) -> MaskedOutcome:
+    """An outcome; what was masked is said again in the next update where it is known to be in no sum (`is_lost`)."""
+    if part is None or part.device is None or not part.device.has_masked:
+        return MaskedOutcome(state=state, reason=reason, n_bytes=0 if part is None else part.n_bytes)
+    asked, made = part.device.task, part.made
+    residual = made.residual
+    if is_lost:
+        residual = residual + made.levels[: asked.n_elements] * np.float32(asked.step_size)
+    return MaskedOutcome(state=state, reason=reason, residual=residual, n_bytes=part.n_bytes)
 
 
 class _Part:
-    """One box's part in one masked round."""
+    """One box's part in one masked round.
+
+    Attributes:
+        made: what is masked.
+        device: of the newest attempt; None before the first.
+        n_bytes: that were brought.
+    """
 
     def __init__(
         self, calls: RoundCalls, task: Task, terms: Terms, *, epoch: str, insisting: Insisting, made: Quantized
     ) -> None:
         self._calls, self._task, self._terms, self._epoch = calls, task, terms, epoch
-        self._insisting, self._made = insisting, made
-        self._n_bytes = 0
+        self._insisting, self.made = insisting, made
+        self.device: Device | None = None
+        self.n_bytes = 0
 
     async def play(self, invitation: Invitation) -> MaskedOutcome:
         """Until the gateway says for good what became of it."""
@@ -145,12 +175,14 @@ class _Part:
             except HybridError as exc:
                 n_refusals += 1
                 if n_refusals >= _MOST_REFUSALS:
-                    return self._ended(device, "excluded", str(exc))
+                    return _ended(self, "excluded", str(exc), is_lost=False)
                 content = b""  # it is not taken: what comes next is asked for
                 await asyncio.sleep(PAUSE_S)
                 continue
-            if answer.state in {"done", "excluded"}:
-                return self._ended(device, "done" if answer.state == "done" else "excluded", answer.reason)
+            if answer.state == "done":
+                return _ended(self, "done", "", is_lost=False)
+            if answer.state == "excluded":
+                return _ended(self, "excluded", answer.reason, is_lost=True)
             if answer.state == "wait":
                 content = b""
             elif answer.stage == "again":
@@ -176,10 +208,11 @@ class _Part:
                 n_inputs_before=insisting.n_inputs_before,
             )
         )
+        self.device = device
         return device, device.advert()
 
     async def _call(self, device: Device, content: bytes) -> SecureAnswer:
-        self._n_bytes += len(content)
+        self.n_bytes += len(content)
         return await self._calls.secure(
             SecureCall(
                 epoch=self._epoch,
@@ -196,22 +229,13 @@ class _Part:
         had_masked = device.has_masked
         try:
             said = await asyncio.to_thread(
-                device.answer, content, sign=self._insisting.key.sign, levels=lambda: self._made.levels
+                device.answer, content, sign=self._insisting.key.sign, levels=lambda: self.made.levels
             )
         except (BadMessage, Conflict, CorruptContent) as exc:
             raise MaskingRefused(f"the gateway sent what cannot be answered: {exc}") from exc
         if device.has_masked and not had_masked:
             await asyncio.to_thread(self._insisting.note_input)
         return said
-
-    def _ended(self, device: Device, state: Literal["done", "excluded"], reason: str) -> MaskedOutcome:
-        residual = None
-        if device.has_masked:
-            residual = self._made.residual
-            if state == "excluded":  # what was masked is said again
-                asked = device.task
-                residual = residual + self._made.levels[: asked.n_elements] * np.float32(asked.step_size)
-        return MaskedOutcome(state=state, reason=reason, residual=residual, n_bytes=self._n_bytes)
 
 
 def _check(asked: SecureTask, task: Task, terms: Terms) -> None:

@@ -89,14 +89,16 @@ async def until(look) -> None:
 class Calls:
     """The link of one box; `lost` says which of its calls are lost, before or after the gateway has them."""
 
-    def __init__(self, desk: Desk, box_id: str, *, gone_after=None, lost=()) -> None:
-        self.desk, self.box_id, self.gone_after, self.lost = desk, box_id, gone_after, dict(lost)
+    def __init__(self, desk: Desk, box_id: str, *, gone_after=None, ends=False, lost=()) -> None:
+        self.desk, self.box_id, self.gone_after, self.ends, self.lost = desk, box_id, gone_after, ends, dict(lost)
         self.n = 0
 
     async def secure(self, call: SecureCall) -> SecureAnswer:
         self.n += 1
         if self.gone_after is not None and self.n > self.gone_after:
             self.desk.gone.add(self.box_id)
+            if self.ends:
+                raise TimeoutError
             await asyncio.sleep(3600)
         self.desk.n_calls += 1
         if self.lost.get(self.n) == "before":
@@ -126,7 +128,7 @@ class Box:
         self.key = BoxKey.fresh()
         self.update = np.random.default_rng(n).standard_normal(40).astype(np.float32) * 0.05
         self.n_inputs = 0
-        self.root_sha256 = b""
+        self.root_sha256, self.must_be_listed = b"", False
 
     def note(self) -> None:
         self.n_inputs += 1
@@ -134,10 +136,11 @@ class Box:
     async def trained(self):
         return self.update, None
 
-    async def play(self, desk: Desk, lease_s=5.0, **link) -> MaskedOutcome:
+    async def play(self, desk: Desk, lease_s=30.0, **link) -> MaskedOutcome:
         insisting = Insisting(
-            key=self.key, n_inputs_before=self.n_inputs, note_input=self.note, root_sha256=self.root_sha256
-        )
+            key=self.key, n_inputs_before=self.n_inputs, note_input=self.note, root_sha256=self.root_sha256,
+            must_be_listed=self.must_be_listed,
+        )  # fmt: skip
         deadline_s = asyncio.get_running_loop().time() + lease_s
         task, calls = desk.task(self.key.box_id), Calls(desk, self.key.box_id, **link)
         return await masked(
@@ -230,7 +233,7 @@ async def test_the_gateway_is_killed_again_and_again(tmp_path) -> None:
 async def test_too_few_dealt_and_the_round_begins_anew_with_the_others(tmp_path) -> None:
     desk, boxes = Desk(tmp_path, goal=5), [Box(n) for n in range(5)]
     links = [{"gone_after": 1}, {"gone_after": 1}, {}, {}, {}]
-    played = [asyncio.create_task(box.play(desk, lease_s=4.0, **link)) for box, link in zip(boxes, links, strict=True)]
+    played = [asyncio.create_task(box.play(desk, **link)) for box, link in zip(boxes, links, strict=True)]
     ticking = asyncio.create_task(desk.run())
     await until(lambda: asyncio.sleep(0, desk.masking._round.task.attempt == 2))
     desk.course.opened_s = -1e9  # the round's time is over: three are enough
@@ -287,6 +290,33 @@ async def test_a_box_that_masked_sits_the_step_out_and_a_wrong_invitation_is_ref
         await box.play(desk)
 
 
+async def test_what_was_masked_in_vain_is_said_again(tmp_path) -> None:
+    """Four masked, then three are gone: the round begins anew, and the fourth sits it out with all it had to say."""
+    desk, boxes = Desk(tmp_path), [Box(n) for n in range(4)]
+    links = [{"gone_after": 3}, {"gone_after": 3}, {"gone_after": 3}, {}]
+    played = [asyncio.create_task(box.play(desk, **link)) for box, link in zip(boxes, links, strict=True)]
+    ticking = asyncio.create_task(desk.run())
+    outcome = await played[3]
+    for task in (*played[:3], ticking):
+        task.cancel()
+    assert outcome.state == "refused"
+    assert "began anew after this box had masked" in outcome.reason
+    np.testing.assert_allclose(outcome.residual, boxes[3].update, atol=1e-6)
+    assert boxes[3].n_inputs == 1
+
+
+async def test_where_the_lease_ends_a_masked_input_counts_as_sent(tmp_path) -> None:
+    desk, boxes = Desk(tmp_path), [Box(n) for n in range(4)]
+    played = [asyncio.create_task(box.play(desk)) for box in boxes[1:]]
+    short = asyncio.create_task(boxes[0].play(desk, gone_after=3, ends=True))
+    await desk.run()
+    assert [outcome.state for outcome in await asyncio.gather(*played)] == ["done"] * 3
+    outcome = await short
+    assert (outcome.state, outcome.reason) == ("excluded", "the lease ended")
+    assert np.abs(outcome.residual).max() < 0.01
+    check_mean(desk, boxes)
+
+
 async def test_only_listed_boxes_are_in_a_round_with_a_roster(tmp_path) -> None:
     root, boxes, stranger = b"\x05" * 32, [Box(n) for n in range(4)], Box(9)
     envelope = listed(root, [box.key.public_key for box in boxes], 1)
@@ -295,9 +325,14 @@ async def test_only_listed_boxes_are_in_a_round_with_a_roster(tmp_path) -> None:
 
     for box in boxes:
         box.root_sha256 = sha256(public_key_of(root)).digest()
-    strange = asyncio.create_task(stranger.play(desk, lease_s=2.0))
+    strange = asyncio.create_task(stranger.play(desk, lease_s=30.0))
     *outcomes, _ = await asyncio.gather(*(box.play(desk) for box in boxes), desk.run())
     assert [outcome.state for outcome in outcomes] == ["done"] * 4
     assert (await strange).state == "excluded"
     check_mean(desk, boxes)
     assert desk.masking.sum.bits == 4
+    without = Desk(tmp_path / "without")
+    boxes[0].must_be_listed, boxes[0].n_inputs = True, 0
+    outcome = await boxes[0].play(without)
+    assert (outcome.state, outcome.n_bytes) == ("refused", 0)
+    assert "no list of devices" in outcome.reason
