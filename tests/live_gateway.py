@@ -55,6 +55,12 @@ class LiveGateway:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def token(self) -> str:
         """The administrator's token; empty where the gateway asks for none."""
         path = self.data / "admin.token"
