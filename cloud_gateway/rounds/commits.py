@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from hybrid.errors import HybridError, Overloaded
+from hybrid.errors import HybridError, Overloaded, StorageError
 from hybrid.hosting.database import Database
 
 MOST_WAITING: Final = 4096
@@ -66,7 +66,7 @@ def _tell(group: list[tuple[Work[Any], asyncio.Future[Any]]], done: "asyncio.Fut
     error = done.exception()
     if error is not None and not isinstance(error, HybridError):
         _log.error("rounds.not_written", exc_info=error)
-        error = HybridError("the gateway failed while it wrote; its log says why")
+        error = StorageError("the gateway failed while it wrote; its log says why")
     results = [None] * len(group) if error is not None else done.result()
     for (_, written), result in zip(group, results, strict=True):
         if written.done():

@@ -158,6 +158,10 @@ class Course:
         """Leases and counted updates together."""
         return math.ceil(self.order.goal * self.order.over_selection - 1e-9)
 
+    def clip_at(self, step: int) -> float:
+        """The norm to which boxes clipped that began with this step; one that adapts was another then."""
+        return next((each.clip for each in self.rounds if each.number == step + 1), self.row.clip)
+
     def expire(self, now_s: float) -> bool:
         """Forget leases whose time is over; whether there were any."""
         over = [box_id for box_id, lease in self.leases.items() if lease.until_s <= now_s]

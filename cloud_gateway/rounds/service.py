@@ -241,9 +241,10 @@ class Rounds:
         """Campaigns that ended leave memory."""
         while self._gone:
             course = self._gone.pop()
-            if await self._stays(course):
-                continue
-            self.desk.courses.pop(course.id, None)
+            async with course.lock:
+                if await self._stays(course):
+                    continue
+                self.desk.courses.pop(course.id, None)
             self.campaigns.rows[course.id] = course.row
             await asyncio.to_thread(self.campaigns.forget, course)
             self.public.changed(course.id)
@@ -280,11 +281,13 @@ class Rounds:
         """
         del who
         course = await self.campaigns.woken(campaign)
-        try:
-            await self._promotions.begin(course, wish)
-        finally:
-            if course.has_ended and course.promotion is None:
-                self._ended(course)
+        async with course.lock:
+            self.desk.courses[campaign] = course
+            try:
+                await self._promotions.begin(course, wish)
+            finally:
+                if course.has_ended and course.promotion is None:
+                    self._ended(course)
         self.desk.wake()
         self._soon.set()
 

@@ -161,10 +161,10 @@ class Taking:
                 length = norm(vector)
         except BadMessage as exc:
             return _rejected(course.gates.refuse("shape", str(exc)))
-        return self._gate(course, box_id, vector, length)
+        return self._gate(course, box_id, call.step, vector, length)
 
-    def _gate(self, course: Course, box_id: str, vector: np.ndarray, length: float) -> Judged:
-        clip = course.row.clip
+    def _gate(self, course: Course, box_id: str, step: int, vector: np.ndarray, length: float) -> Judged:
+        clip = course.clip_at(step)
         if course.order.privacy.noise > 0:  # a gate that looks at others' updates would break the bound
             if not np.isfinite(length):
                 return _rejected(course.gates.refuse("finite", "an element is not finite"))

@@ -57,8 +57,8 @@ async def test_the_same_again_is_accepted_again_and_counts_once(lab: Lab) -> Non
         ("shape", lambda box, task: box.update(task, n_bytes=7)),
         ("shape", lambda box, task: box.update(task, sha256="0" * 64)),
         ("shape", lambda box, task: box.update(task, n_samples=0)),
-        ("lease", lambda box, task: box.update(task, task="a" * 20)),
-        ("lease", lambda box, task: box.update(task, step=1)),
+        ("lease", lambda box, task: msgspec.structs.replace(box.update(task), task="a" * 20)),
+        ("lease", lambda box, task: msgspec.structs.replace(box.update(task), step=1)),
     ],
 )
 async def test_one_bad_update_changes_nothing(lab: Lab, gate: str, wrong) -> None:
@@ -282,7 +282,8 @@ async def test_a_damaged_database_loses_campaigns_and_says_so(tmp_path: Path) ->
 
 async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("cloud_gateway.rounds.steps.INLINE_BYTES", 1000)
-    monkeypatch.setattr("cloud_gateway.rounds.taking.ROW_BYTES", 1000)
+    for module in ("taking", "closings"):
+        monkeypatch.setattr(f"cloud_gateway.rounds.{module}.ROW_BYTES", 1000)
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
     async with running(lab):
         campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
@@ -293,7 +294,7 @@ async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path:
             assert (await box.send(msgspec.structs.replace(call, content=b""))).state == "accepted"
         course = lab.desk.courses[campaign]
         await until(lambda: course.row.step == 1)
-        assert not list((tmp_path / "rounds" / campaign / "updates").iterdir())
+        await until(lambda: not list((tmp_path / "rounds" / campaign / "updates").iterdir()))
         task = await lab.desk.task(box_id(0), Box(lab, 0).call())
         assert task.task is not None
         assert task.task.weights.n_bytes > 0

@@ -5,9 +5,8 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from hybrid.federated.campaign import Coding
+from hybrid.federated.campaign import Training
 from hybrid.federated.learning.examples import Examples
 from tests.federated.learning_making import digits
 from tests.rounds.lab import Box, Lab, running
@@ -31,13 +30,12 @@ async def life(box: Box, campaign: str) -> None:
         task = await box.take(answer.next)
 
 
-@pytest.mark.parametrize(("up", "down"), [("float32", "float32"), ("int8", "int8")])
-async def test_the_digits_are_learned_in_ten_rounds(tmp_path: Path, up: str, down: str) -> None:
-    parts, (x, y) = digits(10, 0.5, seed=0)
-    lab = Lab(tmp_path, n_boxes=10)
+async def test_the_digits_are_learned(tmp_path: Path) -> None:
+    parts, (x, y) = digits(5, 1.0, seed=0)
+    lab = Lab(tmp_path, n_boxes=5)
     async with running(lab):
         campaign = await lab.create(
-            evaluation_set(lab, x, y), goal=10, rounds=12, target=0.93, coding=Coding(up=up, down=down)
+            evaluation_set(lab, x, y), goal=5, rounds=8, target=0.85, training=Training(epochs=2), over_selection=1.0
         )
         boxes = [Box(lab, at, examples=Examples(*part)) for at, part in enumerate(parts)]
         await asyncio.gather(*(life(box, campaign) for box in boxes))
@@ -46,8 +44,10 @@ async def test_the_digits_are_learned_in_ten_rounds(tmp_path: Path, up: str, dow
     lab.close()
     assert view.state == "completed", view
     assert 0 < (view.base_accuracy or 0) < 0.3
-    assert view.rounds[-1].accuracy >= 0.93
-    assert all(each.n_counted == 10 and each.outcomes == {"accepted": 10} for each in view.rounds)
-    assert len(report.boxes) == 10
-    payload = 19_240 if up == "float32" else 4_840
-    assert all(each.n_bytes_up <= payload * len(view.rounds) for each in report.boxes)
+    assert view.rounds[-1].accuracy >= 0.85
+    assert len(view.rounds) < 8
+    assert all(each.n_counted == 5 and each.outcomes == {"accepted": 5} for each in view.rounds)
+    assert len(report.boxes) == 5
+    assert all(each.n_bytes_up <= 4_840 * len(view.rounds) for each in report.boxes)
+    views = [box.views[campaign] for box in boxes]
+    assert len({(step, view.tobytes()) for step, view in views}) == 1
