@@ -67,9 +67,9 @@ def live_fleet() -> Record:
         method=(
             f"`hybrid gateway serve` and ten `hybrid agent serve`, eleven processes on these cores, boxes enrolled, TLS"
             f" and tokens; {LIVE_ROUNDS} rounds of all ten, the first {live.FIRST_ROUNDS} not counted. Bytes of one"
-            " round and all boxes as TCP carried them through a counting relay (TLS, HTTP and all other calls with them);"
-            " seconds in a run without it, begin of a round to begin of the next. An agent's memory is its PSS after the"
-            f" rounds ({learning_mb:.0f} MB) against agents that never learn ({plain_mb:.0f} MB)."
+            " round and all boxes as TCP carried them through a counting relay (TLS, HTTP, all other calls too);"
+            " seconds in a run without it, begin of a round to begin of the next. Memory of an agent is its PSS after"
+            f" the rounds ({learning_mb:.0f} MB) against agents that never learn ({plain_mb:.0f} MB)."
         ),
         seed=0,
         columns=("run", "rounds", "KB up a round", "KB down a round", "s a round", "core s a task", "accuracy %"),
