@@ -106,6 +106,7 @@ class FleetSide:
         self.learning = self._learning(Place(folder=data / "learning", disk=disk, vault=vault), rng)
         self.samples.on_label = self.learning.relabelled
         room.compute.on_asked = self.learning.yielding.asked
+        room.answering.on_change = self.learning.wake
         self.telemetry = Telemetry(self.outbox, self._told_figures, rng=rng)
         self.install.mode = self.guard.mode
         self.link.freed = self.install.hurry

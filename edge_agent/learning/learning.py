@@ -27,7 +27,7 @@ from hybrid.errors import HybridError, LinkError, StorageError
 from hybrid.federated.messages import Held, Offer, TaskAnswer, TaskCall
 
 WAIT_S: Final = 240.0
-UPDATE_WAIT_S: Final = 60.0
+UPDATE_WAIT_S: Final = 20.0
 MOST_HELD: Final = 16
 _AFTER_GIVING_UP_S: Final = 2.0
 _log = logging.getLogger("hybrid.agent.learning")

@@ -1,6 +1,6 @@
 """Which version answers which name: the model source of the agent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from edge_agent.models.version import DEFAULT_PRIORITY, ModelVersion
@@ -11,9 +11,14 @@ from hybrid.serving.engines.served_model import ServedModel
 
 
 class Answering:
-    """The versions that answer; used from the event loop and, for looks, from threads."""
+    """The versions that answer; used from the event loop and, for looks, from threads.
+
+    Attributes:
+        on_change: told when another version answers a name, or none any more.
+    """
 
     def __init__(self) -> None:
+        self.on_change: Callable[[], None] = _nobody
         self._versions: dict[str, ModelVersion] = {}
         self._unwanted: set[str] = set()
 
@@ -21,12 +26,14 @@ class Answering:
         """This version answers its name from now on; the one before, if there was one."""
         before = self._versions.get(version.name)
         self._versions = {**self._versions, version.name: version}
+        self.on_change()
         return before
 
     def remove(self, name: str) -> ModelVersion | None:
         """Nobody answers this name any more."""
         before = self._versions.get(name)
         self._versions = {known: version for known, version in self._versions.items() if known != name}
+        self.on_change()
         return before
 
     def named(self, name: str) -> ModelVersion | None:
@@ -87,6 +94,10 @@ class Answering:
         self._unwanted.discard(name)
         if not loaded:
             self._unwanted.add(name)
+
+
+def _nobody() -> None:
+    """Nobody waits for models."""
 
 
 def served(version: ModelVersion) -> ServedModel:

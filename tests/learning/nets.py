@@ -13,10 +13,10 @@ N_INPUTS, N_FEATURES, N_CLASSES = 16, 12, 3
 
 
 def model_file(path: Path, *, n_features: int = N_FEATURES, n_inputs: int = N_INPUTS, seed: int = 3) -> Path:
-    """A body of one layer, and a head of one layer that knows nothing yet."""
+    """A body of one layer, and a head of one layer that was drawn at random."""
     rng = np.random.default_rng(seed)
     body = rng.normal(0, n_inputs**-0.5, (n_inputs, n_features)).astype(np.float32)
-    head = rng.normal(0, 0.01, (n_features, N_CLASSES)).astype(np.float32)
+    head = rng.normal(0, 0.3, (n_features, N_CLASSES)).astype(np.float32)
     weights = {
         "body": body,
         "lift": np.zeros(n_features, np.float32),
