@@ -16,14 +16,14 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from devices.errors import DeviceError
+from devices.errors import DeviceError, OperatorUnsupported
 from devices.onnx_engine import open_session
 from devices.tflite_magic import is_tflite
 from hybrid.artifact.digest import digest_of_files
 from hybrid.artifact.folder import Artifact
 from hybrid.artifact.golden_files import npy
 from hybrid.artifact.manifest import CascadeRule, FileEntry, Manifest, Variant, artifact_digest, parse, variant_files
-from hybrid.errors import BadMessage, EngineFailed, GoldenDiffers, ModelInvalid
+from hybrid.errors import BadMessage, EngineFailed, GoldenDiffers, ModelInvalid, ModelUnsupported, TrainingDiverged
 from hybrid.federated.learning.head import full_arrays, open_head, variant_of
 from hybrid.federated.learning.program import Arrays
 
@@ -85,12 +85,17 @@ def candidate(
     Raises:
         NotFound, ModelUntrainable, ModelInvalid: the variant is none that learns, or its files are not what they say.
         TensorMismatch: tensors that the head has not.
+        TrainingDiverged: they are not finite.
+        ModelUnsupported: the first variant learned too, and its engine is not here.
         GoldenDiffers: the learned variant is not the first, which keeps its own head: their answers part.
         EngineFailed: the engine does not run the golden inputs.
         BadMessage: a version or sequence that cannot be.
     """
     head = open_head(base.folder, base.manifest, variant_id)
-    packed = head.packed(full_arrays(head, learned))
+    arrays = full_arrays(head, learned)
+    packed = head.packed(arrays)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise TrainingDiverged("the learned head holds numbers that are not finite; no version is made of it")
     files, sharing = _spread(base.manifest, variant_of(base.manifest, variant_id), packed)
     golden = _Golden(base, files, variant_id)
     golden.renew()
@@ -174,7 +179,10 @@ class _Golden:
         feeds = {tensor: self._array(name) for tensor, name in golden.inputs.items()}
         wanted = {tensor: self._array(name) for tensor, name in golden.outputs.items()}
         if set(self._changed) & set(manifest.variants[0].files):
-            wanted = self._answer(manifest.variants[0], feeds, list(wanted))
+            try:
+                wanted = self._answer(manifest.variants[0], feeds, list(wanted))
+            except DeviceError as exc:
+                raise ModelUnsupported(f"new golden outputs need the first variant's engine here: {exc}") from exc
             self.files = {golden.outputs[tensor]: npy(array) for tensor, array in wanted.items()}
         rule = manifest.cascade
         small = rule.small if isinstance(rule, CascadeRule) else ""
@@ -238,7 +246,10 @@ def _opened(base: Artifact, variant: Variant, changed: Mapping[str, bytes]) -> A
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     if values:
         options.add_external_initializers(list(arrays), values)
-    return open_session(path, options, [variant.requires.get("provider", "CPUExecutionProvider")])
+    provider = variant.requires.get("provider", "CPUExecutionProvider")
+    if provider not in ort.get_available_providers():
+        raise OperatorUnsupported(f"variant {variant.id!r} needs {provider}, which is not here", path=str(path))
+    return open_session(path, options, [provider])
 
 
 def _changed_arrays(variant: Variant, path: Path, changed: Mapping[str, bytes]) -> dict[str, np.ndarray]:

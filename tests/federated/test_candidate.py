@@ -17,7 +17,16 @@ from hybrid.artifact.folder import Artifact, open_folder, verify
 from hybrid.artifact.manifest import FileEntry, Variant, canonical_bytes, parse
 from hybrid.artifact.signature import key_id, new_private_key, public_key_of, sign
 from hybrid.artifact.trainable import trainable_artifact
-from hybrid.errors import BadMessage, Forbidden, GoldenDiffers, ModelUntrainable, NotFound, TensorMismatch
+from hybrid.errors import (
+    BadMessage,
+    Forbidden,
+    GoldenDiffers,
+    ModelUnsupported,
+    ModelUntrainable,
+    NotFound,
+    TensorMismatch,
+    TrainingDiverged,
+)
 from hybrid.federated.candidate import Candidate, candidate
 from hybrid.federated.learning.head import open_head
 from tests.training.test_heads import net
@@ -174,6 +183,18 @@ def test_a_second_variant_learns_alone_where_nothing_is_golden(base: Artifact, t
     accepted(both, laid_out(both, found, tmp_path / "made"))
 
 
+def test_a_first_variant_whose_engine_is_not_here_is_told(base: Artifact) -> None:
+    far = msgspec.structs.replace(base.manifest.variants[0], requires={"provider": "CUDAExecutionProvider"})
+    manifest = msgspec.structs.replace(base.manifest, variants=(far,))
+    moved = Artifact(folder=base.folder, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
+    with pytest.raises(ModelUnsupported, match="CUDAExecutionProvider"):
+        candidate(moved, "original", learned_arrays(base), version="2", sequence=2)
+    both = msgspec.structs.replace(base.manifest.variants[0], id="gpu", requires=far.requires)
+    manifest = msgspec.structs.replace(base.manifest, variants=(base.manifest.variants[0], both))
+    moved = Artifact(folder=base.folder, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
+    assert candidate(moved, "original", learned_arrays(base), version="2", sequence=2).unchecked == ("gpu",)
+
+
 def test_what_cannot_be_is_refused(base: Artifact) -> None:
     learned = learned_arrays(base)
     with pytest.raises(NotFound, match="no variant"):
@@ -182,6 +203,8 @@ def test_what_cannot_be_is_refused(base: Artifact) -> None:
         candidate(base, "original", {"c.w": learned["b.b"]}, version="2", sequence=2)
     with pytest.raises(TensorMismatch, match="the layout says"):
         candidate(base, "original", {"b.b": learned["b.b"][:3]}, version="2", sequence=2)
+    with pytest.raises(TrainingDiverged, match="not finite"):
+        candidate(base, "original", {"b.b": learned["b.b"] * np.float32("nan")}, version="2", sequence=2)
     with pytest.raises(BadMessage, match="version"):
         candidate(base, "original", learned, version="No Version", sequence=2)
     plain = msgspec.structs.replace(

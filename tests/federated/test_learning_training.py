@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from hybrid.errors import ModelUntrainable, TensorMismatch, TrainingDiverged
+from hybrid.errors import BadMessage, ModelUntrainable, TensorMismatch, TrainingDiverged
 from hybrid.federated.campaign import Training
 from hybrid.federated.learning.evaluation import compare, evaluate, right_of
 from hybrid.federated.learning.examples import Examples
@@ -209,6 +209,33 @@ def test_examples_and_vectors_that_do_not_fit_are_refused(head: Head, boxes) -> 
         train(head.program, head.layout, Examples(x[:, :9], y), Training(), start=Start(shared=head.vector))
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"batch": 0},
+        {"epochs": 0},
+        {"epochs": 10**9},
+        {"max_steps": -1},
+        {"learning_rate": float("nan")},
+        {"momentum": 1.0},
+    ],
+    ids=str,
+)
+def test_plans_that_nobody_can_follow_are_refused(head: Head, boxes, plan: dict) -> None:
+    x, y = boxes[0][0]
+    with pytest.raises(BadMessage, match="wanted"):
+        train(head.program, head.layout, Examples(x, y), Training(**plan), start=Start(shared=head.vector))
+
+
+def test_counting_yields_too(large: Head) -> None:
+    """Two heads on a hundred samples: no piece is more than three samples of 1.3 million weights."""
+    random = np.random.default_rng(1)
+    examples = Examples(random.normal(size=(100, 1280)).astype(np.float32), random.integers(0, 1000, 100))
+    pauses: list[int] = []
+    compare(large.program, large.arrays, large.arrays, examples, between=lambda: pauses.append(1))
+    assert len(pauses) == 2 * 34
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Head:
     """1,280 features and 1,000 classes: 1.3 million weights, as of a photo classifier."""
@@ -224,10 +251,10 @@ def test_large_batches_are_divided_and_come_to_the_same(large: Head) -> None:
     x, y = random.normal(size=(64, 1280)).astype(np.float32), random.integers(0, 1000, 64)
     plan = Training(epochs=1, batch=64)
     training = LocalTraining(large.program, large.layout, Examples(x, y), plan, start=Start(shared=large.vector))
-    assert sum(1 for _ in training.pieces()) >= 64 // 3
+    assert sum(1 for _ in training.pieces()) == 3 * 22  # three samples a piece: measured, learned, measured
     whole = LocalTraining(large.program, large.layout, Examples(x, y), plan, start=Start(shared=large.vector))
     whole._rows = 64
-    assert sum(1 for _ in whole.pieces()) == 3
+    assert sum(1 for _ in whole.pieces()) == 2 * 22 + 1
     assert training.trained is not None
     assert whole.trained is not None
     assert np.allclose(training.trained.delta, whole.trained.delta, atol=1e-6)

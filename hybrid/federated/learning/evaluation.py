@@ -1,7 +1,8 @@
 """How a head answers on labelled samples, alone or beside another one: counts, never samples."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -9,10 +10,12 @@ from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.losses import is_right, loss_name, loss_of
 from hybrid.federated.learning.program import Arrays, HeadProgram
 
-ROWS = 256
-"""Samples of one piece, where the caller names no other number."""
+PIECE_PRODUCTS: Final = 4_000_000
+"""Samples of a piece times weights: a few milliseconds on a slow core, forward and back."""
 
-TOLERANCE = 0.02
+_MOST_ROWS: Final = 256
+
+TOLERANCE: Final = 0.02
 """Relative distance up to which an answer that is no classification counts as right."""
 
 
@@ -40,11 +43,23 @@ class Comparison:
     n_won: int
 
 
-def mean_loss(
-    program: HeadProgram, weights: Arrays, examples: Examples, *, rows: int = ROWS
-) -> Generator[None, None, float]:
+Between = Callable[[], None]
+"""Called after each piece of work; may block while requests are answered, or raise to give up."""
+
+
+def no_pause() -> None:
+    """Nobody else wants the machine."""
+
+
+def rows_of_piece(n_weights: int) -> int:
+    """Samples that are computed at once."""
+    return max(1, min(_MOST_ROWS, PIECE_PRODUCTS // max(n_weights, 1)))
+
+
+def mean_loss(program: HeadProgram, weights: Arrays, examples: Examples) -> Generator[None, None, float]:
     """The mean loss, which is what the generator returns; it yields after each piece."""
     name, total = loss_name(examples.targets), 0.0
+    rows = _rows(weights)
     for first in range(0, len(examples), rows):
         features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
         with np.errstate(all="ignore"):
@@ -54,26 +69,26 @@ def mean_loss(
     return total / max(len(examples), 1)
 
 
-def right_of(program: HeadProgram, weights: Arrays, examples: Examples, *, rows: int = ROWS) -> np.ndarray:
+def right_of(program: HeadProgram, weights: Arrays, examples: Examples, *, between: Between = no_pause) -> np.ndarray:
     """For each sample whether the answer is right, bool (n,)."""
-    found = [right for right, _ in _answers(program, weights, examples, rows)]
+    found = [right for right, _ in _answers(program, weights, examples, between)]
     return np.concatenate(found) if found else np.zeros(0, bool)
 
 
-def evaluate(program: HeadProgram, weights: Arrays, examples: Examples, *, rows: int = ROWS) -> Counts:
+def evaluate(program: HeadProgram, weights: Arrays, examples: Examples, *, between: Between = no_pause) -> Counts:
     """How a head answers."""
     n_right, loss = 0, 0.0
-    for right, lost in _answers(program, weights, examples, rows):
+    for right, lost in _answers(program, weights, examples, between):
         n_right += int(right.sum())
         loss += lost
     return Counts(n=len(examples), n_right=n_right, loss=loss / max(len(examples), 1))
 
 
 def compare(
-    program: HeadProgram, base: Arrays, candidate: Arrays, examples: Examples, *, rows: int = ROWS
+    program: HeadProgram, base: Arrays, candidate: Arrays, examples: Examples, *, between: Between = no_pause
 ) -> Comparison:
     """Two heads of one program side by side."""
-    before, after = (list(_answers(program, weights, examples, rows)) for weights in (base, candidate))
+    before, after = (list(_answers(program, weights, examples, between)) for weights in (base, candidate))
     n_lost = sum(int((old & ~new).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
     n_won = sum(int((new & ~old).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
     n = len(examples)
@@ -89,16 +104,21 @@ def compare(
 
 
 def _answers(
-    program: HeadProgram, weights: Arrays, examples: Examples, rows: int
+    program: HeadProgram, weights: Arrays, examples: Examples, between: Between
 ) -> Generator[tuple[np.ndarray, float], None, None]:
     """Of each piece: which answers are right, and the sum of losses."""
-    name = loss_name(examples.targets)
+    name, rows = loss_name(examples.targets), _rows(weights)
     for first in range(0, len(examples), rows):
         features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
         with np.errstate(all="ignore"):
             scores = program.scores_of(weights, features)
             loss = loss_of(name, targets, n=1)(scores)[0]
         yield (is_right(scores, targets) if name == "cross-entropy" else _is_near(scores, targets)), loss
+        between()
+
+
+def _rows(weights: Arrays) -> int:
+    return rows_of_piece(sum(array.size for array in weights.values()))
 
 
 def _is_near(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -9,23 +9,23 @@ Li et al.: Federated optimization in heterogeneous networks, 2020 (FedProx); Kar
 Collins et al.: Exploiting shared representations for personalized federated learning, 2021 (FedRep).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
 import numpy as np
 
-from hybrid.errors import TensorMismatch, TrainingDiverged
+from hybrid.errors import BadMessage, TensorMismatch, TrainingDiverged
 from hybrid.federated.campaign import Training
 from hybrid.federated.layout import Layout
-from hybrid.federated.learning.evaluation import mean_loss
+from hybrid.federated.learning.evaluation import Between, mean_loss, no_pause, rows_of_piece
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.losses import loss_name, loss_of
 from hybrid.federated.learning.program import HeadProgram
 
-PIECE_PRODUCTS: Final = 4_000_000
-"""Rows of a piece times elements that learn: about 5 ms on a slow core, forward and back."""
+_MOST_EPOCHS: Final = 100_000
 
 
 def is_personal(name: str, patterns: tuple[str, ...]) -> bool:
@@ -50,6 +50,24 @@ def divided(layout: Layout, patterns: tuple[str, ...]) -> tuple[Layout, Layout |
     if not kept:
         return travels, None
     return travels, Layout(names=tuple(name for name, _ in kept), shapes=tuple(shape for _, shape in kept))
+
+
+def check_plan(plan: Training, examples: Examples) -> None:
+    """Refuse to begin what cannot be done.
+
+    Raises:
+        BadMessage: numbers that are no training's.
+        TensorMismatch: no examples.
+    """
+    rates = (plan.learning_rate, plan.momentum, plan.weight_decay, plan.proximal)
+    is_counted = 1 <= plan.epochs <= _MOST_EPOCHS and plan.batch >= 1 and plan.max_steps >= 0
+    if not is_counted or not all(0 <= rate < math.inf for rate in rates) or plan.momentum >= 1:
+        raise BadMessage(
+            f"a training of {plan.epochs} epochs, batches of {plan.batch}, rate {plan.learning_rate:g} and momentum "
+            f"{plan.momentum:g}; 1 or more, rates from 0 on and a momentum below 1 are wanted"
+        )
+    if not len(examples):
+        raise TensorMismatch("there is no labelled sample to train on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +120,7 @@ class LocalTraining:
 
     Raises:
         TensorMismatch: vectors that do not fit the layout, or no examples.
+        BadMessage: a plan that nobody can follow.
         ModelUntrainable: the head mixes the samples of a batch.
     """
 
@@ -109,8 +128,7 @@ class LocalTraining:
         self, program: HeadProgram, layout: Layout, examples: Examples, plan: Training, *,
         start: Start, smoothing: float = 0.0,
     ) -> None:  # fmt: skip
-        if not len(examples):
-            raise TensorMismatch("there is no labelled sample to train on")
+        check_plan(plan, examples)
         shared, personal = divided(layout, plan.personal)
         self._program, self._examples, self._plan, self._start = program, examples, plan, start
         self._smoothing = smoothing
@@ -119,7 +137,7 @@ class LocalTraining:
         self._personal = None if personal is None else _Part(personal, _given(start.personal, personal))
         if start.correction is not None:
             shared.arrays(start.correction)
-        self._rows = max(1, PIECE_PRODUCTS // max(layout.n_elements, 1))
+        self._rows = rows_of_piece(layout.n_elements)
         self._random = np.random.default_rng(start.seed)
         self._n_steps = 0
         self._losses: list[float] = []
@@ -154,7 +172,7 @@ class LocalTraining:
         return {**self._shared.arrays, **(self._personal.arrays if self._personal is not None else {})}
 
     def _measure(self) -> Iterator[None]:
-        counting = mean_loss(self._program, self._weights(), self._examples, rows=self._rows)
+        counting = mean_loss(self._program, self._weights(), self._examples)
         loss = 0.0
         while True:
             try:
@@ -250,7 +268,7 @@ def _diverged(plan: Training) -> TrainingDiverged:
 
 def train(
     program: HeadProgram, layout: Layout, examples: Examples, plan: Training, *,
-    start: Start, between: Callable[[], None] = lambda: None, smoothing: float = 0.0,
+    start: Start, between: Between = no_pause, smoothing: float = 0.0,
 ) -> Trained:  # fmt: skip
     """All of a training in one call.
 

@@ -15,7 +15,7 @@ from hybrid.federated.campaign import Training
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.losses import loss_name
-from hybrid.federated.learning.training import Start, Trained, divided
+from hybrid.federated.learning.training import Start, Trained, check_plan, divided
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,7 @@ class TorchTraining:
     Raises:
         ModelUntrainable: no torch here, or a module that has nothing to learn.
         TensorMismatch: vectors that do not fit, or no examples.
+        BadMessage: a plan that nobody can follow.
     """
 
     def __init__(self, factory: Factory, examples: Examples, plan: Training, *, start: Start) -> None:
@@ -66,8 +67,7 @@ class TorchTraining:
             import torch
         except ImportError as exc:
             raise ModelUntrainable("full models learn with torch; install hybrid-split[torch]") from exc
-        if not len(examples):
-            raise TensorMismatch("there is no labelled sample to train on")
+        check_plan(plan, examples)
         self._torch = torch
         self._module = factory().eval()
         self._plan, self._start, self._examples = plan, start, examples
