@@ -100,8 +100,7 @@ def compress(
         base = base_of(job, work, training, said=watch.said)
         material = gathered(job, base.path, classes=base.classes, watch=watch)
         if training is not None:
-            training = matched(training, base.path, [*material.feeds[0]], [spec.name for spec in material.outputs])
-            refuse_overlap(material, training.inputs)
+            training = _matched(job, training, base, material)
         journal = held.enter_context(Journal(work, _facts(job, base, material, training), again=job.again))
         trainer = _trainer(job, training, journal, left_s, watch)
         bench = Bench(
@@ -212,6 +211,14 @@ def _training(job: Job, watch: Watch) -> "TrainingSet | None":
 
     watch.stage("the training script")
     return load_script(job.train_script)
+
+
+def _matched(job: Job, training: "TrainingSet", base: Base, material: Material) -> "TrainingSet":
+    """The training set, which is of this model and has not seen what chooses and judges."""
+    outputs, is_its_own = [spec.name for spec in material.outputs], job.model is None
+    found = matched(training, base.path, [*material.feeds[0]], outputs, is_its_own=is_its_own)
+    refuse_overlap(material, found.inputs)
+    return found
 
 
 def _maker(

@@ -84,7 +84,8 @@ class Trainer:
         if recipe.trained_int8 == "adaround":
             from compression.training.rounding import adaround
 
-            found: Any = adaround(module, self.training_set, quantize, seed=self.seed, stepped=stepped)
+            left_s = self._budget_s()
+            found: Any = adaround(module, self.training_set, quantize, seed=self.seed, budget_s=left_s, stepped=stepped)
         else:
             from compression.training.quantization_aware import RECIPE, quantization_aware
 
@@ -192,8 +193,16 @@ def quantizer(samples: Any, recipe: "Int8Recipe", head: str = "") -> Requantized
     return small
 
 
-def matched(found: TrainingSet, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> TrainingSet:
+def matched(
+    found: TrainingSet, path: Path, inputs: Sequence[str], outputs: Sequence[str], *, is_its_own: bool = False
+) -> TrainingSet:
     """The training set with its outputs named as the uncompressed model's.
+
+    Args:
+        found: of the script.
+        path: the uncompressed model.
+        inputs, outputs: its own.
+        is_its_own: it was exported from the script's module, and needs no comparing.
 
     Raises:
         InvalidTrainingSet: the script's module is another model.
@@ -205,6 +214,8 @@ def matched(found: TrainingSet, path: Path, inputs: Sequence[str], outputs: Sequ
             f"the script's inputs are {', '.join(found.inputs)}, the model's {', '.join(inputs)}; name them alike"
         )
     named = replace(found, output_names=tuple(outputs))
+    if is_its_own:
+        return named
     example = {name: np.asarray(array[:N_EXAMPLE]) for name, array in named.inputs.items()}
     mine = _first(export(named.module, example, named.output_names).SerializeToString(), example, outputs)
     theirs = _first(path, example, outputs)
