@@ -103,12 +103,33 @@ def test_until_norms_are_known_the_base_bounds_them():
     assert isinstance(judge(gates, "a", vector=update(99.0), base_norm=10.0), Accepted)
     refused = judge(gates, "b", vector=update(101.0), base_norm=10.0)
     assert refused == Rejection(gate="norm", reason="the norm 101 (update) is over 100, 10 times its base's")
-    assert isinstance(judge(gates, "c", vector=update(1e9)), Accepted), "a head that begins as zeros bounds nothing"
+
+
+def test_a_head_that_begins_near_zero_takes_first_updates():
+    """As a head of 650 weights with a norm of 0.06, whose first honest update has the norm 1.8."""
+    for base_norm in (0.0, 0.06):
+        gates = Gates(LIMITS)
+        assert isinstance(judge(gates, "a", vector=update(7.0), base_norm=base_norm), Accepted)
+        assert judge(gates, "b", vector=update(7.2), base_norm=base_norm).gate == "norm"
+
+
+def test_first_updates_that_are_all_too_large_are_taken_in_the_end():
+    """And judged beside one another when their round closes."""
+    gates = Gates(LIMITS)
+    refused = [judge(gates, f"box-{number}", vector=update(50.0)) for number in range(10)]
+    assert {each.gate for each in refused} == {"norm"}
+    gates = Gates.from_bytes(gates.to_bytes(), LIMITS)
+    lengths = (50.0, 60.0, 5000.0, 40.0)
+    norms = [judge(gates, f"late-{number}", vector=update(length)).norms for number, length in enumerate(lengths)]
+    assert gates.outliers(norms) == (2,)
 
 
 def test_a_closing_round_looks_again_at_what_came_before_norms_were_known():
     gates = Gates(LIMITS)
-    accepted = [judge(gates, f"box-{number}", vector=update(length)) for number, length in enumerate((1, 1000, 1.5, 2))]
+    accepted = [
+        judge(gates, f"box-{number}", vector=update(length), base_norm=1e3)
+        for number, length in enumerate((1, 1000, 1.5, 2))
+    ]
     assert gates.outliers([each.norms for each in accepted]) == (1,)
     assert gates.outliers([each.norms for each in accepted][:2]) == ()
     gates.refuse("norm", "too large beside the others")
@@ -118,10 +139,10 @@ def test_a_closing_round_looks_again_at_what_came_before_norms_were_known():
 def test_an_attackers_norm_that_came_early_is_forgotten_when_its_round_closes():
     """Three of the first five: the round's other seven tell them, and the next round's bar is the honest one."""
     gates = Gates(LIMITS)
-    norms = [judge(gates, f"bad-{number}", vector=update(1000)).norms for number in range(3)]
+    norms = [judge(gates, f"bad-{number}", vector=update(1000), base_norm=1e3).norms for number in range(3)]
     norms += [judge(gates, f"box-{number}").norms for number in range(7)]
     assert gates.outliers(norms) == (0, 1, 2)
-    assert judge(gates, "bad-3", vector=update(1000)).gate == "norm"
+    assert judge(gates, "bad-3", vector=update(1000), base_norm=1e3).gate == "norm"
     assert isinstance(judge(gates, "box-8"), Accepted)
 
 

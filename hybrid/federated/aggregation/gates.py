@@ -5,7 +5,8 @@ against the running median of the norms accepted before; while fewer than `n_kno
 `first_norm_ratio` times the norm of the base bounds it, so the round looks again, at all its updates together, when it
 closes (`outliers`). The median of the last norms follows training, in which updates shrink; it holds while fewer than
 half of them are an attacker's. Where nothing but refusals for the norm came for a while, it is the fleet that has
-changed (other data, a model that was reset): the median is forgotten and learnt anew, as at the beginning.
+changed (other data, a model that was reset): the median is forgotten and learnt anew, as at the beginning, or, where
+none was known yet, the base bounds no more and the closing round alone judges.
 """
 
 import math
@@ -26,6 +27,8 @@ WHOLE: Final = "update"
 _MAX_NORMS: Final = 64
 _MAX_REFUSED_IN_A_ROW: Final = 10
 """By the norm, without one accepted between."""
+_LEAST_MEAN_SQUARE: Final = 0.1 * 0.1
+"""Of a base's weights, as far as they bound first updates."""
 _MAX_SEEN: Final = 4096
 """Pairs of (device, task); older ones are of versions that the gate of the base knows no more."""
 _MAX_DEVICES: Final = 10_000
@@ -38,7 +41,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         norm_ratio: an update's norm over the running median. Honest ones on unlike data (digits, Dirichlet 0.1, top-k
             with error feedback) came to 2.6 at most.
         n_known_norms: accepted norms before the median counts.
-        first_norm_ratio: until then: an update's norm over the norm of the base's weights (where that is not 0).
+        first_norm_ratio: until then: an update's norm over the norm of the base's weights; as if their root mean
+            square were 0.1 where it is less (a head that begins near zero).
         max_staleness: versions between base and newest; 0 takes fresh updates only.
         updates_per_window: accepted ones from one device.
         window_s: of the rate.
@@ -79,6 +83,7 @@ class _State(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     n_rejected: dict[str, int] = {}
     norms: dict[str, list[float]] = {}
     n_refused_in_a_row: int = 0
+    is_bounded_by_base: bool = True
     seen: list[tuple[str, str]] = []
     times_s: dict[str, list[float]] = {}
 
@@ -160,6 +165,7 @@ class Gates:
     def _doubt_the_median(self) -> None:
         self._state.n_refused_in_a_row += 1
         if self._state.n_refused_in_a_row >= _MAX_REFUSED_IN_A_ROW:
+            self._state.is_bounded_by_base = bool(self._state.norms)
             self._state.norms, self._state.n_refused_in_a_row = {}, 0
 
     def _known(self, offer: Offer, versions: Mapping[int, int], now_s: float) -> Rejection | None:
@@ -197,10 +203,11 @@ class Gates:
             if len(known) >= limits.n_known_norms:
                 limit, beside = limits.norm_ratio * statistics.median(known), "times the running median"
                 ratio = limits.norm_ratio
+            elif self._state.is_bounded_by_base:
+                ratio, beside = limits.first_norm_ratio, "times its base's"
+                limit = ratio * max(base_norm, math.sqrt(_LEAST_MEAN_SQUARE * len(vector)))
             else:
-                limit, beside, ratio = limits.first_norm_ratio * base_norm, "times its base's", limits.first_norm_ratio
-                if not base_norm:
-                    continue
+                continue
             if length > limit:
                 return Rejection(
                     gate="norm", reason=f"the norm {length:.3g} ({name}) is over {limit:.3g}, {ratio:g} {beside}"
