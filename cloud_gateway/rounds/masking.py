@@ -95,7 +95,10 @@ class Masking:
     def invitation(self) -> bytes:
         """What a task's `secure` holds."""
         roster = self._course.order.cohort.roster
-        return Invitation(task=self._round.task, device_list=roster or b"").to_bytes()
+        task = self._round.task
+        if task.step != self._course.row.step:  # the next tick begins the round of this step, with these very bytes
+            task = self._task(1)
+        return Invitation(task=task, device_list=roster or b"").to_bytes()
 
     @property
     def live_box_ids(self) -> list[str]:
@@ -105,7 +108,8 @@ class Masking:
     @property
     def is_under_way(self) -> bool:
         """Whether boxes are on their way to a sum: the round's own deadline waits for them."""
-        return self._round.stage in {"share", "mask", "consent", "unmask", "done"}
+        is_open = self._round.task.step == self._course.row.step
+        return is_open and self._round.stage in {"share", "mask", "consent", "unmask", "done"}
 
     async def answer(self, box_id: str, call: SecureCall) -> SecureAnswer:
         """Take in what a box brings, and say what it must do next; waits for that as long as the box asks.

@@ -174,7 +174,9 @@ async def test_five_boxes_come_to_a_sum_in_five_calls_each(tmp_path) -> None:
     )
     first_task = desk.task(boxes[0].key.box_id).id
     desk.next_step()
+    invited = desk.masking.invitation
     assert not await desk.masking.tick(0.0)
+    assert desk.masking.invitation == invited, "a box that asks between two steps is not told the last one's"
     after = await Calls(desk, boxes[0].key.box_id).secure(SecureCall("e", first_task, "c1"))
     assert after.state == "done"
     *outcomes, _ = await asyncio.gather(*(_fresh(box).play(desk) for box in boxes), desk.run())
