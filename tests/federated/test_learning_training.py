@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -274,7 +275,7 @@ def test_a_request_comes_first(large: Head, tmp_path: Path) -> None:
             assert goes_on.wait(10)
 
     found: list = []
-    plan = Training(epochs=2)
+    plan = Training(epochs=8)
     thread = threading.Thread(
         target=lambda: found.append(
             train(large.program, large.layout, Examples(x, y), plan, start=Start(shared=large.vector), between=between)
@@ -284,26 +285,39 @@ def test_a_request_comes_first(large: Head, tmp_path: Path) -> None:
     waits_s = []
     try:
         for _ in range(4):
-            time.sleep(0.02)
+            time.sleep(0.01)
             goes_on.clear()
             wanted.set()
             asked_s = time.perf_counter()
-            stood = stands.wait(5)
-            waits_s.append(time.perf_counter() - asked_s)
+            while not stands.wait(0.02) and thread.is_alive():
+                pass
+            if stands.is_set():
+                waits_s.append(time.perf_counter() - asked_s)
             session.run(None, {"x": random.normal(size=(8, 512)).astype(np.float32)})
             wanted.clear()
             stands.clear()
             goes_on.set()
-            if not stood:
-                break
     finally:
-        goes_on.set()
         wanted.clear()
+        goes_on.set()
         thread.join(30)
-    assert sorted(waits_s)[1] < 0.1, waits_s
-    assert found[0].n_steps == 6
+    assert sorted(waits_s)[1] < 0.1, waits_s  # the second best: a machine that is busy with other tests may stall once
+    assert found[0].n_steps == 24
     alone = train(large.program, large.layout, Examples(x, y), plan, start=Start(shared=large.vector))
     assert np.array_equal(found[0].delta, alone.delta)
+
+
+def test_its_memory_is_a_few_times_what_learns(large: Head) -> None:
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(32, 1280)).astype(np.float32), random.integers(0, 1000, 32)
+    start = Start(shared=large.vector)
+    tracemalloc.start()
+    try:
+        train(large.program, large.layout, Examples(x, y), Training(max_steps=2), start=start)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * start.shared.nbytes
 
 
 def test_whoever_drives_it_may_give_up(head: Head, boxes) -> None:

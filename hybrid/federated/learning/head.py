@@ -1,6 +1,6 @@
 """The head of a model's variant: what learns, as arrays and as the file that the artifact carries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -78,7 +78,7 @@ def open_head(folder: Path, manifest: Manifest, variant_id: str, *, output: str 
         folder: the artifact's.
         manifest: what it says.
         variant_id: which variant.
-        output: the model's output that learning looks at; needed where the head has several.
+        output: the model's output that learning looks at; needed where the head has several with different scores.
 
     Raises:
         NotFound: no such variant.
@@ -144,12 +144,10 @@ def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str
     nodes = nodes_behind(model, feature, dict.fromkeys(trainable))
     steps = [step_of(node, opset_of(model)) for node in nodes]
     needed = {name for step in steps for name in step.inputs} - set(trainable)
-    program = HeadProgram.of(
-        steps,
-        dict(constants_of(model, needed, read)),
-        feature=feature,
-        trainable=trainable,
-        output=_chosen(model, nodes, output, feature),
+    constants = dict(constants_of(model, needed, read))
+    program = _looking_at(
+        _outputs(model, nodes, output, feature),
+        lambda name: HeadProgram.of(steps, constants, feature=feature, trainable=trainable, output=name),
     )
     try:
         arrays = {
@@ -191,14 +189,32 @@ def _check_body(model: onnx.ModelProto, feature: str, trainable: Sequence[str]) 
         )
 
 
-def _chosen(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], wanted: str, feature: str) -> str:
+def _outputs(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], wanted: str, feature: str) -> list[str]:
+    """The outputs that learning may look at."""
     made = {name for node in nodes for name in node.output}
-    outputs: list[str] = [value.name for value in model.graph.output if value.name in made]
-    if wanted in outputs:
-        return wanted
-    if wanted or len(outputs) != 1:
-        found = ", ".join(outputs) or "none"
-        raise ModelUntrainable(
-            f"of the outputs {found} stand on {feature!r}, {wanted or 'none'} was named; name one of them"
-        )
-    return outputs[0]
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)
+    found = [
+        value.name
+        for value in model.graph.output
+        if value.name in made and value.type.tensor_type.elem_type in floats and wanted in ("", value.name)
+    ]
+    if not found:
+        raise ModelUntrainable(f"no float output{f' {wanted!r}' if wanted else ''} stands on {feature!r}; name another")
+    return found
+
+
+def _looking_at(outputs: Sequence[str], made: Callable[[str], HeadProgram]) -> HeadProgram:
+    """The program of the one output, or of several that show the same scores, such as logits and probabilities."""
+    found: list[HeadProgram] = []
+    refusal: ModelUntrainable | None = None
+    for name in outputs:
+        try:
+            found.append(made(name))
+        except ModelUntrainable as exc:
+            refusal = refusal or exc
+    if refusal is not None and not found:
+        raise refusal
+    if len({program.scores for program in found}) > 1:
+        names = ", ".join(program.output for program in found)
+        raise ModelUntrainable(f"the outputs {names} stand on the features and show different scores; name one of them")
+    return found[0]
