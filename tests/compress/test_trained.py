@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from compression.errors import InvalidTrainingSet  # noqa: E402
+from compression.training.head_graphs import stand_of  # noqa: E402
+from compression.training.heads import unpacked  # noqa: E402
 from compression.training.script import load_script  # noqa: E402
 from hybrid.artifact.folder import open_folder, verify  # noqa: E402
 from hybrid.compress import Job, compress  # noqa: E402
@@ -86,6 +88,7 @@ def maker(begun, tmp_path):
 def test_a_pruned_model_that_was_trained_is_smaller_and_learns_its_task(maker):
     from hybrid.compress.grading import graded
 
+    maker = replace(maker, head=stand_of(onnx.load(maker.path)).tensor)
     untrained = Recipe(pruned="module", ratio=0.5, multiple=8)
     trained = msgspec.structs.replace(untrained, epochs=4)
     part = maker.material.parts.judge
@@ -93,6 +96,8 @@ def test_a_pruned_model_that_was_trained_is_smaller_and_learns_its_task(maker):
     assert grades[1].drop < grades[0].drop
     assert maker.model(trained)[0].stat().st_size < 0.6 * maker.path.stat().st_size
     assert "trained" in " ".join(maker.model(trained)[1].notes)
+    assert maker.model(trained)[1].feature_tensor == maker.head, "a head of its own, of fewer channels"
+    assert maker.model(trained)[0].with_name("head.bin").is_file()
     assert maker.model(untrained)[0].stat().st_size == pytest.approx(maker.model(trained)[0].stat().st_size, rel=0.02)
 
 
@@ -105,14 +110,17 @@ def test_the_same_recipe_and_seed_give_the_same_bytes(maker, tmp_path):
 
 @pytest.mark.parametrize("way", ["qat", "adaround"])
 def test_rounding_is_trained_and_ends_in_int8(maker, way, monkeypatch):
-    """Also by a budget that leaves it a second."""
+    """Also by a budget that leaves it a second, and with a head that stays float in a file of its own."""
     from hybrid.compress.grading import graded
 
     monkeypatch.setattr("hybrid.compress.trained.LEAST_S", 1.0)
-    maker = replace(maker, trainer=replace(maker.trainer, left_s=lambda: 1.0))
+    head = stand_of(onnx.load(maker.path)).tensor
+    maker = replace(maker, trainer=replace(maker.trainer, left_s=lambda: 1.0), head=head)
     path, made = maker.model(Recipe(precision="int8", trained_int8=way, epochs=2))
     assert made.n_int8 >= 2
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+    assert made.feature_tensor == head
+    assert len(unpacked(onnx.load(path, load_external_data=False), path.with_name("head.bin").read_bytes())) == 2
     assert graded(path, maker.material, maker.material.parts.judge).drop < 0.1
 
 
