@@ -158,6 +158,7 @@ class FleetSide:
             samples=samples.shelf,
             rng=rng,
             key=lambda: access.identity.key,
+            root_sha256=lambda: bytes.fromhex(access.enrolment.root_sha256 if access.enrolment is not None else ""),
         )
         return Learning(
             LearningStore(place),

@@ -108,7 +108,7 @@ class Doing:
             if not len(examples):
                 raise DataUnfit("this box has no labelled sample that is kept for evaluation")
             work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
-            return work.compared(base, learned, examples)
+            return work.compared(base, learned, examples, self._yielding.between)
 
         return await self._on_thread(compare, deadline_s)
 

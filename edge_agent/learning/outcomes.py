@@ -57,14 +57,21 @@ def ended(store: LearningStore, campaigns: tuple[str, ...]) -> None:
 
 def charged(store: LearningStore, note: CampaignNote, waiting: Waiting) -> tuple[CampaignNote, dict[str, bytes]]:
     """The note and the account of its model once an update has cost what it costs."""
-    if waiting.cost <= 0:
+    return charge(store, note, waiting.step, cost=waiting.cost, delta=waiting.delta)
+
+
+def charge(
+    store: LearningStore, note: CampaignNote, step: int, *, cost: float, delta: float
+) -> tuple[CampaignNote, dict[str, bytes]]:
+    """The note and the account of its model after a release of this cost (mu squared); blocks."""
+    if cost <= 0:
         return note, {}
     account = account_of(store, note.terms.model)
     try:
-        account.charge(waiting.campaign, waiting.step, waiting.cost)
+        account.charge(note.id, step, cost)
     except Conflict:  # the campaign changed its noise between two tasks of a step: both count
-        account.charge(waiting.campaign, -1 - len(account.open.get(waiting.campaign, {})), waiting.cost)
-    spent = msgspec.structs.replace(note, epsilon=epsilon_for(account.cost, waiting.delta))
+        account.charge(note.id, -1 - len(account.open.get(note.id, {})), cost)
+    spent = msgspec.structs.replace(note, epsilon=epsilon_for(account.cost, delta))
     return spent, {note.terms.model: account.encoded()}
 
 

@@ -20,6 +20,7 @@ from edge_agent.outbox.blob_files import BlobFiles
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.place import Place
 from hybrid.errors import CorruptContent
+from hybrid.federated.messages import Terms
 
 INLINE_BYTES: Final = 32 << 10
 MOST_CAMPAIGNS: Final = 32
@@ -83,6 +84,11 @@ class LearningStore:
         """Close the file."""
         self._database.close()
 
+    def note(self, campaign: str, terms: Terms) -> CampaignNote:
+        """What is known of a campaign, with these terms; a new note where nothing is."""
+        known = self.notes.get(campaign) or CampaignNote(id=campaign, terms=terms)
+        return msgspec.structs.replace(known, terms=terms, is_over=False)
+
     def vector(self, campaign: str, name: VectorName) -> bytes | None:
         """A vector; None where there is none, or where the disk has damaged it."""
         return self._read(campaign, name)
@@ -139,10 +145,36 @@ class LearningStore:
         self.waiting = None
         self._remember(waiting.task, outcome)
 
-    def finish(self, task: str, outcome: Outcome, note: CampaignNote) -> None:
-        """A task without an update is over."""
-        self._change(note, {}, lambda db: self._note_done(db, task, outcome))
+    def finish(self, task: str, outcome: Outcome, note: CampaignNote, vectors: Vectors | None = None) -> None:
+        """A task that left no update here is over; with what it left."""
+        contents: dict[str, bytes | None] = {str(name): content for name, content in (vectors or {}).items()}
+        self._change(note, contents, lambda db: self._note_done(db, task, outcome))
         self._remember(task, outcome)
+
+    def n_masked(self, campaign: str, step: int) -> int:
+        """How many inputs of this step this box has masked, in all its lives."""
+        return int(self._fact(f"masked/{campaign}/{step}") or 0)
+
+    def note_masked(self, step: int, note: CampaignNote, accounts: Mapping[str, bytes]) -> None:
+        """One more input is about to leave, masked: with it the residual, and what privacy it costs."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM fact WHERE name LIKE ?", (f"masked/{note.id}/%",))
+            db.execute("INSERT INTO fact VALUES (?, '1')", (f"masked/{note.id}/{step}",))
+            for model, content in accounts.items():
+                db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
+
+        self._change(note, {"residual": None}, write)
+
+    @property
+    def device_list(self) -> int:
+        """The newest list of devices that the operator's root signed and this box has seen; -1 for none."""
+        return int(self._fact("device-list") or -1)
+
+    def note_device_list(self, sequence: int) -> None:
+        """A newer one came."""
+        with self._lock, self._database.writing() as db:
+            db.execute("INSERT OR REPLACE INTO fact VALUES ('device-list', ?)", (str(sequence),))
 
     def end(self, campaigns: Sequence[str]) -> None:
         """Campaigns that are over: their vectors leave, what they came to stays for people."""
@@ -170,6 +202,14 @@ class LearningStore:
         return self._sound(look)
 
     # Inside.
+
+    def _fact(self, name: str) -> str:
+        def look() -> str:
+            with self._database.reading() as db:
+                row = db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+            return "" if row is None else str(row[0])
+
+        return self._sound(look)
 
     def _change(
         self, note: CampaignNote, contents: Mapping[str, bytes | None], more: Callable[[sqlite3.Connection], object]

@@ -21,6 +21,7 @@ class Surroundings:
         samples: the shelf that holds them.
         rng: of pauses.
         key: the box's; None while it belongs nowhere.
+        root_sha256: of the fleet's root, which signs lists of devices; empty without.
     """
 
     calls: RoundCalls
@@ -30,3 +31,4 @@ class Surroundings:
     samples: SampleShelf
     rng: Random
     key: Callable[[], BoxKey | None] = lambda: None
+    root_sha256: Callable[[], bytes] = bytes

@@ -12,7 +12,7 @@ import numpy as np
 from edge_agent.learning import outcomes
 from edge_agent.learning.conditions import Conditions
 from edge_agent.learning.offers import Candidate, Offers
-from edge_agent.learning.records import CampaignNote, Outcome, Waiting
+from edge_agent.learning.records import Outcome, Waiting
 from edge_agent.learning.store import LearningStore, Vectors
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
@@ -117,7 +117,11 @@ class Tasks:
         elif task.kind == "train":
             await self._train(self.doing, task, terms, candidate, deadline_s)
         else:
-            self.give_up(task, f"this version does not know tasks of the kind {task.kind}")
+            from edge_agent.learning.secure_task import SecureTasks  # with all that masking loads
+
+            why = await SecureTasks(self._store, self._around, self.doing).take(task, terms, candidate, deadline_s)
+            if why:
+                self.give_up(task, why)
 
     def _made(self) -> "Doing":
         from edge_agent.learning.doing import Doing  # with all that training loads
@@ -136,7 +140,7 @@ class Tasks:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         learned, view = await doing.learned(task, terms, candidate, deadline_s)
-        note = self._note(task, terms)
+        note = self._store.note(task.campaign, terms)
         note = msgspec.structs.replace(
             note,
             step=task.weights.step,
@@ -168,15 +172,11 @@ class Tasks:
             n_won=found.n_won,
         )
         answer = await self._around.calls.evaluation(call)
-        note = self._note(task, terms)
+        note = self._store.note(task.campaign, terms)
         said = f"a candidate was right on {call.n_right} of {call.n} samples, its base on {call.n_base_right}"
         note = msgspec.structs.replace(note, n_evaluated=note.n_evaluated + 1, last=said)
         outcome: Outcome = "accepted" if answer.state == "accepted" else "closed"
         await asyncio.to_thread(self._store.finish, task.id, outcome, note)
-
-    def _note(self, task: Task, terms: Terms) -> CampaignNote:
-        known = self._store.notes.get(task.campaign) or CampaignNote(id=task.campaign, terms=terms)
-        return msgspec.structs.replace(known, terms=terms, is_over=False)
 
     def _over_budget(self, terms: Terms) -> str:
         """Whether one more update would spend more of this box's privacy than the campaign allows."""

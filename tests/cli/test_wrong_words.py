@@ -32,7 +32,9 @@ agent token create --data no --name x --role device | NOT_FOUND   | not_found
 agent token import --data no --name x --role device | NOT_FOUND   | not_found
 agent token ls --data no            | NOT_FOUND   | not_found
 agent token revoke abcdefgh --data no | NOT_FOUND   | not_found
+agent rounds --data no              | NOT_FOUND   | not_found
 agent samples ls --data no          | NOT_FOUND   | not_found
+agent samples label nosuch 3 --data no | NOT_FOUND   | not_found
 agent samples rm nosuch --data no   | NOT_FOUND   | not_found
 bench no.onnx --data x.npy          | NOT_FOUND   | model_missing
 bench sound.onnx                    | USAGE       | usage

@@ -23,10 +23,12 @@ from edge_agent.models.version import ModelVersion
 from edge_agent.outbox.place import Place
 from edge_agent.samples.store import Samples
 from edge_agent.samples.vault import Vault
+from edge_agent.trust.identity import BoxKey
 from hybrid.artifact.folder import Artifact
 from hybrid.errors import ConnectionLost, HybridError
 from hybrid.federated.aggregation.mean import RunningMean
 from hybrid.federated.box.work import wire_layout
+from hybrid.federated.calls import RoundCalls
 from hybrid.federated.campaign import Coding, Training
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.coding.versions import view_digest
@@ -210,9 +212,12 @@ def onnx_array(tensor: Any) -> np.ndarray:
 class Box:
     """Samples, a model and the part that learns, over a folder."""
 
-    def __init__(self, folder: Path, artifact: Artifact, desk: Desk, **more: Any) -> None:
+    def __init__(
+        self, folder: Path, artifact: Artifact, desk: Desk | RoundCalls, key: BoxKey | None = None, **more: Any
+    ) -> None:
         self.folder, self.artifact, self.desk = folder, artifact, desk
         self.gateway = "gateway"
+        self.key = key
         self.mode = "idle"
         self.senses: dict[str, Any] = {
             "on_battery": lambda: False, "battery_ratio": lambda: None, "heat": Heat,
@@ -242,11 +247,12 @@ class Box:
         """The part, as a start of the agent makes it."""
         around = Surroundings(
             calls=self.desk,
-            put_blob=self.desk.put_blob,
+            put_blob=getattr(self.desk, "put_blob", None),  # type: ignore[arg-type]
             gateway=lambda: self.gateway,
             epoch=lambda: "ab" * 16,
             samples=self.samples.shelf,
             rng=Hasty(1),
+            key=lambda: self.key,
         )
         senses = Senses(**{name: (lambda name=name: self.senses[name]()) for name in self.senses})
         conditions = Conditions(self.place.folder, self.place.disk, is_metered=lambda: self.is_metered, senses=senses)

@@ -91,3 +91,33 @@ async def test_refused_in_words(served: tuple[str, Samples, BodyBudget]) -> None
     assert (await ask("GET", url))[1]["samples"] == []
     assert bodies.n_bytes == 0
     await asyncio.sleep(0)
+
+
+async def test_labelled_later(served: tuple[str, Samples, BodyBudget]) -> None:
+    """What was right is said after the sample was kept, and said again; inputs stay as they were."""
+    url, samples, _ = served
+    _, told = await ask("POST", f"{url}/models/cat", call())
+    heard: list[str] = []
+    samples.on_label = heard.append
+    before = await samples.read(told["id"])
+    assert await samples.labelled("cat", 10) == []
+    for text in (b'{"class": 3}', b'"tabby"'):
+        status, said = await ask("PUT", f"{url}/{told['id']}/label", text)
+        assert (status, said) == (200, {"id": told["id"], "labelled": True})
+    kept = await samples.read(told["id"])
+    assert (kept.label, kept.inputs, kept.made_s) == ('"tabby"', before.inputs, before.made_s)
+    assert await samples.labelled("cat", 10) == [told["id"]]
+    assert heard == [told["id"]] * 2
+    (listed,) = (await ask("GET", url))[1]["samples"]
+    assert listed["labelled"]
+    assert listed["n_bytes"] == len(kept.encoded()) == samples.status()["n_bytes"]
+
+
+async def test_labels_that_are_none(served: tuple[str, Samples, BodyBudget]) -> None:
+    url, samples, _ = served
+    _, told = await ask("POST", f"{url}/models/cat", call())
+    for text in (b"", b"null", b"{", b"\xff", b'"' + b"a" * (65 << 10) + b'"'):
+        assert (await ask("PUT", f"{url}/{told['id']}/label", text))[0] == 400
+    assert (await ask("PUT", f"{url}/0000000000ff/label", b"3"))[0] == 404
+    assert (await ask("PUT", f"{url}/nosuch/label", b"3"))[0] == 400
+    assert (await samples.read(told["id"])).label == ""

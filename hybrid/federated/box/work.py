@@ -174,15 +174,19 @@ class Work:
             seen=found,
         )
 
-    def compared(self, base: np.ndarray, candidate: np.ndarray, examples: Examples) -> Comparison:
-        """How a candidate answers beside its base on samples that no training saw."""
+    def compared(
+        self, base: np.ndarray, candidate: np.ndarray, examples: Examples, between: Callable[[], None]
+    ) -> Comparison:
+        """How a candidate answers beside its base on samples that no training saw; `between` as in `trained`."""
         learnable, personal = self.learnable, self.left.personal
         layout, kept = learnable.parts(self.terms)
         own: dict[str, np.ndarray] = {name: learnable.arrays[name] for name in learnable.layout.names}
         mine = dict(own)
         if kept is not None and personal is not None and personal.shape == (kept.n_elements,):
             mine |= kept.arrays(personal)
-        return compare(learnable.program, own | layout.arrays(base), mine | layout.arrays(candidate), examples)
+        return compare(
+            learnable.program, own | layout.arrays(base), mine | layout.arrays(candidate), examples, between=between
+        )
 
     def _controls(self) -> tuple[np.ndarray, np.ndarray]:
         """SCAFFOLD's variates: the server's, and this box's."""
