@@ -18,7 +18,9 @@ from cloud_gateway.fleet.steering.desired import BoxDirectory
 from cloud_gateway.rounds.base import Library, laid_out, shared
 from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
+from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, PromotionView, RoundView
+from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
 from cloud_gateway.rounds.store import CampaignRow, put_campaign, put_round
@@ -48,6 +50,7 @@ class Desk:
         boxes: the registry of boxes.
         spool: updates, rows and the writer of rows.
         sets: for evaluation.
+        names: of tasks.
         clock_s: a clock that only runs forward.
         wall_s: seconds since 1970, for people.
     """
@@ -57,6 +60,7 @@ class Desk:
     boxes: BoxDirectory
     spool: Spool
     sets: EvaluationSets
+    names: TaskNames
     clock_s: Callable[[], float]
     wall_s: Callable[[], float]
 
@@ -67,12 +71,14 @@ class Campaigns:
     Attributes:
         rows: all, by id, oldest first.
         courses: those that have not ended; the desk's.
+        maskings: the masked rounds of those whose updates nobody sees; the desk's.
         judges: hold heads against evaluation sets.
     """
 
-    def __init__(self, around: Desk, courses: dict[str, Course]) -> None:
+    def __init__(self, around: Desk, courses: dict[str, Course], maskings: dict[str, Masking]) -> None:
         self._around = around
         self.courses = courses
+        self.maskings = maskings
         self.rows: dict[str, CampaignRow] = {}
         self.judges = Judges()
         self._spent: dict[str, dict[str, float]] = {}
@@ -92,7 +98,9 @@ class Campaigns:
             if row.state in ENDED and not self._is_promoting(row):
                 continue
             try:
-                self.courses[row.id] = self._course(row)
+                course = self._course(row)
+                self._mask(course)
+                self.courses[row.id] = course
             except HybridError as exc:
                 _log.error("rounds.not_taken_up campaign=%s error=%s", row.id, exc)
                 lost = msgspec.structs.replace(row, state="failed", reason=str(exc))
@@ -146,6 +154,12 @@ class Campaigns:
         course.spent = self._spent_on(row.order)
         return course
 
+    def _mask(self, course: Course) -> None:
+        """Begin the masked rounds of a campaign that wants them, or take them up again; blocks."""
+        if course.order.privacy.secure and not course.has_ended:
+            around = self._around
+            self.maskings[course.id] = Masking(course, around.spool, around.names, clock_s=around.clock_s)
+
     def _spent_on(self, order: Campaign) -> dict[str, float]:
         """What each box has spent on a model, the same mapping for all of its campaigns; blocks."""
         if not order.privacy.noise:
@@ -188,6 +202,7 @@ class Campaigns:
                 f"{n_boxes} admitted boxes have the tags of the cohort, the goal is {order.goal} updates a round"
             )
         row, course, judge = await asyncio.to_thread(self._prepare, wish, who)
+        await asyncio.to_thread(self._mask, course)
 
         def write(db: sqlite3.Connection) -> None:
             put_campaign(db, row)
@@ -318,6 +333,7 @@ class Campaigns:
 
     def forget(self, course: Course) -> None:
         """A campaign has ended: it leaves memory, and what waited for its rounds the disk; blocks."""
+        self.maskings.pop(course.id, None)
         self.rows[course.id] = course.row
         self._around.spool.forget_all(course.id)
 

@@ -16,7 +16,8 @@ from hybrid.federated.aggregation.scaffold import Scaffold
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.coding.form import Form
 from hybrid.federated.layout import Layout
-from hybrid.federated.privacy.release import PrivateSum
+from hybrid.federated.privacy.release import PrivateSum, released
+from hybrid.federated.secure.quantized import Sum
 
 Contents = Callable[[], Iterator[bytes]]
 
@@ -35,6 +36,7 @@ class Chosen:
         rows: the updates, in the order in which they came.
         contents: theirs, as often as asked, in the same order.
         n_boxes: that took part in the campaign so far, this round's among them.
+        masked: of a round in which nobody saw more than the sum; there are no rows then.
     """
 
     order: Campaign
@@ -46,6 +48,7 @@ class Chosen:
     rows: Sequence[ReceivedRow]
     contents: Contents
     n_boxes: int
+    masked: Sum | None = None
 
     def spool(self) -> Iterator[np.ndarray]:
         """The updates' vectors."""
@@ -83,6 +86,8 @@ def next_step(steps: Steps, before: StepFile, chosen: Chosen) -> StepFile:
 def _mean(chosen: Chosen) -> tuple[np.ndarray, float]:
     """The updates as one, and the norm to which boxes clip next."""
     order, layout = chosen.order, chosen.layout
+    if chosen.masked is not None:
+        return _unmasked(chosen, chosen.masked)
     if order.privacy.noise > 0:
         total = PrivateSum(order.privacy, chosen.clip, layout.n_elements)
         for vector, row, damping in zip(chosen.spool(), chosen.rows, chosen.dampings, strict=True):
@@ -90,6 +95,23 @@ def _mean(chosen: Chosen) -> tuple[np.ndarray, float]:
         released = total.release(chosen.noise, order.goal)
         return released.mean, released.clip_norm
     return _combined(chosen), chosen.clip
+
+
+def _unmasked(chosen: Chosen, masked: Sum) -> tuple[np.ndarray, float]:
+    """The same of a masked sum."""
+    if not chosen.noise:
+        return masked.mean(), chosen.clip
+    found = released(
+        chosen.order.privacy,
+        masked.levels,
+        step=masked.step_size,
+        clip_norm=chosen.clip,
+        bits=masked.bits,
+        n_boxes=masked.n_devices,
+        seed=chosen.noise,
+        denominator=chosen.order.goal,
+    )
+    return found.mean, found.clip_norm
 
 
 def _combined(chosen: Chosen) -> np.ndarray:

@@ -18,16 +18,19 @@ import numpy as np
 
 from cloud_gateway.rounds.closing import Chosen, check_finite, next_step
 from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import CampaignState, RoundView
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.steps import StepFile, as_vector
 from cloud_gateway.rounds.store import (
     CampaignRow,
+    Received,
     ReceivedRow,
     choose,
     put_account,
     put_campaign,
     put_outcomes,
+    put_received,
     put_round,
 )
 from cloud_gateway.rounds.taking import ROW_BYTES
@@ -35,6 +38,7 @@ from hybrid.errors import HybridError, PrivacySpent, StorageError
 from hybrid.federated.aggregation.gates import Limits
 from hybrid.federated.privacy.account import Account, check_round, has_left
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
+from hybrid.federated.secure.quantized import Sum
 
 AGAIN_S: Final = 5.0
 _PRUNE_EVERY: Final = 16
@@ -72,14 +76,19 @@ class Closings:
     def __init__(self, around: Around) -> None:
         self._around = around
 
-    async def close(self, course: Course) -> None:
-        """Close the open round of a campaign, or begin it anew; tried again while the disk refuses."""
+    async def close(self, course: Course, masking: Masking | None = None) -> None:
+        """Close the open round of a campaign, or begin it anew; tried again while the disk refuses.
+
+        Args:
+            course: of the campaign.
+            masking: of a campaign whose updates nobody sees.
+        """
         async with course.lock:
             course.closing = True
             try:
                 for pause_s in itertools.chain((0.0,), itertools.repeat(AGAIN_S)):
                     await asyncio.sleep(pause_s)
-                    if await self._closed(course):
+                    if await self._closed(course, masking):
                         break
             finally:
                 course.closing = False
@@ -87,9 +96,9 @@ class Closings:
         if course.has_ended:
             self._around.ended(course)
 
-    async def _closed(self, course: Course) -> bool:
+    async def _closed(self, course: Course, masking: Masking | None) -> bool:
         try:
-            await self._close(course)
+            await (self._close(course) if masking is None else self._close_masked(course, masking))
         except StorageError as exc:
             if not course.trouble:
                 text = f"campaign {course.id}: round {course.round.number} cannot be closed: {exc}"
@@ -120,12 +129,31 @@ class Closings:
             noise = secrets.token_bytes(32) if course.order.privacy.noise > 0 else b""
             await self._choose(course, chosen, left_out, noise, now_s)
         else:
-            rounds = await asyncio.to_thread(self._around.spool.store.rounds, course.id, 1)
-            noise = rounds[-1].noise
+            noise = await self._drawn(course)
             chosen = [row for row in rows if row.outcome != "outlier"]
             left_out = [row for row in rows if row.outcome == "outlier"]
         made, accuracy = await asyncio.to_thread(self._made, course, chosen, noise)
         await self._make_current(course, made, chosen, left_out, accuracy)
+
+    async def _close_masked(self, course: Course, masking: Masking) -> None:
+        """The same where there is a sum alone; the round begins anew where there is none."""
+        now_s = self._around.clock_s()
+        if masking.sum is None:
+            await self._begin_anew(course, now_s)
+            return
+        live = [_masked_row(course, box_id) for box_id in masking.live_box_ids]
+        if course.round.state != "closing":
+            noise = secrets.token_bytes(32) if course.order.privacy.noise > 0 else b""
+            await self._choose(course, live, [], noise, now_s)
+        else:
+            noise = await self._drawn(course)
+        made, accuracy = await asyncio.to_thread(self._made, course, live, noise, masking.sum)
+        await self._make_current(course, made, live, [], accuracy)
+
+    async def _drawn(self, course: Course) -> bytes:
+        """The seed of the noise of a round that was being closed."""
+        rounds = await asyncio.to_thread(self._around.spool.store.rounds, course.id, 1)
+        return rounds[-1].noise
 
     async def _choose(
         self, course: Course, chosen: list[ReceivedRow], left_out: list[ReceivedRow], noise: bytes, now_s: float
@@ -162,7 +190,9 @@ class Closings:
             found[row.box_id] = account.encoded()
         return found, spent
 
-    def _made(self, course: Course, chosen: list[ReceivedRow], noise: bytes) -> tuple[StepFile, float | None]:
+    def _made(
+        self, course: Course, chosen: list[ReceivedRow], noise: bytes, masked: Sum | None = None
+    ) -> tuple[StepFile, float | None]:
         """The step's file, written, and its accuracy; blocks."""
         spool = self._around.spool
         made = next_step(
@@ -178,6 +208,7 @@ class Closings:
                 rows=chosen,
                 contents=lambda: spool.contents(course.id, chosen),
                 n_boxes=spool.store.boxes_counted(course.id),
+                masked=masked,
             ),
         )
         check_finite(made)
@@ -203,6 +234,9 @@ class Closings:
         following = RoundView(number=made.step + 1, state="open", opened_s=self._around.wall_s(), clip=made.clip)
 
         def write(db: sqlite3.Connection) -> None:
+            for each in chosen:
+                if not each.id:  # of a masked sum: what boxes sent is in no row
+                    put_received(db, course.id, each, None)
             put_outcomes(db, [(each.id, "counted") for each in chosen])
             put_outcomes(db, [(each.id, "left out") for each in left_out])
             put_round(db, course.id, view)
@@ -272,6 +306,14 @@ def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow
     for index in out:
         course.gates.refuse("norm", f"norm {rows[index].body.norm:.3g} beside the others of the first rounds")
     return [row for at, row in enumerate(rows) if at not in out], [row for at, row in enumerate(rows) if at in out]
+
+
+def _masked_row(course: Course, box_id: str) -> ReceivedRow:
+    """What is kept of a box whose update is in a masked sum."""
+    body = Received(sha256="", n_bytes=0)
+    return ReceivedRow(
+        id=0, step=course.row.step, box_id=box_id, round=course.round.number, outcome="counted", body=body
+    )
 
 
 def _left_out(row: ReceivedRow) -> ReceivedRow:

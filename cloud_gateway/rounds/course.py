@@ -171,7 +171,7 @@ class Course:
 
     def has_room(self) -> bool:
         """Whether one more box may begin."""
-        return len(self.leases) + len(self.counted) + len(self.writing) < self.most_at_once
+        return len({*self.leases, *self.counted, *self.writing}) < self.most_at_once
 
     def is_done_with(self, box_id: str) -> bool:
         """Whether a box has nothing to do before the next step."""
@@ -236,8 +236,8 @@ class Course:
         )
 
     def wants_closing(self, now_s: float) -> bool:
-        """Whether enough came, or the time is over."""
-        if not self.is_running or self.closing or self.writing:
+        """Whether enough came, or the time is over; masked rounds keep their own time."""
+        if not self.is_running or self.closing or self.writing or self.order.privacy.secure:
             return False
         return len(self.counted) >= self.order.goal or self.is_over(now_s)
 

@@ -19,6 +19,7 @@ from cloud_gateway.fleet.steering.desired import BoxDirectory, BoxView
 from cloud_gateway.fleet.steering.herd import WAIT_MOST_S, HerdLimits
 from cloud_gateway.fleet.steering.polls import WaitingPolls
 from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.offers import Asked, keeps_out
 from cloud_gateway.rounds.papers import TaskNames, task_seed
 from cloud_gateway.rounds.steps import payload
@@ -35,6 +36,7 @@ from hybrid.federated.messages import (
     Task,
     TaskAnswer,
     TaskCall,
+    TaskKind,
     UpdateAnswer,
     UpdateCall,
     Weights,
@@ -44,6 +46,7 @@ from hybrid.hosting.proof_route import RateLimit
 UPDATES_PER_S: Final = 1.0
 UPDATES_AT_ONCE: Final = 60.0
 _REMEMBERED: Final = 20_000
+_TRAINING: Final[tuple[TaskKind, ...]] = ("train", "secure")
 _CLOSING_S: Final = 30.0
 """Longest that an update waits for a round that closes at this moment."""
 
@@ -52,7 +55,7 @@ class RoundsDesk:
     """What boxes ask of campaigns. All methods belong to the event loop.
 
     Attributes:
-        courses: campaigns that have not ended, by id.
+        courses: campaigns that have not ended, by id; `maskings`: the masked rounds of those that have such.
         polls: calls that wait.
         changed: called with a campaign's id when something of it changed.
         n_tasks, n_updates, n_refused: calls since the start, and updates refused for their number.
@@ -86,6 +89,7 @@ class RoundsDesk:
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._closed: dict[str, asyncio.Event] = {}
         self.courses: dict[str, Course] = {}
+        self.maskings: dict[str, Masking] = {}
         self.polls = WaitingPolls(self._limits)
         self.changed: Callable[[str], None] = _nothing
         self.n_tasks = self.n_updates = self.n_refused = 0
@@ -110,9 +114,8 @@ class RoundsDesk:
         while len(self._calls) > _REMEMBERED:
             self._calls.popitem(last=False)
         until_s = self._clock_s() + (min(max(call.wait_s, 0.0), WAIT_MOST_S) if math.isfinite(call.wait_s) else 0.0)
-        ended = self._ended(asked)
         while True:
-            task = self._task_for(box, asked)
+            task, ended = self._task_for(box, asked), self._ended(asked)
             left_s = until_s - self._clock_s()
             if task is not None or ended or left_s <= 0 or self.polls.is_released:
                 break
@@ -156,6 +159,8 @@ class RoundsDesk:
             return UpdateAnswer(state="closed", reason="this campaign has ended, or is not this gateway's")
         answer = await self._taking.take(course, box_id, call)
         self.changed(course.id)
+        if answer.state != "accepted":
+            self.wake()  # its place is free
         return answer
 
     async def weights(self, box_id: str, campaign: str, step: int, have: int) -> Weights:
@@ -204,7 +209,13 @@ class RoundsDesk:
         """One stage of secure aggregation."""
         check_protocol(call.protocol)
         self._known(box_id)
-        return SecureAnswer(state="excluded", reason="this gateway has no secure campaigns")
+        masking = self.maskings.get(call.campaign)
+        if masking is None:
+            return SecureAnswer(state="excluded", reason="no secure campaign of that name runs here")
+        try:
+            return await masking.answer(box_id, call)
+        finally:
+            self.changed(call.campaign)
 
     # What the rest of the gateway tells it.
 
@@ -263,7 +274,7 @@ class RoundsDesk:
             return
         for course in self.courses.values():
             if box_id in course.leases and wanted & {
-                self._names.name(course.id, step, box_id, "train") for step in course.known_steps
+                self._names.name(course.id, step, box_id, kind) for step in course.known_steps for kind in _TRAINING
             }:
                 course.give_up(box_id)
                 self.changed(course.id)
@@ -306,20 +317,25 @@ class RoundsDesk:
     def _train_task(self, course: Course, box_id: str, asked: Asked, held: int) -> Task | None:
         if not course.is_running or course.closing or course.is_done_with(box_id) or keeps_out(course, box_id, asked):
             return None
+        masking = self.maskings.get(course.id)
+        if masking is not None and masking.is_under_way:
+            return None
         now_s = self._clock_s()
         if box_id not in course.leases and not course.has_room() and not (course.expire(now_s) and course.has_room()):
             return None
         weights = course.steps.inline(held)
         step = course.row.step
+        kind: TaskKind = "train" if masking is None else "secure"
         return Task(
-            id=self._names.name(course.id, step, box_id, "train"),
+            id=self._names.name(course.id, step, box_id, kind),
             campaign=course.id,
-            kind="train",
+            kind=kind,
             weights=weights,
             terms=None if course.id in asked.held else course.terms,
             lease_s=course.lease(box_id, now_s, payload(weights)),
             seed=task_seed(course.order.seed, step, box_id),
             clip=course.row.clip,
+            secure=b"" if masking is None else masking.invitation,
         )
 
 

@@ -57,7 +57,7 @@ class Home:
     steering: Steering | None
     store: RoundStore
     commits: Commits
-    committed: Callable[[str], None]
+    committed: Callable[[str], object]
     clock_s: Callable[[], float]
 
 

@@ -62,7 +62,7 @@ def add_rounds_routes(app: web.Application, desk: RoundsDesk, *, box_of: BoxOf, 
 
     async def weights(request: web.Request) -> web.StreamResponse:
         box_id = box_of(request[IDENTITY], None)
-        step, have = _number(request.match_info["step"]), _number(request.query.get("have", "-1"))
+        step, have = _number(request.match_info["step"]), _number(request.match_info["have"])
         found = await desk.weights(box_id, request.match_info["campaign"], step, have)
         data = await asyncio.to_thread(msgspec.msgpack.encode, found)
         first = _first_byte(request.headers.get("Range", ""), len(data))
@@ -73,7 +73,7 @@ def add_rounds_routes(app: web.Application, desk: RoundsDesk, *, box_of: BoxOf, 
     app.router.add_post(UPDATE_PATH, answering(update))
     app.router.add_post(EVALUATION_PATH, answering(evaluation))
     app.router.add_post(SECURE_PATH, answering(secure))
-    app.router.add_get(STEPS_PATH.format(campaign="{campaign}", step="{step}"), answering(weights), allow_head=False)
+    app.router.add_get(STEPS_PATH, answering(weights), allow_head=False)
 
 
 def _decoded(data: bytes, kind: type[_T]) -> _T:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from cloud_gateway.rounds.commits import Commits
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.desk import RoundsDesk
 from cloud_gateway.rounds.evaluation import EvaluationSets
+from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, PromotionView
 from cloud_gateway.rounds.metrics import rounds_families
 from cloud_gateway.rounds.papers import TaskNames
@@ -36,11 +38,12 @@ from cloud_gateway.rounds.routes import BoxOf, add_rounds_routes
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.store import RoundStore
 from cloud_gateway.rounds.taking import Taking
-from hybrid.errors import HybridError
+from hybrid.errors import HybridError, StorageError
 from hybrid.serving.body_budget import BodyBudget
 
 FOLDER: Final = "rounds"
 TICK_S: Final = 0.5
+MASKED_TICK_S: Final = 0.05
 _SETS: Final = "evaluation"
 _BEGUN_ANEW: Final = (
     "the database of campaigns was damaged: it lies beside as rounds.db.corrupt-TIME; campaigns that ran are lost, "
@@ -104,7 +107,7 @@ class Rounds:
         folder = data / FOLDER
         self._clock_s = clock_s
         self._around = around
-        self.committed: Callable[[str], None] = _nothing
+        self.committed: Callable[[str], object] = _nothing
         self._store = RoundStore(folder, connect)
         try:
             spool = Spool(self._store, Commits(self._store.database), folder)
@@ -117,10 +120,11 @@ class Rounds:
                 boxes=around.boxes,
                 spool=spool,
                 sets=self.sets,
+                names=names,
                 clock_s=clock_s,
                 wall_s=wall_s,
             )
-            self.campaigns = Campaigns(ground, self.desk.courses)
+            self.campaigns = Campaigns(ground, self.desk.courses, self.desk.maskings)
             self.campaigns.load()
         except BaseException:
             self._store.close()
@@ -186,7 +190,7 @@ class Rounds:
             await self._take_up()
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
+                    async with asyncio.timeout(MASKED_TICK_S if self.desk.maskings else TICK_S):
                         await self._soon.wait()
                 self._soon.clear()
                 self._look(group, closing)
@@ -201,13 +205,29 @@ class Rounds:
             if course.id not in closing and (course.wants_closing(now_s) or _is_half_closed(course)):
                 closing.add(course.id)
                 task = group.create_task(self._close(course), name=f"close-{course.id}")
-                task.add_done_callback(lambda _, campaign=course.id: self._done(closing, campaign))
+                task.add_done_callback(partial(self._done, closing, course.id))
+            masking = self.desk.maskings.get(course.id)
+            if masking is not None and course.is_running and course.id not in closing:
+                closing.add(course.id)
+                task = group.create_task(self._mask(course, masking), name=f"mask-{course.id}")
+                task.add_done_callback(partial(_discard, closing, course.id))
             if course.id not in closing and self._promotions.is_due(course):
                 closing.add(course.id)
                 task = group.create_task(self._promote(course), name=f"promote-{course.id}")
-                task.add_done_callback(lambda _, campaign=course.id: self._done(closing, campaign))
+                task.add_done_callback(partial(self._done, closing, course.id))
         if has_room:
             self.desk.wake()
+
+    async def _mask(self, course: Course, masking: Masking) -> None:
+        """What is due in a masked round: a stage, the sum, or too few boxes in time."""
+        try:
+            is_over = course.is_over(self._clock_s()) and not masking.is_under_way
+            if await masking.tick(self._clock_s()) or (is_over and not masking.is_under_way):
+                await self._close(course, masking)
+                self._soon.set()
+        except StorageError as exc:
+            _log.error("rounds.masked_not_kept campaign=%s error=%s", course.id, exc)
+            await asyncio.sleep(TICK_S)
 
     async def _take_up(self) -> None:
         """Promotions that were under way when the process ended."""
@@ -226,13 +246,14 @@ class Rounds:
         if course.has_ended and course.promotion is None:
             self._ended(course)
 
-    def _done(self, closing: set[str], campaign: str) -> None:
+    def _done(self, closing: set[str], campaign: str, task: asyncio.Task[None]) -> None:
+        del task
         closing.discard(campaign)
         self._soon.set()
 
-    async def _close(self, course: Course) -> None:
+    async def _close(self, course: Course, masking: Masking | None = None) -> None:
         try:
-            await self._closings.close(course)
+            await self._closings.close(course, masking)
         except Exception:  # noqa: BLE001 (a fault of ours ends neither this nor other campaigns; it is tried again)
             _log.exception("rounds.close_fault campaign=%s", course.id)
             await asyncio.sleep(TICK_S)
@@ -256,7 +277,8 @@ class Rounds:
         if course.promotion is not None or course.is_promoting:
             return True
         is_wanted = policy != "none" and course.row.state in ("completed", "spent") and course.row.step > 0
-        if not is_wanted or await asyncio.to_thread(self._store.promotions, course.id):
+        before = await asyncio.to_thread(self._store.promotions, course.id)
+        if not is_wanted or before:
             return False
         try:
             await self._promotions.begin(course, PromoteWish(policy=policy))
@@ -325,7 +347,13 @@ class Rounds:
 
 def _is_half_closed(course: Course) -> bool:
     """Whether the process ended while this round was being closed."""
-    return course.is_running and course.round.state == "closing" and not course.closing
+    is_masked = course.order.privacy.secure  # its sum comes first
+    return course.is_running and course.round.state == "closing" and not course.closing and not is_masked
+
+
+def _discard(closing: set[str], campaign: str, task: asyncio.Task[None]) -> None:
+    del task
+    closing.discard(campaign)
 
 
 def _nothing(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Final, TypeVar
 
+from hybrid.artifact.names import check_word
 from hybrid.errors import BadMessage, LinkError, TooLarge
 from hybrid.federated.messages import (
     EvaluationAnswer,
@@ -52,7 +53,7 @@ class RoundsClient:
 
     async def weights(self, campaign: str, step: int, have: int) -> Weights:
         """See `RoundCalls`; what broke goes on from where it stood."""
-        path = f"{STEPS_PATH.format(campaign=campaign, step=step)}?have={have}"
+        path = STEPS_PATH.format(campaign=check_word(campaign, "campaign"), step=step, have=have)
         data = bytearray()
         n_breaks = 0
         while True:

@@ -142,6 +142,30 @@ async def test_leases_are_bounded_end_and_are_given_back(lab: Lab) -> None:
     assert await boxes[3].task() is not None
 
 
+async def test_a_box_whose_update_is_being_written_takes_one_place(lab: Lab, monkeypatch) -> None:
+    await lab.create(coding=PLAIN, goal=2, over_selection=1.0)
+    first, second, *_ = boxes_of(lab)
+    call = first.update(await first.task())
+    keep = lab.desk._taking._keep
+
+    async def slowly(*words):
+        assert await second.task() is not None
+        return await keep(*words)
+
+    monkeypatch.setattr(lab.desk._taking, "_keep", slowly)
+    assert (await first.send(call)).state == "accepted"
+
+
+async def test_a_rejected_update_frees_its_place_for_who_waits(lab: Lab) -> None:
+    await lab.create(coding=PLAIN, goal=1, over_selection=1.0)
+    first, second, *_ = boxes_of(lab)
+    task = await first.task()
+    waiting = asyncio.create_task(second.task(wait_s=20.0))
+    await asyncio.sleep(0.01)
+    assert (await first.send(first.update(task, np.full(650, np.nan, np.float32)))).state == "rejected"
+    assert await asyncio.wait_for(waiting, 5.0) is not None
+
+
 async def test_who_may_not_train_gets_nothing(lab: Lab) -> None:
     await lab.create(coding=PLAIN, cohort=Cohort(tags={}, least_samples=50), goal=2)
     box = Box(lab, 0, n_samples=49)
