@@ -92,6 +92,15 @@ def test_privacy_is_accounted_and_ends_the_campaign_when_it_is_spent(material):
     assert sum(each.n_counted for each in closed(found)) <= 3 * 60
 
 
+def test_a_late_update_is_held_to_the_norm_that_its_box_was_told(material):
+    """The clip norm falls from round to round; boxes that began earlier clipped to what it was then."""
+    privacy = Privacy(noise=1.0, clip=3.0, is_adaptive=True)
+    late = Aggregation(weights="uniform", max_staleness=4)
+    found = run(material, goal=10, rounds=12, privacy=privacy, aggregation=late)
+    assert closed(found)[-1].clip < closed(found)[0].clip
+    assert "rejected:norm" not in found.outcomes
+
+
 @pytest.mark.parametrize("order", [
     {"aggregation": Aggregation(scaffold=True)},
     {"aggregation": Aggregation(max_staleness=3)},
