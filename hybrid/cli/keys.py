@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hybrid.cli.device_keys import DEVICES, devices
 from hybrid.cli.output import note, result
 from hybrid.cli.root_keys import DELEGATE, delegate, root_app
 from hybrid.cli.table import table
@@ -21,10 +22,12 @@ app = typer.Typer(
       hybrid keys ls
       hybrid keys root create
       hybrid keys delegate --publisher KEY --out trust.json
+      hybrid keys devices BOX... --out devices.list
     """,
 )
 app.add_typer(root_app, name="root")
 app.command("delegate", help=DELEGATE)(delegate)
+app.command("devices", help=DEVICES)(devices)
 
 NEW = """Make a private key that only you can read; one that is there is never overwritten.
 

@@ -46,7 +46,7 @@ def create(file: File = None, json: Json = False) -> None:
     """Make a root key that only you can read; one that is there is never overwritten."""
     from hybrid.artifact.publishers import create_key
 
-    path = file or _root_path()
+    path = file or root_path()
     public_key = create_key(path)
     data = {"path": path, "public_key": public_key.hex(), "sha256": hashlib.sha256(public_key).hexdigest()}
     result(data, f"{public_key.hex()}  {path}", json=json)
@@ -60,8 +60,8 @@ def show(file: File = None, json: Json = False) -> None:
     """Print the public half of a root key and its fingerprint."""
     from hybrid.artifact.signature import public_key_of
 
-    path = file or _root_path()
-    public_key = public_key_of(_root_key(path))
+    path = file or root_path()
+    public_key = public_key_of(root_key(path))
     data = {"path": path, "public_key": public_key.hex(), "sha256": hashlib.sha256(public_key).hexdigest()}
     result(data, f"{public_key.hex()}\nfingerprint {data['sha256']}", json=json)
 
@@ -89,7 +89,7 @@ def delegate(
     from hybrid.fleet.trust_bundle import delegate as sign_bundle
     from hybrid.fleet.trust_bundle import opened_by_own_root
 
-    key = _root_key(root or _root_path())
+    key = root_key(root or root_path())
     old = _bundle(before, key) if before is not None else None
     kept = _kept(old, drop or [])
     added = [*_keys(publisher or [], "publisher"), *_keys(rounds or [], "rounds")]
@@ -108,13 +108,15 @@ def delegate(
         note(f"next: hybrid fleet trust set {out}")
 
 
-def _root_path() -> Path:
+def root_path() -> Path:
+    """Where a root key lies by default."""
     from hybrid.artifact.publishers import config_dir
 
     return config_dir() / ROOT_NAME
 
 
-def _root_key(path: Path) -> bytes:
+def root_key(path: Path) -> bytes:
+    """The root's private key, 32 raw bytes. Raises `NotFound`."""
     from hybrid.artifact.publishers import read_key
 
     try:

@@ -110,6 +110,7 @@ keys trust text                     | FAILED      | bad_message
 keys ls --nosuch                    | USAGE       | usage
 keys create text.txt                | REFUSED     | conflict
 keys delegate --out new.json        | NOT_FOUND   | not_found
+keys devices --out new.list         | NOT_FOUND   | not_found
 keys root create text.txt           | REFUSED     | conflict
 keys root show no.key               | NOT_FOUND   | not_found
 lab check --kind proxy --congestion-control bbr | FAILED | emulation

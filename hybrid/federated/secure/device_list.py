@@ -1,7 +1,7 @@
 """The operator's list of a fleet's boxes, signed by the offline root: devices refuse invented neighbours by it.
 
 Design: as the trust bundle (`hybrid.fleet.trust_bundle`), the signature is over the list's exact bytes, both travel as
-one envelope, and the sequence never falls on a box.
+one envelope, and the sequence never falls on a box. It holds box ids, since an id is the beginning of its key's digest.
 """
 
 import hashlib
@@ -13,12 +13,11 @@ import msgspec
 
 from hybrid.artifact.signature import Signature, key_id, public_key_of, sign, verify
 from hybrid.errors import BadMessage, Forbidden
-from hybrid.fleet.signing import box_id_of, check_box_key
 
 SCHEMA: Final = 1
 KIND: Final = "hybrid device list"
 MAX_BOXES: Final = 20_000
-MAX_LIST_BYTES: Final = 4 << 20
+MAX_LIST_BYTES: Final = 1 << 20
 
 
 class _List(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +25,7 @@ class _List(msgspec.Struct, frozen=True, kw_only=True):
     schema: int
     root_key: str
     sequence: int
-    box_keys: tuple[bytes, ...]
+    box_ids: tuple[str, ...]
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +38,7 @@ class DeviceList:
     """The boxes that an operator vouches for.
 
     Attributes:
-        box_ids: of their keys.
+        box_ids: as `hybrid fleet boxes ls` tells them.
         sequence: never falls on a box.
         digest: SHA-256 of the list's bytes in hex, as a `SecureTask` names it.
     """
@@ -49,20 +48,20 @@ class DeviceList:
     digest: str
 
 
-def listed(root_private_key: bytes, box_keys: Iterable[bytes], sequence: int) -> bytes:
+def listed(root_private_key: bytes, box_ids: Iterable[str], sequence: int) -> bytes:
     """A list signed by the root: the bytes of its envelope.
 
     Args:
         root_private_key: raw Ed25519, kept offline.
-        box_keys: DER SubjectPublicKeyInfo, P-256, as the boxes themselves show them.
+        box_ids: 32 hex digits each.
         sequence: above that of the list before.
 
     Raises:
-        BadMessage: a key that is none, too many, or a sequence below 0.
+        BadMessage: an id that is none, too many, or a sequence below 0.
     """
-    keys = tuple(sorted(set(box_keys)))
+    ids = tuple(sorted(set(box_ids)))
     made = _List(
-        kind=KIND, schema=SCHEMA, root_key=public_key_of(root_private_key).hex(), sequence=sequence, box_keys=keys
+        kind=KIND, schema=SCHEMA, root_key=public_key_of(root_private_key).hex(), sequence=sequence, box_ids=ids
     )
     _check(made)
     content = msgspec.msgpack.encode(made)
@@ -97,7 +96,7 @@ def opened(envelope: bytes, root_sha256: bytes, *, least_sequence: int = 0) -> D
     if found.sequence < least_sequence:
         raise Forbidden(f"the device list has sequence {found.sequence}, {least_sequence} was seen before")
     return DeviceList(
-        box_ids=frozenset(box_id_of(key) for key in found.box_keys),
+        box_ids=frozenset(found.box_ids),
         sequence=found.sequence,
         digest=hashlib.sha256(outer.content).hexdigest(),
     )
@@ -122,7 +121,10 @@ def _check(made: _List) -> None:
         raise BadMessage(f"{made.kind[:40]!r} of schema {made.schema} is not a device list that this program reads")
     if not 0 <= made.sequence < 1 << 53:
         raise BadMessage(f"the device list's sequence is {made.sequence}; 0 to 2^53 is wanted")
-    if len(made.box_keys) > MAX_BOXES:
-        raise BadMessage(f"a device list of {len(made.box_keys)} boxes is refused; at most {MAX_BOXES}")
-    for key in made.box_keys:
-        check_box_key(key)
+    if len(made.box_ids) > MAX_BOXES:
+        raise BadMessage(f"a device list of {len(made.box_ids)} boxes is refused; at most {MAX_BOXES}")
+    for box_id in made.box_ids:
+        if len(box_id) != 32 or set(box_id) - set("0123456789abcdef"):
+            raise BadMessage(
+                f"{box_id[:80]!r} is no box id of 32 hex digits: `hybrid fleet boxes ls --json` tells them"
+            )

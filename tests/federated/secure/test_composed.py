@@ -321,7 +321,7 @@ async def test_where_the_lease_ends_a_masked_input_counts_as_sent(tmp_path) -> N
 
 async def test_only_listed_boxes_are_in_a_round_with_a_roster(tmp_path) -> None:
     root, boxes, stranger = b"\x05" * 32, [Box(n) for n in range(4)], Box(9)
-    envelope = listed(root, [box.key.public_key for box in boxes], 1)
+    envelope = listed(root, [box.key.box_id for box in boxes], 1)
     desk = Desk(tmp_path, roster=envelope, is_adaptive=True)
     from hashlib import sha256
 
