@@ -84,8 +84,8 @@ class Contest:
         """What a request costs by a way."""
         cut, cell, known = one.way.cut, one.cell, self.cuts[one.way.cut.id]
         return self.prices.divided(
-            head_s=known.head_s(one.way.head),
-            encode_s=cell.encode_s,
+            head_s=known.head_s(one.way.head, one.way.codec),
+            encode_s=known.encode_s(one.way.head, one.way.codec, cell.encode_s),
             up_bytes=cell.n_bytes,
             decode_s=cell.decode_s,
             tail_s=known.tail_s,

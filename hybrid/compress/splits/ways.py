@@ -16,6 +16,12 @@ Head = Literal["", "float", "int8"]
 LEARNED: Final = "learned"
 """The codec of a bottleneck."""
 
+CODECS: Final = ("lossless", "fp16", "q8", "q8z", "q4", "q4z")
+"""Of what a cut's own head leaves."""
+
+CARRIERS: Final = ("lossless", "q8z", "q4z")
+"""Of what an int8 head leaves: 256 levels a tensor, of which half precision would make twice the bytes."""
+
 EXACT: Final = frozenset({"lossless", "lossless-webp"})
 """Codecs that change nothing; by them a session sends without being permitted."""
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from compression.codecs.catalog import decodable
@@ -25,7 +26,7 @@ from hybrid.compress.splits.heads import Heads, MeasuredCut
 from hybrid.compress.splits.places import FLOAT_HOPE, INT8_HOPE, LEARNED_HOPE, Hope, hopeful, least_cost
 from hybrid.compress.splits.prices import Prices
 from hybrid.compress.splits.trying import Tries
-from hybrid.compress.splits.ways import LEARNED, Head, ShippedWay, Way
+from hybrid.compress.splits.ways import CARRIERS, CODECS, LEARNED, Head, ShippedWay, Way
 from hybrid.compress.timing import Timer
 from hybrid.compress.uncompressed import Base
 from hybrid.errors import HybridError, StorageError
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
     from compression.training.training_set import TrainingSet
 
 log = logging.getLogger("hybrid.compress")
-
-CODECS: Final = ("lossless", "fp16", "q8", "q8z", "q4", "q4z")
-"""Of what a cut's own head leaves."""
-
-CARRIERS: Final = ("lossless", "q8z", "q4z")
-"""Of what an int8 head leaves: 256 levels a tensor, of which half precision would make twice the bytes."""
 
 SPLITTING: Final = "splits"
 INT8_HEADS: Final = "int8 heads"
@@ -70,7 +65,7 @@ class SplitWork:
         bench: of the search, with the device, the samples and the journal.
         link: over which requests are divided.
         gateway: times at the gateway, for which this machine stands.
-        original: seconds of the model on the device.
+        original: seconds of the model on the device in the last judgement.
         variants: what is shipped for the device alone, by id.
         int8: how heads become int8; None where int8 gains nothing on the device.
         training_set: for bottlenecks; its inputs are named as the model's.
@@ -132,7 +127,8 @@ class SplitWork:
 
     def _prices(self, heads: Heads) -> Prices:
         whole_s, told = heads.whole_s(), self.bench.timer.told
-        local_s = self.original.p50_s
+        timings = [self.original, *(each.original for each in self.bench.timed.values() if each.original is not None)]
+        local_s = median(each.p50_s for each in timings)  # one of them alone may have met other work on the machine
         return Prices(
             link=self.link,
             power=self.bench.timer.power,
@@ -176,11 +172,11 @@ class _Run:
     def alone(self) -> None:
         """The device alone: the model, and the variants that are shipped for it."""
         work = self.work
-        self.contest.alone.append(Alone(id=LOCAL, spent=self.prices.local(work.original.p50_s)))
+        self.contest.alone.append(Alone(id=LOCAL, spent=self.prices.local(self.prices.local_s)))
         for name, each in work.variants.items():
             if each.recipe.engine != "onnxruntime":
                 continue
-            seconds = each.timing.p50_s / each.original.p50_s * work.original.p50_s
+            seconds = each.timing.p50_s / each.original.p50_s * self.prices.local_s
             high = each.grade.interval[1]
             self.contest.alone.append(
                 Alone(id=f"{LOCAL} {name}", spent=self.prices.local(seconds), drop=each.grade.drop, high=high)
