@@ -1,0 +1,84 @@
+"""What one box can change of a private round, whatever it sends: the gateway's own closing, with and without it."""
+
+import numpy as np
+import pytest
+
+from cloud_gateway.rounds.closing import Chosen, next_step
+from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
+from cloud_gateway.rounds.store import Received, ReceivedRow
+from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
+from hybrid.federated.coding.catalog import form
+from hybrid.federated.layout import Layout
+
+LAYOUT = Layout(names=("w", "b"), shapes=((30, 20), (20,)))
+GOAL, CLIP = 8, 0.7
+SECRET = bytes(range(32))
+
+
+def closed(folder, vectors, *, adaptive=False, up="int8", staleness=0, bits=None):
+    """The step that a round of these updates makes, and the next clip norm; the noise is always the same."""
+    privacy = Privacy(noise=1.5, clip=CLIP, is_adaptive=adaptive)
+    order = Campaign(
+        model="m", version="1", variant="v", goal=GOAL, privacy=privacy,
+        coding=Coding(up=up, down="float32", share=0.2),
+        aggregation=Aggregation(weights="uniform", max_staleness=5),
+    )  # fmt: skip
+    steps = Steps(folder, LAYOUT, order.coding)
+    steps.adopt(steps.write(StepFile(step=0, weights=as_bytes(np.zeros(LAYOUT.n_elements, np.float32)), clip=CLIP)))
+    kind = form(up, order.coding.share)
+    contents = [kind.encode(vector, LAYOUT, np.random.default_rng(at)).content for at, vector in enumerate(vectors)]
+    rows = [
+        ReceivedRow(
+            id=at, step=0, box_id=f"box-{at}", round=1, outcome="chosen",
+            body=Received(sha256="", n_bytes=0, n_samples=10**6 * at + 1, staleness=staleness,
+                          bit=0 if bits is None else bits[at]),
+        )
+        for at in range(len(vectors))
+    ]  # fmt: skip
+    made = next_step(steps, steps.newest, Chosen(
+        order=order, layout=LAYOUT, update_layout=LAYOUT, up=kind, clip=CLIP, noise=SECRET, rows=rows,
+        contents=lambda: iter(contents), n_boxes=len(rows),
+    ))  # fmt: skip
+    return as_vector(made.weights), made.clip
+
+
+def crowd(n_boxes, seed=0):
+    return list(np.random.default_rng(seed).normal(scale=0.02, size=(n_boxes, LAYOUT.n_elements)).astype(np.float32))
+
+
+@pytest.mark.parametrize("up", ["float32", "int8", "int4", "top-k"])
+@pytest.mark.parametrize("length", [0.0, 0.1, 1.0, 1e6])
+@pytest.mark.parametrize("staleness", [0, 3])
+def test_a_box_moves_the_step_by_no_more_than_its_bound_over_the_goal(tmp_path, up, length, staleness):
+    vectors = crowd(5)
+    vectors[2] = (vectors[2] / np.linalg.norm(vectors[2]) * length).astype(np.float32)
+    without = [*vectors]
+    without[2] = np.zeros(LAYOUT.n_elements, np.float32)
+    with_it, _ = closed(tmp_path / "a", vectors, up=up, staleness=staleness)
+    zeroed, _ = closed(tmp_path / "b", without, up=up, staleness=staleness)
+    assert np.linalg.norm(with_it.astype(np.float64) - zeroed) <= CLIP / GOAL * (1.0 + 1e-4)
+
+
+def test_a_box_that_drops_out_raises_nothing(tmp_path):
+    """With three of eight the noise of the step is what it is with eight."""
+    quiet = [np.zeros(LAYOUT.n_elements, np.float32)] * 8
+    few, _ = closed(tmp_path / "a", quiet[:3])
+    many, _ = closed(tmp_path / "b", quiet)
+    assert np.array_equal(few, many)
+    assert np.std(many) == pytest.approx(1.5 * CLIP / GOAL, rel=0.1)
+
+
+def test_numbers_of_samples_weigh_nothing(tmp_path):
+    """The rows above tell absurd ones; each box counts alike."""
+    vectors = [np.full(LAYOUT.n_elements, 0.01, np.float32), np.zeros(LAYOUT.n_elements, np.float32)]
+    first, _ = closed(tmp_path / "a", vectors, up="float32")
+    second, _ = closed(tmp_path / "b", vectors[::-1], up="float32")
+    assert np.allclose(first, second, atol=1e-6)
+
+
+def test_a_bit_moves_the_next_bound_by_little_and_the_step_not_at_all(tmp_path):
+    vectors = crowd(8)
+    one, low = closed(tmp_path / "a", vectors, adaptive=True, bits=[-1] * 8)
+    other, high = closed(tmp_path / "b", vectors, adaptive=True, bits=[0, *[-1] * 7])
+    assert np.array_equal(one, other)
+    assert abs(np.log(low / high)) <= 0.2 * 0.5 / 8 + 1e-9
