@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
 from cloud_gateway.fleet.admission.routes import body_of
-from cloud_gateway.rounds.evaluation import MOST_BYTES
+from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.evaluation import MOST_BYTES, EvaluationSets
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, RoundsKey
+from cloud_gateway.rounds.public import Public
 from cloud_gateway.uploads import answering, check_body, read_body
 from hybrid.errors import BadMessage, NotFound
 from hybrid.hosting.front_door import IDENTITY, require
@@ -16,15 +18,32 @@ from hybrid.hosting.http_replies import json_reply
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.transport.rounds_paths import CAMPAIGNS_PATH, KEY_PATH, SETS_PATH
 
-if TYPE_CHECKING:
-    from cloud_gateway.rounds.service import Rounds
-
 MAX_WISH_BYTES: Final = 4 << 20
 _LONGEST_S: Final = 300.0
 Note = Callable[[str, str, str], None]
 
 
-def add_admin_routes(app: web.Application, rounds: "Rounds", *, bodies: BodyBudget, note: Note) -> None:
+class Orders(Protocol):
+    """What people order: the service."""
+
+    public: Public
+    sets: EvaluationSets
+    key: RoundsKey
+
+    async def create(self, wish: CampaignWish, who: str) -> Course:
+        """Begin a campaign."""
+        ...
+
+    async def order(self, what: str, campaign: str) -> None:
+        """Pause, resume or stop one."""
+        ...
+
+    async def promote(self, campaign: str, wish: PromoteWish, who: str) -> None:
+        """Make a step a version."""
+        ...
+
+
+def add_admin_routes(app: web.Application, rounds: Orders, *, bodies: BodyBudget, note: Note) -> None:
     """Serve them.
 
     Args:
@@ -45,7 +64,7 @@ def add_admin_routes(app: web.Application, rounds: "Rounds", *, bodies: BodyBudg
 
 
 class _Calls:
-    def __init__(self, rounds: "Rounds", bodies: BodyBudget, note: Note) -> None:
+    def __init__(self, rounds: Orders, bodies: BodyBudget, note: Note) -> None:
         self._rounds = rounds
         self._bodies = bodies
         self._note = note
@@ -94,8 +113,7 @@ class _Calls:
 
     async def key(self, request: web.Request) -> web.StreamResponse:
         require(request, "admin")
-        key: RoundsKey = self._rounds.key
-        return json_reply(key)
+        return json_reply(self._rounds.key)
 
     async def _kept(self, who: str, what: str, detail: str) -> None:
         await asyncio.to_thread(self._note, who, what, detail)

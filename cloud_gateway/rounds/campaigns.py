@@ -15,11 +15,11 @@ import numpy as np
 
 from cloud_gateway.fleet.assignments import matches
 from cloud_gateway.fleet.steering.desired import BoxDirectory
-from cloud_gateway.rounds.base import Library, laid_out, shared
 from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, PromotionView, RoundView
+from cloud_gateway.rounds.origin import Library, laid_out, shared
 from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector

@@ -17,11 +17,11 @@ import msgspec
 from cloud_gateway.blobs import BlobStore
 from cloud_gateway.fleet.rollouts.rollout import RUNNING, Plan
 from cloud_gateway.fleet.steering.steering import Steering
-from cloud_gateway.rounds.base import Library, laid_out
 from cloud_gateway.rounds.campaigns import Campaigns
 from cloud_gateway.rounds.commits import Commits
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.messages import PromoteWish, PromotionView
+from cloud_gateway.rounds.origin import Library, laid_out
 from cloud_gateway.rounds.rounds_key import Signer
 from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore, put_promotion

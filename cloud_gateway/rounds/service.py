@@ -20,7 +20,6 @@ from cloud_gateway.fleet.intake.blobs import BlobShelf
 from cloud_gateway.fleet.steering.desired import BoxDirectory
 from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.admin_routes import add_admin_routes
-from cloud_gateway.rounds.base import Library
 from cloud_gateway.rounds.campaigns import Campaigns, Desk
 from cloud_gateway.rounds.closings import Around, Closings
 from cloud_gateway.rounds.commits import Commits
@@ -30,6 +29,7 @@ from cloud_gateway.rounds.evaluation import EvaluationSets
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, PromotionView
 from cloud_gateway.rounds.metrics import rounds_families
+from cloud_gateway.rounds.origin import Library
 from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.promotion import Home, Promotions
 from cloud_gateway.rounds.public import Public
@@ -108,62 +108,72 @@ class Rounds:
         self._clock_s = clock_s
         self._around = around
         self.committed: Callable[[str], object] = _nothing
+        self._soon = asyncio.Event()
+        self._gone: list[Course] = []
         self._store = RoundStore(folder, connect)
         try:
-            spool = Spool(self._store, Commits(self._store.database), folder)
-            names = TaskNames.opened(folder)
-            self.desk = RoundsDesk(Taking(spool, around.blobs, names), names, around.boxes, clock_s=clock_s)
-            self.sets = EvaluationSets(folder / _SETS)
-            ground = Desk(
-                folder=folder,
-                library=around.library,
-                boxes=around.boxes,
-                spool=spool,
-                sets=self.sets,
-                names=names,
-                clock_s=clock_s,
-                wall_s=wall_s,
-            )
-            self.campaigns = Campaigns(ground, self.desk.courses, self.desk.maskings)
-            self.campaigns.load()
+            self._open(folder, wall_s)
         except BaseException:
             self._store.close()
             raise
         if self._store.was_begun_anew:
             self._alarm("rounds_lost", _BEGUN_ANEW)
-        self.public = Public(self.campaigns, self._store, clock_s=clock_s)
+
+    def _open(self, folder: Path, wall_s: Callable[[], float]) -> None:
+        """The parts, over an open database."""
+        around, clock_s = self._around, self._clock_s
+        spool = Spool(self._store, Commits(self._store.database), folder)
+        names = TaskNames.opened(folder)
+        self.desk = RoundsDesk(Taking(spool, around.blobs, names), names, around.boxes, clock_s=clock_s)
         self.desk.changed = self._changed
-        self._closings = Closings(
+        self.sets = EvaluationSets(folder / _SETS)
+        ground = Desk(
+            folder=folder,
+            library=around.library,
+            boxes=around.boxes,
+            spool=spool,
+            sets=self.sets,
+            names=names,
+            clock_s=clock_s,
+            wall_s=wall_s,
+        )
+        self.campaigns = Campaigns(ground, self.desk.courses, self.desk.maskings)
+        self.public = Public(self.campaigns, self._store, clock_s=clock_s)
+        self.campaigns.load()
+        self._closings = self._closer(spool, wall_s)
+        signer = Signer(folder)
+        self.key = signer.public
+        self._promotions = self._promoter(folder, spool, signer)
+
+    def _closer(self, spool: Spool, wall_s: Callable[[], float]) -> Closings:
+        """What closes rounds."""
+        return Closings(
             Around(
                 spool=spool,
                 accuracy=self.campaigns.accuracy,
                 cohort=lambda course: self.campaigns.cohort(course.order),
                 raise_alarm=self._alarm,
-                clock_s=clock_s,
+                clock_s=self._clock_s,
                 wall_s=wall_s,
                 closed=self.desk.closed,
                 ended=self._ended,
             )
         )
-        signer = Signer(folder)
-        self.key = signer.public
-        self._promotions = Promotions(
-            Home(
-                folder=folder,
-                library=around.library,
-                files=around.files,
-                signer=signer,
-                steering=around.steering,
-                store=self._store,
-                commits=spool.commits,
-                committed=lambda name: self.committed(name),  # noqa: PLW0108 (it is set later)
-                clock_s=clock_s,
-            ),
-            self.campaigns,
-            self._changed,
+
+    def _promoter(self, folder: Path, spool: Spool, signer: Signer) -> Promotions:
+        """What makes steps versions."""
+        home = Home(
+            folder=folder,
+            library=self._around.library,
+            files=self._around.files,
+            signer=signer,
+            steering=self._around.steering,
+            store=self._store,
+            commits=spool.commits,
+            committed=lambda name: self.committed(name),  # noqa: PLW0108 (it is set later)
+            clock_s=self._clock_s,
         )
-        self._soon = asyncio.Event()
-        self._gone: list[Course] = []
+        return Promotions(home, self.campaigns, self._changed)
 
     def add_routes(
         self, app: web.Application, *, box_of: BoxOf, bodies: BodyBudget, note: Callable[[str, str, str], None]

@@ -298,7 +298,7 @@ class FleetLink:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=16),
                 auto_decompress=False,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 trust_env=True,
             )
         headers = request.headers | ({"Authorization": f"Bearer {self.token.text}"} if authorized else {})

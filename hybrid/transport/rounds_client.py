@@ -24,7 +24,6 @@ from hybrid.transport.rounds_paths import EVALUATION_PATH, SECURE_PATH, STEPS_PA
 MAX_WEIGHTS_BYTES: Final = 4 << 30
 _BLOCK_BYTES: Final = 256 << 10
 _MOST_BREAKS: Final = 8
-_LEAN: Final = {"Content-Type": "application/msgpack"}
 _Answer = TypeVar("_Answer", bound=Message)
 
 
@@ -82,5 +81,5 @@ class RoundsClient:
             return len(data) == wanted
 
     async def _ask(self, path: str, call: Message, kind: type[_Answer], answer_s: float) -> _Answer:
-        async with self._link.call("POST", path, data=encoded(call), headers=_LEAN, answer_s=answer_s) as response:
+        async with self._link.call("POST", path, data=encoded(call), answer_s=answer_s) as response:
             return decoded(await body_of(response), kind, "msgpack")

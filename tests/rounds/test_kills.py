@@ -165,7 +165,7 @@ def test_noise_is_drawn_once_and_each_box_charged_once(begun, tmp_path: Path, mo
     _, n_places = whole((folder, campaign), tmp_path / "whole", power)
     assert len(drawn) == N_ROUNDS
     first_close = 2 * N_BOXES + 1
-    for cut_at in range(first_close, first_close + 6):
+    for cut_at in range(first_close, first_close + 5):
         drawn.clear()
         place = tmp_path / str(cut_at)
         shutil.copytree(folder, place)

@@ -319,7 +319,7 @@ async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path:
         course = lab.desk.courses[campaign]
         await until(lambda: course.row.step == 1)
         await until(lambda: not list((tmp_path / "rounds" / campaign / "updates").iterdir()))
-        task = await lab.desk.task(box_id(0), Box(lab, 0).call())
+        task = await lab.desk.task(box_id(0), Box(lab, 0).call(wait_s=5.0))
         assert task.task is not None
         assert task.task.weights.n_bytes > 0
         box = Box(lab, 0)
