@@ -26,6 +26,7 @@ class Reasons:
         self._job, self._bench, self._space, self._ids = job, bench, space, ids
         self._done = bench.done
         self._finalists = judgement.finalists
+        self._shipped = [each.recipe for each in judgement.shipped]
 
     def of(self, recipe: Recipe, judged: Judged | None) -> tuple[Status, str]:
         """What became of a candidate, and why."""
@@ -45,10 +46,13 @@ class Reasons:
         return "kept off", self._graded(recipe, found.grade)
 
     def _only_timed(self, recipe: Recipe) -> str:
-        better = cheaper_than(self._space, self._done, recipe)
+        better = cheaper_than(self._space, self._done, recipe, self._shipped)
         if better is None:
             return "timed only: the search ended before it was made in full"
-        return f"timed only: {self._name(better)} holds the floor and takes {self._against(better, recipe)}"
+        return (
+            f"timed only: {self._name(better)} holds the floor, and this gains too little on it: "
+            f"{self._against(better, recipe)}"
+        )
 
     def _graded(self, recipe: Recipe, grade: Grade) -> str:
         promised = grade.promised(len(self._bench.material.parts.judge))
@@ -57,7 +61,7 @@ class Reasons:
                 f"beyond the floor on the choosing part: a drop of {grade.drop:.2%} promises at most {promised:.2%} "
                 f"where {self._job.max_drop:.2%} is allowed"
             )
-        better = better_than(self._space, self._done, recipe)
+        better = better_than(self._space, self._done, recipe, self._shipped)
         if better is not None:
             other = self._done.grades[better]
             lost = f"a drop of {other.drop:.2%} against {grade.drop:.2%}" if other is not None else ""
@@ -80,8 +84,8 @@ class Reasons:
         return value(self._space, cost) if cost is not None else float("nan")
 
     def _name(self, recipe: Recipe) -> str:
-        known = self._ids.get(recipe, recipe.id)
-        return known if known == recipe.text else f"{known} ({recipe.text})"
+        """Its id in the report, and what else its text says."""
+        return f"{self._ids.get(recipe, recipe.id)}{recipe.text.removeprefix(recipe.id)}"
 
 
 def together(judged: Sequence[Judged], names: Mapping[Recipe, str], max_drop: float) -> str:

@@ -1,6 +1,6 @@
 """What is known of candidates, and who is ahead of whom: no clock, no file, no chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -117,27 +117,32 @@ def runners_up(space: Space, done: Done, front: Sequence[Recipe], most: int) -> 
     return kept
 
 
-def better_than(space: Space, done: Done, recipe: Recipe) -> Recipe | None:
-    """The best of those that beat a recipe which holds the floor; None where none does, or it was not graded."""
+def better_than(space: Space, done: Done, recipe: Recipe, shipped: Collection[Recipe] = ()) -> Recipe | None:
+    """The best of those that beat a recipe which holds the floor, one that is shipped before all others; or None."""
     entry = next((each for each in measured(done) if each[0] == recipe), None)
     if entry is None:
         return None
-    rivals = [
-        each
-        for each in measured(done)
-        if holds(space, each[2]) and each[0].engine == recipe.engine and _beats(space, each, entry)
-    ]
-    return min(rivals, key=lambda each: (value(space, each[1]), each[0].digest))[0] if rivals else None
+    return _first([each for each in _rivals(space, done, recipe) if _beats(space, each, entry)], space, shipped)
 
 
-def cheaper_than(space: Space, done: Done, recipe: Recipe) -> Recipe | None:
-    """The cheapest of its engine that holds the floor, where that costs less than a recipe that was only timed."""
+def cheaper_than(space: Space, done: Done, recipe: Recipe, shipped: Collection[Recipe] = ()) -> Recipe | None:
+    """The best that holds the floor and on which a recipe that was only timed gains nothing; as `better_than`."""
     cost = done.cost(recipe)
-    rivals = [each for each in measured(done) if holds(space, each[2]) and each[0].engine == recipe.engine]
-    if cost is None or not rivals:
+    if cost is None:
         return None
-    best = min(rivals, key=lambda each: (value(space, each[1]), each[0].digest))
-    return best[0] if GAIN_RATIO * value(space, best[1]) < value(space, cost) else None
+    found = _rivals(space, done, recipe)
+    found = [each for each in found if GAIN_RATIO * value(space, each[1]) < value(space, cost)]
+    return _first(found, space, shipped)
+
+
+def _rivals(space: Space, done: Done, recipe: Recipe) -> list[tuple[Recipe, Cost, Grade]]:
+    """Those of the same engine that hold the floor."""
+    return [each for each in measured(done) if holds(space, each[2]) and each[0].engine == recipe.engine]
+
+
+def _first(rivals: Sequence[tuple[Recipe, Cost, Grade]], space: Space, shipped: Collection[Recipe]) -> Recipe | None:
+    ranked = sorted(rivals, key=lambda each: (each[0] not in shipped, value(space, each[1]), each[0].digest))
+    return ranked[0][0] if ranked else None
 
 
 def measured(done: Done) -> list[tuple[Recipe, Cost, Grade]]:
