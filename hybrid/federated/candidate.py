@@ -8,6 +8,7 @@ of the learned one's goes on sharing them; any other keeps its own. Signing and 
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,8 +44,8 @@ class Candidate:
         manifest_bytes: its exact bytes, to be signed.
         files: contents of the files that are not the base's, by path; all others are the base's, byte for byte.
         sharing: ids of the variants whose head this is, the learned one first.
-        unmatched: ids of variants that keep their own head and no longer give the golden outputs: boxes that can run
-            nothing else refuse this version and stay with the one that they have.
+        unmatched: ids of variants that do not give the golden outputs, since they keep their own head or never did:
+            boxes that can run nothing else refuse this version and stay with the one that they have.
         unchecked: ids of variants that no engine here runs.
     """
 
@@ -87,7 +88,8 @@ def candidate(
         TensorMismatch: tensors that the head has not.
         TrainingDiverged: they are not finite.
         ModelUnsupported: the first variant learned too, and its engine is not here.
-        GoldenDiffers: the learned variant is not the first, which keeps its own head: their answers part.
+        GoldenDiffers: the learned variant gave the golden outputs, and no longer does: they are the first variant's,
+            which keeps its own head.
         EngineFailed: the engine does not run the golden inputs.
         BadMessage: a version or sequence that cannot be.
     """
@@ -167,6 +169,7 @@ class _Golden:
 
     def __init__(self, base: Artifact, changed: Mapping[str, bytes], learned: str) -> None:
         self._base, self._changed, self._learned = base, changed, learned
+        self._wanted_before: dict[str, np.ndarray] = {}
         self.files: dict[str, bytes] = {}
         self.unmatched: list[str] = []
         self.unchecked: list[str] = []
@@ -177,10 +180,10 @@ class _Golden:
         if golden is None:
             return
         feeds = {tensor: self._array(name) for tensor, name in golden.inputs.items()}
-        wanted = {tensor: self._array(name) for tensor, name in golden.outputs.items()}
+        wanted = self._wanted_before = {tensor: self._array(name) for tensor, name in golden.outputs.items()}
         if set(self._changed) & set(manifest.variants[0].files):
             try:
-                wanted = self._answer(manifest.variants[0], feeds, list(wanted))
+                wanted = self._answer(manifest.variants[0], feeds, list(wanted), self._changed)
             except DeviceError as exc:
                 raise ModelUnsupported(f"new golden outputs need the first variant's engine here: {exc}") from exc
             self.files = {golden.outputs[tensor]: npy(array) for tensor, array in wanted.items()}
@@ -193,16 +196,16 @@ class _Golden:
     def _compare(self, variant: Variant, feeds: Arrays, wanted: Arrays) -> None:
         golden = self._base.manifest.golden
         assert golden is not None
+        tolerance = golden.tolerance.get(variant.engine, DEFAULT_TOLERANCE)
         try:
-            found = self._answer(variant, feeds, list(wanted))
+            apart = _distance_of(self._answer(variant, feeds, list(wanted), self._changed), wanted)
+            if apart <= tolerance:
+                return
+            before = _distance_of(self._answer(variant, feeds, list(wanted), {}), self._wanted_before)
         except DeviceError:
             self.unchecked.append(variant.id)
             return
-        tolerance = golden.tolerance.get(variant.engine, DEFAULT_TOLERANCE)
-        apart = max((_distance(found[tensor], array) for tensor, array in wanted.items()), default=0.0)
-        if apart <= tolerance:
-            return
-        if variant.id == self._learned:
+        if variant.id == self._learned and before <= tolerance:
             raise GoldenDiffers(
                 f"variant {variant.id!r} has learned and differs now by {apart:.3g} from the golden outputs: they are "
                 f"the first variant's, {self._base.manifest.variants[0].id!r}, which has its own head; let that one "
@@ -211,8 +214,10 @@ class _Golden:
             )
         self.unmatched.append(variant.id)
 
-    def _answer(self, variant: Variant, feeds: Arrays, names: list[str]) -> dict[str, np.ndarray]:
-        session = _opened(self._base, variant, self._changed)
+    def _answer(
+        self, variant: Variant, feeds: Arrays, names: list[str], changed: Mapping[str, bytes]
+    ) -> dict[str, np.ndarray]:
+        session = _opened(self._base, variant, changed)
         known = [port.name for port in session.get_outputs()]
         try:
             found = session.run([name for name in names if name in known], dict(feeds))
@@ -268,14 +273,21 @@ def _changed_arrays(variant: Variant, path: Path, changed: Mapping[str, bytes]) 
     }
 
 
+def _distance_of(found: Arrays, wanted: Arrays) -> float:
+    """The largest distance of an output; infinite where one is missing."""
+    return max(
+        (_distance(found[name], one) if name in found else math.inf for name, one in wanted.items()), default=0.0
+    )
+
+
 def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
     """max |found - wanted| over max |wanted|, as boxes judge."""
     if found.shape != wanted.shape:
-        return float("inf")
+        return math.inf
     if wanted.dtype.kind not in "fiub":
-        return 0.0 if np.array_equal(found.astype(str), wanted.astype(str)) else float("inf")
+        return 0.0 if np.array_equal(found.astype(str), wanted.astype(str)) else math.inf
     a, b = found.astype(np.float64), wanted.astype(np.float64)
     worst, largest = float(np.max(np.abs(a - b), initial=0.0)), float(np.max(np.abs(b), initial=0.0))
     if not worst:
         return 0.0
-    return worst / largest if largest and np.isfinite(worst) else float("inf")
+    return worst / largest if largest and np.isfinite(worst) else math.inf

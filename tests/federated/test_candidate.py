@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from edge_agent.install.golden import compare, golden_arrays
 from edge_agent.install.rules import Papers, check_learned
@@ -129,12 +130,17 @@ def test_personal_layers_stay_as_the_base_has_them(base: Artifact) -> None:
     assert old[:-tail] != new[:-tail]
 
 
-def with_variant(base: Artifact, folder: Path, *, shift: float, golden: bool = True) -> Artifact:
-    """A second variant in a folder of its own, whose head is the first one's, or moved by something."""
+def with_variant(base: Artifact, folder: Path, *, shift: float, golden: bool = True, blur: float = 0) -> Artifact:
+    """A second variant in a folder of its own, whose head is the first one's, or moved, and whose body may be off."""
     shutil.copytree(base.folder, folder)
     (folder / "int8").mkdir()
     for name in ("net.onnx", "head.bin"):
         shutil.copyfile(folder / name, folder / "int8" / name)
+    if blur:
+        model = onnx.load(folder / "net.onnx", load_external_data=False)
+        weight = next(one for one in model.graph.initializer if one.name == "conv.w")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1 + blur), "conv.w"))
+        (folder / "int8" / "net.onnx").write_bytes(model.SerializeToString())
     head = np.frombuffer((folder / "head.bin").read_bytes(), "<f4") + np.float32(shift)
     if shift:
         (folder / "int8" / "head.bin").write_bytes(head.tobytes())
@@ -167,12 +173,24 @@ def test_variants_that_shared_a_head_go_on_sharing_it(base: Artifact, tmp_path: 
 
 
 def test_a_variant_with_its_own_head_keeps_it_and_is_told(base: Artifact, tmp_path: Path) -> None:
-    both = with_variant(base, tmp_path / "both", shift=0.01)
+    both = with_variant(base, tmp_path / "both", shift=1e-5)
     found = candidate(both, "original", learned_arrays(both), version="2", sequence=2)
     assert (found.sharing, found.unmatched) == (("original",), ("int8",))
     assert set(found.files) == {"head.bin", "golden/output-0.npy"}
     with pytest.raises(GoldenDiffers, match="let that one learn"):
         candidate(both, "int8", learned_arrays(both, "int8"), version="2", sequence=2)
+
+
+@pytest.mark.parametrize("variant", ["original", "int8"])
+def test_a_variant_that_never_gave_the_golden_outputs_may_share_what_was_learned(
+    base: Artifact, tmp_path: Path, variant: str
+) -> None:
+    """As int8 beside the golden outputs of float32."""
+    both = with_variant(base, tmp_path / "both", shift=0, blur=0.05)
+    found = candidate(both, variant, learned_arrays(both, variant), version="2", sequence=2)
+    assert set(found.sharing) == {"original", "int8"}
+    assert found.unmatched == ("int8",)
+    accepted(both, laid_out(both, found, tmp_path / "made"))
 
 
 def test_a_second_variant_learns_alone_where_nothing_is_golden(base: Artifact, tmp_path: Path) -> None:
