@@ -238,7 +238,7 @@ class Agent:
         onward = Onward(split, shelf, room, inside.fleet.neighbourhood, self._may_leave)
         inside.standing.onward = lambda: onward.counts
         add_prepare_route(app, service, onward.prepare)
-        add_timing_routes(app, TimingBench(self._config.data), require)
+        add_timing_routes(app, TimingBench(self._config.data, room.compute.on_asked), require)
         return onward
 
     def _may_leave(self) -> bool:

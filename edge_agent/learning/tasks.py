@@ -21,6 +21,7 @@ from hybrid.federated.messages import EvaluationCall, Task, Terms
 
 if TYPE_CHECKING:
     from edge_agent.learning.doing import Doing
+    from edge_agent.learning.secure_task import SecureTasks
     from hybrid.federated.box.work import Learned
 
 _VERBS: Final = {"train": "trains", "evaluate": "evaluates", "secure": "trains, masked,"}
@@ -111,15 +112,14 @@ class Tasks:
 
     async def _do(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> None:
         if self.doing is None:
-            self.doing = self._made()
+            self.doing = await asyncio.to_thread(self._made)  # imports take long: the loop answers requests meanwhile
         if task.kind == "evaluate":
             await self._evaluate(self.doing, task, terms, candidate, deadline_s)
         elif task.kind == "train":
             await self._train(self.doing, task, terms, candidate, deadline_s)
         else:
-            from edge_agent.learning.secure_task import SecureTasks  # with all that masking loads
-
-            why = await SecureTasks(self._store, self._around, self.doing).take(task, terms, candidate, deadline_s)
+            tasks = await asyncio.to_thread(self._secure, self.doing)
+            why = await tasks.take(task, terms, candidate, deadline_s)
             if why:
                 self.give_up(task, why)
 
@@ -135,6 +135,11 @@ class Tasks:
             yielding=self._yielding,
             conditions=self._conditions,
         )
+
+    def _secure(self, doing: "Doing") -> "SecureTasks":
+        from edge_agent.learning.secure_task import SecureTasks  # with all that masking loads
+
+        return SecureTasks(self._store, self._around, doing)
 
     async def _train(self, doing: "Doing", task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()

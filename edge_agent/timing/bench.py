@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -29,9 +29,11 @@ class TimingBench:
 
     Args:
         data: the agent's folder; what an earlier process left in it is removed.
+        on_asked: told when a call begins (True) and ends: what trains here meanwhile would be in the figures.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, on_asked: Callable[[bool], None] = lambda _: None) -> None:
+        self._on_asked = on_asked
         self._folder = (data / _FOLDER).absolute()  # the worker runs in another folder
         self._lock = asyncio.Lock()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -48,9 +50,11 @@ class TimingBench:
             raise Overloaded("the box times models of another call; try again later", retry_after_s=_RETRY_AFTER_S)
         async with self._lock:
             folder = await asyncio.to_thread(self._made, call)
+            self._on_asked(True)
             try:
                 yield folder
             finally:
+                self._on_asked(False)
                 await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
 
     def _made(self, call: TimingCall) -> Path:

@@ -1,7 +1,7 @@
 """A box that learns, beside a gateway that a test can make lose answers, forget, refuse and change its mind."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -47,7 +47,8 @@ from hybrid.federated.messages import (
     UpdateCall,
     Weights,
 )
-from tests.learning.nets import N_INPUTS, artifact_in, rows
+from hybrid.fleet.sample import Sample, packed_arrays
+from tests.learning.nets import N_FEATURES, N_INPUTS, kept_artifact, rows
 from tests.outbox.lab import outbox_of
 
 CAMPAIGN = "c4mp"
@@ -270,11 +271,20 @@ class Box:
     async def fill(self, n: int, *, seed: int = 5, n_inputs: int = N_INPUTS) -> list[str]:
         """Keeps labelled samples; their ids."""
         inputs, classes = rows(n, seed, n_inputs)
-        digest = self.artifact.manifest.model_digest
+        await self.samples._ready.wait()
+        shelf, digest = self.samples.shelf, self.artifact.manifest.model_digest
         found = []
         for row, right in zip(inputs, classes, strict=True):
-            found.append(await self.samples.put(digest, "", {"x": row[None]}, {}, int(right), model="net"))
-        return [one for one in found if one]
+            packed, nothing = packed_arrays({"x": row[None]}, {})
+            found.append(
+                Sample(
+                    id=shelf.next_id(), model="net", model_digest=digest, variant="", made_s=0.0, label=str(right),
+                    inputs=packed, output=nothing,
+                )
+            )  # fmt: skip
+        await asyncio.to_thread(shelf.put, found, (), 0.0)
+        self.learning.wake()
+        return [one.id for one in found]
 
 
 @asynccontextmanager
@@ -289,13 +299,7 @@ async def at_work(*parts: Any) -> AsyncIterator[None]:
                 task.cancel()
 
 
-def made(folder: Path, *, shape: Mapping[str, int] | None = None, **terms: Any) -> tuple[Artifact, Desk]:
+def made(n_features: int = N_FEATURES, **terms: Any) -> tuple[Artifact, Desk]:
     """A model and a desk that has a campaign for it."""
-    artifact = artifact_in(folder / "model", **(shape or {}))
-    head = open_head(artifact.folder, artifact.manifest, "original")
-    return artifact, Desk(head, artifact.digest, **terms)
-
-
-def contents(desk: Desk) -> Sequence[np.ndarray]:
-    """What was accepted, decoded."""
-    return [form("int8").decode(content, desk.layout) for content in desk.updates.values()]
+    artifact = kept_artifact(n_features)
+    return artifact, Desk(open_head(artifact.folder, artifact.manifest, "original"), artifact.digest, **terms)

@@ -1,6 +1,8 @@
 """Small models whose head learns, and samples of three classes that it can tell apart."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hybrid.artifact.folder import Artifact
 from hybrid.artifact.trainable import trainable_artifact
 
+_FOLDER = TemporaryDirectory(prefix="learning-nets-")
 N_INPUTS, N_FEATURES, N_CLASSES = 16, 12, 3
 
 
@@ -45,6 +48,12 @@ def artifact_in(folder: Path, *, name: str = "net", **shape: int) -> Artifact:
     folder.mkdir(parents=True, exist_ok=True)
     path = model_file(folder / "net.onnx", **shape)
     return trainable_artifact(path, folder / "artifact", name=name, head="features")
+
+
+@cache
+def kept_artifact(n_features: int) -> Artifact:
+    """That artifact, made once for all tests of a process; nobody writes into it."""
+    return artifact_in(Path(_FOLDER.name) / str(n_features), n_features=n_features)
 
 
 def rows(n: int, seed: int, n_inputs: int = N_INPUTS) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ def settled(box: Box, n: int = 1) -> bool:
 @pytest.mark.parametrize(("state", "gate"), [("stale", ""), ("closed", ""), ("rejected", "rate")])
 async def test_what_did_not_count_is_said_again(tmp_path: Path, state: str, gate: str) -> None:
     """The residual takes the content back, so that the next update brings it."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.judge = lambda call: UpdateAnswer(state=state, gate=gate, reason="too late")  # type: ignore[arg-type]
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
@@ -58,7 +58,7 @@ async def test_what_did_not_count_is_said_again(tmp_path: Path, state: str, gate
 
 
 async def test_a_refused_norm_is_not_said_again(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.judge = lambda call: UpdateAnswer(state="rejected", gate="norm", reason="too long")
     box = Box(tmp_path / "box", artifact, desk)
     found: list[bytes | None] = []
@@ -74,7 +74,7 @@ async def test_a_refused_norm_is_not_said_again(tmp_path: Path) -> None:
 
 async def test_other_bytes_under_the_same_task_are_dropped(tmp_path: Path) -> None:
     """As after a disk that was set back: the gateway has another update of this task."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
 
     def judge(call: object) -> UpdateAnswer:
         raise Conflict("another content stands under this task")
@@ -87,7 +87,7 @@ async def test_other_bytes_under_the_same_task_are_dropped(tmp_path: Path) -> No
 
 
 async def test_a_campaign_that_ended_meanwhile(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
     desk.ended = (CAMPAIGN,)
@@ -100,7 +100,7 @@ async def test_a_campaign_that_ended_meanwhile(tmp_path: Path) -> None:
 
 async def test_a_lease_that_ends_is_given_up(tmp_path: Path) -> None:
     """Somebody asks all the time; the task is given up at its end, and the gateway is told."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.lease_s = 0.3
     box = Box(tmp_path / "box", artifact, desk)
     box.yielding.came()
@@ -111,7 +111,7 @@ async def test_a_lease_that_ends_is_given_up(tmp_path: Path) -> None:
 
 
 async def test_another_version_answers(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     other = trainable_artifact(
         model_file(tmp_path / "net.onnx", seed=8), tmp_path / "other", name="net", head="features", version="2"
@@ -124,7 +124,7 @@ async def test_another_version_answers(tmp_path: Path) -> None:
 
 async def test_a_version_that_was_learned_from_the_base(tmp_path: Path) -> None:
     """Its head is not the base's: the view is fetched whole, and training goes on from there."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
     learned = tmp_path / "learned"
@@ -146,7 +146,7 @@ async def test_a_version_that_was_learned_from_the_base(tmp_path: Path) -> None:
 
 
 async def test_a_damaged_view_is_fetched_again(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
@@ -166,7 +166,7 @@ async def test_a_damaged_view_is_fetched_again(tmp_path: Path) -> None:
 
 
 async def test_a_damaged_database_is_begun_anew(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
@@ -186,7 +186,7 @@ async def test_a_damaged_database_is_begun_anew(tmp_path: Path) -> None:
 
 async def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is asked while there is no room; where it ends in the middle, the task is given up, nothing is sent."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     store = box.learning.store
     keep = store.keep
@@ -210,7 +210,7 @@ async def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_another_gateway_is_not_told_of_the_last_one(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     desk.loses = lambda: True
     await worked(box, lambda: desk.n_update_calls)
@@ -226,7 +226,7 @@ async def test_another_gateway_is_not_told_of_the_last_one(tmp_path: Path) -> No
 
 
 async def test_a_revoked_box_waits_and_loses_nothing(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
 
@@ -246,7 +246,7 @@ async def test_a_revoked_box_waits_and_loses_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_is_away(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.error = ConnectionLost("nobody is there")
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
@@ -279,7 +279,7 @@ def _slow(box: Box) -> None:
     ],
 )
 async def test_what_keeps_a_box_from_learning(tmp_path: Path, change: object, why: str) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     change(box)  # type: ignore[operator]
     await worked(box, lambda: box.learning.status().why_not == why)
@@ -287,7 +287,7 @@ async def test_what_keeps_a_box_from_learning(tmp_path: Path, change: object, wh
 
 
 async def test_nothing_to_learn_from(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     await worked(box, lambda: "no labelled samples of net" in box.learning.status().why_not, n_samples=0)
     box.answering.remove("net")
@@ -296,7 +296,7 @@ async def test_nothing_to_learn_from(tmp_path: Path) -> None:
 
 
 async def test_a_half_full_battery_is_enough_and_is_told(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     box.senses |= {"on_battery": lambda: True, "battery_ratio": lambda: 0.51}
     box.is_metered = True
@@ -308,7 +308,7 @@ async def test_a_half_full_battery_is_enough_and_is_told(tmp_path: Path) -> None
 
 async def test_an_update_waits_for_a_link_that_costs_nothing(tmp_path: Path) -> None:
     """The task came while the link was not metered: whether the campaign would pay for it nobody said."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
     task = desk.task
@@ -330,7 +330,7 @@ async def test_an_update_waits_for_a_link_that_costs_nothing(tmp_path: Path) -> 
 
 
 async def test_switched_off(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     box.mode = "off"
     async with at_work(box.outbox, box.samples):
@@ -346,7 +346,7 @@ async def test_switched_off(tmp_path: Path) -> None:
 
 async def test_privacy_is_spent_once_and_never_beyond_the_budget(tmp_path: Path) -> None:
     """Noise 2: each update that counts costs mu squared of 1/4; an epsilon of 4 pays for three of them."""
-    artifact, desk = made(tmp_path, is_uniform=True, noise=2.0, delta=1e-5, max_epsilon=4.0)
+    artifact, desk = made(is_uniform=True, noise=2.0, delta=1e-5, max_epsilon=4.0)
     desk.clip, desk.most_steps = 0.5, 9
     desk.loses = lambda: desk.n_update_calls % 2 == 1
     box = Box(tmp_path / "box", artifact, desk)

@@ -14,7 +14,7 @@ from tests.outbox.lab import until
 
 
 async def test_learns_from_its_samples(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     before = desk.accuracy()
     async with at_work(box.outbox, box.samples):
@@ -32,7 +32,7 @@ async def test_learns_from_its_samples(tmp_path: Path) -> None:
 
 async def test_lost_answers_count_once(tmp_path: Path) -> None:
     """Every answer is lost three times: the same bytes come again, `Desk.update` sees to it."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     desk.loses = lambda: desk.n_update_calls % 4 != 0
     async with at_work(box.outbox, box.samples):
@@ -49,7 +49,7 @@ async def test_lost_answers_count_once(tmp_path: Path) -> None:
 
 async def test_an_agent_that_was_off_sends_what_it_had(tmp_path: Path) -> None:
     """It stops with an update that nobody took; a week later the same bytes are sent, before anything else is asked."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
         await box.fill(30)
@@ -69,7 +69,7 @@ async def test_an_agent_that_was_off_sends_what_it_had(tmp_path: Path) -> None:
 
 
 async def test_terms_and_offers_are_told_once(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
         await box.fill(30)
@@ -95,7 +95,7 @@ def box_samples(box: Box) -> list[str]:
 
 
 async def test_a_large_update_is_brought_as_a_blob(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path, shape={"n_features": 24_000}, coding=Coding(up="float32"))
+    artifact, desk = made(24_000, coding=Coding(up="float32"))
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
@@ -108,7 +108,7 @@ async def test_a_large_update_is_brought_as_a_blob(tmp_path: Path) -> None:
 
 
 async def test_candidates_are_tried_on_samples_that_nobody_trained_on(tmp_path: Path) -> None:
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
         ids = await box.fill(100)
@@ -128,7 +128,7 @@ async def test_candidates_are_tried_on_samples_that_nobody_trained_on(tmp_path: 
 
 async def test_control_variates(tmp_path: Path) -> None:
     """SCAFFOLD: both halves travel as one; the box's variate is its own once the update has counted."""
-    artifact, desk = made(tmp_path, scaffold=True)
+    artifact, desk = made(scaffold=True)
     box = Box(tmp_path / "box", artifact, desk)
     async with at_work(box.outbox, box.samples):
         await box.fill(40)
@@ -143,7 +143,7 @@ async def test_control_variates(tmp_path: Path) -> None:
 
 async def test_personal_layers_stay(tmp_path: Path) -> None:
     """FedRep: one tensor never leaves; it is kept, and trained first in each task."""
-    artifact, desk = made(tmp_path)
+    artifact, desk = made()
     layout = Layout(names=("head",), shapes=((12, 3),))
     desk.terms = msgspec.structs.replace(
         desk.terms, layout=layout, training=Training(epochs=2, learning_rate=0.2, personal=("off*",))

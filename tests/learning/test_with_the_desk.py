@@ -4,8 +4,6 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import pytest
 
 from edge_agent.trust.identity import BoxKey
@@ -22,7 +20,7 @@ from hybrid.federated.messages import (
     Weights,
 )
 from tests.learning.lab import Box, again, at_work
-from tests.learning.nets import artifact_in
+from tests.learning.nets import N_FEATURES, kept_artifact
 from tests.rounds.lab import FakeBox, Lab, put_version, running, until
 
 N_BOXES = 3
@@ -53,7 +51,7 @@ class Wire:
 @asynccontextmanager
 async def fleet(folder: Path):
     """Three boxes with labelled samples at a desk, none learning yet."""
-    artifact = artifact_in(folder / "made")
+    artifact = kept_artifact(N_FEATURES)
     lab = Lab(folder / "gateway", n_boxes=0)
     put_version(lab.registry, lab._blobs, artifact)
     boxes = []
@@ -118,7 +116,4 @@ async def test_masked_rounds(tmp_path: Path) -> None:
                 store = box.learning.store
                 assert store.n_masked(campaign, 1) == 1
                 assert store.notes[campaign].epsilon > 1
-                assert store.vector(campaign, "residual") is not None
-                residual = np.frombuffer(store.vector(campaign, "residual") or b"", "<f4")
-                assert np.isfinite(residual).all()
-                assert msgspec.structs.asdict(store.notes[campaign])["n_lost"] == 0
+                assert store.notes[campaign].n_lost == 0

@@ -1,0 +1,64 @@
+"""What people are shown of a box's learning."""
+
+import json
+
+import msgspec
+import pytest
+
+from edge_agent.learning.records import CampaignNote
+from edge_agent.learning.rounds_commands import lines, summary
+from edge_agent.learning.standing import CampaignStatus, LearningStatus
+from edge_agent.metrics import _learning
+from hybrid.federated.layout import Layout
+from hybrid.federated.messages import Terms
+
+TERMS = Terms(model="net", artifact_digest="d" * 64, variant="original", layout=Layout(names=("w",), shapes=((2,),)))
+NOTE = CampaignNote(
+    id="k3p9w2xa", terms=TERMS, step=4, n_accepted=5, n_lost=1, n_evaluated=2, n_bytes=3456, last="an update counted",
+    loss_before=1.25, loss_after=0.5, epsilon=2.345,
+)  # fmt: skip
+
+
+def told(**more: object) -> dict:
+    campaigns = (CampaignStatus.of(NOTE), CampaignStatus.of(msgspec.structs.replace(NOTE, id="old", is_over=True)))
+    status = LearningStatus(**({"mode": "idle", "campaigns": campaigns} | more))
+    return json.loads(msgspec.json.encode(status))
+
+
+def test_a_table_of_campaigns() -> None:
+    text = "\n".join(
+        lines(told(waiting_bytes=77, n_unfit=3, why_unfit="no class is called 'dog'", n_stood=2, stood_s=0.004))
+    )
+    for words in ("k3p9w2xa  net    4", "1.250 -> 0.500", "2.35", "3456", "an update counted", "old       net    over"):
+        assert words in text, words
+    for words in ("77 bytes waits", "3 samples cannot be learned from, such as: no class", "2 times, at most 4 ms"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({}, "learning waits for tasks"),
+        ({"mode": "off"}, "learning off (setting `learn`)"),
+        ({"why_not": "this box is hot: 93 °C of 100"}, "learning not now: this box is hot: 93 °C of 100"),
+        ({"doing": "trains net (step 3 of k3p9w2xa)"}, "learning trains net (step 3 of k3p9w2xa)"),
+    ],
+)
+def test_one_line(more: dict, line: str) -> None:
+    assert summary(told(**more)) == line
+
+
+def test_a_start_that_does_not_learn() -> None:
+    assert summary({}) == "learning not in this start: crashes in a row (see problems)"
+    assert lines({})[-1] == "no rounds yet"
+
+
+def test_metrics() -> None:
+    status = LearningStatus(mode="idle", campaigns=(CampaignStatus.of(NOTE),), n_given_up=7, waiting_bytes=9)
+    found = {
+        (sample.name, *sample.labels.values()): sample.value for one in _learning(status) for sample in one.samples
+    }
+    assert found["hybrid_agent_round_updates_total", "accepted"] == 5
+    assert found["hybrid_agent_round_updates_total", "given_up"] == 7
+    assert found["hybrid_agent_round_waiting_bytes",] == 9
+    assert list(_learning(None)) == []
