@@ -70,6 +70,7 @@ class MaskedRound:
         self.consents: dict[int, bytes] = {}
         self.reveals: dict[int, Reveal] = {}
         self.live: frozenset[int] = frozenset()
+        self._dealers: dict[int, dict[int, int]] = {}
 
     @classmethod
     def restored(
@@ -292,9 +293,13 @@ class MaskedRound:
                 raise CorruptContent(f"device {index} reveals a wrong share of device {dealer}: it counts as lost")
         return reveal
 
-    def dealers_to(self, holder: int) -> list[int]:
-        """Whose shares a device holds, by index ascending."""
-        return [one for one in self.roster.graph.holders(holder) if one in self.dealt]
+    def dealers_to(self, holder: int) -> dict[int, int]:
+        """Whose shares a device holds, by index ascending, each with its place in what the device reveals."""
+        found = self._dealers.get(holder)
+        if found is None:
+            dealers = (one for one in self.roster.graph.holders(holder) if one in self.dealt)
+            found = self._dealers[holder] = {one: place for place, one in enumerate(dealers)}
+        return found
 
     def _fits(self, dealer: int, holder: int, share: bytes) -> bool:
         place = self.roster.graph.holders(dealer).index(holder)
@@ -308,7 +313,7 @@ class MaskedRound:
         for holder in self.roster.graph.holders(dealer):
             reveal = self.reveals.get(holder)
             if reveal is not None and len(found) < self.roster.plan.threshold:
-                share = reveal.shares[self.dealers_to(holder).index(dealer)]
+                share = reveal.shares[self.dealers_to(holder)[dealer]]
                 if share:
                     found[holder + 1] = share
         return found
@@ -321,6 +326,8 @@ class MaskedRound:
             n_came = {"share": len(self.dealt), "mask": len(self.masked)}.get(self.stage, len(self.consents))
         if self.stage == "mask" and n_came >= least:
             n_came = len(self._core())
+        if self.stage == "unmask" and len(self.reveals) < self.roster.plan.threshold:
+            return f"the secrets of devices have too few shares, {len(self.reveals)} came"
         if self.stage == "unmask":
             bare = [one for one in self.dealt if len(self.shares_of(one)) < self.roster.plan.threshold]
             if not bare:

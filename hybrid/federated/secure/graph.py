@@ -31,6 +31,7 @@ class Graph:
                 devices = self._device_at
                 devices[place], devices[other] = devices[other], devices[place]
         self._place_of = {device: place for place, device in enumerate(self._device_at)}
+        self._holders: dict[int, tuple[int, ...]] = {}
 
     def neighbours(self, device: int) -> tuple[int, ...]:
         """Neighbours of a device, ascending."""
@@ -43,7 +44,10 @@ class Graph:
 
     def holders(self, device: int) -> tuple[int, ...]:
         """Who gets a share of a device's secrets: its neighbours and itself, ascending."""
-        return tuple(sorted((*self.neighbours(device), device)))
+        found = self._holders.get(device)
+        if found is None:
+            found = self._holders[device] = tuple(sorted((*self.neighbours(device), device)))
+        return found
 
     def core(self, devices: Collection[int]) -> frozenset[int]:
         """The largest part of these of which each has at least a threshold of holders in it."""
