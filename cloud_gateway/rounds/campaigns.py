@@ -19,18 +19,18 @@ from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, PromotionView, RoundView
-from cloud_gateway.rounds.origin import Library, laid_out, shared
+from cloud_gateway.rounds.origin import Library, laid_out, only_variant, shared
 from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
 from cloud_gateway.rounds.store import CampaignRow, put_campaign, put_round
 from hybrid.artifact.durable import write_atomically
-from hybrid.artifact.manifest import Manifest, parse
+from hybrid.artifact.manifest import parse
 from hybrid.errors import CampaignImpossible, Conflict, HybridError, NotFound
 from hybrid.federated.aggregation.rules import norm
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.learning.head import open_head
-from hybrid.federated.privacy.account import Account, check_campaign
+from hybrid.federated.privacy.account import Account, check_campaign, check_round
 
 ORDER_FILE: Final = "campaign.json"
 _GATES_BACK: Final = 8
@@ -108,6 +108,7 @@ class Campaigns:
                     put_campaign(db, lost)
                 self.rows[row.id] = lost
         self._find_lost()
+        self._around.sets.sweep({row.evaluation for row in self.rows.values()})
 
     def _is_promoting(self, row: CampaignRow) -> bool:
         """Whether a step of it is on its way to become a version."""
@@ -115,9 +116,15 @@ class Campaigns:
         return any(msgspec.json.decode(body, type=PromotionView).state == "evaluating" for body in bodies)
 
     def _find_lost(self) -> None:
-        """Campaigns whose rows a damaged database took: what was ordered lies in their folders."""
+        """Campaigns whose rows a damaged database took: what was ordered lies in their folders.
+
+        Where no database was set aside such a folder is of a campaign that was never begun: it goes.
+        """
         for path in sorted(self._around.folder.glob(f"*/{ORDER_FILE}")):
             if path.parent.name in self.rows:
+                continue
+            if not self._around.spool.store.was_begun_anew:
+                shutil.rmtree(path.parent, ignore_errors=True)
                 continue
             try:
                 row = msgspec.json.decode(path.read_bytes(), type=CampaignRow)
@@ -189,7 +196,7 @@ class Campaigns:
 
         Raises:
             CampaignImpossible: two of its wishes exclude each other, or there are too few boxes.
-            PrivacySpent: its budget does not pay for one round.
+            PrivacySpent: its budget, or what its boxes have left, does not pay for one round.
             NotFound: no such version, variant or evaluation set. ModelUntrainable: nothing of it may learn.
             DiskFull, StorageError: it was not begun.
         """
@@ -202,13 +209,21 @@ class Campaigns:
                 f"{n_boxes} admitted boxes have the tags of the cohort, the goal is {order.goal} updates a round"
             )
         row, course, judge = await asyncio.to_thread(self._prepare, wish, who)
-        await asyncio.to_thread(self._mask, course)
 
         def write(db: sqlite3.Connection) -> None:
             put_campaign(db, row)
             put_round(db, row.id, course.round)
 
-        await self._around.spool.commits.write(write)
+        try:
+            if order.privacy.max_epsilon > 0:
+                spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self.cohort(order)}
+                check_round(order.privacy, spent, order.n_least)
+            await asyncio.to_thread(self._mask, course)
+            await self._around.spool.commits.write(write)
+        except BaseException:
+            self.maskings.pop(row.id, None)
+            shutil.rmtree(self.folder(row.id), ignore_errors=True)
+            raise
         self.rows[row.id], self.courses[row.id] = row, course
         if judge is not None:
             self.judges.keep(row.id, judge)
@@ -224,7 +239,7 @@ class Campaigns:
         try:
             with laid_out(library, version.artifact_digest, self._around.folder) as artifact:
                 order = msgspec.structs.replace(
-                    order, version=version.version, variant=order.variant or _only_variant(artifact.manifest)
+                    order, version=version.version, variant=order.variant or only_variant(artifact.manifest)
                 )
                 head = open_head(artifact.folder, artifact.manifest, order.variant)
                 layout, vector = shared(head, order.training.personal)
@@ -372,18 +387,3 @@ class Campaigns:
             found = "".join(self._rng.choice(_LETTERS) for _ in range(8))
             if found not in self.rows and not self.folder(found).exists():
                 return found
-
-
-def _only_variant(manifest: Manifest) -> str:
-    """The variant that learns where none was named: the only one that can, or the shipped one where that can.
-
-    Raises:
-        CampaignImpossible: there is none, or it is not clear which.
-    """
-    able = [variant.id for variant in manifest.variants if variant.trainable_files and variant.feature_tensor]
-    if len(able) == 1 or (able and able[0] == manifest.variants[0].id):
-        return able[0]
-    label = f"{manifest.name}:{manifest.version}"
-    if not able:
-        raise CampaignImpossible(f"no variant of {label} has trainable files; publish it with a head that can learn")
-    raise CampaignImpossible(f"variants {', '.join(able)} of {label} can learn: name one")

@@ -53,7 +53,7 @@ class Course:
         learned: artifact digests of versions that were learned from the same base.
         candidate_step: a step that boxes evaluate; None for none. `candidate_weights`: its weights.
         promotion: of that step; `is_promoting`: it is being made a version.
-        evaluating: boxes that evaluate it, and since when; `evaluated`: what they counted.
+        evaluated: what boxes counted of it; `declined`: those that cannot.
         closing: the round closes, or a person changes its state; nothing is taken in meanwhile.
         lock: held by who closes or changes.
         trouble: why a round could not be closed; tried again.
@@ -80,7 +80,7 @@ class Course:
     candidate_weights: Weights | None = None
     promotion: PromotionView | None = None
     is_promoting: bool = False
-    evaluating: dict[str, float] = field(default_factory=dict)
+    declined: set[str] = field(default_factory=set)
     evaluated: dict[str, dict[str, int]] = field(default_factory=dict)
     closing: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -201,7 +201,6 @@ class RoundsDesk:
         if box_id not in course.evaluated:
             await self._taking.commits.write(lambda db: put_counts(db, course.id, call.step, box_id, body))
             course.evaluated[box_id] = body
-            course.evaluating.pop(box_id, None)
             self.changed(course.id)
         return EvaluationAnswer(state="accepted")
 
@@ -273,12 +272,17 @@ class RoundsDesk:
         if not wanted:
             return
         for course in self.courses.values():
-            if box_id in course.leases and wanted & {
+            names = {
                 self._names.name(course.id, step, box_id, kind) for step in course.known_steps for kind in _TRAINING
-            }:
+            }
+            if wanted & names:  # also of a lease that a restart forgot
                 course.give_up(box_id)
                 self.changed(course.id)
                 self.wake()
+            step = course.candidate_step
+            if step is not None and self._names.name(course.id, step, box_id, "evaluate") in wanted:
+                course.declined.add(box_id)
+                self.changed(course.id)
 
     def _ended(self, asked: Asked) -> tuple[str, ...]:
         return tuple(campaign for campaign in asked.held if campaign not in self.courses)
@@ -299,10 +303,8 @@ class RoundsDesk:
 
     def _evaluate_task(self, course: Course, box_id: str) -> Task | None:
         step = course.candidate_step
-        if step is None or box_id in course.evaluated:
+        if step is None or box_id in course.evaluated or box_id in course.declined:
             return None
-        now_s = self._clock_s()
-        course.evaluating.setdefault(box_id, now_s)
         weights = course.candidate_weights
         assert weights is not None
         return Task(

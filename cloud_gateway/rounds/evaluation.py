@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import time
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +25,7 @@ MOST_BYTES: Final = 256 << 20
 _MOST_UNPACKED: Final = 1 << 30
 _MOST_ARRAYS: Final = 64
 LABELS: Final = "labels"
+UNNAMED_S: Final = 86_400.0
 _ROWS: Final = 64
 _HELD: Final = 8
 
@@ -44,6 +47,14 @@ class EvaluationSets:
         sha256 = hashlib.sha256(content).hexdigest()
         write_atomically(self._folder / f"{sha256}.npz", content)
         return _told(sha256, arrays)
+
+    def sweep(self, named: set[str]) -> None:
+        """Remove sets that came more than a day ago and that no campaign names."""
+        before_s = time.time() - UNNAMED_S
+        for path in self._folder.glob("*.npz"):
+            with suppress(OSError):
+                if path.stem not in named and path.stat().st_mtime < before_s:
+                    path.unlink()
 
     def read(self, sha256: str) -> dict[str, np.ndarray]:
         """Its arrays.

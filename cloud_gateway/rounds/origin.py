@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from hybrid.artifact.folder import Artifact
-from hybrid.artifact.manifest import parse
+from hybrid.artifact.manifest import Manifest, parse
 from hybrid.artifact.signature import Signature
 from hybrid.errors import CampaignImpossible, NotFound
 from hybrid.federated.layout import Layout
@@ -121,3 +121,18 @@ def shared(head: Head, personal: tuple[str, ...]) -> tuple[Layout, np.ndarray]:
         raise CampaignImpossible(f"all tensors of the head are personal ({', '.join(personal)}): nothing would travel")
     layout = Layout.of(arrays)
     return layout, layout.vector(arrays)
+
+
+def only_variant(manifest: Manifest) -> str:
+    """The variant that learns where none was named: the only one that can, or the shipped one where that can.
+
+    Raises:
+        CampaignImpossible: there is none, or it is not clear which.
+    """
+    able = [variant.id for variant in manifest.variants if variant.trainable_files and variant.feature_tensor]
+    if len(able) == 1 or (able and able[0] == manifest.variants[0].id):
+        return able[0]
+    label = f"{manifest.name}:{manifest.version}"
+    if not able:
+        raise CampaignImpossible(f"no variant of {label} has trainable files; publish it with a head that can learn")
+    raise CampaignImpossible(f"variants {', '.join(able)} of {label} can learn: name one")

@@ -111,7 +111,8 @@ class Promotions:
             return False
         if not course.order.promotion.cohort_evaluation:
             return True
-        wanted = min(max(ENOUGH, course.order.n_least), len(self._campaigns.cohort(course.order)))
+        able = [box_id for box_id in self._campaigns.cohort(course.order) if box_id not in course.declined]
+        wanted = min(max(ENOUGH, course.order.n_least), len(able))
         return len(course.evaluated) >= wanted or self._home.clock_s() >= self._until_s[course.id]
 
     async def finish(self, course: Course) -> None:
@@ -129,7 +130,7 @@ class Promotions:
                 view = msgspec.structs.replace(view, state="refused", reason=str(exc))
             await self._keep(course, view)
             course.candidate_step = course.candidate_weights = course.promotion = None
-            course.evaluated, course.evaluating = {}, {}
+            course.evaluated, course.declined = {}, set()
         finally:
             course.is_promoting = False
             self._changed(course.id)
@@ -231,6 +232,7 @@ def version_word(base: str, step: int, campaign: str) -> str:
 
 def _counted(view: PromotionView, counts: list[dict[str, int]]) -> PromotionView:
     """With what boxes counted on samples of their own."""
+    counts = [each for each in counts if each["n"] > 0]
     n_won, n_lost = sum(each["n_won"] for each in counts), sum(each["n_lost"] for each in counts)
     view = msgspec.structs.replace(view, n_won=n_won, n_lost=n_lost, n_boxes=len(counts))
     if n_lost > n_won:

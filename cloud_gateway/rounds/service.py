@@ -44,6 +44,7 @@ from hybrid.serving.body_budget import BodyBudget
 FOLDER: Final = "rounds"
 TICK_S: Final = 0.5
 MASKED_TICK_S: Final = 0.05
+_AGAIN_S: Final = 5.0
 _SETS: Final = "evaluation"
 _BEGUN_ANEW: Final = (
     "the database of campaigns was damaged: it lies beside as rounds.db.corrupt-TIME; campaigns that ran are lost, "
@@ -195,6 +196,14 @@ class Rounds:
 
     async def run(self) -> None:
         """Close rounds, end leases, until cancelled."""
+        while True:
+            try:
+                await self._run()
+            except Exception:  # noqa: BLE001 (a fault of ours must not end the rounds for good)
+                _log.exception("rounds.part_failed")
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             closing: set[str] = set()
             await self._take_up()

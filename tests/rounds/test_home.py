@@ -148,3 +148,19 @@ async def test_a_promotion_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert (await lab.shown(campaign)).promotions[0].n_boxes == 3
         await asyncio.sleep(0)
     lab.close()
+
+
+async def test_boxes_that_cannot_evaluate_are_not_waited_for(lab: Lab) -> None:
+    campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+    await learned(lab, campaign)
+    await until(lambda: lab.desk.courses[campaign].promotion is not None)
+    for at in range(3):
+        box = Box(lab, at)
+        task = await box.task()
+        assert task is not None
+        assert await box.task(refused=(task.id,)) is None
+    last = Box(lab, 3)
+    await last.evaluate(await last.task(), n_won=1, n_lost=0)
+    await until(lambda: campaign not in lab.desk.courses)
+    promotion = (await lab.shown(campaign)).promotions[0]
+    assert (promotion.state, promotion.n_boxes) == ("candidate", 1)

@@ -15,7 +15,7 @@ from hybrid.federated.campaign import Aggregation, Coding, Privacy
 from hybrid.federated.messages import UpdateCall
 from tests.rounds.lab import Box, Lab, running, until
 
-N_BOXES, N_ROUNDS = 3, 2
+N_BOXES, N_ROUNDS = 2, 2
 ORDER = {"goal": N_BOXES, "rounds": N_ROUNDS, "coding": Coding(up="float32", down="int8")}
 NOISE = {
     "aggregation": Aggregation(weights="uniform"),

@@ -1,5 +1,6 @@
 """A real gateway over TLS, enrolled boxes, an administrator: learned, killed in the middle, gone on with, told."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def invented(seed: int, epoch: str, task, **more: object) -> UpdateCall:
     )  # fmt: skip
 
 
+async def promoted(gateway: LiveGateway, campaign: str):
+    """The first promotion, once it is decided."""
+    since = -1
+    async with asyncio.timeout(20.0):
+        while True:
+            view = await ask(gateway, "GET", f"{CAMPAIGNS}/{campaign}?since={since}&wait_s=5")
+            since = view["serial"]
+            if view["promotions"] and (view["promotions"][0]["state"] in ("rollout", "refused")):
+                return view["promotions"][0]
+
+
 async def test_a_campaign_over_the_wire_and_over_a_kill(gateway: LiveGateway, tmp_path: Path) -> None:
     artifact = artifact_in(tmp_path / "made", learns=("w2", "b2"))
     gateway.push(artifact.folder, MODEL)
@@ -50,7 +62,7 @@ async def test_a_campaign_over_the_wire_and_over_a_kill(gateway: LiveGateway, tm
     ):
         order = {
             "model": MODEL, "version": "", "variant": "", "goal": 2, "rounds": 2,
-            "coding": {"up": "float32", "down": "float32"}, "promotion": {"policy": "none"},
+            "coding": {"up": "float32", "down": "float32"}, "promotion": {"policy": "none", "cohort_evaluation": False},
         }  # fmt: skip
         told = await ask(gateway, "POST", CAMPAIGNS, {"order": order})
         campaign = told["id"]
@@ -86,6 +98,12 @@ async def test_a_campaign_over_the_wire_and_over_a_kill(gateway: LiveGateway, tm
         assert stopped["state"] == "stopped"
         late = invented(4, epochs[1], task)
         assert (await clients[1].update(late)).state == "closed"
+        await ask(gateway, "POST", f"{CAMPAIGNS}/{campaign}/promote", {"policy": "rollout"})
+        promotion = await promoted(gateway, campaign)
+        assert (promotion["state"], promotion["version"]) == ("rollout", f"{MODEL}:1.r1-{campaign}")
+        rollouts = await ask(gateway, "GET", "/v2/hybrid/fleet/rollouts")
+        assert rollouts["rollouts"][0]["plan"]["id"] == promotion["rollout"]
+        assert rollouts["rollouts"][0]["plan"]["stages"] == [0.05, 0.3, 1.0]
         report = await ask(gateway, "GET", f"{CAMPAIGNS}/{campaign}/report")
         assert [box["n_counted"] for box in report["boxes"]] == [1, 1]
         assert report["n_bytes_up"] == 2 * 2600

@@ -283,6 +283,36 @@ async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab,
     await until(lambda: campaign not in lab.desk.courses or lab.desk.courses[campaign].row.step == 1)
 
 
+async def test_a_campaign_that_could_not_be_kept_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+
+    def full(works):
+        raise DiskFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.desk._taking.commits, "_write", full)
+        with pytest.raises(DiskFull):
+            await lab.create()
+    folder = tmp_path / "rounds"
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    lab.close()
+    (folder / "abcdefgh").mkdir()
+    (folder / "abcdefgh" / "campaign.json").write_bytes(b"{}")
+    lab = Lab(tmp_path, n_boxes=4)
+    assert not (folder / "abcdefgh").exists()
+    assert not (await lab.rounds.public.listed()).campaigns
+    lab.close()
+
+
+async def test_a_task_given_up_after_a_restart_is_not_given_again(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN)
+    box = Box(lab, 0)
+    task = await box.task()
+    assert task is not None
+    lab.desk.courses[campaign].leases.clear()
+    assert await box.task(refused=(task.id,)) is None
+
+
 async def test_a_damaged_database_loses_campaigns_and_says_so(tmp_path: Path) -> None:
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
     campaign = await lab.create(coding=PLAIN, goal=2)
