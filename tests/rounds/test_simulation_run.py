@@ -11,7 +11,7 @@ from cloud_gateway.rounds.simulation.run import Material, Outcome, simulate
 from cloud_gateway.rounds.simulation.samples import apart, made_up
 from cloud_gateway.rounds.simulation.settings import Fleet
 from hybrid.cli.main import main
-from hybrid.errors import CampaignImpossible, ExitCode
+from hybrid.errors import BadMessage, CampaignImpossible, ExitCode
 from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
 
 
@@ -112,6 +112,26 @@ def test_every_kind_of_campaign_runs(material, order):
     found = run(material, **order)
     assert found.campaign.state == "completed"
     assert closed(found)[-1].accuracy > found.campaign.base_accuracy + 0.1
+
+
+@pytest.mark.parametrize("privacy", [
+    Privacy(secure=True, clip=3.0), Privacy(secure=True, clip=3.0, noise=0.5, is_adaptive=True)
+], ids=["secure", "secure-private"])  # fmt: skip
+def test_masked_rounds_come_to_their_sums_though_boxes_fall_over(material, privacy):
+    """Every box is a device of the protocol: keys, shares, masks, consent and repair, through the gateway's masking."""
+    uniform = Aggregation(weights="uniform")
+    found = run(material, {"boxes": 30, "drops_ratio": 0.15}, goal=8, least=4, rounds=3, privacy=privacy,
+                aggregation=uniform, deadline_s=7200.0)  # fmt: skip
+    assert found.campaign.state == "completed"
+    assert found.n_dropped > 0
+    assert all(each.n_counted >= 4 for each in closed(found))
+    assert closed(found)[-1].accuracy > 0.4
+    assert (found.campaign.epsilon > 0) == (privacy.noise > 0)
+
+
+def test_attackers_and_masks_are_not_simulated_together(material):
+    with pytest.raises(BadMessage, match="attackers"):
+        run(material, {"attackers_ratio": 0.1}, privacy=Privacy(secure=True, clip=1.0))
 
 
 def test_an_order_that_cannot_be_is_refused_as_by_a_gateway(material):

@@ -1,5 +1,6 @@
 """`hybrid rounds simulate`: a campaign on virtual boxes, with the gateway's and the boxes' own code."""
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cloud_gateway.rounds.messages import CampaignView
     from cloud_gateway.rounds.simulation.run import Material, Outcome
 
-_LEFT_OUT = ("cohort", "promotion", "privacy.secure", "variant")
+_LEFT_OUT = ("cohort", "promotion", "variant")
 Model = Annotated[
     Path | None,
     typer.Argument(metavar="[MODEL]", help="An artifact's folder with a head that learns; without it a network."),
@@ -111,6 +112,9 @@ def _run(order: Campaign, fleet: Fleet, material: "Material") -> "Outcome":
 
     from cloud_gateway.rounds.simulation.run import simulate as run
 
+    gateway_log = logging.getLogger("hybrid.gateway")
+    if gateway_log.getEffectiveLevel() == logging.WARNING:  # rounds begun anew are what is looked at: -v shows them
+        gateway_log.setLevel(logging.ERROR)
     named = replace(order, model=material.artifact.manifest.name, version="")
     step = 0
     with progress("simulating", order.rounds, "rounds") as shown:

@@ -5,6 +5,7 @@ takes as long as its machine would, by a model (`Machine.train_s`). It drops out
 """
 
 import asyncio
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ import numpy as np
 
 from cloud_gateway.rounds.desk import RoundsDesk
 from cloud_gateway.rounds.simulation.attack import Attack, attacked
+from cloud_gateway.rounds.simulation.masked import MaskedPart, SimulatedKey
 from cloud_gateway.rounds.simulation.settings import Machine
 from hybrid.errors import Conflict, DigestMismatch, HybridError, Overloaded
 from hybrid.federated.box.views import BASE_STEP, view_of
@@ -28,6 +30,8 @@ from hybrid.federated.messages import (
     INLINE_BYTES,
     Held,
     Offer,
+    SecureAnswer,
+    SecureCall,
     Task,
     TaskAnswer,
     TaskCall,
@@ -45,8 +49,9 @@ _REBOOT_S: Final = 600.0
 _NOT_AGAIN: Final = ("norm", "finite")
 _ASK_BYTES: Final = 120
 _AWAY_S: Final = 3600.0
-_Message = TypeVar("_Message", TaskCall, UpdateCall)
-_Answer = TypeVar("_Answer", TaskAnswer, UpdateAnswer)
+_STAGES: Final = 5
+_Message = TypeVar("_Message", TaskCall, UpdateCall, SecureCall)
+_Answer = TypeVar("_Answer", TaskAnswer, UpdateAnswer, SecureAnswer)
 
 
 class _Vanished(Exception):
@@ -83,6 +88,7 @@ class Learner:
         drops_ratio: chance that it falls over in a task.
         away_ratio: share of the time that it is away.
         attack: what it sends in place of what it learned; None for an honest box.
+        key: for masked rounds.
     """
 
     learnable: Learnable
@@ -92,6 +98,7 @@ class Learner:
     drops_ratio: float = 0.0
     away_ratio: float = 0.0
     attack: Attack | None = None
+    key: SimulatedKey | None = None
 
 
 class VirtualBox:
@@ -108,6 +115,7 @@ class VirtualBox:
         self._left = Left()
         self._told = False
         self._refused: tuple[str, ...] = ()
+        self._n_inputs: Counter[int] = Counter()
         self._leaves_s = self._drawn_leave()
         self.traffic = Traffic()
 
@@ -156,7 +164,7 @@ class VirtualBox:
     async def _done(self, task: Task) -> TaskAnswer | None:
         """Do a task and bring what was learned; the next task, where one came along."""
         terms = task.terms or self._terms
-        if task.kind != "train" or terms is None:
+        if task.kind == "evaluate" or terms is None:
             self._told, self._refused = False, (*self._refused, task.id)
             return None
         if task.campaign != self._campaign:
@@ -167,14 +175,34 @@ class VirtualBox:
         work = Work(task=task, terms=terms, learnable=learner.learnable, left=self._left)
         found = work.trained(view, learner.examples, _go_on)
         train_s = learner.machine.train_s(found.n_samples, found.n_steps, terms.training)
-        if self._rng.random() < learner.drops_ratio:
+        if task.kind == "train" and self._rng.random() < learner.drops_ratio:
             await asyncio.sleep(self._rng.random() * train_s)
             raise _Vanished
         await asyncio.sleep(train_s)
         self.traffic.train_s += train_s
+        if task.kind == "secure":
+            await self._masked(task, found.delta, view)
+            return None
         learned = work.learned(found)
         self._held = (task.weights.step, view)
         return await self._brought(task, terms, learned, train_s)
+
+    async def _masked(self, task: Task, delta: np.ndarray, view: np.ndarray) -> None:
+        """Bring an update into a sum that shows nothing of it."""
+        assert self._learner.key is not None
+        part = MaskedPart(self._learner.key, task, (delta, self._left.residual), self._n_inputs, self._rng)
+        played = await part.play(lambda call: self._call(self._desk.secure, call, SecureAnswer), self._fall)
+        self._held = (task.weights.step, view)
+        self.traffic.outcomes["accepted" if played.state == "done" else played.state] += 1
+        if played.residual is not None:
+            self._left = dataclasses.replace(self._left, residual=played.residual)
+        if played.state != "done":
+            self._refused = (*self._refused, task.id)
+
+    def _fall(self) -> None:
+        """Fall over at one of the stages of a masked round, about as often as in a task."""
+        if self._rng.random() < self._learner.drops_ratio / _STAGES:
+            raise _Vanished
 
     async def _view(self, task: Task, terms: Terms) -> np.ndarray:
         """The view to begin with: from what is held and what came, else fetched."""

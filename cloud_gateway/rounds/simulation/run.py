@@ -22,11 +22,13 @@ from cloud_gateway.rounds.messages import CampaignView, CampaignWish
 from cloud_gateway.rounds.papers import KEY_FILE
 from cloud_gateway.rounds.service import FOLDER, Neighbours, Rounds
 from cloud_gateway.rounds.simulation.box import Learner, VirtualBox
+from cloud_gateway.rounds.simulation.masked import SimulatedKey
 from cloud_gateway.rounds.simulation.model import OneModel, features_of, head_of
 from cloud_gateway.rounds.simulation.samples import divided
 from cloud_gateway.rounds.simulation.settings import Fleet, attackers, machines
 from cloud_gateway.rounds.simulation.virtual_loop import VirtualLoop
 from hybrid.artifact.folder import Artifact
+from hybrid.errors import BadMessage
 from hybrid.federated.box.work import Learnable
 from hybrid.federated.campaign import Campaign, Promotion
 from hybrid.federated.learning.examples import Examples
@@ -125,6 +127,8 @@ def simulate(order: Campaign, fleet: Fleet, material: Material, told: Callable[[
         HybridError: what a gateway answers to such an order, or settings that cannot be.
     """
     fleet.check()
+    if order.privacy.secure and fleet.attackers_ratio > 0:
+        raise BadMessage("attackers are simulated in rounds whose updates are seen: leave out --secure or --attackers")
     in_memory = _MEMORY if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else None  # nothing of it need survive
     with tempfile.TemporaryDirectory(prefix="hybrid-rounds-", dir=in_memory) as folder:
         loop = VirtualLoop()
@@ -142,7 +146,8 @@ async def _run(
     loop = asyncio.get_running_loop()
     variant, _ = head_of(material.artifact, order.variant)
     order = msgspec.structs.replace(order, variant=variant, promotion=Promotion(policy="none"))
-    boxes = [_box(at, fleet.seed) for at in range(fleet.boxes)]
+    learners = _learners(order, fleet, material)
+    boxes = [_box(at, fleet.seed, learner) for at, learner in enumerate(learners)]
     blobs, alarms = FleetBlobs(folder), Counter[str]()
     _fixed_key(folder, fleet.seed)
     rounds = Rounds(
@@ -158,7 +163,6 @@ async def _run(
         wall_s=lambda: _EPOCH_S + loop.time(),
     )
     rounds.campaigns._rng.seed(fleet.seed)  # noqa: SLF001 (names of campaigns, so that a seed repeats a run)
-    learners = _learners(order, fleet, material)
     crowd = [
         VirtualBox(box.id, learner, rounds.desk, blobs.put, fleet.seed)
         for box, learner in zip(boxes, learners, strict=True)
@@ -202,9 +206,9 @@ async def _watched(
             return view
 
 
-def _box(at: int, seed: int) -> Box:
+def _box(at: int, seed: int, learner: Learner) -> Box:
     digest = hashlib.sha256(f"{seed} box {at}".encode()).hexdigest()
-    return Box(id=digest[:32], name=f"box-{at}", tags={"n": str(at)})
+    return Box(id=digest[:32] if learner.key is None else learner.key.box_id, name=f"box-{at}", tags={"n": str(at)})
 
 
 def _fixed_key(folder: Path, seed: int) -> None:
@@ -238,6 +242,7 @@ def _learners(order: Campaign, fleet: Fleet, material: Material) -> list[Learner
             drops_ratio=fleet.drops_ratio,
             away_ratio=fleet.away_ratio,
             attack=fleet.attack if at in bad else None,
+            key=SimulatedKey(Random(f"{fleet.seed} key {at}")) if order.privacy.secure else None,  # noqa: S311 (guards nothing)
         )
         for at, (indices, machine) in enumerate(zip(shares, machines(fleet, head.layout.n_elements), strict=True))
     ]
