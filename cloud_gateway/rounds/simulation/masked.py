@@ -150,4 +150,6 @@ class MaskedPart:
         if device is None or not device.has_masked:
             return None
         levels = self._made.levels[: device.task.n_elements]
-        return self._made.residual + levels.astype(np.float32) * np.float32(device.task.step_size)
+        said: np.ndarray = levels.astype(np.float32) * np.float32(device.task.step_size)
+        again: np.ndarray = self._made.residual + said
+        return again
