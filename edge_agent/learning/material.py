@@ -19,7 +19,7 @@ from hybrid.federated.learning.body import Body, body_key
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.features import FeatureShelf
 from hybrid.federated.learning.head import open_head, variant_of
-from hybrid.federated.learning.labels import Target, is_held_out, target_of, targets_of
+from hybrid.federated.learning.labels import Target, is_held_out, of_one_kind, target_of, targets_of
 from hybrid.fleet.sample import parse_sample
 
 FEATURE_BYTES: Final = 16 << 20
@@ -83,7 +83,11 @@ class Material:
         found = [one for one in wanted if one in self._targets and one in self._features]
         if not found:
             return Examples(np.zeros((0, 1), np.float32), np.zeros(0, np.int64))
-        return Examples(self._features.rows(found), targets_of([self._targets[one] for one in found]))
+        targets = of_one_kind({one: self._targets[one] for one in found})
+        if len(targets) < len(found):
+            self.n_unfit += len(found) - len(targets)
+            self.why_unfit = "some labels are classes and others values, or of different lengths"
+        return Examples(self._features.rows(list(targets)), targets_of(list(targets.values())))
 
     def _take(self, candidate: Candidate, missing: Sequence[str]) -> None:
         body: Body | None = None

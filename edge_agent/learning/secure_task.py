@@ -66,6 +66,9 @@ class SecureTasks:
             deadline_s=deadline_s,
         )
         if outcome.state == "refused":
+            if outcome.residual is not None:  # masked in vain: what it said is said again
+                residual, note = _bytes(outcome.residual), self._store.note(task.campaign, terms)
+                await asyncio.to_thread(self._store.keep, note, {"residual": residual})
             return outcome.reason
         await asyncio.to_thread(self._keep, task, terms, outcome)
         return ""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
 from hybrid.federated.campaign import Coding, Training
 from hybrid.federated.coding.catalog import form
@@ -159,3 +160,15 @@ async def test_personal_layers_stay(tmp_path: Path) -> None:
     assert personal is not None
     assert np.abs(np.frombuffer(personal, "<f4")).max() > 0.01
     assert all(form("int8").decode(content, layout).shape == (36,) for content in desk.updates.values())
+
+
+@pytest.mark.parametrize("wall_s", [0.0, 4.0e9])
+async def test_the_calendar_decides_nothing(tmp_path: Path, wall_s: float) -> None:
+    """A clock at 1970, or a hundred years from now: leases and pauses are of another clock."""
+    artifact, desk = made()
+    desk.most_steps = 1
+    box = Box(tmp_path / "box", artifact, desk, wall_s=lambda: wall_s)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(12)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 1 and box.learning.store.waiting is None)
