@@ -49,6 +49,12 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net on which int8 pays by the clock."""
+    return nets.graph(tmp_path_factory.mktemp("wide") / "wide.onnx")
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samples `x.npz` and labels `y.npy`, enough of them for the floor."""
     folder = tmp_path_factory.mktemp("data")

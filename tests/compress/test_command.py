@@ -14,7 +14,6 @@ from hybrid.cli.main import main
 from hybrid.compress import Job, run
 from hybrid.compress.journal import Journal, Kept
 from hybrid.errors import ExitCode
-from tests.compress import nets
 from tests.compress.conftest import BySize
 
 
@@ -100,17 +99,16 @@ def test_help_has_examples(capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_what_was_finished_and_says_how_to_go_on(hybrid_command, data, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_what_was_finished_and_says_how_to_go_on(hybrid_command, wide, data, tmp_path, monkeypatch):
     """The real command with its own clock; another call finds what it has made."""
-    model = nets.graph(tmp_path / "net.onnx")
     words = [
-        str(hybrid_command), "compress", str(model), "--data", str(data / "x.npz"), "--labels", str(data / "y.npy"),
+        str(hybrid_command), "compress", str(wide), "--data", str(data / "x.npz"), "--labels", str(data / "y.npy"),
         "--max-drop", "0.05", "--out", "small", "--threads", "1",
     ]  # fmt: skip
     work = tmp_path / "small.work"
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ) as child:
         until_s = time.monotonic() + 30
-        while not list(work.glob("*/model.onnx")):
+        while not list(work.glob("[!.]*/model.onnx")):
             assert time.monotonic() < until_s
             time.sleep(0.02)
         child.send_signal(signal.SIGINT)
@@ -118,7 +116,7 @@ def test_ctrl_c_leaves_what_was_finished_and_says_how_to_go_on(hybrid_command, d
     assert child.returncode == ExitCode.INTERRUPTED, said
     assert "the same command goes on" in said
     assert not (tmp_path / "small").exists()
-    n_done = len(list(work.glob("*/entry.json")))
+    n_done = len(list(work.glob("[!.]*/entry.json")))
     found: list[object] = []
     usual = Journal.find
 
@@ -130,7 +128,7 @@ def test_ctrl_c_leaves_what_was_finished_and_says_how_to_go_on(hybrid_command, d
         return kept
 
     monkeypatch.setattr(Journal, "find", find)
-    job = Job(model=model, data=data / "x.npz", labels=data / "y.npy", out=tmp_path / "small", max_drop=0.05)
+    job = Job(model=wide, data=data / "x.npz", labels=data / "y.npy", out=tmp_path / "small", max_drop=0.05)
     with pytest.raises(KeyboardInterrupt):
         run.compress(job, None)
     assert n_done >= len(found) == 1, "what the first call has made is found by the second"

@@ -17,11 +17,10 @@ FEEDS = {"x": nets.samples(1, 5)[0]}
 
 
 @pytest.fixture
-def artifact(job, by_size, tmp_path):
+def artifact(job, by_size, wide):
     """Signed with the user's own key, of a net on which int8 pays, its head in a file of its own."""
     create_key(own_key_path())
-    model = nets.graph(tmp_path / "wide.onnx")
-    result = compress(replace(job, model=model, sign=read_key(own_key_path()), head="auto"), timer=by_size)
+    result = compress(replace(job, model=wide, sign=read_key(own_key_path()), head="auto"), timer=by_size)
     assert result.artifact is not None
     return result.artifact
 
@@ -58,7 +57,7 @@ def test_a_session_that_permits_less_answers_with_the_original(artifact):
 
 
 @pytest.mark.slow
-def test_a_gateway_takes_the_artifact_with_its_papers(artifact, tmp_path, hybrid_here):
+def test_a_gateway_takes_the_artifact_with_its_papers(artifact, wide, tmp_path, hybrid_here):
     from tests.live_gateway import LiveGateway
 
     with LiveGateway(tmp_path / "gateway", "--no-announce") as gateway:
@@ -66,7 +65,7 @@ def test_a_gateway_takes_the_artifact_with_its_papers(artifact, tmp_path, hybrid
         done = hybrid_here(*words, "--name", "wide")
         assert done.returncode == 0, done.stderr
         assert "2" in done.stdout + done.stderr, "a calibration and a report go along"
-        bare = ["models", "push", str(tmp_path / "wide.onnx"), "--name", "bare", "--head", "auto", "--golden", "random"]
+        bare = ["models", "push", str(wide), "--name", "bare", "--head", "auto", "--golden", "random"]
         done = hybrid_here(*bare, "--gateway", gateway.url, "--token", gateway.token)
         assert done.returncode == 0, done.stderr
         assert "the head begins at last (Gemm), on 'f'" in done.stderr
