@@ -310,7 +310,7 @@ def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow
 
 def _masked_row(course: Course, box_id: str) -> ReceivedRow:
     """What is kept of a box whose update is in a masked sum."""
-    body = Received(sha256="", n_bytes=0)
+    body = Received(sha256="", n_bytes=course.n_up[box_id])
     return ReceivedRow(
         id=0, step=course.row.step, box_id=box_id, round=course.round.number, outcome="counted", body=body
     )

@@ -58,7 +58,7 @@ class Course:
         lock: held by who closes or changes.
         trouble: why a round could not be closed; tried again.
         serial: another number after each change.
-        n_down: payload of weights in the open round.
+        n_down: payload of weights in the open round; `n_up`: of what boxes brought to a masked one, by box.
     """
 
     row: CampaignRow
@@ -87,6 +87,7 @@ class Course:
     trouble: str = ""
     serial: int = 1
     n_down: int = 0
+    n_up: Counter[str] = field(default_factory=Counter)
 
     @property
     def id(self) -> str:
@@ -228,7 +229,7 @@ class Course:
             n_leases=len(self.leases),
             n_counted=len(self.counted),
             outcomes=dict(self.outcomes),
-            n_bytes_up=sum(row.n_bytes for row in rows),
+            n_bytes_up=sum(row.n_bytes for row in rows) + sum(self.n_up.values()),
             n_bytes_down=self.round.n_bytes_down + self.n_down,
             loss=sum(told) / len(told) if told else None,
             clip=self.row.clip,
@@ -254,6 +255,7 @@ class Course:
         if not is_anew:
             self.counted.clear()
             self.outcomes.clear()
+            self.n_up.clear()
             least = min(self.known_steps)
             self.received = {key: row for key, row in self.received.items() if key[0] >= least}
             if self.order.aggregation.max_staleness == 0:

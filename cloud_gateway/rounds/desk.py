@@ -211,6 +211,9 @@ class RoundsDesk:
         masking = self.maskings.get(call.campaign)
         if masking is None:
             return SecureAnswer(state="excluded", reason="no secure campaign of that name runs here")
+        course = self.courses.get(call.campaign)
+        if course is not None:
+            course.n_up[box_id] += len(call.content)
         try:
             return await masking.answer(box_id, call)
         finally:

@@ -110,6 +110,7 @@ class Rounds:
         self._around = around
         self.committed: Callable[[str], object] = _nothing
         self._soon = asyncio.Event()
+        self._soon.set()  # what the process before left undone
         self._gone: list[Course] = []
         self._store = RoundStore(folder, connect)
         try:

@@ -213,7 +213,7 @@ class Box:
             held = self.views[task.campaign][0] if task.campaign in self.views else -1
             weights = await self.lab.desk.weights(self.id, task.campaign, weights.step, held)
         base = (0, self.lab.learnable().shared(terms))
-        view = view_of(weights, terms.layout, self.views.get(task.campaign, base))
+        view = view_of(weights, terms.layout, self.views.get(task.campaign, base), terms.coding.share)
         self.views[task.campaign] = (weights.step, view)
 
     def layout(self, campaign: str) -> Layout:

@@ -138,7 +138,7 @@ def test_every_cut_leads_to_the_same_bits(begun, tmp_path: Path, monkeypatch: py
     wanted, n_places = whole((folder, campaign), tmp_path / "whole", power)
     assert len(wanted) == N_ROUNDS + 1
     assert n_places >= 2 * (N_BOXES + 3) * N_ROUNDS
-    for cut_at in range(n_places // 2 - 3, n_places + 1):
+    for cut_at in range(1, n_places + 1):
         place = tmp_path / str(cut_at)
         shutil.copytree(folder, place)
         power.on(cut_at)

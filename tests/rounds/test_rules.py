@@ -1,0 +1,69 @@
+"""Every way of making a step of updates, through the desk: two rounds each, finite, the same again after a restart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid.federated.campaign import Aggregation, Coding, Privacy
+from hybrid.federated.coding.catalog import form
+from hybrid.federated.messages import UpdateCall
+from tests.rounds.lab import Box, Lab, running, until
+
+N_BOXES = 5
+WAYS = {
+    "momentum": {"aggregation": Aggregation(optimizer="momentum", learning_rate=0.3)},
+    "adam": {"aggregation": Aggregation(optimizer="adam", learning_rate=0.03)},
+    "yogi": {"aggregation": Aggregation(optimizer="yogi", learning_rate=0.03)},
+    "scaffold": {"aggregation": Aggregation(scaffold=True, weights="uniform")},
+    "norm-clip": {"aggregation": Aggregation(rule="norm-clip")},
+    "median": {"aggregation": Aggregation(rule="median")},
+    "trimmed-mean": {"aggregation": Aggregation(rule="trimmed-mean")},
+    "multi-krum": {"aggregation": Aggregation(rule="multi-krum")},
+    "top-k": {"coding": Coding(up="top-k", down="top-k", share=0.05)},
+    "int4": {"coding": Coding(up="int4", down="int8")},
+    "noise": {
+        "aggregation": Aggregation(weights="uniform"),
+        "privacy": Privacy(noise=1.0, clip=1.0, is_adaptive=True),
+        "coding": Coding(up="float32", down="int8"),
+    },
+}
+
+
+def update(box: Box, task, coding: Coding, *, is_paired: bool) -> UpdateCall:
+    layout = box.lab.desk.courses[task.campaign].update_layout
+    vector = box.random.normal(size=layout.n_elements).astype(np.float32) * np.float32(0.01)
+    assert layout.n_elements == (1300 if is_paired else 650)
+    content = form(coding.up, coding.share).encode(vector, layout, box.random).content
+    return UpdateCall(
+        epoch="e", task=task.id, campaign=task.campaign, step=task.weights.step, form=coding.up, sha256="",
+        n_bytes=len(content), content=content, n_samples=10, is_below_clip=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_two_rounds(tmp_path: Path, way: str) -> None:
+    order = {"coding": Coding()} | WAYS[way]
+    lab = Lab(tmp_path, n_boxes=N_BOXES, learns=("w2", "b2"))
+    boxes = [Box(lab, at) for at in range(N_BOXES)]
+    campaign = await lab.create(goal=N_BOXES, rounds=3, over_selection=1.0, **order)
+    for step in range(2):
+        async with running(lab):
+            for box in boxes:
+                box.lab = lab
+                task = await box.task(wait_s=5.0)
+                assert task is not None
+                assert task.weights.step == step
+                assert bool(task.weights.control) == (way == "scaffold" and step > 0)
+                answer = await box.send(update(box, task, order["coding"], is_paired=way == "scaffold"))
+                assert answer.state == "accepted", answer
+            course = lab.desk.courses[campaign]
+            await until(lambda own=course, after=step: own.row.step == after + 1)
+        newest = course.steps.newest
+        assert np.isfinite(np.frombuffer(newest.weights, "<f4")).all()
+        assert newest.weights != course.steps.read(step).weights
+        lab.close()
+        lab = Lab(tmp_path, n_boxes=N_BOXES)
+        assert lab.desk.courses[campaign].steps.newest == newest
+    assert len({box.views[campaign][1].tobytes() for box in boxes}) == 1
+    lab.close()
