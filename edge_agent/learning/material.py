@@ -72,7 +72,6 @@ class Material:
 
         Raises:
             Cancelled: the task was given up. ModelUntrainable: the body cannot be run.
-            DataUnfit: labels of two kinds.
         """
         self.n_unfit, self.why_unfit = 0, ""
         key = body_key(candidate.manifest, variant_of(candidate.manifest, candidate.variant))

@@ -20,7 +20,7 @@ from hybrid.federated.learning.body import Body, body_key, body_model
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.features import FeatureShelf
 from hybrid.federated.learning.head import full_arrays, open_head, read_head
-from hybrid.federated.learning.labels import chosen, is_held_out, target_of, targets_of
+from hybrid.federated.learning.labels import chosen, is_held_out, of_one_kind, target_of, targets_of
 from hybrid.federated.learning.training import Start, train
 from tests.federated.learning_making import external, reference_model
 from tests.training.test_heads import IMAGES, net
@@ -244,6 +244,9 @@ def test_no_sample_is_both_trained_on_and_held_out() -> None:
 
 
 def test_targets_are_of_one_kind() -> None:
+    assert of_one_kind({"a": 1, "b": (2.0,), "c": 3, "d": (1.0, 2.0)}) == {"a": 1, "c": 3}
+    assert of_one_kind({"a": 1, "b": (2.0,), "c": (3.0,)}) == {"b": (2.0,), "c": (3.0,)}
+    assert of_one_kind({}) == {}
     assert targets_of([3, 1]).dtype == np.int64
     assert targets_of([(1.0, 2.0), (3.0, 4.0)]).shape == (2, 2)
     for mixed in ([1, (2.0,)], [(1.0,), (1.0, 2.0)]):

@@ -202,12 +202,29 @@ def test_examples_and_vectors_that_do_not_fit_are_refused(head: Head, boxes) -> 
         train(head.program, head.layout, Examples(x[:0], y[:0]), Training(), start=Start(shared=head.vector))
     with pytest.raises(TensorMismatch, match="elements"):
         train(head.program, head.layout, Examples(x, y), Training(), start=Start(shared=head.vector[1:]))
-    with pytest.raises(TensorMismatch, match="class of 10"):
+    with pytest.raises(TensorMismatch, match="no sample's class"):
         train(head.program, head.layout, Examples(x, y * 0 + 10), Training(), start=Start(shared=head.vector))
     with pytest.raises(TensorMismatch, match="targets"):
         Examples(x, y[1:])
     with pytest.raises(ModelUntrainable, match="does not take arrays"):
         train(head.program, head.layout, Examples(x[:, :9], y), Training(), start=Start(shared=head.vector))
+
+
+def test_a_label_that_the_model_has_not_costs_its_own_sample_alone(head: Head, boxes) -> None:
+    x, y = boxes[0][0]
+    wrong = y.copy()
+    wrong[[3, 40]] = 10, 99
+    fits = np.delete(np.arange(len(y)), [3, 40])
+    start = Start(shared=head.vector)
+    alone = train(head.program, head.layout, Examples(x[fits], y[fits]), Training(), start=start)
+    for features in (x, list(x)):
+        found = train(head.program, head.layout, Examples(features, wrong), Training(), start=start)
+        assert found.n_samples == len(y) - 2
+        assert np.array_equal(found.delta, alone.delta)
+    beside = compare(head.program, head.arrays, head.arrays, Examples(x, wrong))
+    assert beside.base.n == len(y) - 2
+    with pytest.raises(TensorMismatch, match="class of 99"):
+        evaluate(head.program, head.arrays, Examples(x, wrong))
 
 
 @pytest.mark.parametrize(

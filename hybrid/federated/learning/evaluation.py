@@ -87,7 +87,9 @@ def evaluate(program: HeadProgram, weights: Arrays, examples: Examples, *, betwe
 def compare(
     program: HeadProgram, base: Arrays, candidate: Arrays, examples: Examples, *, between: Between = no_pause
 ) -> Comparison:
-    """Two heads of one program side by side."""
+    """Two heads of one program side by side; samples with a class that the model has not are left out."""
+    if len(examples):
+        examples = examples.fitting(program.n_scores(base, examples.some(np.arange(1))[0]))
     before, after = (list(_answers(program, weights, examples, between)) for weights in (base, candidate))
     n_lost = sum(int((old & ~new).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
     n_won = sum(int((new & ~old).sum()) for (old, _), (new, _) in zip(before, after, strict=True))

@@ -33,6 +33,18 @@ class Examples:
         """Whether the targets are class numbers."""
         return bool(self.targets.dtype.kind in "iu")
 
+    def fitting(self, n_scores: int) -> "Examples":
+        """Those whose class the model has; the same object where all fit, or where targets are values."""
+        if not self.has_classes or not len(self) or 0 <= int(self.targets.min()) <= int(self.targets.max()) < n_scores:
+            return self
+        kept = np.flatnonzero((self.targets >= 0) & (self.targets < n_scores))
+        rows = (
+            self.features[kept]
+            if isinstance(self.features, np.ndarray)
+            else [self.features[at] for at in kept.tolist()]
+        )
+        return Examples(rows, self.targets[kept])
+
     def some(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features and targets of some samples, copied."""
         if isinstance(self.features, np.ndarray):

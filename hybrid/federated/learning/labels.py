@@ -5,6 +5,7 @@ gives numbers; a bare 3, "cat" or [0.1, 2] says the same.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -119,6 +120,15 @@ def chosen(
         else:
             (found.held_out if is_held_out(sample_id, ratio) else found.training)[sample_id] = target
     return found
+
+
+def of_one_kind(found: Mapping[str, Target]) -> dict[str, Target]:
+    """The samples whose labels are of the kind that most have: classes, or so many values; ties go to the first."""
+    kinds = Counter(0 if isinstance(one, int) else len(one) for one in found.values())
+    if not kinds:
+        return {}
+    kind = kinds.most_common(1)[0][0]
+    return {name: one for name, one in found.items() if (0 if isinstance(one, int) else len(one)) == kind}
 
 
 def targets_of(found: Sequence[Target]) -> np.ndarray:

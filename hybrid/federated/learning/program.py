@@ -90,6 +90,11 @@ class HeadProgram:
         """The scores of rows of features, (rows, …)."""
         return self._run(weights, features, self.scores)
 
+    def n_scores(self, weights: Arrays, features: np.ndarray) -> int:
+        """How many scores a sample gets, seen from one or more rows of features."""
+        scores = self.scores_of(weights, features)
+        return scores.size // max(len(features), 1)
+
     def gradients(
         self, weights: Arrays, features: np.ndarray, loss_at: LossAt, wanted: frozenset[str]
     ) -> tuple[float, dict[str, np.ndarray]]:

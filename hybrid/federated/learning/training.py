@@ -77,7 +77,7 @@ class Trained:
     Attributes:
         delta: trained less start, float32, in the layout of what travels.
         personal: the personal layers as they are now; empty where there are none.
-        n_samples: that it trained on.
+        n_samples: that it trained on; those with a class that the model has not are left out.
         n_steps: batches; those of the personal layers are not counted.
         loss_before, loss_after: mean over these samples.
     """
@@ -130,7 +130,7 @@ class LocalTraining:
     ) -> None:  # fmt: skip
         check_plan(plan, examples)
         shared, personal = divided(layout, plan.personal)
-        self._program, self._examples, self._plan, self._start = program, examples, plan, start
+        self._program, self._plan, self._start = program, plan, start
         self._smoothing = smoothing
         self._loss = loss_name(examples.targets)
         self._shared = _Part(shared, start.shared)
@@ -142,8 +142,12 @@ class LocalTraining:
         self._n_steps = 0
         self._losses: list[float] = []
         self.trained: Trained | None = None
+        first = examples.some(np.arange(min(2, len(examples))))[0]
         with np.errstate(all="ignore"):
-            program.check_rows(self._weights(), examples.some(np.arange(min(2, len(examples))))[0])
+            program.check_rows(self._weights(), first)
+            self._examples = examples.fitting(program.n_scores(self._weights(), first))
+        if not len(self._examples):
+            raise TensorMismatch("no sample's class is one that the model has; see what its labels are")
 
     def pieces(self) -> Iterator[None]:
         """Yields after every few milliseconds of work; all is done when it ends.
