@@ -96,7 +96,7 @@ def test_a_campaign_from_create_to_report(gateway, say, tmp_path):
     (tmp_path / "labels.txt").write_text("\n".join(str(at % 10) for at in range(30)))
     np.savez(tmp_path / "test.npz", image=np.load(tmp_path / "test.npy"), labels=np.arange(30) % 10)
     files = ["--evaluate", str(tmp_path / "test.npz")]
-    begun = say("create", "digits", "--goal", "4", "--rounds", "2", "--promote", "none", "--up", "float32", *files)
+    begun = say("create", "digits:1", "--goal", "4", "--rounds", "2", "--promote", "none", "--up", "float32", *files)
     campaign = begun["data"]["id"]
     assert begun["data"]["state"] == "running"
     assert begun["data"]["base_accuracy"] is not None
@@ -125,6 +125,34 @@ def test_a_campaign_from_create_to_report(gateway, say, tmp_path):
     assert say("report", campaign, "--round", "9", exit_code=ExitCode.USAGE)["error"]["code"] == "usage"
 
 
+def test_what_was_learned_becomes_a_version_when_it_is_asked_for(gateway, say):
+    order = [
+        "--goal",
+        "4",
+        "--rounds",
+        "1",
+        "--promote",
+        "none",
+        "--no-cohort-evaluation",
+        "--tolerance",
+        "100",
+        "--up",
+        "float32",
+    ]
+    campaign = say("create", "digits:1", *order)["data"]["id"]
+    gateway.do(round_of(gateway.lab, campaign))
+    gateway.do(_until_step(gateway.lab, campaign, 1))
+    told = say("promote", campaign, "--step", "1")["data"]["promotions"][-1]
+    assert told["step"] == 1
+    watched = say("watch", campaign)[-1]["promotions"][-1]
+    assert (watched["state"], watched["version"][:12]) == ("candidate", "digits:1.r1-")
+    text = say("show", campaign, as_json=False)
+    assert f"step 1: candidate {watched['version']}" in text
+    key = say("key")["data"]
+    assert len(bytes.fromhex(key["public_key"])) == 32
+    assert say("key", as_json=False).strip() == key["public_key"]
+
+
 async def _until_step(lab, campaign, step):
     async with asyncio.timeout(10.0):
         while (await lab.shown(campaign)).step < step:  # noqa: ASYNC110 (nobody's event)
@@ -144,7 +172,7 @@ def test_an_npy_of_the_models_only_input_takes_its_name_from_the_golden_ones(say
 
 
 def test_pause_resume_and_stop(gateway, say):
-    campaign = say("create", "digits", "--goal", "4", "--rounds", "5")["data"]["id"]
+    campaign = say("create", "digits:1", "--goal", "4", "--rounds", "5")["data"]["id"]
     assert say("pause", campaign)["data"]["state"] == "paused"
     assert say("pause", campaign, exit_code=ExitCode.REFUSED)["error"]["code"] == "conflict"
     assert say("resume", campaign)["data"]["state"] == "running"
@@ -154,12 +182,12 @@ def test_pause_resume_and_stop(gateway, say):
 
 
 @pytest.mark.parametrize(("words", "exit_code", "code"), [
-    (("create", "digits", "--goal", "99"), "FAILED", "campaign_impossible"),
+    (("create", "digits:1", "--goal", "99"), "FAILED", "campaign_impossible"),
     (("create", "nosuch", "--goal", "2"), "NOT_FOUND", "not_found"),
-    (("create", "digits", "--noise", "0.5", "--clip", "1", "--max-epsilon", "2"), "REFUSED", "privacy_spent"),
-    (("create", "digits", "--noise", "1"), "FAILED", "campaign_impossible"),
-    (("create", "digits", "--target", "0.9"), "USAGE", "usage"),
-    (("create", "digits", "--evaluate", "no.npz"), "NOT_FOUND", "not_found"),
+    (("create", "digits:1", "--noise", "0.5", "--clip", "1", "--max-epsilon", "2"), "REFUSED", "privacy_spent"),
+    (("create", "digits:1", "--noise", "1"), "FAILED", "campaign_impossible"),
+    (("create", "digits:1", "--target", "0.9"), "USAGE", "usage"),
+    (("create", "digits:1", "--evaluate", "no.npz"), "NOT_FOUND", "not_found"),
     (("show", "nosuch"), "NOT_FOUND", "not_found"),
     (("watch", "nosuch"), "NOT_FOUND", "not_found"),
     (("report", "nosuch"), "NOT_FOUND", "not_found"),

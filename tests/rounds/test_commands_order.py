@@ -1,6 +1,7 @@
 """The flags of an order, and what commands say of campaigns."""
 
 import inspect
+import io
 from typing import get_type_hints
 
 import msgspec
@@ -142,6 +143,18 @@ def test_what_became_of_a_result_is_told():
 
 def test_why_it_does_not_go_on_stands_below_the_headline():
     assert lines(view(state="spent", reason="too little privacy is left"))[1] == "too little privacy is left"
+
+
+def test_the_live_picture_holds_the_same():
+    from rich.console import Console
+
+    from cloud_gateway.rounds.commands.watch import _pictured
+
+    console = Console(file=io.StringIO(), width=140)
+    console.print(_pictured(view(state="stalled", reason="too few boxes")))
+    text = console.file.getvalue()
+    for words in ("stalled, step 2 of 10", "too few boxes", "2 norm, 1 stale", "75.0%", "in all 10 rounds"):
+        assert words in text, words
 
 
 def test_amounts_for_people():
