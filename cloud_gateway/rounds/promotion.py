@@ -27,6 +27,7 @@ from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore, put_promotion
 from hybrid.errors import Conflict, HybridError, NotFound
 from hybrid.federated.candidate import candidate
+from hybrid.federated.privacy.account import Account
 from hybrid.federated.privacy.statement import Statement, spent_before
 
 ENOUGH: Final = 3
@@ -163,7 +164,7 @@ class Promotions:
                 boxes=home.store.boxes_counted(course.id),
                 secure=order.privacy.secure,
                 delta=order.privacy.delta,
-                cost=before + course.row.cost if noise > 0 else float("inf"),
+                cost=self._cost(course, before) if noise > 0 else float("inf"),
             )
             made = candidate(
                 base,
@@ -179,6 +180,15 @@ class Promotions:
         signature = home.signer.signature(made.manifest_bytes)
         record = home.library.commit_version(made.manifest_bytes, signature, name=order.model)
         return record.version, record.artifact_digest
+
+    def _cost(self, course: Course, before: float) -> float:
+        """Mu squared of the box that spent most: in all campaigns of the model here, or in the base's lineage and this.
+
+        A base that was learned here stands in both, and counts once.
+        """
+        accounts = self._home.store.accounts(course.order.model).values()
+        own = max((Account.decoded(body).cost_in(course.id) for body in accounts), default=0.0)
+        return max(course.row.cost, before + own)
 
     def _sequence(self, model: str, version: str) -> int:
         """Above all others of the model; the same again for a version that is here."""

@@ -1,14 +1,20 @@
 """What one box can change of a private round, whatever it sends: the gateway's own closing, with and without it."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
 from cloud_gateway.rounds.closing import Chosen, next_step
+from cloud_gateway.rounds.messages import PromoteWish
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
 from cloud_gateway.rounds.store import Received, ReceivedRow
-from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
+from hybrid.artifact.manifest import parse
+from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy, Promotion
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.layout import Layout
+from hybrid.federated.privacy.statement import read
+from tests.rounds.lab import Box, Lab, running, until
 
 LAYOUT = Layout(names=("w", "b"), shapes=((30, 20), (20,)))
 GOAL, CLIP = 8, 0.7
@@ -82,3 +88,35 @@ def test_a_bit_moves_the_next_bound_by_little_and_the_step_not_at_all(tmp_path):
     other, high = closed(tmp_path / "b", vectors, adaptive=True, bits=[0, *[-1] * 7])
     assert np.array_equal(one, other)
     assert abs(np.log(low / high)) <= 0.2 * 0.5 / 8 + 1e-9
+
+
+async def test_a_version_tells_all_that_its_boxes_have_spent(tmp_path):
+    """Two campaigns on the same base: whoever has both versions knows of three rounds; a learned base counts once."""
+    lab = Lab(tmp_path)
+    told = []
+    async with running(lab):
+        for n_rounds in (2, 1):
+            campaign = await lab.create(
+                version="1", rounds=n_rounds, coding=Coding(up="float32"), aggregation=Aggregation(weights="uniform"),
+                privacy=Privacy(noise=4.0, clip=1.0), promotion=Promotion(policy="none", cohort_evaluation=False),
+            )  # fmt: skip
+            course = lab.desk.courses[campaign]
+            for step in range(n_rounds):
+                for number in range(4):
+                    assert (await Box(lab, number).once(campaign)).state == "accepted"
+                await until(lambda course=course, step=step: course.row.step == step + 1)
+            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+            async with asyncio.timeout(10.0):
+                while not (view := await lab.shown(campaign)).promotions[-1].version:  # noqa: ASYNC110 (nobody's event)
+                    await asyncio.sleep(0.01)
+            name, version = view.promotions[-1].version.split(":")
+            digest = lab.registry.resolve(name, version).artifact_digest
+            base = read(parse(lab.registry.manifest_bytes(digest)).lineage[-1].detail).cost
+            own = n_rounds / 16.0
+            assert lab.rounds._promotions._cost(course, base) == pytest.approx(base + own)  # on top of this version
+            assert lab.rounds._promotions._cost(course, base - own) == pytest.approx(base)  # on the one before
+            told.append(read(parse(lab.registry.manifest_bytes(digest)).lineage[-1].detail))
+    lab.close()
+    assert [round(each.cost * 16, 6) for each in told] == [2.0, 3.0]
+    assert [each.rounds for each in told] == [2, 1]
+    assert [each.boxes for each in told] == [4, 4]
