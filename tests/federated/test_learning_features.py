@@ -94,6 +94,16 @@ def external_body(folder: Path, apart) -> Path:
     return path.rename(folder / "net.onnx")
 
 
+def test_weights_that_an_old_exporter_lists_among_the_inputs_are_none(tmp_path: Path) -> None:
+    apart = separate_head(net(), "feature")
+    for tensor in apart.model.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        apart.model.graph.input.append(value)
+    head = read_head_of(tmp_path / "made", apart)
+    wanted = Body(read_head_of(tmp_path / "plain", separate_head(net(), "feature"))).features({"image": IMAGES})
+    assert np.array_equal(Body(head).features({"image": IMAGES}), wanted)
+
+
 def test_features_that_are_the_input_need_no_engine(tmp_path: Path) -> None:
     path = reference_model(tmp_path)
     head = read_head(path, "image", {"head.bin": path.with_name("head.bin").stat().st_size})

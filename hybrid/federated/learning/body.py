@@ -18,7 +18,7 @@ from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.errors import EngineFailed, ModelUntrainable, TensorMismatch
 from hybrid.federated.learning.graph_part import nodes_before
 from hybrid.federated.learning.head import Head
-from hybrid.graph.model_file import needs_of
+from hybrid.graph.model_file import declared_inputs, needs_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,7 +46,8 @@ def body_model(head: Head) -> onnx.ModelProto | None:
     body.graph.node.extend(kept)
     body.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in wanted)
     body.graph.sparse_initializer.extend(one for one in graph.sparse_initializer if one.values.name in wanted)
-    body.graph.input.extend(value for value in graph.input if value.name in wanted)
+    inputs = wanted if body.ir_version < 4 else wanted & set(declared_inputs(head.model))  # older ones list weights too
+    body.graph.input.extend(value for value in graph.input if value.name in inputs)
     body.graph.output.append(declared.get(head.feature) or onnx.ValueInfoProto(name=head.feature))
     return body
 
@@ -76,7 +77,7 @@ class Body:
         self._head = head
         model = body_model(head)
         self._session: Any = None if model is None else _opened(model, head.path.parent, options, providers)
-        self._names = frozenset([head.feature] if model is None else [value.name for value in model.graph.input])
+        self._names = frozenset([head.feature] if model is None else declared_inputs(model))
 
     def features(self, feeds: Feeds, run_options: Any = None) -> np.ndarray:
         """The feature tensor of one request, float32, (rows, …).
