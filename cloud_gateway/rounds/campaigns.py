@@ -149,7 +149,7 @@ class Campaigns:
             steps=steps,
             gates=gates_of(row.order, store.received(row.id, step=max(0, row.step - _GATES_BACK))),
             round=rounds[-1],
-            rounds=rounds[:-1],
+            rounds=[each for each in rounds if each.state == "closed"],
             opened_s=self._around.clock_s(),
             base_norm=norm(as_vector(steps.newest.weights)),
             learned=self.learned(row),

@@ -119,7 +119,7 @@ def _combined(chosen: Chosen) -> np.ndarray:
     if aggregation.rule == "median":
         return median(chosen.spool, layout).delta
     if aggregation.rule == "trimmed-mean":
-        return trimmed_mean(chosen.spool, layout, aggregation.share).delta
+        return trimmed_mean(chosen.spool, layout, trimmed_ratio(aggregation.share, len(chosen.rows))).delta
     if aggregation.rule == "multi-krum":
         return multi_krum(chosen.spool, layout, n_attackers(aggregation.share, len(chosen.rows))).delta
     if aggregation.rule == "norm-clip":
@@ -131,6 +131,11 @@ def _combined(chosen: Chosen) -> np.ndarray:
 def n_attackers(share: float, n_updates: int) -> int:
     """How many of so many updates multi-Krum is held against: the share, or as many as it can bear."""
     return max(0, min(int(share * n_updates + 1e-9), (n_updates - 3) // 2))
+
+
+def trimmed_ratio(share: float, n_updates: int) -> float:
+    """What is trimmed at each side of so many updates: the share, or as much as leaves one."""
+    return min(share, (n_updates - 1) // 2 / n_updates)
 
 
 def _running(chosen: Chosen, layout: Layout) -> RunningMean:

@@ -122,7 +122,7 @@ class Closings:
         if course.round.state != "closing":
             if course.order.privacy.noise > 0:  # another campaign of the model may have charged a box meanwhile
                 rows = [row for row in rows if has_left(course.order.privacy, course.spent.get(row.box_id, 0.0))]
-            if len(rows) < course.order.n_least:
+            if len(rows) < course.n_least:
                 await self._begin_anew(course, now_s)
                 return
             chosen, left_out = _outliers(course, rows)
@@ -264,7 +264,7 @@ class Closings:
         """Raises `PrivacySpent` where too few boxes could take part in another round."""
         if course.order.privacy.max_epsilon > 0:
             spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self._around.cohort(course)}
-            check_round(course.order.privacy, spent, course.order.n_least)
+            check_round(course.order.privacy, spent, course.n_least)
 
     async def _begin_anew(self, course: Course, now_s: float) -> None:
         """Too few came in time: what came stays, the time begins anew."""
@@ -273,7 +273,7 @@ class Closings:
             row.state = "stalled"
             row.reason = (
                 f"round {course.round.number} was begun {row.n_abandoned} times, {len(course.counted)} updates came "
-                f"and {course.order.n_least} are needed: are there boxes that may take part?"
+                f"and {course.n_least} are needed: are there boxes that may take part?"
             )
         shown = course.shown(now_s)
         view = msgspec.structs.replace(shown, state="open", n_abandoned=shown.n_abandoned + 1)

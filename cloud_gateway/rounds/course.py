@@ -155,6 +155,11 @@ class Course:
     # Leases.
 
     @property
+    def n_least(self) -> int:
+        """Updates with which a round may close; multi-Krum compares three or more."""
+        return max(self.order.n_least, 3 if self.order.aggregation.rule == "multi-krum" else 1)
+
+    @property
     def most_at_once(self) -> int:
         """Leases and counted updates together."""
         return math.ceil(self.order.goal * self.order.over_selection - 1e-9)

@@ -140,6 +140,7 @@ async def test_a_promotion_goes_on_after_a_restart(tmp_path: Path) -> None:
     lab = Lab(tmp_path, n_boxes=4)
     async with running(lab):
         await until(lambda: lab.desk.courses[campaign].promotion is not None)
+        assert [each.state for each in (await lab.shown(campaign)).rounds] == ["closed"]
         assert await Box(lab, 0).task() is None
         for at in (1, 2):
             box = Box(lab, at)

@@ -111,6 +111,10 @@ async def test_a_campaign_over_the_wire_and_over_a_kill(gateway: LiveGateway, tm
         assert len(bytes.fromhex(key["public_key"])) == 32
         listed = await ask(gateway, "GET", CAMPAIGNS)
         assert [each["id"] for each in listed["campaigns"]] == [campaign]
+        async with one.link.call("GET", "/metrics") as response:
+            metrics = await response.text()
+        assert 'hybrid_rounds_campaigns{state="stopped"} 1.0' in metrics
+        assert "hybrid_rounds_update_calls_total 4.0" in metrics
         async with one.link.call("GET", CAMPAIGNS, fine=(403,)) as response:
             assert response.status == 403
     assert CampaignView.__struct_fields__[0] == "id"

@@ -313,6 +313,26 @@ async def test_a_task_given_up_after_a_restart_is_not_given_again(lab: Lab) -> N
     assert await box.task(refused=(task.id,)) is None
 
 
+async def test_gates_remember_norms_over_a_restart(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=5, rounds=3, over_selection=1.0)
+        for box in boxes_of(lab, 5):
+            await box.once(campaign)
+        course = lab.desk.courses[campaign]
+        await until(lambda: course.row.step == 1)
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=6)
+    box = Box(lab, 5)
+    task = await box.task()
+    assert task is not None
+    large = np.full(650, 0.1, np.float32)  # ten times as long as those before, not as long as the base
+    answer = await box.send(box.update(task, large))
+    assert (answer.state, answer.gate) == ("rejected", "norm")
+    assert "median" in answer.reason
+    lab.close()
+
+
 async def test_a_damaged_database_loses_campaigns_and_says_so(tmp_path: Path) -> None:
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
     campaign = await lab.create(coding=PLAIN, goal=2)

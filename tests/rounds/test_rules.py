@@ -1,10 +1,12 @@
 """Every way of making a step of updates, through the desk: two rounds each, finite, the same again after a restart."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cloud_gateway.rounds.closing import n_attackers, trimmed_ratio
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.messages import UpdateCall
@@ -39,6 +41,13 @@ def update(box: Box, task, coding: Coding, *, is_paired: bool) -> UpdateCall:
         epoch="e", task=task.id, campaign=task.campaign, step=task.weights.step, form=coding.up, sha256="",
         n_bytes=len(content), content=content, n_samples=10, is_below_clip=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("n_updates", range(1, 40))
+def test_so_much_may_be_trimmed_or_bad_that_something_is_left(n_updates: int) -> None:
+    for share in (0.01, 0.2, 0.34, 0.49):
+        assert 2 * math.ceil(trimmed_ratio(share, n_updates) * n_updates - 1e-9) < n_updates
+        assert n_updates < 3 or n_updates >= 2 * n_attackers(share, n_updates) + 3
 
 
 @pytest.mark.parametrize("way", WAYS)
