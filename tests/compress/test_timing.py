@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from compression.errors import NotMeasurable
 from devices.catalog.load import device
+from hybrid.compress.recipe import Recipe
 from hybrid.compress.timer_choice import timer_for
 from tests.compress import nets
 
@@ -67,3 +68,15 @@ def test_the_workers_own_speed_is_no_part_of_the_ratio(job, pair):
     with timer_for(replace(job, threads=1)) as timer:
         one, other = timer([pair[0], pair[0]], FEEDS)
     assert one.low_s / other.low_s == pytest.approx(1, abs=0.5)
+
+
+def test_the_staircase_is_measured_in_one_thread_and_in_int8_where_that_is_shipped(job):
+    from hybrid.compress.space import _in_one_thread, _int8_stack
+
+    with timer_for(replace(job, threads=4)) as timer:
+        alone = _in_one_thread(timer)
+    assert (timer.told.threads, alone.told.threads) == (4, 1)
+    assert alone.told.name == timer.told.name
+    stack = _int8_stack(Recipe(precision="int8", activations="int8"))(48)
+    assert "QuantizeLinear" in {node.op_type for node in stack.graph.node}
+    assert [value.name for value in stack.graph.input] == ["x"]

@@ -143,3 +143,20 @@ def test_every_untrained_form_has_the_original_head(maker):
 def test_a_box_times_a_model_in_one_piece(maker):
     whole = onnxruntime.InferenceSession(_in_one_piece(maker.path), providers=["CPUExecutionProvider"])
     assert np.array_equal(whole.run(None, SAMPLE)[0], answered(maker.path))
+
+
+def test_where_bytes_are_wanted_pruning_saves_weights(maker, monkeypatch):
+    from compression.errors import NotPrunable
+    from compression.pruning import without_source
+
+    seen: list[object] = []
+
+    def caught(*_: object, saving: str, **_more: object) -> None:
+        seen.append(saving)
+        raise NotPrunable("seen")
+
+    monkeypatch.setattr(without_source, "prune_graph", caught)
+    for saving in ("macs", "weights"):
+        with pytest.raises(NotPrunable):
+            replace(maker, saving=saving).model(Recipe(pruned="graph", ratio=0.5, multiple=4))
+    assert seen == ["macs", "weights"]

@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from compression.errors import InvalidTrainingSet  # noqa: E402
+from compression.errors import InvalidTrainingSet, NotTrainable  # noqa: E402
+from compression.training.fit_recipe import FitRecipe  # noqa: E402
 from compression.training.head_graphs import stand_of  # noqa: E402
 from compression.training.heads import unpacked  # noqa: E402
 from compression.training.script import load_script  # noqa: E402
@@ -171,3 +172,20 @@ def test_what_a_script_prints_is_no_part_of_the_commands_result(hybrid_here, scr
     done = hybrid_here(*words, "--out", "small", "--max-drop", "0.0001", "--json")
     assert done.stdout.startswith('{"ok":false')
     assert "nobody's result" in done.stderr
+
+
+def test_rounding_is_trained_as_it_was_measured(maker, monkeypatch):
+    """The settings of docs/training.md's figures, for half of the epochs of a fine-tuning."""
+    from compression.training import quantization_aware as room
+
+    seen: list[FitRecipe] = []
+
+    def caught(*_: object, recipe: FitRecipe, **_more: object) -> None:
+        seen.append(recipe)
+        raise NotTrainable("seen")
+
+    monkeypatch.setattr(room, "quantization_aware", caught)
+    with pytest.raises(NotTrainable):
+        maker.model(Recipe(precision="int8", trained_int8="qat", epochs=12))
+    [recipe] = seen
+    assert (recipe.learning_rate, recipe.rise_ratio, recipe.weight_decay, recipe.epochs) == (2e-3, 0.1, 0.0, 6)
