@@ -26,7 +26,9 @@ from edge_agent.part import Problem
 from hybrid.errors import HybridError, LinkError, StorageError
 from hybrid.federated.messages import Held, Offer, TaskAnswer, TaskCall
 
-WAIT_S: Final = 240.0
+WAIT_S: Final = 120.0
+"""Of a poll: labels and models that come meanwhile are told with the next one."""
+
 UPDATE_WAIT_S: Final = 20.0
 MOST_HELD: Final = 16
 _AFTER_GIVING_UP_S: Final = 2.0

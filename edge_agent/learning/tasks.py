@@ -16,7 +16,7 @@ from edge_agent.learning.records import Outcome, Waiting
 from edge_agent.learning.store import LearningStore, Vectors
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
-from hybrid.errors import BadMessage, HybridError, ModelError, TensorMismatch
+from hybrid.errors import BadMessage, HybridError, LinkError, ModelError, TensorMismatch
 from hybrid.federated.messages import EvaluationCall, Task, Terms
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Tasks:
             why_not: what keeps the box from it; empty where nothing does.
 
         Raises:
-            OSError: link or disk failed (`LinkError`, `StorageError`); the task is given up.
+            LinkError: the gateway did not answer; the task may be done when it is offered again.
+            OSError: the disk failed; the task is given up.
         """
         deadline_s = asyncio.get_running_loop().time() + task.lease_s
         note = self._store.notes.get(task.campaign)
@@ -85,8 +86,10 @@ class Tasks:
         try:
             await self._do(task, terms, candidate, deadline_s)
             self.unfit = ""
-        except OSError:  # so are errors of the link and of the disk
-            self.give_up(task, "the link or the disk failed")
+        except LinkError:
+            raise  # the gateway offers the same task again while its lease lasts
+        except OSError:  # so are errors of the disk
+            self.give_up(task, "the disk failed")
             raise
         except HybridError as exc:
             if isinstance(exc, ModelError | TensorMismatch | BadMessage):

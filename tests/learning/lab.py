@@ -147,6 +147,8 @@ class Desk:
     async def evaluation(self, call: EvaluationCall) -> EvaluationAnswer:
         self._fail()
         self.counts.append(again(call))
+        if self.loses():
+            raise ConnectionLost("the answer was lost")
         self.most_steps = self.step
         return EvaluationAnswer(state="accepted")
 
