@@ -49,7 +49,7 @@ def test_a_fleet_learns(material):
 
 def test_the_same_seed_is_the_same_run_and_another_one_another(material):
     fleet = {"drops_ratio": 0.2, "slow_ratio": 0.2, "away_ratio": 0.1, "attackers_ratio": 0.1}
-    one, again, other = (run(material, fleet | {"seed": seed}, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (run(material, fleet | {"seed": seed}, seed=seed, rounds=3) for seed in (1, 1, 2))
     assert msgspec.json.encode(one) == msgspec.json.encode(again)
     assert [each.accuracy for each in closed(one)] != [each.accuracy for each in closed(other)]
 
@@ -62,30 +62,31 @@ def test_rounds_close_though_boxes_fall_over_and_straggle(material):
 
 
 def test_bad_updates_are_rejected_and_the_model_learns_on(material):
-    scaled = run(material, {"attackers_ratio": 0.15, "attack": "scale"}, rounds=8)
+    scaled = run(material, {"attackers_ratio": 0.15, "attack": "scale"})
     assert any(name in scaled.outcomes for name in ("rejected:norm",))
-    assert closed(scaled)[-1].accuracy > 0.7
+    assert closed(scaled)[-1].accuracy > 0.65
     garbage = run(material, {"attackers_ratio": 0.3, "attack": "garbage"})
     assert garbage.outcomes["rejected:shape"] > 0
     assert closed(garbage)[-1].accuracy > 0.7
 
 
 def test_a_fleet_that_never_comes_stalls_the_campaign_with_an_alarm(material):
-    found = run(material, {"drops_ratio": 1.0}, deadline_s=600.0, most_abandoned=3)
+    found = run(material, {"drops_ratio": 1.0}, deadline_s=150.0, most_abandoned=3)
     assert found.campaign.state == "stalled"
-    assert found.seconds == pytest.approx(3 * 600.0, abs=30.0)
+    assert found.seconds == pytest.approx(3 * 150.0, abs=10.0)
     assert any(text.startswith("campaign_stalled") for text in found.alarms)
 
 
 def test_what_takes_too_long_is_stopped(material):
-    found = run(material, {"drops_ratio": 1.0, "most_s": 1000.0}, deadline_s=3600.0)
+    found = run(material, {"drops_ratio": 1.0, "most_s": 300.0}, deadline_s=3600.0)
     assert found.campaign.state == "stopped"
-    assert found.seconds == pytest.approx(1000.0, abs=5.0)
+    assert found.seconds == pytest.approx(300.0, abs=2.0)
 
 
 def test_privacy_is_accounted_and_ends_the_campaign_when_it_is_spent(material):
     privacy = Privacy(noise=8.0, clip=1.0, max_epsilon=0.8)  # three rounds a box
-    found = run(material, goal=30, rounds=20, privacy=privacy, aggregation=Aggregation(weights="uniform"))
+    uniform = Aggregation(weights="uniform")
+    found = run(material, goal=30, rounds=20, deadline_s=100.0, privacy=privacy, aggregation=uniform)
     assert found.campaign.state == "spent"
     assert "epsilon" in found.campaign.reason
     assert 0.0 < found.campaign.epsilon <= 0.8
