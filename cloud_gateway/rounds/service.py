@@ -335,11 +335,14 @@ class Rounds:
 
     async def order(self, what: str, campaign: str) -> None:
         """`pause`, `resume` or `stop` a campaign; raises as `Campaigns.order`."""
-        course = await self.campaigns.order(what, campaign)
-        if course.has_ended:
-            self._ended(course)
-            await self._let_go()
-        self.desk.closed(course)
+        course = self.campaigns.find(campaign)
+        try:
+            await self.campaigns.order(what, campaign)
+            if course.has_ended:
+                self._ended(course)
+                await self._let_go()
+        finally:
+            self.desk.closed(course)
 
     def _ended(self, course: Course) -> None:
         self._gone.append(course)

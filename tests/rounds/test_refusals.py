@@ -1,13 +1,23 @@
 """Every gate and every end: what does not count changes nothing, is counted, and says why."""
 
 import asyncio
+import io
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from hybrid.errors import BadMessage, CampaignImpossible, Conflict, DiskFull, NotFound, Overloaded, VersionUnsupported
+from hybrid.errors import (
+    BadMessage,
+    CampaignImpossible,
+    Conflict,
+    DiskFull,
+    HybridError,
+    NotFound,
+    Overloaded,
+    VersionUnsupported,
+)
 from hybrid.federated.campaign import Aggregation, Coding, Cohort, Training
 from hybrid.federated.messages import Condition, EvaluationCall, Offer
 from tests.rounds.lab import MODEL, Box, FakeBox, Lab, box_id, running, until
@@ -263,6 +273,26 @@ async def test_unknown_models_and_sets(lab: Lab) -> None:
         await lab.create(evaluation="0" * 64)
     with pytest.raises(BadMessage, match="npz"):
         lab.rounds.sets.put(b"PK\x03\x04 nonsense")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"image": np.zeros((3, 64), np.float32)}, "labels"),
+        ({"labels": np.zeros(3, np.int64)}, "labels"),
+        ({"labels": np.zeros(2, np.int64), "image": np.zeros((3, 64), np.float32)}, "2 labels"),
+        ({"labels": np.full(3, -1), "image": np.zeros((3, 64), np.float32)}, "from 0 on"),
+        ({"labels": np.array([{}] * 3, object), "image": np.zeros((3, 64), np.float32)}, "no .npz file"),
+        ({"labels": np.zeros(3, np.int64), "other": np.zeros((3, 64), np.float32)}, "'image'"),
+        ({"labels": np.zeros(3, np.int64), "image": np.zeros((3, 63), np.float32)}, "features"),
+        ({"labels": np.full(3, 99), "image": np.zeros((3, 64), np.float32)}, "99"),
+    ],
+)
+async def test_sets_that_do_not_fit(lab: Lab, arrays: dict, why: str) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    with pytest.raises(HybridError, match=why):
+        await lab.create(lab.rounds.sets.put(buffer.getvalue()).sha256)
 
 
 async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab, monkeypatch) -> None:
