@@ -8,6 +8,7 @@ when power, network and their owners let them, and the gateway knows who came.
 """
 
 import math
+from functools import lru_cache
 from typing import Final
 
 from hybrid.errors import BadMessage
@@ -36,8 +37,9 @@ def epsilon_for(cost: float, delta: float) -> float:
     return epsilon_of(math.sqrt(cost), delta)
 
 
+@lru_cache(maxsize=256)
 def budget_of(epsilon: float, delta: float) -> float:
-    """The cost that may be spent in all for this epsilon."""
+    """The cost that may be spent in all for this epsilon; remembered, since it is asked for every box that waits."""
     return mu_of(epsilon, delta) ** 2
 
 
