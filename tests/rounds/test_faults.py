@@ -1,0 +1,140 @@
+"""A gateway whose disk is full, damaged or started anew: a clear end state each time."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from hybrid.errors import (
+    DiskFull,
+)
+from hybrid.federated.campaign import Coding
+from tests.rounds.lab import Box, Lab, box_id, running, until
+
+PLAIN = Coding(up="float32", down="float32")
+
+
+@pytest.fixture
+async def lab(tmp_path: Path):
+    made = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
+    async with running(made):
+        yield made
+    made.close()
+
+
+def boxes_of(lab: Lab, n: int = 6) -> list[Box]:
+    return [Box(lab, at) for at in range(n)]
+
+
+async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab, monkeypatch) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=2, rounds=1)
+    first, second, *_ = boxes_of(lab)
+    call = first.update(await first.task())
+    with monkeypatch.context() as patch:
+
+        def full(works):
+            raise DiskFull("no room")
+
+        patch.setattr(lab.desk._taking.commits, "_write", full)
+        with pytest.raises(DiskFull):
+            await first.send(call)
+    assert lab.desk.courses[campaign].counted == {}
+    assert (await first.send(call)).state == "accepted"
+    assert (await second.once(campaign)).state == "accepted"
+    await until(lambda: campaign not in lab.desk.courses or lab.desk.courses[campaign].row.step == 1)
+
+
+async def test_a_campaign_that_could_not_be_kept_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+
+    def full(works):
+        raise DiskFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.desk._taking.commits, "_write", full)
+        with pytest.raises(DiskFull):
+            await lab.create()
+    folder = tmp_path / "rounds"
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    lab.close()
+    (folder / "abcdefgh").mkdir()
+    (folder / "abcdefgh" / "campaign.json").write_bytes(b"{}")
+    lab = Lab(tmp_path, n_boxes=4)
+    assert not (folder / "abcdefgh").exists()
+    assert not (await lab.rounds.public.listed()).campaigns
+    lab.close()
+
+
+async def test_a_task_given_up_after_a_restart_is_not_given_again(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN)
+    box = Box(lab, 0)
+    task = await box.task()
+    assert task is not None
+    lab.desk.courses[campaign].leases.clear()
+    assert await box.task(refused=(task.id,)) is None
+
+
+async def test_gates_remember_norms_over_a_restart(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=5, rounds=3, over_selection=1.0)
+        for box in boxes_of(lab, 5):
+            await box.once(campaign)
+        course = lab.desk.courses[campaign]
+        await until(lambda: course.row.step == 1)
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=6)
+    box = Box(lab, 5)
+    task = await box.task()
+    assert task is not None
+    large = np.full(650, 0.1, np.float32)  # ten times as long as those before, not as long as the base
+    answer = await box.send(box.update(task, large))
+    assert (answer.state, answer.gate) == ("rejected", "norm")
+    assert "median" in answer.reason
+    lab.close()
+
+
+async def test_a_damaged_database_loses_campaigns_and_says_so(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    campaign = await lab.create(coding=PLAIN, goal=2)
+    box = Box(lab, 0)
+    task = await box.task()
+    call = box.update(task)
+    lab.close()
+    path = tmp_path / "rounds" / "rounds.db"
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.write_bytes(b"no database at all, " * 500)
+    lab = Lab(tmp_path, n_boxes=2)
+    view = await lab.shown(campaign)
+    assert (view.state, lab.alarms) == ("lost", ["rounds_lost"])
+    box.lab = lab
+    assert (await box.send(call)).state == "closed"
+    assert (await lab.desk.task(box.id, box.call())).ended == (campaign,)
+    assert (await lab.rounds.public.listed()).lost
+    lab.close()
+
+
+async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cloud_gateway.rounds.steps.INLINE_BYTES", 1000)
+    for module in ("taking", "closings"):
+        monkeypatch.setattr(f"cloud_gateway.rounds.{module}.ROW_BYTES", 1000)
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
+        for at in range(2):
+            box = Box(lab, at)
+            call = box.update(await box.task())
+            lab.blobs.put(box.id, call.sha256, call.content)
+            assert (await box.send(msgspec.structs.replace(call, content=b""))).state == "accepted"
+        course = lab.desk.courses[campaign]
+        await until(lambda: course.row.step == 1)
+        await until(lambda: not list((tmp_path / "rounds" / campaign / "updates").iterdir()))
+        task = await lab.desk.task(box_id(0), Box(lab, 0).call(wait_s=5.0))
+        assert task.task is not None
+        assert task.task.weights.n_bytes > 0
+        box = Box(lab, 0)
+        await box.take(task)
+        assert box.views[campaign][0] == 1
+    lab.close()
