@@ -5,7 +5,7 @@ import logging
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, PromotionView, RoundView
-from cloud_gateway.rounds.origin import Library, laid_out, only_variant, shared
+from cloud_gateway.rounds.origin import PREFIX, Library, laid_out, only_variant, shared
 from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
@@ -36,6 +36,7 @@ ORDER_FILE: Final = "campaign.json"
 _GATES_BACK: Final = 8
 """So many steps back the gates look for norms when a campaign is taken up again."""
 STEPS: Final = "steps"
+ID_LENGTH: Final = 8
 _LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
 _log = logging.getLogger("hybrid.gateway.rounds")
 
@@ -108,6 +109,9 @@ class Campaigns:
                     put_campaign(db, lost)
                 self.rows[row.id] = lost
         self._find_lost()
+        for path in self._around.folder.iterdir():  # what a process that ended left half-made
+            if path.is_dir() and (path.name.startswith(PREFIX) or _is_unbegun(path, self.rows)):
+                shutil.rmtree(path, ignore_errors=True)
         self._around.sets.sweep({row.evaluation for row in self.rows.values()})
 
     def _is_promoting(self, row: CampaignRow) -> bool:
@@ -116,15 +120,10 @@ class Campaigns:
         return any(msgspec.json.decode(body, type=PromotionView).state == "evaluating" for body in bodies)
 
     def _find_lost(self) -> None:
-        """Campaigns whose rows a damaged database took: what was ordered lies in their folders.
-
-        Where no database was set aside such a folder is of a campaign that was never begun: it goes.
-        """
-        for path in sorted(self._around.folder.glob(f"*/{ORDER_FILE}")):
+        """Campaigns whose rows a damaged database took: what was ordered lies in their folders."""
+        found = self._around.folder.glob(f"*/{ORDER_FILE}") if self._around.spool.store.was_begun_anew else ()
+        for path in sorted(found):
             if path.parent.name in self.rows:
-                continue
-            if not self._around.spool.store.was_begun_anew:
-                shutil.rmtree(path.parent, ignore_errors=True)
                 continue
             try:
                 row = msgspec.json.decode(path.read_bytes(), type=CampaignRow)
@@ -384,6 +383,12 @@ class Campaigns:
 
     def _fresh_id(self) -> str:
         while True:
-            found = "".join(self._rng.choice(_LETTERS) for _ in range(8))
+            found = "".join(self._rng.choice(_LETTERS) for _ in range(ID_LENGTH))
             if found not in self.rows and not self.folder(found).exists():
                 return found
+
+
+def _is_unbegun(path: Path, rows: Mapping[str, CampaignRow]) -> bool:
+    """Whether a folder is that of a campaign which was never begun; one that has learned is never taken for it."""
+    is_campaign = len(path.name) == ID_LENGTH and set(path.name) <= set(_LETTERS)
+    return is_campaign and path.name not in rows and len(list((path / STEPS).glob("*.step"))) <= 1

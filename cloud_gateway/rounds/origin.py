@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from hybrid.artifact.signature import Signature
 from hybrid.errors import CampaignImpossible, NotFound
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.head import Head
+
+PREFIX: Final = ".base-"
 
 
 class Version(Protocol):
@@ -45,7 +47,7 @@ class Version(Protocol):
 def laid_out_within(folder: Path) -> Path:
     """A new folder beside the campaigns."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=folder, prefix=".base-"))
+    return Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
 
 
 class Library(Protocol):

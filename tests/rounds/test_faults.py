@@ -60,8 +60,9 @@ async def test_a_campaign_that_could_not_be_kept_leaves_nothing(tmp_path: Path, 
     lab.close()
     (folder / "abcdefgh").mkdir()
     (folder / "abcdefgh" / "campaign.json").write_bytes(b"{}")
+    (folder / ".base-1").mkdir()
     lab = Lab(tmp_path, n_boxes=4)
-    assert not (folder / "abcdefgh").exists()
+    assert not [path for path in folder.iterdir() if path.is_dir()]
     assert not (await lab.rounds.public.listed()).campaigns
     lab.close()
 
