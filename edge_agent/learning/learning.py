@@ -27,7 +27,7 @@ from hybrid.errors import HybridError, LinkError, StorageError
 from hybrid.federated.messages import Held, Offer, TaskAnswer, TaskCall
 
 WAIT_S: Final = 120.0
-"""Of a poll: labels and models that come meanwhile are told with the next one."""
+"""Of a poll; it ends before that where another model answers, or twice as many samples have labels."""
 
 UPDATE_WAIT_S: Final = 20.0
 MOST_HELD: Final = 16
@@ -73,6 +73,8 @@ class Learning:
         self._woken = asyncio.Event()
         self._opened = ""
         self._told: tuple[object, ...] = ()
+        self._poll: asyncio.Timeout | None = None
+        self._n_new = self._n_told = 0
         self._sends = False
         self._why_not = ""
         self._trouble: HybridError | None = None
@@ -81,12 +83,16 @@ class Learning:
         """Something changed: another wish of the operator, a sample was labelled, a model came."""
         if self._mode() == "off":
             self.yielding.give_up()
+        self._end_poll()
         self._woken.set()
 
     def relabelled(self, sample_id: str) -> None:
         """A sample has a label, its first or another one."""
         if self._tasks.doing is not None:
             self._tasks.doing.material.forget(sample_id)
+        self._n_new += 1
+        if self._n_new >= self._n_told:
+            self._end_poll()
         self._woken.set()
 
     # A Part.
@@ -174,7 +180,27 @@ class Learning:
         if self._why_not:
             return LOOK_S, None
         call = self._call(offers, WAIT_S)
-        return await self._heard(call, await self._around.calls.task(call), offers)
+        answer = await self._polled(call, offers)
+        return (0.0, None) if answer is None else await self._heard(call, answer, offers)
+
+    async def _polled(self, call: TaskCall, offers: tuple[Offer, ...]) -> TaskAnswer | None:
+        """Ask; None where what there is to offer became another thing meanwhile: it is to be told at once."""
+        self._n_new, self._n_told = 0, sum(offer.n_samples for offer in offers)
+        poll = asyncio.timeout(None)
+        try:
+            async with poll:
+                self._poll = poll
+                return await self._around.calls.task(call)
+        except TimeoutError:
+            if not poll.expired():
+                raise
+            return None
+        finally:
+            self._poll = None
+
+    def _end_poll(self) -> None:
+        if self._poll is not None and self._poll.when() is None:
+            self._poll.reschedule(asyncio.get_running_loop().time())
 
     async def _bring(self, offers: tuple[Offer, ...]) -> tuple[float, TaskAnswer | None]:
         """Bring the update that waits, and ask for the next task with it."""

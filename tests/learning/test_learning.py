@@ -56,7 +56,7 @@ async def test_an_agent_that_was_off_sends_what_it_had(tmp_path: Path) -> None:
         await box.fill(30)
         desk.loses = lambda: True
         async with at_work(box.learning):
-            await until(lambda: desk.n_update_calls == 1)
+            await until(lambda: desk.n_update_calls >= 1)
         assert box.learning.store.waiting is not None
         n_asked = len(desk.asked)
         desk.loses = lambda: False
