@@ -27,7 +27,7 @@ LAYOUT: Final = Layout(
     names=("hidden.weight", "hidden.bias", "output.weight", "output.bias"),
     shapes=((784, N_HIDDEN), (N_HIDDEN,), (N_HIDDEN, 10), (10,)),
 )
-COLUMNS: Final = ("attack", "rule", *(f"after {n} rounds" for n in TOLD_ROUNDS), "refused")
+COLUMNS: Final = ("attack", "rule", *(f"round {n}" for n in TOLD_ROUNDS), "refused")
 
 
 class Curve(NamedTuple):

@@ -2,8 +2,8 @@
 
 They read the updates as often as they must from a *spool*: a callable that gives an iterator over all of them, in the
 same order each time (memory-mapped files are best: a block of coordinates then costs only itself). Never silently on:
-where devices hold unlike data, an honest update is an outlier too. With two label shards a device, 20 % attackers and
-any of these rules, the digits mostly stay below 80 %; `mean` with the gates is right wherever nobody attacks.
+where devices hold unlike data, an honest update is an outlier too. On Fashion-MNIST (Dirichlet 0.1, docs/updates.md)
+each costs 1.3 to 6.2 points where nobody attacks, and careful attacks harm them more than the mean with its gates.
 """
 
 import math
