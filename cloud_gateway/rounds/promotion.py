@@ -7,7 +7,7 @@ and a rollout of it that runs already is the one that was wanted.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from cloud_gateway.blobs import BlobStore
+from cloud_gateway.fleet.assignments import Assignment, deciding, shown
 from cloud_gateway.fleet.rollouts.rollout import RUNNING, Plan
 from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.campaigns import Campaigns
@@ -26,6 +27,7 @@ from cloud_gateway.rounds.rounds_key import Signer
 from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore, put_promotion
 from hybrid.errors import Conflict, HybridError, NotFound
+from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate
 from hybrid.federated.privacy.account import Account
 from hybrid.federated.privacy.statement import Statement, spent_before
@@ -217,12 +219,13 @@ class Promotions:
             if plan.model == order.model and plan.version == version and rollout.course.state in RUNNING:
                 return plan.id
         stages = tuple(percent / 100.0 for percent in order.promotion.stages)
+        boxes = [steering.boxes.find(box_id) for box_id in self._campaigns.cohort(order)]
         plan = Plan(
             id="",
             model=order.model,
             version=version,
             artifact_digest="",
-            selector=order.cohort.tags,
+            selector=rollout_tags(order, [box.tags for box in boxes if box is not None], steering.ledger.assignments),
             stages=stages,
             made_by=f"campaign {course.id}",
         )
@@ -232,6 +235,31 @@ class Promotions:
         body = msgspec.json.encode(view)
         await self._home.commits.write(lambda db: put_promotion(db, course.id, view.step, body))
         self._changed(course.id)
+
+
+def rollout_tags(
+    order: Campaign, tags_of_boxes: Sequence[Mapping[str, str]], assignments: Sequence[Assignment]
+) -> dict[str, str]:
+    """Where a rollout goes: to the cohort, or to the boxes of the one narrower assignment that decides on all of them.
+
+    A rollout to `all` reaches no box that an assignment to `site=lab` decides on.
+
+    Raises:
+        Conflict: several narrower assignments decide.
+    """
+    cohort = order.cohort.tags
+    found = [deciding(assignments, tags).get(order.model) for tags in tags_of_boxes]
+    narrower = [each.selector for each in found if each is not None and len(each.selector) > len(cohort)]
+    if not narrower or len(narrower) < len(found):
+        return cohort
+    if any(selector != narrower[0] for selector in narrower):
+        wheres = "; ".join(sorted({shown(selector) for selector in narrower}))
+        raise Conflict(
+            f"several assignments of {order.model} decide on the boxes of {shown(cohort)}: {wheres}; "
+            "begin a rollout of the version for each of these tags",
+            advice="hybrid fleet rollout start MODEL:VERSION --tags TAGS, for each.",
+        )
+    return cohort | narrower[0]
 
 
 def version_word(base: str, step: int, campaign: str) -> str:

@@ -3,16 +3,19 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
 
+from cloud_gateway.fleet.assignments import Assignment
 from cloud_gateway.rounds.messages import PromoteWish
+from cloud_gateway.rounds.promotion import rollout_tags
 from edge_agent.install.rules import Papers, check_learned
 from hybrid.artifact.manifest import parse
 from hybrid.artifact.signature import key_id, new_private_key, public_key_of, sign
 from hybrid.errors import Conflict, NotFound
-from hybrid.federated.campaign import Coding, Promotion
+from hybrid.federated.campaign import Campaign, Coding, Cohort, Promotion
 from hybrid.federated.privacy.statement import read
 from tests.rounds.lab import MODEL, Box, Lab, running, until
 from tests.rounds.test_thin_path import evaluation_set
@@ -165,3 +168,19 @@ async def test_boxes_that_cannot_evaluate_are_not_waited_for(lab: Lab) -> None:
     await until(lambda: campaign not in lab.desk.courses)
     promotion = (await lab.shown(campaign)).promotions[0]
     assert (promotion.state, promotion.n_boxes) == ("candidate", 1)
+
+
+def assignment(at: int, **selector: str) -> Assignment:
+    return Assignment(id=at, model=MODEL, version="1", artifact_digest="0" * 64, selector=selector)
+
+
+def test_a_rollout_goes_where_the_assignment_of_the_base_goes() -> None:
+    order = Campaign(model=MODEL, version="1", variant="original")
+    lab, oslo = {"site": "lab"}, {"site": "oslo"}
+    assert rollout_tags(order, [lab, lab], [assignment(1, site="lab")]) == lab
+    assert rollout_tags(order, [lab, oslo], [assignment(1)]) == {}
+    assert rollout_tags(order, [lab, oslo], [assignment(1), assignment(2, site="lab")]) == {}
+    narrow = msgspec.structs.replace(order, cohort=Cohort(tags=oslo))
+    assert rollout_tags(narrow, [oslo], [assignment(1)]) == oslo
+    with pytest.raises(Conflict, match="site=lab; site=oslo"):
+        rollout_tags(order, [lab, oslo], [assignment(1, site="lab"), assignment(2, site="oslo")])
