@@ -10,7 +10,7 @@ Source: Hu et al.: LoRA: Low-rank adaptation of large language models, 2022.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 import onnx
@@ -27,6 +27,9 @@ _ROUNDING: Final = ("QuantizeLinear", "DequantizeLinear")
 _PRODUCTS: Final = ("Gemm", "MatMul")
 _LEARNING: Final = (*_PRODUCTS, "Conv", "ConvTranspose")
 """Without one of these on it, a tensor carries nothing that is worth learning."""
+
+_UPDATES: Final = ("/lora_a", "/lora_b")
+"""How the tensors of an update of low rank end; where a head has such, all else of it stays as it is."""
 
 _NEAR: Final = 0.5
 
@@ -151,6 +154,8 @@ def head_parts(model: onnx.ModelProto, feature_tensor: str) -> HeadParts:
 def separate_head(model: onnx.ModelProto, feature_tensor: str, *, file: str = HEAD_FILE) -> SeparatedHead:
     """Moves the float weights behind a tensor into a file of their own; the model computes the same.
 
+    Of a head with updates of low rank these alone are moved, as `low_rank_head` has it.
+
     Args:
         model: float, or quantized with a float head; not changed.
         feature_tensor: what the head stands on.
@@ -162,6 +167,7 @@ def separate_head(model: onnx.ModelProto, feature_tensor: str, *, file: str = HE
     nodes = _head(model, feature_tensor)
     _require_float(model, nodes, feature_tensor)
     weights = _weights(model, nodes)
+    weights = [name for name in weights if name.endswith(_UPDATES)] or weights
     body = _body(model, nodes)
     shared = {name for node in body for name in node.input} & set(weights)
     if shared:
@@ -205,11 +211,25 @@ def low_rank_head(
         if sizes is not None and rank * sum(sizes) < sizes[0] * sizes[1]:
             names += _add_update(made, node, sizes, rank, chance)
     if not names:
-        raise NotTrainable(
-            f"no product behind {feature_tensor!r} becomes smaller at rank {rank};"
-            " choose a smaller rank, or separate_head"
-        )
+        _refuse_rank(made, nodes, feature_tensor, rank)
     return _separated(made, names, feature_tensor, _head(made, feature_tensor), file)
+
+
+def _refuse_rank(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], feature_tensor: str, rank: int) -> NoReturn:
+    sizes = [found for node in nodes if (found := _sizes(model, node)) is not None]
+    if not sizes:
+        kinds = ", ".join(sorted({node.op_type for node in nodes}))
+        raise NotTrainable(
+            f"no product by a constant matrix stands on {feature_tensor!r}, only {kinds}; choose another tensor, or let"
+            " the head's own weights learn, without a rank"
+        )
+    rows, columns = max(sizes, key=lambda size: size[0] * size[1])
+    most = (rows * columns - 1) // (rows + columns)
+    advice = f"choose a rank of at most {most}, or let" if most else "let"
+    raise NotTrainable(
+        f"no product behind {feature_tensor!r} becomes smaller at rank {rank}: the largest is {rows} x {columns};"
+        f" {advice} the head's own weights learn, without a rank"
+    )
 
 
 def _head(model: onnx.ModelProto, feature_tensor: str) -> list[onnx.NodeProto]:
@@ -227,9 +247,17 @@ def _head(model: onnx.ModelProto, feature_tensor: str) -> list[onnx.NodeProto]:
     nodes = [node for node in model.graph.node if any(name in reached for name in node.input)]
     if not nodes or not any(value.name in reached for value in model.graph.output):
         raise NotTrainable(f"nothing stands on {feature_tensor!r}; choose a tensor before the outputs")
-    if len(nodes) == len(model.graph.node):
+    if not _has_body(model, nodes):
         raise NotTrainable(f"the whole model stands on {feature_tensor!r}; choose a tensor behind the body")
     return nodes
+
+
+def _has_body(model: onnx.ModelProto, head: Sequence[onnx.NodeProto]) -> bool:
+    """Whether anything but constants is computed before the head."""
+    given = {one.name for one in model.graph.initializer}
+    reads = {name for node in _body(model, head) for name in node.input if name}
+    made = {name for node in model.graph.node for name in node.output}
+    return bool(reads - made - given)
 
 
 def _body(model: onnx.ModelProto, head: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

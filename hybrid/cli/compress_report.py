@@ -19,12 +19,13 @@ def text(found: "Result") -> str:
     rows = [HEADINGS, _original(report), *(_row(candidate) for candidate in report.candidates)]
     if not fits(rows):
         rows = [tuple(row[HEADINGS.index(heading)] for heading in _NARROW) for row in rows]
-    data = report.data
+    data, device = report.data, report.device
+    where = device.words if device.words == device.kind else f"{device.name} ({device.kind})"
+    threads = "one thread" if device.threads == 1 else f"{device.threads} threads"
     words = (
         f"drop: {data.metric} lost on {data.n_judge} samples that nothing else has seen (where a candidate was not "
         f"judged: on the {data.n_choose} of the choice); at most: upper end of its 95 % interval; p: McNemar's test; "
-        f"time and bytes: share of the original's, on {report.device.name} ({report.device.kind}, "
-        f"{report.device.threads} threads)."
+        f"time and bytes: share of the original's, on {where}, {threads}."
     )
     place = [f"artifact  {found.artifact.folder}"] if found.artifact is not None else []
     papers = [f"report    {path}" for path in found.report_paths]

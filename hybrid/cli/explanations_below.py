@@ -62,9 +62,10 @@ BELOW: Final[dict[str, Explanation]] = {
         "Mend the script as the message says; docs/compress.md shows one that works.",
     ),
     "not_trainable": Explanation(
-        "The module cannot be trained so.",
-        "It has no free parameter, or nothing to learn from.",
-        "Give labels or a teacher, and parameters that require gradients.",
+        "The module, or the part of a model that was named, cannot be trained so.",
+        "It has no free parameter or nothing to learn from; or no head with float weights stands on the tensor.",
+        "Do what the message says; a module wants labels or a teacher, and parameters that require gradients; "
+        "`--head auto` finds a tensor by itself.",
     ),
     # machines, their engines and their emulation
     "device": Explanation(

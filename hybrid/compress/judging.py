@@ -112,7 +112,7 @@ def _one(job: Job, bench: Bench, recipe: Recipe, timings: tuple[Timing, Timing],
         Facts(
             objective=job.objective,
             max_drop=job.max_drop,
-            device=job.device,
+            device=bench.timer.told.words,
             timing=timing,
             original=original,
             n_bytes=n_bytes,

@@ -20,7 +20,7 @@ METRICS = {
 
 def page(report: Report) -> str:
     """The whole page as HTML text."""
-    title = escape(f"{report.model}, compressed for {report.device.name}")
+    title = escape(f"{report.model}, compressed for {report.device.words}")
     style = files("hybrid.compress").joinpath("page.css").read_text("utf-8")
     picture = chart(report.candidates, report.wanted.max_drop)
     body = [
@@ -82,11 +82,15 @@ def _gains(candidate: Candidate) -> str:
     if candidate.seconds_ratio:
         parts.append(f"{1 / candidate.seconds_ratio:.2f} × as fast")
     if candidate.bytes_ratio:
-        parts.append(f"{1 / candidate.bytes_ratio:.1f} × smaller")
+        parts.append(_size(candidate.bytes_ratio))
     drop = candidate.judged or candidate.chosen_by
     if drop is not None:
         parts.append(f"drop {_drop(drop)}")
     return ", ".join(parts)
+
+
+def _size(ratio: float) -> str:
+    return f"{1 / ratio:.1f} × smaller" if ratio <= 1 else f"{ratio:.1f} × larger"
 
 
 def _baseline(report: Report) -> str:
@@ -106,7 +110,7 @@ def _baseline(report: Report) -> str:
 
 _HEADINGS = (
     "candidate", "status", "what it is, and why it was kept or not", "drop in points", "McNemar p", "p50", "p95",
-    "as fast", "bytes", "smaller", "memory", "energy",
+    "as fast", "bytes", "of the original's", "memory", "energy",
 )  # fmt: skip
 
 
@@ -128,12 +132,12 @@ def _row(each: Candidate) -> str:
     cells = [
         f'<td class="text status">{escape(each.status)}</td>',
         f'<td class="text said">{"<br>".join(said)}</td>',
-        f"<td>{_drop(drop) if drop else UNSEEN}{'' if each.judged or not drop else ' (choosing part)'}</td>",
+        f"<td>{_interval(drop, is_judged=each.judged is not None) if drop else UNSEEN}</td>",
         f"<td>{_p(drop)}</td>",
         *(f"<td>{text}</td>" for text in _times(each.seconds)),
         f"<td>{f'{1 / each.seconds_ratio:.2f} ×' if each.seconds_ratio else UNSEEN}</td>",
         f"<td>{_bytes(each.n_bytes)}</td>",
-        f"<td>{f'{1 / each.bytes_ratio:.1f} ×' if each.bytes_ratio else UNSEEN}</td>",
+        f"<td>{f'{each.bytes_ratio:.0%}' if each.bytes_ratio else UNSEEN}</td>",
         f"<td>{_bytes(each.memory_bytes)}</td>",
         f"<td>{_energy(each.energy_j)}</td>",
     ]
@@ -166,12 +170,11 @@ def _splits(every: Sequence[SplitTold]) -> str:
 def _split_row(each: SplitTold) -> str:
     where = f"{escape(each.head)} head, cut {escape(each.cut)} at {escape(each.at)}" if each.cut else ""
     said = [where, escape(each.reason), *map(escape, each.notes)]
-    drop = f"{100 * each.drop:.2f} ({100 * each.low:.2f} to {100 * each.high:.2f})"
     seconds = (each.head_s, each.encode_s, each.network_s, each.gateway_s, each.total_s)
     cells = [
         f'<td class="text status">{escape(each.status)}</td>',
         f'<td class="text said">{"<br>".join(line for line in said if line)}</td>',
-        f"<td>{UNSEEN if not each.n else drop if each.is_judged else f'{drop} (choosing part)'}</td>",
+        f"<td>{_interval(each, is_judged=each.is_judged) if each.n else UNSEEN}</td>",
         f"<td>{UNSEEN if each.n_bytes is None else f'{each.n_bytes:.0f}'}</td>",
         *(f"<td>{UNSEEN if value is None else _seconds(value)}</td>" for value in seconds),
         f"<td>{_energy(each.energy_j)}</td>",
@@ -230,8 +233,10 @@ def _value(value: float, values: Sequence[float]) -> str:
 def _circumstances(report: Report) -> str:
     device, wanted = report.device, report.wanted
     threads = "one thread" if device.threads == 1 else f"{device.threads} threads"
+    where = device.words if device.words == device.kind else f"{device.name}, {device.kind}"
+    times = "" if device.factor == 1 else f"; {device.factor:.3g} × this machine's seconds"
     lines = [
-        f"Device: {device.name}, {device.kind}, {threads}; {device.factor:.3g} × this machine's seconds.",
+        f"Device: {where}, {threads}{times}.",
         *device.remarks,
         *report.remarks,
         report.power,
@@ -248,6 +253,13 @@ def _circumstances(report: Report) -> str:
 
 def _drop(drop: Drop) -> str:
     return f"{100 * drop.drop:.2f} ({100 * drop.low:.2f} to {100 * drop.high:.2f})"
+
+
+def _interval(drop: Drop | SplitTold, *, is_judged: bool) -> str:
+    """In a narrow cell: the drop, its interval, and where it is from."""
+    low, high = f"{100 * drop.low:.2f}", f"{100 * drop.high:.2f}"
+    part = "" if is_judged else "<br>choosing part"
+    return f'{100 * drop.drop:.2f}<br><span class="soft">{low} to {high}{part}</span>'
 
 
 def _p(drop: Drop | None) -> str:

@@ -143,6 +143,6 @@ def _labels(scale: _Scale, points: Sequence[Point]) -> list[str]:
         if any(abs(y - other_y) < _LABEL_ROOM and abs(x - other_x) < 8 * len(each.id) for other_x, other_y in taken):
             continue
         taken.append((x, y))
-        anchor, at = ("end", x - 15) if x > 0.75 * WIDTH else ("start", x + 15)
-        found.append(f'<text x="{at:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(each.id)}</text>')
+        anchor, at = ("end", x - 8) if x > 0.75 * WIDTH else ("start", x + 8)  # beside its whisker, above its row
+        found.append(f'<text x="{at:.1f}" y="{y - 11:.1f}" text-anchor="{anchor}">{escape(each.id)}</text>')
     return found

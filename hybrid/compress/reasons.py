@@ -38,7 +38,7 @@ class Reasons:
             return "failed", failed
         ratio = _ratio(self._job, self._bench, self._bench.timed.get(recipe.timed_as))
         if ratio is not None and ratio > (SMALLER_RATIO if self._job.objective == "bytes" else FASTER_RATIO):
-            worse = "smaller" if self._job.objective == "bytes" else f"faster on {self._bench.timer.told.name}"
+            worse = "smaller" if self._job.objective == "bytes" else f"faster on {self._bench.timer.told.words}"
             return "reverted", f"not {worse}: {ratio:.0%} of the original"
         found = self._bench.grades.get(recipe)
         if found is None or found.grade is None:

@@ -25,6 +25,7 @@ from compression.measuring import Feeds, Timing
 from devices import pace
 from devices.lab.launch import launched
 from devices.lab.machine import Slowdown as _Slower
+from hybrid.compress.job import THIS
 from hybrid.cost.energy import Power
 
 BLOCK_S: Final = 0.001
@@ -55,6 +56,11 @@ class DeviceTold(msgspec.Struct, frozen=True, kw_only=True):
     factor: float
     threads: int
     remarks: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return self.kind if self.name == THIS else self.name
 
 
 class Timer(Protocol):

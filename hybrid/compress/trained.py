@@ -216,6 +216,7 @@ def matched(
     named = replace(found, output_names=tuple(outputs))
     if is_its_own:
         return named
+    _check_shapes(found, path)
     example = {name: np.asarray(array[:N_EXAMPLE]) for name, array in named.inputs.items()}
     mine = _first(export(named.module, example, named.output_names).SerializeToString(), example, outputs)
     theirs = _first(path, example, outputs)
@@ -227,6 +228,24 @@ def matched(
                 "the module that the model was exported from, or leave the model out"
             )
     return named
+
+
+def _check_shapes(found: TrainingSet, path: Path) -> None:
+    """What the script trains on must be inputs of the model."""
+    from hybrid.calibration.calibrate import signature
+    from hybrid.calibration.trial import opened
+
+    for spec in signature(path, opened(path))[0]:
+        array = found.inputs[spec.name]
+        shape = (1, *array.shape[1:])
+        if not spec.accepts(spec.dtype, shape):
+            seen, wanted = (
+                "x".join("?" if size is None else str(size) for size in each) for each in (shape, spec.shape)
+            )
+            raise InvalidTrainingSet(
+                f"the script's {spec.name!r} is {seen}, the model wants {wanted}: this is another model, or its inputs "
+                "are prepared otherwise; give the module that the model was exported from, or leave the model out"
+            )
 
 
 def _first(model: Path | bytes, example: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:

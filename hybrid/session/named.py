@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Event
 
 from hybrid.artifact.cache import cache_dir
@@ -33,8 +34,9 @@ def fetched(name: str, urls: Sequence[str] | None, token: str | None) -> Source:
     if known is not None:
         return Source(path=known)
     why = "; ".join(reasons) or "no gateway is named or found"
+    file = f"a file; the folder that is here is ./{name}" if Path(name).is_dir() else "a file"
     raise ModelUnavailable(
-        f"model {name} is not in the cache and cannot be had: {why}; name a gateway that holds it, or give a file",
+        f"model {name} is not in the cache and cannot be had: {why}; name a gateway that holds it, or give {file}",
         name=name,
     )
 

@@ -114,6 +114,18 @@ def test_the_front_goes_by_what_was_found_when_each_was_tried():
     assert "judged <recipe>: 40 % of the time" in unescape(text)
 
 
+def test_this_machine_and_a_larger_file_are_said_in_words():
+    larger = msgspec.structs.replace(candidate("int8", 0.4, 0.001, "shipped"), bytes_ratio=3.61)
+    here = msgspec.structs.replace(
+        report(larger), device=DeviceTold(name="this", kind="this machine", factor=1.0, threads=1)
+    )
+    _, words = read(here)
+    assert "compressed for this machine" in words
+    assert "Device: this machine, one thread." in words
+    assert "3.6 × larger" in words
+    assert "× smaller" not in words
+
+
 def test_nothing_shipped_nothing_tried_and_nothing_measured_are_said():
     _, words = read(report(refused=(Refused(what="pruning", why="needs a training script"),)))
     assert "Nothing was shipped" in words

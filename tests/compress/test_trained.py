@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 
@@ -165,6 +166,14 @@ def test_samples_that_it_was_trained_on_cannot_judge(job, tmp_path, by_size):
 def test_a_script_of_another_model_is_refused_by_name(job, script, net, by_size):
     with pytest.raises(InvalidTrainingSet, match=r"answers otherwise than net\.onnx"):
         compress(replace(job, train_script=script), timer=by_size)
+
+
+def test_a_script_of_inputs_of_other_shapes_is_refused_by_shape(begun):
+    found, path, _ = begun
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    other = replace(found, module=module.eval(), inputs={"x": np.zeros((480, 1, 20, 20), np.float32)}, student=None)
+    with pytest.raises(InvalidTrainingSet, match=r"the script's 'x' is 1x1x20x20, the model wants \S*1x12x12"):
+        matched(other, path, ["x"], found.output_names)
 
 
 def test_what_a_script_prints_is_no_part_of_the_commands_result(hybrid_here, script, data, tmp_path, monkeypatch):

@@ -69,3 +69,11 @@ def test_models_by_name_come_from_the_gateway_and_then_from_the_cache(gateway: L
         hybrid.InferenceSession("nonesuch", gateway=gateway.url, token=gateway.token)
     with pytest.raises(ModelUnavailable, match="no gateway is named or found"):
         hybrid.InferenceSession("nonesuch", gateway=None)
+
+
+def test_a_folder_of_the_names_own_is_pointed_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    with pytest.raises(ModelUnavailable, match=r"the folder that is here is \./small"):
+        hybrid.InferenceSession("small", gateway=None)

@@ -108,3 +108,13 @@ def test_a_body_that_lacks_what_the_head_reads_is_refused() -> None:
     body.graph.output[0].name = "relu"
     with pytest.raises(NotTrainable, match="lacks feature"):
         joined(body, model, "feature")
+
+
+def test_constants_alone_are_no_body() -> None:
+    """Exporters leave Constant nodes in a graph; they are not computed from the input."""
+    made = net()
+    wanted = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["left"], name="left", value=wanted))
+    with pytest.raises(NotTrainable, match="the whole model stands on 'image'"):
+        stand_of(made, "image")
+    assert stand_of(made, "feature").node == "hidden (Gemm)"

@@ -196,7 +196,7 @@ class _Run:
             self.refused.append(Refused(what=SPLITTING, why=table.note or "the model has no cut worth a transfer"))
             return
         if work.int8 is None:
-            why = f"int8 as a whole gained nothing on {work.bench.timer.told.name}, or was not timed"
+            why = f"int8 as a whole gained nothing on {work.bench.timer.told.words}, or was not timed"
             self.refused.append(Refused(what=INT8_HEADS, why=why))
         hope = FLOAT_HOPE if work.int8 is None else INT8_HOPE
         cuts = hopeful(table.promising, self.prices, hope, self.contest.best().cost)
@@ -330,7 +330,7 @@ class _Run:
         unit, scale = "mJ" if self.prices.objective == "energy" else "ms", 1e3
         return (
             f"even with a head in {hope.head_ratio:.0%} of the time that its work lets expect and {bits} a request "
-            f"would cost {scale * least:.3g} {unit} or more, {best.id} costs {scale * best.cost:.3g}"
+            f"would cost {scale * least:.3g} {unit} or more, {best.id} costs {scale * best.cost:.3g} {unit}"
         )
 
     def _tell_hopeless(self, cuts: Sequence[Cut], chosen: Sequence[Cut], hope: Hope) -> None:
