@@ -128,17 +128,13 @@ def agent(folder: Path) -> dict[str, float]:
 
 
 def _pss_mb(box: LiveAgent) -> float:
-    text = Path(f"/proc/{_pid(box)}/smaps_rollup").read_text(encoding="ascii")
+    text = Path(f"/proc/{box.pid}/smaps_rollup").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1000
 
 
 def _cpu_s(box: LiveAgent) -> float:
-    fields = Path(f"/proc/{_pid(box)}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    fields = Path(f"/proc/{box.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _pid(box: LiveAgent) -> int:
-    return json.loads((box.data / "agent.json").read_text())["pid"]
 
 
 def main() -> None:
