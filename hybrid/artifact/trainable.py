@@ -1,7 +1,8 @@
 """Artifacts whose head can learn: its weights lie in a file of their own, and the manifest says so.
 
 Design: the body's bytes never change when the head learns, so that a version that has learned differs from its base in
-`trainable_files` and golden outputs alone, and a box fetches only these.
+`trainable_files` and golden outputs alone, and a box fetches only these. With a rank the head itself is of what never
+changes, and the file has A and B, which are added to what its products answer.
 """
 
 import shutil
@@ -46,6 +47,8 @@ class Separated:
         node: the head's first, and its operator.
         head_file: name of the file that can learn, beside the model.
         n_bytes: of that file.
+        rank: of the updates that learn beside the frozen head; 0 where the head's own weights learn.
+        n_products: that such updates stand beside.
     """
 
     path: Path
@@ -53,39 +56,57 @@ class Separated:
     node: str
     head_file: str
     n_bytes: int
+    rank: int = 0
+    n_products: int = 0
 
     @property
     def text(self) -> str:
         """For people."""
+        begins = f"the head begins at {self.node}, on {self.feature_tensor!r}"
+        if not self.rank:
+            return f"{begins}; its {self.n_bytes} bytes are {self.head_file}"
+        what = "its product" if self.n_products == 1 else f"{self.n_products} of its products"
         return (
-            f"the head begins at {self.node}, on {self.feature_tensor!r}; its {self.n_bytes} bytes are {self.head_file}"
+            f"{begins}; it stays: {self.head_file} has updates of rank {self.rank} beside {what}, {self.n_bytes} bytes"
         )
 
 
-def separated(model: Path, head: str, folder: Path) -> Separated:
-    """Writes a model into a folder with the float weights of its head in a file of their own; it computes the same.
+def separated(model: Path, head: str, folder: Path, *, rank: int | None = None) -> Separated:
+    """Writes a model into a folder with what can learn in a file of its own; it computes the same.
 
     Args:
-        model: an ONNX file, float in its head.
+        model: an ONNX file, float in its head; with a rank the head may be int8.
         head: the tensor that the head stands on, or `auto` for the input of the last product by float weights.
         folder: where model and head are written; made.
+        rank: of updates A, B beside the frozen products of the head, which alone learn; None: all of the head's float
+            weights learn.
 
     Raises:
-        NotTrainable: no such tensor, or no head that can learn; says why, and what names are near.
+        NotTrainable: no such tensor, no head that can learn, or a rank that makes none of its products smaller; says
+            why, and what names are near.
         ModelInvalid: no ONNX model, or one that takes more than 2 GB in one piece.
         DiskFull, StorageError: a file was not written.
     """
     from compression.training.head_graphs import stand_of
-    from compression.training.heads import separate_head
+    from compression.training.heads import low_rank_head, separate_head
 
     whole = _loaded(model)
     stand = stand_of(whole, head)
-    apart = separate_head(whole, stand.tensor, file=HEAD_FILE)
+    if rank is None:
+        apart = separate_head(whole, stand.tensor, file=HEAD_FILE)
+    else:
+        apart = low_rank_head(whole, stand.tensor, rank, file=HEAD_FILE)
     path = folder / model.name
     write_atomically(folder / apart.file, apart.content, is_shown=True)
     write_atomically(path, apart.model.SerializeToString(deterministic=True), is_shown=True)
     return Separated(
-        path=path, feature_tensor=stand.tensor, node=stand.node, head_file=apart.file, n_bytes=apart.n_bytes
+        path=path,
+        feature_tensor=stand.tensor,
+        node=stand.node,
+        head_file=apart.file,
+        n_bytes=apart.n_bytes,
+        rank=rank or 0,
+        n_products=len(apart.tensors) // 2 if rank else 0,
     )
 
 
@@ -99,12 +120,13 @@ def declared(artifact: Artifact, apart: Separated) -> Artifact:
     return replace(artifact, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
 
 
-def trainable_artifact(
+def trainable_artifact(  # noqa: PLR0913  (what is named is the artifact's or the head's; all but three have a default)
     model: Path,
     out: Path,
     *,
     name: str,
     head: str = "auto",
+    rank: int | None = None,
     version: str = "1",
     sequence: int = 1,
     inputs: "Mapping[str, np.ndarray] | None" = None,
@@ -116,7 +138,7 @@ def trainable_artifact(
         model: an ONNX file.
         out: the artifact's folder; must not exist, or be empty.
         name, version, sequence: of the artifact.
-        head: as `separated` takes it.
+        head, rank: as `separated` takes them.
         inputs: of one request, for the golden files; None draws them, the same each time.
         tolerance: how far a box's golden outputs may be off, of the largest value.
 
@@ -131,7 +153,7 @@ def trainable_artifact(
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=".tmp-"))
         try:
-            apart = separated(model, head, staging)
+            apart = separated(model, head, staging, rank=rank)
             bare = declared(from_onnx(apart.path, name, version, sequence=sequence), apart)
             feeds, outputs = _answered(apart.path, inputs)
             golden, entries = write_golden(staging, feeds, outputs, {"onnxruntime": tolerance})

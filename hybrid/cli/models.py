@@ -34,6 +34,7 @@ app = typer.Typer(
       hybrid models push detector.onnx --name detector
       hybrid models push detector.onnx --name detector --sign own --golden random
       hybrid models push detector.onnx --name detector --sign own --golden random --head auto
+      hybrid models push detector.onnx --name detector --sign own --golden random --head auto --rank 4
       hybrid models ls --json
       hybrid models pull detector:3 --out ./models
       hybrid models export detector:3 --out detector-3.hybrid
@@ -66,6 +67,14 @@ Head = Annotated[
         metavar="TENSOR",
     ),
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        help="With --head: its weights stay, and what may learn is an update of this rank beside each of its products.",
+        min=1,
+    ),
+]
 
 app.command("export", help=EXPORT_HELP)(export_bundle)
 app.command("import", help=IMPORT_HELP)(import_bundle)
@@ -86,6 +95,7 @@ def push(
     golden: GoldenOption = None,
     golden_tolerance: GoldenTolerance = 1e-3,
     head: Head = "",
+    rank: Rank = None,
     gateway: Gateway = "auto",
     token: TokenOption = None,
     json: Json = False,
@@ -105,13 +115,15 @@ def push(
     check_label(name, version)
     if golden is not None or head:
         _refuse_artifact(file)
+    if rank is not None and not head:
+        raise typer.BadParameter("--rank is of a head that learns: say with --head where that begins, or --head auto")
     private_key = read_key(key_path(sign)) if sign is not None else None
     with (
         showing(f"pushing {file.name}") as begin,
         TemporaryDirectory(prefix="hybrid-golden-") as staging,
         TemporaryDirectory(prefix="hybrid-head-") as folder,
     ):
-        apart = _separated(file, head, Path(folder)) if head else None
+        apart = _separated(file, head, rank, Path(folder)) if head else None
 
         def dress(artifact: Artifact) -> Artifact:
             dressed = artifact if apart is None else declared(artifact, apart)
@@ -136,11 +148,11 @@ def _refuse_artifact(file: Path) -> None:
         )
 
 
-def _separated(file: Path, head: str, folder: Path) -> "Separated":
-    """The model with its head in a file of its own, and a word about where it begins."""
+def _separated(file: Path, head: str, rank: int | None, folder: Path) -> "Separated":
+    """The model with what can learn in a file of its own, and a word about where the head begins."""
     from hybrid.artifact.trainable import separated
 
-    apart = separated(file, head, folder)
+    apart = separated(file, head, folder, rank=rank)
     note(apart.text)
     return apart
 

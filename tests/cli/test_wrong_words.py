@@ -131,6 +131,8 @@ models push broken.onnx --name x {NOWHERE} | FAILED | model_invalid
 models push sound.onnx --name x {NOWHERE} | UNREACHABLE | gateway_unreachable
 models push sound.onnx --name x --gateway LIVE | PERMISSION | unauthenticated
 models push sound.onnx              | USAGE       | usage
+models push sound.onnx --name x --rank 2 | USAGE       | usage
+models push sound.onnx --name x --head nosuch --rank 2 {NOWHERE} | FAILED | not_trainable
 models export nosuch --out x --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
 models import no.hybrid --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
 models import text.txt --gateway LIVE --token TOKEN | FAILED      | model_invalid
