@@ -103,6 +103,11 @@ def judge_of(head: Head, arrays: dict[str, np.ndarray]) -> Judge:
     )
     if len(found) != n_samples:
         raise BadMessage(f"{n_samples} labels for {len(found)} rows of features: one label a sample is wanted")
+    n_bad = int(np.count_nonzero(~np.isfinite(found.reshape(n_samples, -1)).all(axis=1)))
+    if n_bad:
+        raise BadMessage(
+            f"{n_bad} of {n_samples} samples have features that are no finite numbers; mend or remove them"
+        )
     targets = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32)
     return Judge(head, Examples(found, targets))
 

@@ -112,8 +112,14 @@ def shared(head: Head, personal: tuple[str, ...]) -> tuple[Layout, np.ndarray]:
     """What of a head travels: all but personal tensors, as layout and vector.
 
     Raises:
-        CampaignImpossible: nothing is left.
+        CampaignImpossible: nothing is left, or a pattern is of no tensor.
     """
+    for pattern in personal:
+        if not any(fnmatchcase(name, pattern) for name in head.layout.names):
+            names = ", ".join(head.layout.names[:8])
+            raise CampaignImpossible(
+                f"no tensor of the head is called {pattern!r}, which is to be personal; it has {names}"
+            )
     arrays = {
         name: head.arrays[name]
         for name in head.layout.names

@@ -183,6 +183,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (aggregation.max_staleness < 0, f"a staleness of {aggregation.max_staleness} steps"),
             (not 0 < self.coding.share <= 1, f"top-k of a share of {self.coding.share}; it is above 0, at most 1"),
             (privacy.noise < 0 or privacy.clip < 0 or privacy.max_epsilon < 0, "noise, clip and epsilon are 0 or more"),
+            (
+                not 0 <= self.promotion.tolerance <= 1,
+                f"a result may lie 0 to 1 of accuracy below the base, not {self.promotion.tolerance:g}",
+            ),
             (not 0 < privacy.delta < 1, f"delta is {privacy.delta}, 0 to 1 is possible"),
         )
 

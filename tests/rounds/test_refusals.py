@@ -17,7 +17,7 @@ from hybrid.errors import (
     Overloaded,
     VersionUnsupported,
 )
-from hybrid.federated.campaign import Aggregation, Coding, Cohort, Training
+from hybrid.federated.campaign import Aggregation, Coding, Cohort, Promotion, Training
 from hybrid.federated.messages import Condition, EvaluationCall, Offer
 from tests.rounds.lab import MODEL, Box, FakeBox, Lab, running, until
 
@@ -256,6 +256,9 @@ async def test_a_box_that_brings_too_many(lab: Lab) -> None:
         ({"goal": 7}, "6 admitted boxes"),
         ({"cohort": Cohort(tags={"site": "oslo"})}, "0 admitted boxes"),
         ({"training": Training(personal=("*",))}, "nothing would travel"),
+        ({"training": Training(personal=("w?", "layer1.*"))}, "no tensor of the head is called 'layer1"),
+        ({"promotion": Promotion(tolerance=-0.01)}, "not -0.01"),
+        ({"promotion": Promotion(tolerance=float("nan"))}, "not nan"),
         ({"goal": 0}, "1 or more"),
     ],
 )
@@ -284,6 +287,7 @@ async def test_unknown_models_and_sets(lab: Lab) -> None:
         ({"labels": np.array([{}] * 3, object), "image": np.zeros((3, 64), np.float32)}, "no .npz file"),
         ({"labels": np.zeros(3, np.int64), "other": np.zeros((3, 64), np.float32)}, "'image'"),
         ({"labels": np.zeros(3, np.int64), "image": np.zeros((3, 63), np.float32)}, "features"),
+        ({"labels": np.zeros(3, np.int64), "image": np.full((3, 64), np.nan, np.float32)}, "3 of 3 samples"),
         ({"labels": np.full(3, 99), "image": np.zeros((3, 64), np.float32)}, "99"),
     ],
 )
