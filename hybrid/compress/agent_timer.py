@@ -17,7 +17,7 @@ from hybrid.artifact.digest import files_of_model
 from hybrid.compress.timing import DeviceTold, timing_of
 from hybrid.cost.device_power import power_of, this_power
 from hybrid.cost.energy import Power
-from hybrid.errors import HybridError, Overloaded
+from hybrid.errors import HybridError, ModelInvalid, Overloaded
 from hybrid.transport.registry_client import RegistryClient, Timeouts
 from hybrid.wire.timing_call import FEEDS, PATH, TimingAnswer, TimingCall, TimingFile, TimingPlace, head_of
 
@@ -116,8 +116,12 @@ def _asked(box: OnAgent, models: Sequence[Path], feeds: Feeds, *, wants_memory: 
 
 
 def _in_one_piece(path: Path) -> bytes:
-    """A model as one file: what lies beside it takes the same time inside."""
-    if len(files_of_model(path)) == 1:
+    """A model as one file: what lies beside it takes the same time inside; a box says what is wrong with a broken one."""
+    try:
+        lies_alone = len(files_of_model(path)) == 1
+    except ModelInvalid:
+        lies_alone = True
+    if lies_alone:
         return path.read_bytes()
     import onnx
 
