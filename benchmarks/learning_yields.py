@@ -149,10 +149,11 @@ def record(n_requests: int) -> Record:
         name="learning_yields",
         claim="A box's learning stands still for requests, and costs little beside them",
         method=(
-            f"The gate and the training of `edge_agent/learning`, {n_requests} requests at random moments: from a request"
-            f" to the moment at which training stands still. A real agent with {paid['n_rounds']:.0f} rounds of its own"
-            f" (a small head, 145 samples) took {paid['cpu_s_per_task_with_first_imports']:.3f} s of a core for each, first"
-            f" imports included, and {paid['added_pss_mb']:.0f} MB (PSS) more than before them."
+            f"The gate and the training of `edge_agent/learning`, {n_requests} requests at random moments: from a"
+            " request to the moment at which training stands still. A real agent with"
+            f" {paid['n_rounds']:.0f} rounds of its own (a small head, 145 samples) took"
+            f" {paid['cpu_s_per_task_with_first_imports']:.3f} s of a core for each, first imports included, and"
+            f" {paid['added_pss_mb']:.0f} MB (PSS) more than before them."
         ),
         seed=1,
         columns=("head", "numbers that learn", "ms to stand still", "99 %", "worst", "core s a task"),

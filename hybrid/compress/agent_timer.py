@@ -116,7 +116,7 @@ def _asked(box: OnAgent, models: Sequence[Path], feeds: Feeds, *, wants_memory: 
 
 
 def _in_one_piece(path: Path) -> bytes:
-    """A model as one file: what lies beside it takes the same time inside; a box says what is wrong with a broken one."""
+    """A model as one file: what lies beside it takes the same time inside. A broken one goes as it is."""
     try:
         lies_alone = len(files_of_model(path)) == 1
     except ModelInvalid:
