@@ -202,6 +202,10 @@ def low_rank_head(
     if rank < 1:
         raise NotTrainable(f"a rank of {rank}; give 1 or more")
     nodes = _head(model, feature_tensor)
+    if any(name.endswith(_UPDATES) for node in nodes for name in node.input):
+        raise NotTrainable(
+            f"the head behind {feature_tensor!r} has updates of low rank already; take the model that it was made of"
+        )
     made = onnx.ModelProto()
     made.CopyFrom(model)
     chance = np.random.default_rng(seed)

@@ -77,6 +77,14 @@ Head = Annotated[
         metavar="TENSOR",
     ),
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        help="With --head: its weights stay, and what may learn is an update of this rank beside each of its products.",
+        min=1,
+    ),
+]
 Emulation = Annotated[
     Literal["auto", "quota", "scaled"],
     typer.Option("--emulation", help="An emulated device: slowed down in truth, or seconds multiplied."),
@@ -107,6 +115,7 @@ def compress(
     threads: Annotated[int, typer.Option("--threads", help="Of the engine while timed; 0: one a core.", min=0)] = 0,
     emulation: Emulation = "auto",
     head: Head = "",
+    rank: Rank = None,
     name: Annotated[str, typer.Option("--name", help="Of the artifact; else the model's.")] = "",
     version: Annotated[str, typer.Option("--version", help="Of the artifact; else 1.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Nothing that an earlier call did counts.")] = False,
@@ -137,11 +146,10 @@ def compress(
         threads=threads,
         emulation=emulation,
         sign=_key(sign),
-        head=head,
-        name=name,
-        version=version,
+        head=head, rank=rank,
+        name=name, version=version,
         again=again,
-    )
+    )  # fmt: skip
     _tell(job, _compressed(job), json=json)
 
 

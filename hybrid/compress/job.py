@@ -44,6 +44,7 @@ class Job:
         sign: a private key, 32 raw bytes, that signs calibrations.
         head: the tensor on which a trainable head stands, or `auto`: its weights become a file of their own, in float;
             empty keeps apart what an artifact has apart already.
+        rank: of updates beside the products of that head, which alone learn; None: the head's own weights do.
         name, version: of the artifact; empty for those of the model, and for `1`.
         again: nothing that an earlier call did counts.
     """
@@ -70,6 +71,7 @@ class Job:
     emulation: Literal["auto", "quota", "scaled"] = "auto"
     sign: bytes | None = None
     head: str = ""
+    rank: int | None = None
     name: str = ""
     version: str = ""
     again: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression.errors import NotTrainable
 from hybrid.artifact.digest import files_of_model, model_digest
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.folder import Artifact
@@ -84,25 +85,28 @@ def base_of(
         name=_word(job.model.stem if job.model is not None else _function(job.train_script)),
         artifact=artifact,
     )
-    base = _with_head(base, job.head, work / "base" / "apart")
+    base = _with_head(base, job.head, job.rank, work / "base" / "apart")
     if base.head:
         said(base.head_text)
     n_bytes = sum(file.size for file in files_of_model(base.path))
     return replace(base, digest=model_digest(base.path), n_bytes=n_bytes)
 
 
-def _with_head(base: Base, wanted: str, folder: Path) -> Base:
+def _with_head(base: Base, wanted: str, rank: int | None, folder: Path) -> Base:
     """The model with its head in a file of its own, where that was wanted, or is so already."""
     shipped = base.artifact.manifest.variants[0] if base.artifact is not None else None
     known = shipped.feature_tensor or "" if shipped is not None and shipped.trainable_files else ""
-    if shipped is not None and known and wanted in ("", known):
+    if shipped is not None and known and wanted in ("", known) and rank is None:
         file = shipped.trainable_files[0].rpartition("/")[2]
         return replace(base, head=known, head_file=file, head_text=f"the head on {known!r} stays in {file}")
+    wanted = wanted or (known if rank is not None else "")
+    if not wanted and rank is not None:
+        raise NotTrainable("a rank is of a head that learns: name with it where that begins (`--head`), or `auto`")
     if not wanted:
         return base
     from hybrid.artifact.trainable import separated
 
-    apart = separated(base.path, wanted, folder)
+    apart = separated(base.path, wanted, folder, rank=rank)
     return replace(base, path=apart.path, head=apart.feature_tensor, head_file=apart.head_file, head_text=apart.text)
 
 

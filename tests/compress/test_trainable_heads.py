@@ -160,3 +160,22 @@ def test_where_bytes_are_wanted_pruning_saves_weights(maker, monkeypatch):
         with pytest.raises(NotPrunable):
             replace(maker, saving=saving).model(Recipe(pruned="graph", ratio=0.5, multiple=4))
     assert seen == ["macs", "weights"]
+
+
+def test_a_rank_freezes_the_head_and_every_variant_has_the_same_update(
+    net: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+    job = Job(
+        model=net, data=data / "x.npz", labels=data / "y.npy", out=tmp_path / "small", max_drop=MAX_DROP,
+        head="auto", rank=1,
+    )  # fmt: skip
+    said: list[str] = []
+    compress(job, Watch(said=said.append), timer=lambda _job: BySize())
+    assert any("it stays: head.bin has updates of rank 1 beside " in line for line in said)
+    manifest = open_folder(job.out).manifest
+    original, int8 = (manifest.files[variant.trainable_files[0]] for variant in manifest.variants[:2])
+    assert original.sha256 == int8.sha256
+    assert np.array_equal(answered(open_folder(job.out).model_path), answered(net))
+    with pytest.raises(NotTrainable, match="a rank is of a head that learns"):
+        base_of(replace(job, head=""), tmp_path / "work")

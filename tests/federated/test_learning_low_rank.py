@@ -102,6 +102,8 @@ def test_its_frozen_weights_stay_frozen_where_the_head_is_separated_again(base: 
     apart = separate_head(onnx.load(base.model_path), "feature")
     assert sorted(apart.tensors) == sorted(open_head(base.folder, base.manifest, "original").layout.names)
     assert np.array_equal(apart.arrays()["product/lora_b"], np.zeros((2, 10), np.float32))
+    with pytest.raises(NotTrainable, match="has updates of low rank already"):
+        separated(base.model_path, "feature", base.folder / "again", rank=1)
 
 
 def test_the_people_who_push_are_told_what_learns(model: Path, tmp_path: Path) -> None:
