@@ -25,6 +25,7 @@ SUMMARIES = {
     "models": "Push models to a gateway, list them, pull them.",
     "plan": "Show where a model can be cut, and what each cut costs.",
     "profile": "Time a model and its heads on this machine, once.",
+    "rounds": "Models that learn on the boxes' own data: campaigns, simulations, reports.",
     "stats": "How well a program's decisions predicted, and what they cost.",
     "why": "Replay a decision: all alternatives, their costs, and why.",
 }

@@ -11,7 +11,7 @@ from compression.errors import UnknownCodec
 from devices.errors import ModelFileMissing
 from hybrid.cli.failure import failure_of
 from hybrid.cli.main import main
-from hybrid.cli.words import MissingExtra
+from hybrid.cli.words import OWN_PACKAGES, SUMMARIES, MissingExtra, found
 from hybrid.errors import CATALOG, DiskFull, ExitCode, GatewayUnreachable
 
 COMMAND = """
@@ -101,3 +101,8 @@ def test_exit_codes_of_a_command_reach_the_shell(run_broken) -> None:
 def test_another_package_may_offer_a_subcommand(run_broken, capsys) -> None:
     assert main(["--help"]) == ExitCode.OK
     assert "broken      Offered by broken." in capsys.readouterr().out
+
+
+def test_every_word_of_this_project_has_a_line_of_its_own() -> None:
+    own = {word for word, point in found().items() if point.module.partition(".")[0] in OWN_PACKAGES}
+    assert own == set(SUMMARIES)
