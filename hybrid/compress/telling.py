@@ -70,7 +70,7 @@ def told(
     said = [*timer.told.remarks, *([base.head_text] if base.head else []), *remarks]
     if searched.is_cut_short:
         said.append(CUT_SHORT)
-    said += filter(None, [together(judgement.finalists, ids, job.max_drop)])
+    said += filter(None, [together(judgement.finalists, ids, job.max_drop), headless(base.head, shipped)])
     return Report(
         model_digest=base.digest,
         model=base.name,
@@ -102,6 +102,18 @@ def told(
         shown=_shown(base.path, bench, {name: each.path for name, each in shipped.items()}),
         remarks=tuple(said),
         power=timer.power.source,
+    )
+
+
+def headless(head: str, shipped: Mapping[str, Judged]) -> str:
+    """What is said where a head that learns was asked for, and something shipped has none; else empty."""
+    without = [name for name, each in shipped.items() if not each.feature_tensor]
+    if not head or not without:
+        return ""
+    return (
+        f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no head in a file that can learn, and learning "
+        "does not reach them: TensorFlow Lite has none, a trained form where the script's module names its tensors "
+        "otherwise (its notes say so); without --train-script every variant has one"
     )
 
 

@@ -1,7 +1,10 @@
 """The report's words on each candidate: who beat it is named, in figures of one kind."""
 
+from types import SimpleNamespace
+
 from hybrid.calibration.intervals import paired_drop
 from hybrid.compress.grading import Grade, held_together
+from hybrid.compress.telling import headless
 
 
 def grade(n_lost: int, n_won: int = 0, n: int = 2000) -> Grade:
@@ -49,3 +52,10 @@ def test_what_was_not_shipped_names_the_one_that_is_better(whole):
                 for other in report.candidates
                 if other.id != each.id and other.chosen_by and other.chosen_by.drop < mine.drop
             )
+
+
+def test_what_is_shipped_without_the_head_that_was_asked_for_is_named():
+    shipped = {name: SimpleNamespace(feature_tensor=tensor) for name, tensor in (("int8", "pooled"), ("pruned", ""))}
+    assert headless("pooled", shipped).startswith("pruned has no head in a file that can learn")
+    assert headless("", shipped) == ""
+    assert headless("pooled", {"int8": shipped["int8"]}) == ""
