@@ -49,7 +49,8 @@ def page(report: Report) -> str:
 _LEGEND = (
     "Left is faster, up is nearer to the original (the ring); the larger a dot, the more bytes. All dots are of one "
     "kind: drops on the choosing part with their 95 % intervals, times when each was tried; what the last judgement "
-    "found on other samples stands in the table. Green was shipped, blue lies on the Pareto front of drop, time and "
+    "found on other samples stands in the table. What lost more than the axis shows "
+    "lies at its lower edge. Green was shipped, blue lies on the Pareto front of drop, time and "
     "bytes."
 )
 

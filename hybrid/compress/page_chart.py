@@ -11,6 +11,9 @@ WIDTH: Final = 760
 HEIGHT: Final = 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 20, 48
 _LABEL_ROOM: Final = 15
+WORST_RATIO: Final = 6.0
+"""The axis ends at so many times the floor at most, so that what lies near the floor can be told apart."""
+
 _RADII: Final = (4.0, 13.0)
 
 
@@ -39,7 +42,7 @@ def chart(candidates: Sequence[Candidate], max_drop: float) -> str:
     most_time = max(1.05, *(point.time for point in points))
     lows = [100 * point.drop.drop for point in points]
     most = 100 * max_drop
-    low, high = min(0.0, *lows), max(most, *lows)
+    low, high = min(0.0, *lows), max(most, min(max(lows), WORST_RATIO * most))
     spare = 0.08 * (high - low) or 1.0
     scale = _Scale(most_time * 1.05, low - spare, high + spare)
     parts = [
@@ -64,8 +67,8 @@ class _Scale(NamedTuple):
         return LEFT + (WIDTH - LEFT - RIGHT) * time / self.most_time
 
     def y(self, points: float) -> float:
-        """Small drops above: up is good, left is good."""
-        return TOP + (HEIGHT - TOP - BOTTOM) * (points - self.low) / (self.high - self.low)
+        """Small drops above: up is good, left is good; what is worse than the axis shows lies at its lower edge."""
+        return TOP + (HEIGHT - TOP - BOTTOM) * (min(points, self.high) - self.low) / (self.high - self.low)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -1,3 +1,4 @@
+import re
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -6,7 +7,7 @@ import msgspec
 import pytest
 
 from hybrid.compress.page import page
-from hybrid.compress.page_chart import ticks
+from hybrid.compress.page_chart import BOTTOM, HEIGHT, ticks
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.report import (
     Baseline,
@@ -124,6 +125,16 @@ def test_this_machine_and_a_larger_file_are_said_in_words():
     assert "Device: this machine, one thread." in words
     assert "3.6 × larger" in words
     assert "× smaller" not in words
+
+
+def test_what_is_far_worse_does_not_press_the_others_together():
+    text, _ = read(report(candidate("int8", 0.4, 0.001, "shipped"), candidate("lost", 0.2, 0.6, "kept off")))
+    floor, lowest = (
+        float(re.search(rf'class="{kind}"[^>]* (?:y1|cy)="([0-9.]+)"', text)[1]) for kind in ("floor", "front")
+    )
+    assert lowest == HEIGHT - BOTTOM, "at the lower edge, not below it"
+    assert floor > HEIGHT / 6
+    assert "lies at its lower edge" in text
 
 
 def test_nothing_shipped_nothing_tried_and_nothing_measured_are_said():
