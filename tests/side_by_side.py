@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPUTING = (
     "tests/test_architecture.py", "tests/test_docs.py", "tests/artifact", "tests/bottleneck", "tests/cascade",
     "tests/chunks", "tests/compress", "tests/compression", "tests/cost", "tests/federated", "tests/graph",
-    "tests/install", "tests/outbox", "tests/partition", "tests/pruning", "tests/quantization", "tests/reliability",
-    "tests/rollouts", "tests/tflite", "tests/tflite_export", "tests/training", "tests/wire",
+    "tests/install", "tests/learning", "tests/outbox", "tests/partition", "tests/pruning", "tests/quantization",
+    "tests/reliability", "tests/rollouts", "tests/rounds", "tests/schedule", "tests/simulation", "tests/tflite",
+    "tests/tflite_export", "tests/training", "tests/wire",
 )  # fmt: skip
 """Rooms without a limit of time that a busy machine could exceed; all others are taken by the first process."""
 

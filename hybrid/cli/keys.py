@@ -77,6 +77,7 @@ def new(file: File = None, json: Json = False) -> None:
     result(data, f"{public_key.hex()}  {path}", json=json)
     if not json:
         note(f"next: hybrid keys trust {public_key.hex()}    # on each machine that shall take its word")
+        note("for a fleet of boxes, a root names whom they believe: hybrid keys root create")
 
 
 @app.command("show", help=SHOW)

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from cloud_gateway.rounds.commands.order_flags import with_order
-from cloud_gateway.rounds.commands.telling import duration, headline, lines, outcomes, seconds_left, size
+from cloud_gateway.rounds.commands.telling import duration, headline, is_over, lines, outcomes, seconds_left, size
 from cloud_gateway.rounds.messages import CampaignView, PromotionView, RoundView
 from hybrid.errors import CampaignImpossible
 from hybrid.federated.campaign import Campaign, Privacy
@@ -155,6 +155,14 @@ def test_the_live_picture_holds_the_same():
     text = console.file.getvalue()
     for words in ("stalled, step 2 of 10", "too few boxes", "2 norm, 1 stale", "75.0%", "in all 10 rounds"):
         assert words in text, words
+
+
+def test_who_watches_is_let_go_where_only_a_person_can_help():
+    evaluating = PromotionView(step=2, state="evaluating")
+    assert [is_over(view(state=state)) for state in ("running", "paused", "stalled", "completed")] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    assert not is_over(view(state="completed", promotions=(evaluating,)))
 
 
 def test_amounts_for_people():

@@ -1,6 +1,7 @@
 """Whole campaigns on virtual boxes: the gateway's desk and the boxes' learner as they are, hours in a moment."""
 
 import json
+import logging
 
 import msgspec
 import numpy as np
@@ -153,6 +154,7 @@ def test_the_command_tells_people_and_programs(capsys):
     data = json.loads(capsys.readouterr().out)["data"]
     assert data["campaign"]["state"] == "completed"
     assert len(data["campaign"]["rounds"]) == 3
+    assert logging.getLogger("hybrid.gateway").level == logging.NOTSET  # as before: a service may follow
 
 
 def test_the_command_takes_samples_of_ones_own(capsys, tmp_path):

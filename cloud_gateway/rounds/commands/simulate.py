@@ -2,6 +2,8 @@
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,12 +114,9 @@ def _run(order: Campaign, fleet: Fleet, material: "Material") -> "Outcome":
 
     from cloud_gateway.rounds.simulation.run import simulate as run
 
-    gateway_log = logging.getLogger("hybrid.gateway")
-    if gateway_log.getEffectiveLevel() == logging.WARNING:  # rounds begun anew are what is looked at: -v shows them
-        gateway_log.setLevel(logging.ERROR)
     named = replace(order, model=material.artifact.manifest.name, version="")
     step = 0
-    with progress("simulating", order.rounds, "rounds") as shown:
+    with _quiet_gateway(), progress("simulating", order.rounds, "rounds") as shown:
 
         def told(view: "CampaignView") -> None:
             nonlocal step
@@ -125,6 +124,19 @@ def _run(order: Campaign, fleet: Fleet, material: "Material") -> "Outcome":
             step = view.step
 
         return run(named, fleet, material, told)
+
+
+@contextmanager
+def _quiet_gateway() -> Iterator[None]:
+    """Rounds that are begun anew are what is looked at, no warning: -v shows them."""
+    gateway_log = logging.getLogger("hybrid.gateway")
+    before = gateway_log.level
+    if gateway_log.getEffectiveLevel() == logging.WARNING:
+        gateway_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        gateway_log.setLevel(before)
 
 
 def _made_up(folder: Path, fleet: Fleet, n_samples: int, hidden: int) -> "Material":

@@ -131,7 +131,8 @@ def promotion_line(view: PromotionView) -> str:
 
 def is_over(view: CampaignView) -> bool:
     """Whether nothing of it will change by itself any more."""
-    return view.state in ENDED and not any(each.state == "evaluating" for each in view.promotions)
+    waits_for_people = view.state in ENDED or view.state == "stalled"
+    return waits_for_people and not any(each.state == "evaluating" for each in view.promotions)
 
 
 def size(n_bytes: float) -> str:

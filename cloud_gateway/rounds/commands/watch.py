@@ -40,17 +40,20 @@ def watch(campaign: CampaignId, gateway: Gateway = "auto", token: AdminToken = N
 
 def _stream(asker: Asker, view: CampaignView, *, json: bool) -> None:
     """A JSON object a change, or a line a round and one at the end."""
-    said = ""
+    said: object = None
     while True:
         told = _line(view)
-        if json or told != said:
+        news: object = view.serial if json else told
+        if news != said:
             event(view, told, json=json)
-            said = told
+            said = news
         if is_over(view):
             break
         view = _next(asker, view)
     if not json:
         event(view, "\n".join(lines(view)), json=False)
+    if view.state == "stalled":
+        note(f"it waits for a person: hybrid rounds resume {view.id}, or stop {view.id}")
 
 
 def _line(view: CampaignView) -> str:
