@@ -18,10 +18,10 @@ from hybrid.calibration.intervals import paired_drop
 
 SEEDS: Final = (0, 1, 2)
 MAX_DROP: Final = 0.005
-FURTHER_DROP: Final = 0.025
+FURTHER_DROP: Final = 0.02
 """A second floor, for the part of the front where other tools' pruned forms lie."""
 
-FURTHER_MINUTES: Final = 12.0
+FURTHER_MINUTES: Final = 6.0
 N_CALIBRATED: Final = 300
 RATIOS: Final = (0.25, 0.5)
 FINE_TUNING: Final = 2
