@@ -149,6 +149,7 @@ class Gateway:
             blobs=fleet.blobs,
             raise_alarm=fleet.desk.alarms.raise_alarm,
             steering=fleet.steering,
+            is_delegated=fleet.desk.trust.is_rounds_key,
         )
         self._rounds = await asyncio.to_thread(Rounds, data, around)
         stack.callback(self._rounds.close)

@@ -14,7 +14,7 @@ import numpy as np
 from cloud_gateway.rounds.messages import EvaluationSet
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.names import check_digest
-from hybrid.errors import BadMessage, EngineFailed, NotFound
+from hybrid.errors import BadMessage, EngineFailed, NotFound, TensorMismatch
 from hybrid.federated.learning.body import Body
 from hybrid.federated.learning.evaluation import right_of
 from hybrid.federated.learning.examples import Examples
@@ -116,7 +116,7 @@ def _features(body: Body, inputs: dict[str, np.ndarray], first: int, last: int) 
     """Of some samples; one by one where the model takes no more at once."""
     try:
         return body.features({name: array[first:last] for name, array in inputs.items()})
-    except EngineFailed:
+    except (EngineFailed, TensorMismatch):
         if last - first == 1:
             raise
         rows = [
@@ -137,7 +137,9 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(content), allow_pickle=False) as packed:
             arrays = {name: packed[name] for name in packed.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError) as exc:
-        raise BadMessage(f"the set is no .npz file of arrays: {exc}") from exc
+        raise BadMessage(
+            "the set is no .npz file of plain arrays; np.savez(file, labels=…, INPUT=…) makes one"
+        ) from exc
     _check(arrays)
     return arrays
 

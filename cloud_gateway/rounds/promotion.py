@@ -26,7 +26,7 @@ from cloud_gateway.rounds.origin import Library, laid_out
 from cloud_gateway.rounds.rounds_key import Signer
 from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore, put_promotion
-from hybrid.errors import Conflict, HybridError, NotFound
+from hybrid.errors import Conflict, Forbidden, HybridError, NotFound
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate
 from hybrid.federated.privacy.account import Account
@@ -48,6 +48,7 @@ class Home:
         files: of the registry; None where it takes none.
         signer: the gateway's rounds key.
         steering: begins rollouts; None where there are none.
+        is_delegated: whether boxes believe the key with that id in what rounds learn.
         store, commits: of rows.
         committed: called with a model's name after a version of it came.
         clock_s: a clock that only runs forward.
@@ -58,6 +59,7 @@ class Home:
     files: BlobStore | None
     signer: Signer
     steering: Steering | None
+    is_delegated: Callable[[str], bool]
     store: RoundStore
     commits: Commits
     committed: Callable[[str], object]
@@ -212,6 +214,13 @@ class Promotions:
 
     async def _rolled_out(self, course: Course, version: str) -> str:
         steering, order = self._home.steering, course.order
+        key = self._home.signer.public
+        if not self._home.is_delegated(key.key_id):
+            raise Forbidden(
+                f"the fleet's trust bundle does not name this gateway's rounds key {key.public_key}: boxes would refuse"
+                f" what it signs. `hybrid keys delegate --from OLD --rounds {key.public_key} --out NEW`, `hybrid fleet"
+                " trust set NEW`, then promote again"
+            )
         if steering is None:
             raise Conflict("this gateway steers no fleet")
         for rollout in steering.ledger.rollouts.values():

@@ -64,6 +64,7 @@ class Neighbours:
         raise_alarm: takes a kind, a box or "", and a text; blocks.
         files: of that registry; None where it takes none.
         steering: begins rollouts; None where there are none.
+        is_delegated: whether boxes believe the key with that id in what rounds learn.
     """
 
     library: Library
@@ -72,6 +73,7 @@ class Neighbours:
     raise_alarm: Callable[[str, str, str], None]
     files: BlobStore | None = None
     steering: Steering | None = None
+    is_delegated: Callable[[str], bool] = lambda _key_id: True
 
 
 class Rounds:
@@ -170,6 +172,7 @@ class Rounds:
             files=self._around.files,
             signer=signer,
             steering=self._around.steering,
+            is_delegated=self._around.is_delegated,
             store=self._store,
             commits=spool.commits,
             committed=lambda name: self.committed(name),  # noqa: PLW0108 (it is set later)

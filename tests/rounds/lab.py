@@ -106,7 +106,9 @@ class Lab:
         now_s: added to the loop's clock.
     """
 
-    def __init__(self, folder: Path, *, n_boxes: int = 4, learns=("w1", "b1", "w2", "b2"), connect=None) -> None:
+    def __init__(
+        self, folder: Path, *, n_boxes: int = 4, learns=("w1", "b1", "w2", "b2"), connect=None, **more
+    ) -> None:
         self.folder = folder
         self.boxes = Boxes(n_boxes)
         self.alarms: list[str] = []
@@ -125,6 +127,7 @@ class Lab:
             boxes=self.boxes,
             blobs=self.blobs,
             raise_alarm=lambda kind, *_: self.alarms.append(kind),
+            **more,
         )
         self.rounds = Rounds(folder, around, clock_s=self._clock_s, connect=connect)
         self.desk = self.rounds.desk

@@ -1,6 +1,7 @@
 """A step comes home: judged, made a version that boxes accept, signed by the gateway's rounds key, rolled out."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from cloud_gateway.fleet.admission.store import open_store
+from cloud_gateway.fleet.admission.trust_desk import TrustDesk
 from cloud_gateway.fleet.assignments import Assignment
 from cloud_gateway.rounds.messages import PromoteWish
 from cloud_gateway.rounds.promotion import rollout_tags
@@ -17,6 +20,7 @@ from hybrid.artifact.signature import key_id, new_private_key, public_key_of, si
 from hybrid.errors import Conflict, NotFound
 from hybrid.federated.campaign import Campaign, Coding, Cohort, Promotion
 from hybrid.federated.privacy.statement import read
+from hybrid.fleet.trust_bundle import DelegatedKey, delegate
 from tests.rounds.lab import MODEL, Box, Lab, running, until
 from tests.rounds.test_thin_path import evaluation_set
 
@@ -127,6 +131,27 @@ async def test_a_person_promotes_a_step_of_a_stopped_campaign(lab: Lab) -> None:
     promotion = (await lab.shown(campaign)).promotions[0]
     assert (promotion.state, promotion.version) == ("candidate", f"{MODEL}:1.r1-{campaign}")
     assert "steers no fleet" in promotion.reason
+
+
+async def test_no_rollout_begins_that_boxes_would_refuse(tmp_path: Path) -> None:
+    """Where the root did not delegate this gateway's key, the version is a candidate, and the words say what to do."""
+    desk = TrustDesk(open_store(tmp_path / "trust")[0], time.time)
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"), is_delegated=desk.is_rounds_key)
+    key = bytes.fromhex(lab.rounds.key.public_key)
+    assert desk.is_rounds_key(key_id(key)), "a fleet without a root asks for no key"
+    root = new_private_key()
+    desk.take(delegate(root, [DelegatedKey(public_key=public_key_of(PUBLISHER).hex(), role="publisher")], 1))
+    async with running(lab):
+        order = Promotion(policy="rollout", cohort_evaluation=False)
+        campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=order)
+        await learned(lab, campaign)
+        await until(lambda: campaign not in lab.desk.courses)
+        promotion = (await lab.shown(campaign)).promotions[0]
+    lab.close()
+    assert promotion.state == "candidate"
+    assert f"--rounds {key.hex()}" in promotion.reason
+    desk.take(delegate(root, [DelegatedKey(public_key=key.hex(), role="rounds")], 2))
+    assert desk.is_rounds_key(key_id(key))
 
 
 async def test_a_promotion_goes_on_after_a_restart(tmp_path: Path) -> None:

@@ -286,7 +286,10 @@ async def test_unknown_models_and_sets(lab: Lab) -> None:
         ({"labels": np.full(3, -1), "image": np.zeros((3, 64), np.float32)}, "from 0 on"),
         ({"labels": np.array([{}] * 3, object), "image": np.zeros((3, 64), np.float32)}, "no .npz file"),
         ({"labels": np.zeros(3, np.int64), "other": np.zeros((3, 64), np.float32)}, "'image'"),
-        ({"labels": np.zeros(3, np.int64), "image": np.zeros((3, 63), np.float32)}, "features"),
+        (
+            {"labels": np.zeros(3, np.int64), "image": np.zeros((3, 63), np.float32)},
+            "'image' is 1x63, the model wants .x64",
+        ),
         ({"labels": np.zeros(3, np.int64), "image": np.full((3, 64), np.nan, np.float32)}, "3 of 3 samples"),
         ({"labels": np.full(3, 99), "image": np.zeros((3, 64), np.float32)}, "99"),
     ],

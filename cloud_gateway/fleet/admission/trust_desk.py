@@ -33,6 +33,11 @@ class TrustDesk:
         newest, root = self._newest, self._root
         return None if newest is None or root is None else opened(newest[1], root)
 
+    def is_rounds_key(self, key_id: str) -> bool:
+        """Whether boxes believe that key in what rounds learn; in a fleet without a root they ask for none."""
+        bundle = self.bundle()
+        return bundle is None or key_id in bundle.trusted("rounds")
+
     def take(self, envelope: bytes) -> TrustBundle:
         """Keep a newer bundle and hand it out from now on; the one that is newest already is fine.
 

@@ -19,6 +19,7 @@ from hybrid.errors import EngineFailed, ModelUntrainable, TensorMismatch
 from hybrid.federated.learning.graph_part import nodes_before
 from hybrid.federated.learning.head import Head
 from hybrid.graph.model_file import declared_inputs, needs_of
+from hybrid.graph.read import spec_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -78,6 +79,7 @@ class Body:
         model = body_model(head)
         self._session: Any = None if model is None else _opened(model, head.path.parent, options, providers)
         self._names = frozenset([head.feature] if model is None else declared_inputs(model))
+        self._types = {value.name: value.type for value in head.model.graph.input if value.name in self._names}
 
     def features(self, feeds: Feeds, run_options: Any = None) -> np.ndarray:
         """The feature tensor of one request, float32, (rows, …).
@@ -87,7 +89,7 @@ class Body:
             run_options: through which another thread may end the run.
 
         Raises:
-            TensorMismatch: an input is missing, or no rows come out.
+            TensorMismatch: an input is missing or of another shape, or no rows come out.
             EngineFailed: the engine refused, or was stopped.
         """
         missing = sorted(self._names - set(feeds))
@@ -102,9 +104,17 @@ class Body:
         try:
             found = self._session.run([self._head.feature], {name: feeds[name] for name in self._names}, run_options)
         except Exception as exc:
+            self._check_shapes(feeds)
             said = str(exc).strip().splitlines()[:1]
             raise EngineFailed(f"the engine could not make features of a sample: {''.join(said)[:200]}") from exc
         return np.asarray(found[0])
+
+    def _check_shapes(self, feeds: Feeds) -> None:
+        for name, kind in self._types.items():
+            spec, found = spec_of(name, kind), feeds[name].shape
+            if spec is not None and not spec.accepts(spec.dtype, found):
+                wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
+                raise TensorMismatch(f"{name!r} is {'x'.join(map(str, found))}, the model wants {wanted}")
 
 
 def _opened(
