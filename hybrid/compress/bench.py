@@ -115,9 +115,9 @@ class Bench:
         if found.seconds is None or found.original is None:
             return None
         mine, whole = found.seconds, found.original
-        # Of both, as the rules ask: other work on the machine moves a median, and a fastest run alone is luck.
-        seconds = max(mine.p50_s / whole.p50_s, mine.low_s / whole.low_s)
-        return Cost(seconds=seconds, bytes=found.n_bytes / self.original_bytes)
+        # Of the fastest blocks: beside two busy programs the ratio of medians of one model went from 0.44 to 0.61, this
+        # one from 0.45 to 0.46. It only guides the search: what is shipped is judged by both.
+        return Cost(seconds=mine.low_s / whole.low_s, bytes=found.n_bytes / self.original_bytes)
 
     def _time(self, recipe: Recipe) -> Timed:
         key = ["time", recipe, self.maker.saving if recipe.pruned == "graph" else "", *device_key(self.timer.told)]

@@ -268,8 +268,10 @@ def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bo
             return steps, True
         watch.total(n_done + 1)
         if step.kind == "staircase":
-            steps = staircase_of(bench, best_int8(space, bench.done))
-            space = replace(space, multiple=multiple_of(steps))
+            int8 = best_int8(space, bench.done)
+            steps = staircase_of(bench, int8)
+            in_float = steps if int8 is None else staircase_of(bench)
+            space = replace(space, multiple=multiple_of(steps), float_multiple=multiple_of(in_float))
         else:
             bench.do(step)
         n_done += 1

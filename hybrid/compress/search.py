@@ -6,15 +6,16 @@ Time comes first: what a candidate takes does not depend on what its weights are
 before it is trained, and only one that would win is trained. A ratio of pruning is found by bisection under the floor.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import msgspec
 
 from hybrid.compress.grading import Grade
 from hybrid.compress.recipe import Precision, Ranges, Recipe
-from hybrid.compress.standing import GAIN_RATIO, Done, Space, finalists, holds, measured, value
+from hybrid.compress.standing import GAIN_RATIO, Cost, Done, Space, finalists, holds, measured, value
 
 N_RATIOS: Final = 16
 """Ratios of pruning are multiples of 1 / 16."""
@@ -194,47 +195,103 @@ def _trained(space: Space, done: Done) -> Step | None:
 
 
 def _ratios(space: Space, done: Done) -> Step | None:
-    """Bisection, once a way of pruning: the largest ratio whose model holds the floor."""
+    """Bisection, once a way of pruning and precision: the largest ratio whose model holds the floor."""
     if space.prunings and space.multiple is None:
         return Step(kind="staircase")
     for way in space.prunings:
-        low, high = 0, N_RATIOS
-        first: dict[str, int] = {}
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = _of_ratio(space, done, way, middle, first)
-            if isinstance(found, Step):
-                return found
-            low, high = (middle, high) if found else (low, middle)
+        forms = _forms(space, done, way)
+        if isinstance(forms, Step):
+            return forms
+        for form in forms:
+            step = _bisected(space, done, form)
+            if step is not None:
+                return step
     return None
 
 
-def _of_ratio(space: Space, done: Done, way: Recipe, ratio: int, first: dict[str, int]) -> Step | bool:
+def _bisected(space: Space, done: Done, form: "_Form") -> Step | None:
+    low, high = 0, N_RATIOS
+    first: dict[str, int] = {}
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = _of_ratio(space, done, form, middle, first)
+        if isinstance(found, Step):
+            return found
+        low, high = (middle, high) if found else (low, middle)
+    return None
+
+
+def _forms(space: Space, done: Done, way: Recipe) -> "list[_Form] | Step":
+    """The precisions of a way of pruning, or the step that tells their order: the better one of half a model first.
+
+    With few channels left int8 may gain nothing over float32, so that it is not taken for granted; and what is tried
+    second is trained only where it would beat what the first has found.
+    """
+    forms = [_Form(way=way, is_int8=is_int8) for is_int8 in (True, False)]
+    if _first_int8(space, done) is None:
+        return forms[1:]
+    values = []
+    for form in forms:
+        part = form.part(space, 1 / 2)
+        if part not in done.widths:
+            return Step(kind="widths", recipe=part)
+        cost = _cost(space, done, form, part)
+        if isinstance(cost, Step):
+            return cost
+        values.append(value(space, cost) if cost is not None else math.inf)
+    first, second = forms if values[0] <= values[1] else forms[::-1]
+    return [first, replace(second, rival=first)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """What one bisection is about: a way of pruning, and whether what is left is quantized.
+
+    Attributes:
+        way: of pruning.
+        is_int8: whether what is left is quantized.
+        rival: the other precision where that was tried before; this one is worth it where it is better at a ratio.
+    """
+
+    way: Recipe
+    is_int8: bool
+    rival: "_Form | None" = None
+
+    def part(self, space: Space, ratio: float) -> Recipe:
+        """The float32 model of a ratio, in widths that this precision's kernels like."""
+        multiple = space.multiple if self.is_int8 else space.float_multiple
+        return msgspec.structs.replace(self.way, ratio=ratio, multiple=multiple or 1)
+
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether a recipe is one of this bisection's."""
+        same = (recipe.pruned, recipe.local) == (self.way.pruned, self.way.local)
+        return same and (recipe.precision == "int8") == self.is_int8
+
+
+def _of_ratio(space: Space, done: Done, form: _Form, ratio: int, first: dict[str, int]) -> Step | bool:
     """Whether a ratio holds the floor, or the step that tells; one of the same widths as an earlier one is that one.
 
     Args:
         space, done: of the search.
-        way: of pruning.
+        form: of pruning.
         ratio: in parts of `N_RATIOS`.
         first: the ratio that gave such widths first; added to.
     """
-    part = msgspec.structs.replace(way, ratio=ratio / N_RATIOS)
-    in_float = msgspec.structs.replace(part, multiple=space.multiple or 1)
-    if in_float not in done.widths:
-        return Step(kind="widths", recipe=in_float)
-    widths = done.widths[in_float]
+    part = form.part(space, ratio / N_RATIOS)
+    if part not in done.widths:
+        return Step(kind="widths", recipe=part)
+    widths = done.widths[part]
     if widths == "":
         return True  # nothing is gone: it is the whole model
     if widths is not None:
-        part = msgspec.structs.replace(way, ratio=first.setdefault(widths, ratio) / N_RATIOS)
-    return _ratio(space, done, part)
+        part = form.part(space, first.setdefault(widths, ratio) / N_RATIOS)
+    return _ratio(space, done, form, part)
 
 
-def pruned(space: Space, done: Done, part: Recipe) -> list[Recipe]:
-    """The forms in which a pruned model is tried: int8 first where that gains, its rounding trained last."""
-    part = msgspec.structs.replace(part, multiple=space.multiple or 1)
+def _recipes(space: Space, done: Done, form: _Form, part: Recipe) -> list[Recipe]:
+    """The recipes in which a pruned model is tried, all of the same time; its rounding is trained last."""
     base = _first_int8(space, done)
-    if base is None:
+    if base is None or not form.is_int8:
         return [part]
     change = msgspec.structs.replace
     plain = change(
@@ -251,32 +308,37 @@ def pruned(space: Space, done: Done, part: Recipe) -> list[Recipe]:
     return [plain, *(change(plain, trained_int8=way, bias_corrected=False) for way in ways)]
 
 
-def _ratio(space: Space, done: Done, part: Recipe) -> Step | bool:
+def _cost(space: Space, done: Done, form: _Form, part: Recipe) -> Cost | Step | None:
+    """What a form of a ratio takes, or the step that tells; None where it failed."""
+    timed = _recipes(space, done, form, part)[0]
+    return done.cost(timed) if timed.timed_as in done.costs else Step(kind="time", recipe=timed)
+
+
+def _ratio(space: Space, done: Done, form: _Form, part: Recipe) -> Step | bool:
     """Whether this ratio holds the floor, or the step that tells; larger ratios are tried where it would not win."""
-    fastest = pruned(space, done, part)[0]
-    if fastest.timed_as not in done.costs:
-        return Step(kind="time", recipe=fastest)
-    cost = done.cost(fastest)
-    if cost is None:
-        return False
+    cost = _cost(space, done, form, part)
+    if not isinstance(cost, Cost):
+        return cost or False
+    if form.rival is not None:
+        other = _cost(space, done, form.rival, form.rival.part(space, part.ratio))
+        if isinstance(other, Step):
+            return other
+        if other is not None and value(space, cost) > GAIN_RATIO * value(space, other):
+            return True
     rivals = [
-        value(space, other)
-        for recipe, other, grade in measured(done)
-        if holds(space, grade) and not (_is_of(recipe, part) and recipe.ratio >= part.ratio)
+        value(space, known)
+        for recipe, known, grade in measured(done)
+        if holds(space, grade) and not (form.holds(recipe) and recipe.ratio >= part.ratio)
     ]
     if value(space, cost) > GAIN_RATIO * min(rivals, default=1.0):
         return True
-    return _floor(space, done, part)
+    return _floor(space, done, form, part)
 
 
-def _is_of(recipe: Recipe, way: Recipe) -> bool:
-    return (recipe.pruned, recipe.local) == (way.pruned, way.local)
-
-
-def _floor(space: Space, done: Done, part: Recipe) -> Step | bool:
+def _floor(space: Space, done: Done, form: _Form, part: Recipe) -> Step | bool:
     """Whether a pruned model holds the floor: trained for a while, then, where there is hope, for longer."""
     for epochs in space.rungs if part.pruned == "module" else (0,):
-        for recipe in pruned(space, done, msgspec.structs.replace(part, epochs=epochs)):
+        for recipe in _recipes(space, done, form, msgspec.structs.replace(part, epochs=epochs)):
             if recipe not in done.grades:
                 return Step(kind="grade", recipe=recipe)
             grade = done.grades[recipe]

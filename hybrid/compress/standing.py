@@ -31,7 +31,8 @@ class Space:
         pairs: int8 recipes, one for each type pair that is worth measuring.
         has_products: whether large matrix products are there, which weights-only and smoothing are for.
         prunings: by which ways channels can be taken away, the cheap ones first.
-        multiple: to which channel counts are rounded; None until the staircase is measured.
+        multiple, float_multiple: to which channel counts are rounded, in the precision of whole models (int8 where that
+            gains) and in float32; None until the staircases are measured.
         rungs: epochs of fine-tuning, the short one first; empty without training.
         trained_int8: ways of training the rounding.
         has_student: whether the script gives one.
@@ -45,6 +46,7 @@ class Space:
     has_products: bool = False
     prunings: Sequence[Recipe] = ()
     multiple: int | None = 8
+    float_multiple: int | None = 8
     rungs: Sequence[int] = ()
     trained_int8: Sequence[Literal["qat", "adaround"]] = ()
     has_student: bool = False

@@ -180,8 +180,48 @@ def test_the_staircase_is_measured_before_anything_is_pruned():
         else:
             done = replace(done, grades={**done.grades, step.recipe: grade(0.0)})
     assert step is not None
-    _, steps = searched(replace(space, multiple=16), usual, lambda _recipe: 0.0)
-    assert {each.recipe.multiple for each in steps if each.recipe.pruned} == {16}
+    _, steps = searched(replace(space, multiple=16, float_multiple=4), usual, lambda _recipe: 0.0)
+    assert {each.recipe.multiple for each in steps if each.recipe.precision == "int8" and each.recipe.pruned} == {16}
+    assert {each.recipe.multiple for each in steps if each.kind == "time" and each.recipe.precision == "float32"} == {4}
+
+
+def few_channels_are_faster_in_float(recipe: Recipe) -> Cost:
+    """Int8 gains for the whole model and has a floor of its own, as small layers have; float32 goes on falling."""
+    seconds = 1 - 0.9 * recipe.ratio
+    return Cost(seconds=max(0.35, 0.6 * seconds) if recipe.precision == "int8" else seconds, bytes=1 - recipe.ratio)
+
+
+def test_pruned_models_are_tried_in_both_precisions_where_int8_gains_for_the_whole():
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8), multiple=16, float_multiple=8)
+    drops: Drops = lambda recipe: 0.0 if recipe.ratio <= 0.8 else 0.3  # noqa: E731
+    done, steps = searched(space, few_channels_are_faster_in_float, drops)
+    best = finalists(space, done, 1)[0]
+    assert (best.precision, best.ratio, best.multiple) == ("float32", 0.75, 8)
+    for recipe in graded(steps):
+        if recipe.precision == "float32":
+            assert few_channels_are_faster_in_float(recipe).seconds < 0.35, "only where it beats int8 is it trained"
+
+
+def test_the_precision_that_is_faster_at_half_the_channels_goes_first():
+    space = replace(SPACE, prunings=MODULE, rungs=(2, 8))
+    drops: Drops = lambda recipe: 0.0 if recipe.ratio <= 0.8 else 0.3  # noqa: E731
+
+    def float_wins(recipe: Recipe) -> Cost:
+        return Cost(seconds=(0.9 if recipe.precision == "int8" else 1.0 - 1.5 * recipe.ratio / 2), bytes=0.3)
+
+    for times, first in ((usual, "int8"), (float_wins, "float32")):
+        _, steps = searched(space, times, drops)
+        assert next(recipe.precision for recipe in graded(steps) if recipe.pruned) == first
+
+
+def test_bytes_are_never_won_by_a_pruned_model_in_float():
+    space = replace(SPACE, objective="bytes", prunings=GRAPH)
+
+    def small(recipe: Recipe) -> Cost:
+        return Cost(seconds=1.0, bytes=(0.3 if recipe.precision == "int8" else 1.0) * (1 - recipe.ratio))
+
+    _, steps = searched(space, small, lambda recipe: 0.0 if recipe.ratio <= 0.5 else 0.3)
+    assert {recipe.precision for recipe in graded(steps) if recipe.pruned} == {"int8"}
 
 
 def test_what_a_graph_gives_without_training_is_not_trained_for():

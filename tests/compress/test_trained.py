@@ -150,7 +150,7 @@ def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, sc
     assert result.report.staircase == {"64": 1.0}
 
 
-def _steps(_bench, _int8):
+def _steps(_bench, _int8=None):
     from hybrid.compress.space import Steps
 
     return Steps(multiple=8, clear=True, seconds={64: 1.0})
