@@ -62,7 +62,7 @@ def bring(file: Path, data: Path, disk: Disk, identity: BoxIdentity, now_s: Call
     trust, is_newer = _trust(identity, envelope)
     shelf = Shelf(disk, data, now_s)
     slots = shelf.look(name)
-    past = past_of(shelf, slots)
+    past = past_of(shelf, slots, trust)
     permitted = permit(papers, papers.digest, name, past=past, trust=trust, rollback=None)
     imports = Imports(data, disk)
     assigned = Assigned(name=name, version=permitted.manifest.version, artifact_digest=papers.digest)

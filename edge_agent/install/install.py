@@ -116,7 +116,7 @@ class Install:
             model.assigned
             or Assigned(name=name, version=wanted.version, artifact_digest=wanted.artifact_digest, trial=wanted.trial)
             for name, model in sorted(self._models.items())
-            for wanted in (model.slots.wanted,)
+            for wanted in (model.slots.next or model.slots.wanted,)
             if wanted is not None
         ]
 

@@ -36,11 +36,13 @@ from edge_agent.install.versions import compare_golden, told_of, version_in
 from edge_agent.models.version import ModelVersion, Runs
 from hybrid.artifact.manifest import Manifest, parse
 from hybrid.errors import CorruptContent, EngineFailed, Forbidden, HybridError, ModelError, StorageError
-from hybrid.fleet.messages import Assigned, Installed
+from hybrid.fleet.messages import Assigned, Installed, Trial
 
 _log = logging.getLogger("hybrid.agent.install")
 
 _CLOCK_SLACK_S: Final = 3600.0
+_WAITS_MOST_S: Final = Trial().most_s
+"""So long another version waits for a trial at most; one without errors has passed it then."""
 _ANY: Final = Held(artifact_digest="", version="", sequence=0)
 
 
@@ -110,7 +112,8 @@ class Model:
         self.slots = after
         if isinstance(event, Spoil | Crash):
             await self._spoil(before, after)
-        if (after.phase, after.answers, after.wanted) != (before.phase, before.answers, before.wanted):
+        told = (after.phase, after.answers, after.wanted, after.next)
+        if told != (before.phase, before.answers, before.wanted, before.next):
             await self._report()
 
     async def keep(self) -> None:
@@ -274,7 +277,8 @@ class Model:
                 n_runs = runs.n_good + runs.n_errors
                 raise EngineFailed(f"{runs.n_errors} of {n_runs} runs failed on trial")
             trial_s = asyncio.get_running_loop().time() - self._trial_from_s
-            if slots.n_good + runs.n_good < trial.n_good and trial_s < trial.most_s:
+            most_s = trial.most_s if slots.next is None else min(trial.most_s, _WAITS_MOST_S)
+            if slots.n_good + runs.n_good < trial.n_good and trial_s < most_s:
                 return
             version, manifest = await on_disk(self._version, slots.answers)
             await compare_golden(self._means, version, manifest)
@@ -343,10 +347,11 @@ class Model:
         return version_in(self._means, self._shelf.slot(self.name, slot), held, self.assigned)
 
     def _keep_base(self, slot: Slot) -> None:
-        """A publisher's version that is about to be committed is what `rounds` versions are compared with."""
+        """What `rounds` versions are compared with from now on: this one is about to be committed."""
         trust, held = self._means.trust(), self.slots.held(slot)
-        if trust is not None and held is not None and held.signed_by in trust.trusted("publisher"):
-            self._shelf.keep_base(self.name, read_papers(self._means.disk, self._shelf.slot(self.name, slot)))
+        if trust is not None and held is not None:
+            papers = read_papers(self._means.disk, self._shelf.slot(self.name, slot))
+            self._shelf.keep_base(self.name, papers, trust, is_learned=held.signed_by not in trust.trusted("publisher"))
 
     async def _drop(self, artifact_digest: str) -> None:
         try:

@@ -1,7 +1,8 @@
 """A version comes into the free slot: papers first, then room, then the bytes that are missing, then all read again."""
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,16 +19,18 @@ from edge_agent.install.fetching import FileSource
 from edge_agent.install.means import Means
 from edge_agent.install.records import SLOTS, Held, Slot, Slots
 from edge_agent.install.rehearsal import chosen_variant
-from edge_agent.install.rules import Papers, Past, Permit, permit
+from edge_agent.install.rules import Papers, Past, Permit, TrustKeys, permit
 from edge_agent.install.shelf import Shelf, on_disk
 from hybrid.artifact.manifest import FileEntry, Manifest, parse
 from hybrid.artifact.signature import Signature
-from hybrid.errors import CorruptContent, DiskFull, HybridError
+from hybrid.errors import CorruptContent, DiskFull, Forbidden, HybridError, NotFound
 from hybrid.fleet.messages import Assigned
 from hybrid.fleet.rollback import read_rollback
 from hybrid.transport.chunk_download import Base
 
 _MOST_BASES: Final = 4
+_LEARNED: Final = re.compile(r"(.+)\.r[0-9]+-[a-z0-9]{8}")
+"""How a gateway calls what it learned; its base's word comes first."""
 
 
 @dataclass(slots=True)
@@ -73,17 +76,38 @@ class Preparing:
         if papers is None:
             data, text = await self._means.files.manifest(self.assigned.name, self.assigned.version)
             papers = Papers(manifest=data, signature=Signature.of_text(text) if text else None)
-        permitted = await on_disk(self.permit, papers, slots)
+        try:
+            permitted = await on_disk(self.permit, papers, slots)
+        except Forbidden as exc:
+            base = await self._base_of_learned(papers, str(exc.fields.get("base", "")))
+            if base is None:
+                raise
+            permitted = await on_disk(self.permit, papers, slots, base)
+        if permitted.base is not None:  # its slot may be the one that is filled now
+            await on_disk(self._shelf.keep_learned_from, slots.name, permitted.base)
         chosen_variant(permitted.manifest, self._means.has_engine)
         return papers, permitted
 
-    def permit(self, papers: Papers, slots: Slots) -> Permit:
-        """See `rules.permit`."""
+    async def _base_of_learned(self, papers: Papers, digest: str) -> Papers | None:
+        """Papers of a base that is not here, from the gateway: a box that came later has never had it."""
+        for word in base_words(parse(papers.manifest).version) if digest else ():
+            try:
+                data, text = await self._means.files.manifest(self.assigned.name, word)
+            except NotFound:
+                continue
+            base = Papers(manifest=data, signature=Signature.of_text(text) if text else None)
+            if base.digest == digest:
+                return base
+        return None
+
+    def permit(self, papers: Papers, slots: Slots, *brought: Papers) -> Permit:
+        """See `rules.permit`; `brought` are papers of its base that are not here."""
         trust = self._means.trust()
         rollback = None
         if trust is not None and self.assigned.rollback is not None:
             rollback = read_rollback(self.assigned.rollback, trust.trusted("publisher"))
-        past = past_of(self._shelf, slots)
+        past = past_of(self._shelf, slots, trust)
+        past = replace(past, brought=(*past.brought, *brought))
         return permit(
             papers, self.assigned.artifact_digest, self.assigned.name, past=past, trust=trust, rollback=rollback
         )
@@ -248,10 +272,26 @@ class Preparing:
             return None
 
 
-def past_of(shelf: Shelf, slots: Slots) -> Past:
+def past_of(shelf: Shelf, slots: Slots, trust: TrustKeys | None) -> Past:
     """What was installed here before."""
     own = {held.artifact_digest for held in (slots.a, slots.b) if held is not None and held.is_good}
-    return Past(sequence=slots.sequence, own=frozenset(own | {slots.last_good}), bases=shelf.bases(slots.name))
+    published = shelf.published(slots.name, trust)
+    return Past(
+        sequence=slots.sequence,
+        own=frozenset(own | {slots.last_good}),
+        bases=shelf.bases(slots.name),
+        brought=shelf.learned_from(slots.name),
+        published=slots.sequence if published < 0 else published,
+    )
+
+
+def base_words(version: str) -> tuple[str, ...]:
+    """What the base of a learned version may be called at its gateway: `3` for `3.r12-k3p9w2xa`; most likely first."""
+    found = []
+    while (match := _LEARNED.fullmatch(version)) is not None:
+        version = match[1]
+        found.append(version)
+    return tuple(reversed(found))
 
 
 def _copied_bytes(manifest: Manifest, here: _Here) -> int:

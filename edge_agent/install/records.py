@@ -52,6 +52,8 @@ class Slots(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         answers: the slot that requests go to; empty for none.
         phase: of the wanted version; on `trial` it is the one that answers.
+        next: assigned while the wanted version is on trial and no good one is here to go back to: it waits for the
+            trial's end.
         sequence: the highest that was ever committed here; -1 before the first.
         last_good: artifact digest of the version that was committed before the present one.
         n_crashes: of the service, in one boot of the machine, since the answering version answers.
@@ -67,6 +69,7 @@ class Slots(msgspec.Struct, frozen=True, kw_only=True):
     answers: Literal["", "a", "b"] = ""
     phase: Phase = "removed"
     wanted: Wanted | None = None
+    next: Wanted | None = None
     failure: Failure | None = None
     sequence: int = -1
     last_good: str = ""
@@ -119,10 +122,12 @@ def decode(data: bytes, name: str) -> Slots:
     check_word(slots.name)
     if slots.schema != SCHEMA or slots.name != name:
         raise BadMessage(f"slots.json of {name} is of schema {slots.schema} and model {slots.name!r}")
-    for digest in (held.artifact_digest for held in (slots.a, slots.b, slots.wanted) if held is not None):
+    for digest in (held.artifact_digest for held in (slots.a, slots.b, slots.wanted, slots.next) if held is not None):
         check_digest(digest)
     if slots.answers and slots.answering is None:
         raise BadMessage(f"slots.json of {name} lets an empty slot answer")
     if slots.phase == "trial" and (slots.answering is None or slots.wanted is None):
         raise BadMessage(f"slots.json of {name} is on trial without a version that could be")
+    if slots.next is not None and slots.phase != "trial":
+        raise BadMessage(f"slots.json of {name} lets a version wait for a trial that is over")
     return slots

@@ -48,19 +48,29 @@ class Past:
         sequence: the highest that was ever committed; -1 for none.
         own: artifact digests to which this box may always return: its last good version, and those in its slots.
         bases: papers of publishers' versions that it holds.
+        brought: papers of bases of which nothing else is here, for what was learned from them.
+        published: the sequence that those may not fall below: of the newest publisher's version committed here.
     """
 
     sequence: int = -1
     own: frozenset[str] = frozenset()
     bases: tuple[Papers, ...] = ()
+    brought: tuple[Papers, ...] = ()
+    published: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """A version that may be installed: its manifest, and the id of the key that counts (empty without a root)."""
+    """A version that may be installed.
+
+    Attributes:
+        signed_by: id of the key that counts; empty without a root.
+        base: papers of the publisher's version that it was learned from; None where a publisher signed it.
+    """
 
     manifest: Manifest
     signed_by: str
+    base: Papers | None = None
 
 
 def permit(
@@ -70,7 +80,8 @@ def permit(
 
     Raises:
         CorruptContent: the manifest is not the assigned one, or the signature does not fit it.
-        Forbidden: not signed, or by a key that is not trusted, or a `rounds` key that changed more than it may.
+        Forbidden: not signed, or by a key that is not trusted, or a `rounds` key that changed more than it may; with
+            the field `base` where only that is not here.
         VersionReplayed: an older version than this box has had, and no publisher's word for it.
         BadMessage: a manifest that does not parse.
     """
@@ -86,14 +97,16 @@ def permit(
         signed_by = verify(
             papers.manifest, papers.signature, rounds if is_rounds else publishers, what=f"version of {name}"
         )
-    manifest = parse(papers.manifest)
+    manifest, base = parse(papers.manifest), None
     if manifest.name != name:
         raise CorruptContent(f"the manifest assigned as {name} is of {manifest.name}")
     if trust is not None:
         if is_rounds:
-            check_learned(papers, past.bases, trust)
+            base = check_learned(papers, (*past.bases, *past.brought), trust)
+            if base not in past.bases:
+                _check_brought(base, past)
         _check_sequence(manifest, papers.digest, past, rollback)
-    return Permit(manifest=manifest, signed_by=signed_by)
+    return Permit(manifest=manifest, signed_by=signed_by, base=base)
 
 
 def is_believed(signed_by: str, trust: TrustKeys | None) -> bool:
@@ -101,18 +114,19 @@ def is_believed(signed_by: str, trust: TrustKeys | None) -> bool:
     return trust is None or signed_by in trust.trusted("publisher") or signed_by in trust.trusted("rounds")
 
 
-def check_learned(papers: Papers, bases: tuple[Papers, ...], trust: TrustKeys) -> None:
-    """Refuse a version of a `rounds` key that differs from its base in more than what may learn.
+def check_learned(papers: Papers, bases: tuple[Papers, ...], trust: TrustKeys) -> Papers:
+    """The base of a version of a `rounds` key that differs from it in nothing but what may learn.
 
     Raises:
-        Forbidden: says what differs, or that the base is not here or not a publisher's.
+        Forbidden: what differs, or that the base is not a publisher's, or not here (the field `base` is its digest).
     """
     learned = parse(papers.manifest)
     base = next((held for held in bases if held.digest == learned.base), None)
     if base is None:
         raise Forbidden(
-            f"{learned.name}:{learned.version} is signed by a rounds key, and its base {str(learned.base)[:16]} is not "
-            f"on this box; assign the publisher's base first"
+            f"{learned.name}:{learned.version} is signed by a rounds key, and its base {str(learned.base)[:16]} is "
+            f"neither on this box nor at its gateway; assign the publisher's base first",
+            base=learned.base or "",
         )
     verify(base.manifest, base.signature, trust.trusted("publisher"), what=f"base of {learned.name}:{learned.version}")
     differing = _differing(papers.manifest, base.manifest)
@@ -120,6 +134,19 @@ def check_learned(papers: Papers, bases: tuple[Papers, ...], trust: TrustKeys) -
         raise Forbidden(
             f"{learned.name}:{learned.version} is signed by a rounds key, which may not change {differing}; "
             f"let a publisher sign it"
+        )
+    return base
+
+
+def _check_brought(base: Papers, past: Past) -> None:
+    """A base that was never committed here may be no older than what was: else learning would lead backwards."""
+    manifest = parse(base.manifest)
+    if manifest.sequence < past.published:
+        raise VersionReplayed(
+            f"its base {manifest.name}:{manifest.version} has sequence {manifest.sequence}, and this box has had "
+            f"{past.published} of a publisher; learn from the newer one",
+            sequence=manifest.sequence,
+            had=past.published,
         )
 
 

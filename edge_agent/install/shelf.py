@@ -20,7 +20,9 @@ from hybrid.fleet.messages import Trial
 
 RECORD: Final = "slots.json"
 BASE: Final = "base.json"
-"""Papers of the newest publisher's version that was committed: what `rounds` versions are compared with."""
+"""Papers of the newest publisher's version that was committed, itself or by what was learned from it."""
+LEARNED_FROM: Final = "base-of-learned.json"
+"""Papers of the base of the newest `rounds` version that was let in, where it is another."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -100,7 +102,7 @@ class Shelf:
             held = self._recognised(name, slot, trust)
             if held is not None:
                 found[slot] = held
-        slots = Slots(name=name, a=found.get("a"), b=found.get("b"), sequence=self._base_sequence(name, trust))
+        slots = Slots(name=name, a=found.get("a"), b=found.get("b"), sequence=self.published(name, trust))
         if not found:
             return slots
         newest = max(found, key=lambda slot: (found[slot].artifact_digest == wanted_digest, found[slot].sequence))
@@ -117,9 +119,31 @@ class Shelf:
             sequence=max(slots.sequence, *(found[slot].sequence for slot in others), -1),
         )
 
-    def keep_base(self, name: str, papers: Papers) -> None:
-        """Keep a publisher's papers for the `rounds` versions to come."""
-        path = self.folder / name / BASE
+    def keep_base(self, name: str, papers: Papers, trust: TrustKeys, *, is_learned: bool) -> None:
+        """Keep a publisher's papers for the `rounds` versions to come.
+
+        Args:
+            name: of the model.
+            papers: of the version that is committed.
+            trust: keys of the newest trust bundle.
+            is_learned: it is a `rounds` version: its base counts as committed with it, where none is newer.
+        """
+        if not is_learned:
+            self._keep(name, BASE, papers)
+            return
+        digest = parse(papers.manifest).base
+        for base in self.learned_from(name):
+            if base.digest == digest and parse(base.manifest).sequence > self.published(name, trust):
+                self._keep(name, BASE, base)
+
+    def keep_learned_from(self, name: str, papers: Papers) -> None:
+        """Keep the papers of a base while what was learned from it is installed: it may be in no slot by then."""
+        kept = (self._papers(name, file) for file in (BASE, LEARNED_FROM))
+        if not any(each is not None and each.digest == papers.digest for each in kept):
+            self._keep(name, LEARNED_FROM, papers)
+
+    def _keep(self, name: str, file: str, papers: Papers) -> None:
+        path = self.folder / name / file
         if papers.signature is not None:
             write_durably(self.disk, path.with_suffix(".sig"), papers.signature.file_bytes)
         write_durably(self.disk, path, papers.manifest)
@@ -132,8 +156,13 @@ class Shelf:
                 found.append(read_papers(self.disk, self.slot(name, slot)))
             except HybridError:
                 continue
-        base = self._base(name)
+        base = self._papers(name, BASE)
         return (*found, base) if base is not None else tuple(found)
+
+    def learned_from(self, name: str) -> tuple[Papers, ...]:
+        """What `keep_learned_from` kept."""
+        papers = self._papers(name, LEARNED_FROM)
+        return () if papers is None else (papers,)
 
     def spoil(self, name: str, slot: Slot) -> None:
         """Nothing takes the content of a slot for a version any more; its files may serve the next one."""
@@ -168,11 +197,11 @@ class Shelf:
             is_good=True,
         )
 
-    def _base_sequence(self, name: str, trust: TrustKeys | None) -> int:
-        """The highest sequence that is known to have been committed."""
+    def published(self, name: str, trust: TrustKeys | None) -> int:
+        """The sequence of the newest publisher's version that is known to have been committed; -1 for none."""
         if trust is None:
             return -1
-        base = self._base(name)
+        base = self._papers(name, BASE)
         try:
             if base is not None:
                 verify(base.manifest, base.signature, trust.trusted("publisher"))
@@ -181,8 +210,8 @@ class Shelf:
             pass  # damaged, or its signer was revoked: nothing is known then
         return -1
 
-    def _base(self, name: str) -> Papers | None:
-        path = self.folder / name / BASE
+    def _papers(self, name: str, file: str) -> Papers | None:
+        path = self.folder / name / file
         try:
             signature = Signature.of_file_bytes(self.disk.read(path.with_suffix(".sig")))
             return Papers(manifest=self.disk.read(path), signature=signature)

@@ -113,14 +113,29 @@ def _assign(slots: Slots, event: Event) -> Slots:
     assert isinstance(event, Assign)
     wanted = event.wanted
     if slots.wanted is not None and _same(slots.wanted, wanted) and slots.phase != "removed":
-        return replace(slots, wanted=wanted)  # the terms of its trial may have changed
-    if slots.phase == "trial":
-        slots = _back(slots) if slots.answering is not None and not slots.answering.is_good else slots
+        return replace(slots, wanted=wanted, next=None)  # the terms of its trial may have changed
+    if slots.phase == "trial" and slots.answering is not None and not slots.answering.is_good:
+        if slots.answering.artifact_digest == wanted.artifact_digest:
+            return replace(slots, wanted=wanted, next=None)  # on trial for another rollout, which changes no byte
+        other = slots.held(slots.free)
+        if other is None or not other.is_good:
+            return replace(slots, next=wanted)  # what answers is all that there is: it is not dropped for a promise
+        slots = _back(slots)
+    return _begun(slots, wanted)
+
+
+def _begun(slots: Slots, wanted: Wanted) -> Slots:
+    """The installation of a version begins."""
     here = slots.slot_of(wanted.artifact_digest)
-    begun = replace(slots, wanted=wanted, failure=None)
+    begun = replace(slots, wanted=wanted, next=None, failure=None)
     if here is None:
         return replace(begun, phase="downloading")
     return replace(begun, phase="committed" if here == slots.answers else "verified")
+
+
+def _followed(slots: Slots) -> Slots:
+    """After a trial: what waited for its end begins."""
+    return slots if slots.next is None or slots.phase == "trial" else _begun(slots, slots.next)
 
 
 def _same(one: Wanted, other: Wanted) -> bool:
@@ -174,7 +189,7 @@ def _lose(slots: Slots, event: Event) -> Slots:
     assert isinstance(event, Spoil)
     back = _back(slots)
     phase: Phase = "rolled_back" if back.answers and back.answers != slots.answers else "failed"
-    return replace(back, phase=phase, failure=_failure(event))
+    return _followed(replace(back, phase=phase, failure=_failure(event)))
 
 
 def _prove(slots: Slots, event: Event) -> Slots:
@@ -184,7 +199,7 @@ def _prove(slots: Slots, event: Event) -> Slots:
     assert slots.answers
     last_good = before.artifact_digest if before is not None and before.is_good else slots.last_good
     proved = replace(slots, phase="committed", last_good=last_good, sequence=max(slots.sequence, held.sequence))
-    return _put(replace(proved, failure=None), slots.answers, replace(held, is_good=True))
+    return _followed(_put(replace(proved, failure=None), slots.answers, replace(held, is_good=True)))
 
 
 def _crash_opening(slots: Slots, event: Event) -> Slots:
@@ -228,7 +243,7 @@ def _damage(slots: Slots, event: Event) -> Slots:
             slots = replace(slots, phase="downloading", failure=None)  # nothing is left that could be lost
     elif slots.phase in ("verified", "warming"):
         slots = replace(slots, phase="downloading")
-    return slots
+    return _followed(slots)
 
 
 def _back(slots: Slots) -> Slots:

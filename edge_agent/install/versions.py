@@ -55,13 +55,18 @@ def told_of(slots: Slots, runs: Runs, trouble: HybridError | None) -> Installed:
     """How a model is, for the gateway; `runs` are those of the answering version in this life of the service."""
     held, wanted, failure = slots.answering, slots.wanted, slots.failure
     code, detail = ("", "") if trouble is None else (trouble.code, str(trouble)[:MOST_DETAIL])
+    phase = slots.phase
+    if slots.next is not None and wanted is not None:
+        phase, code = "deferred", ""
+        detail = f"{slots.next.version} waits until {wanted.version}, the only version here, has been through its trial"
+        wanted = slots.next
     return Installed(
         name=slots.name,
         version=held.version if held is not None else wanted.version if wanted is not None else "",
         artifact_digest=held.artifact_digest if held is not None else "",
-        wanted_digest=wanted.artifact_digest if wanted is not None and slots.phase != "committed" else "",
+        wanted_digest=wanted.artifact_digest if wanted is not None and phase != "committed" else "",
         rollout=wanted.rollout if wanted is not None else "",
-        phase=slots.phase,
+        phase=phase,
         code=failure.code if failure is not None else code,
         detail=failure.detail if failure is not None else detail,
         n_good=slots.n_good + runs.n_good,

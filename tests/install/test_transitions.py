@@ -120,6 +120,11 @@ def test_in_every_state_that_events_lead_to_the_promises_hold(states: dict[Slots
             assert slots.wanted.artifact_digest == answering.artifact_digest
         elif answering is not None:
             assert answering.is_good, "what was never committed answers on trial only"
+        if slots.next is not None:
+            assert slots.phase == "trial"
+            assert slots.wanted is not None
+            assert slots.next.artifact_digest != slots.wanted.artifact_digest
+            assert slots.held(slots.free) is None or not slots.held(slots.free).is_good
         if slots.phase in ("verified", "warming"):
             free = slots.held(slots.free)
             assert free is not None
@@ -153,6 +158,33 @@ def test_no_event_takes_a_good_version_away_but_its_own_damage_or_its_successor(
                 assert after.answering == good, (slots, event)
 
 
+def test_no_assignment_drops_the_only_version_that_answers(states: dict[Slots, Slots | None]) -> None:
+    """Neither another version nor another rollout of the same one: a box on trial goes on, or back to a good one."""
+    for slots in states:
+        if slots.answering is None:
+            continue
+        for number in range(3):
+            for other in (wanted(number), replace(wanted(number), rollout="r2")):
+                after = step(slots, Assign(other))
+                assert after.answering is not None, (slots, other)
+                assert after.answering == slots.answering or after.answering.is_good
+
+
+def test_what_waits_for_a_trial_begins_when_it_is_over_however_it_ends() -> None:
+    slots = Slots(name="net")
+    for event in (Assign(wanted(0)), Fill(), Filled(held(0)), Rehearsed(), Warmed(), Assign(wanted(1))):
+        slots = step(slots, event)
+    assert (slots.phase, slots.answers, slots.next) == ("trial", "a", wanted(1))
+    assert step(slots, Assign(wanted(0))).next is None
+    assert step(slots, Assign(wanted(2))).next == wanted(2)
+    proved = step(slots, Prove())
+    assert (proved.phase, proved.wanted, proved.next, proved.sequence) == ("downloading", wanted(1), None, 0)
+    assert proved.answering == replace(held(0), is_good=True)
+    lost = step(slots, Spoil("engine_failed", "x", 1.0))
+    assert (lost.phase, lost.wanted, lost.next, lost.answers) == ("downloading", wanted(1), None, "")
+    assert step(slots, Damage("a")).phase == "downloading"
+
+
 def test_from_every_state_the_next_version_can_be_committed(states: dict[Slots, Slots | None]) -> None:
     """A failed version never blocks the next."""
     for slots in states:
@@ -160,6 +192,8 @@ def test_from_every_state_the_next_version_can_be_committed(states: dict[Slots, 
         for number in range(3):
             if slots.wanted is None or slots.wanted.artifact_digest != DIGESTS[number]:
                 current = step(slots, Assign(wanted(number)))
+                if current.next is not None:  # nothing else answers here: it waits for the trial's end
+                    current = step(current, Prove())
                 for event in (Fill(), Filled(held(number)), Rehearsed(), Warmed(), Prove()):
                     if current.phase == "committed":
                         break
@@ -215,6 +249,9 @@ def test_a_trial_ends_with_two_crashes_of_the_service_but_not_with_four_power_cu
         lambda data: data.replace(b'"answers": "a"', b'"answers": "b"'),
         lambda data: data.replace(DIGESTS[0].encode(), b"../../etc"),
         lambda data: data.replace(b'"phase": "committed"', b'"phase": "dancing"'),
+        lambda data: data.replace(
+            b'"next": null', b'"next": {"artifact_digest": "' + b"2" * 64 + b'", "version": "2"}'
+        ),
     ],
 )
 def test_a_record_that_contradicts_itself_is_refused(change) -> None:

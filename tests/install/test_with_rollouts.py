@@ -92,14 +92,20 @@ def state_of(field: Field, rollout) -> str:
     return field.steering.ledger.rollouts[rollout.plan.id].course.state
 
 
-def run(folder: Path, fleet: Fleet, versions: list[Made], story: Callable) -> None:
+def is_committed(found: Box) -> bool:
+    return found.host.version() == "1" and found.told().phase == "committed"
+
+
+def run(
+    folder: Path, fleet: Fleet, versions: list[Made], story: Callable, *, first: Terms = TERMS, begun=is_committed
+) -> None:
     async def all_of_it() -> None:
         field = Field(folder, fleet, versions)
         tasks = [asyncio.ensure_future(field.steering.run())]
         tasks += [asyncio.ensure_future(field.live(number)) for number in range(N_BOXES)]
         try:
-            await field.steering.assign("net", "1", {}, TERMS, "me")
-            await field.until(lambda found: found.host.version() == "1" and found.told().phase == "committed")
+            await field.steering.assign("net", "1", {}, first, "me")
+            await field.until(begun)
             await story(field)
         finally:
             for task in tasks:
