@@ -5,7 +5,7 @@ import logging
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,26 +18,23 @@ from cloud_gateway.fleet.steering.desired import BoxDirectory
 from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
 from cloud_gateway.rounds.masking import Masking
-from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, PromotionView, RoundView
-from cloud_gateway.rounds.origin import PREFIX, Library, laid_out, only_variant, shared
+from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, RoundView
+from cloud_gateway.rounds.origin import Library, laid_out, only_variant, shared
 from cloud_gateway.rounds.papers import TaskNames
+from cloud_gateway.rounds.recovery import ID_LENGTH, LETTERS, STEPS, lost_rows, sweep
 from cloud_gateway.rounds.spool import Spool
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
-from cloud_gateway.rounds.store import CampaignRow, put_campaign, put_round
+from cloud_gateway.rounds.store import ORDER_FILE, CampaignRow, put_campaign, put_round
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.manifest import parse
-from hybrid.errors import CampaignImpossible, Conflict, HybridError, NotFound
+from hybrid.errors import CampaignImpossible, Conflict, CorruptContent, HybridError, NotFound
 from hybrid.federated.aggregation.rules import norm
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.learning.head import open_head
 from hybrid.federated.privacy.account import Account, check_campaign, check_round
 
-ORDER_FILE: Final = "campaign.json"
 _GATES_BACK: Final = 8
 """So many steps back the gates look for norms when a campaign is taken up again."""
-STEPS: Final = "steps"
-ID_LENGTH: Final = 8
-_LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
 _log = logging.getLogger("hybrid.gateway.rounds")
 
 
@@ -91,9 +88,10 @@ class Campaigns:
 
     # Taken up again.
 
-    def load(self) -> None:
-        """Read what is kept and go on with it."""
-        store = self._around.spool.store
+    def load(self) -> list[str]:
+        """Read what is kept and go on with it; what is to be said of campaigns that cannot go on."""
+        store, folder = self._around.spool.store, self._around.folder
+        ended = []
         for row in store.campaigns():
             self.rows[row.id] = row
             if row.state in ENDED and not self._is_promoting(row):
@@ -104,37 +102,19 @@ class Campaigns:
                 self.courses[row.id] = course
             except HybridError as exc:
                 _log.error("rounds.not_taken_up campaign=%s error=%s", row.id, exc)
-                lost = msgspec.structs.replace(row, state="failed", reason=str(exc))
-                with store.database.writing() as db:
-                    put_campaign(db, lost)
-                self.rows[row.id] = lost
-        self._find_lost()
-        for path in self._around.folder.iterdir():  # what a process that ended left half-made
-            if path.is_dir() and (path.name.startswith(PREFIX) or _is_unbegun(path, self.rows)):
-                shutil.rmtree(path, ignore_errors=True)
+                ended.append(msgspec.structs.replace(row, state="failed", reason=str(exc)))
+        ended += lost_rows(folder, self.rows, None if store.was_begun_anew else store.campaign_ids())
+        for row in ended:
+            with store.database.writing() as db:
+                put_campaign(db, row)
+            self.rows[row.id] = row
+        sweep(folder, self.rows)
         self._around.sets.sweep({row.evaluation for row in self.rows.values()})
+        return [f"campaign {row.id} is {row.state}: {row.reason}" for row in ended]
 
     def _is_promoting(self, row: CampaignRow) -> bool:
         """Whether a step of it is on its way to become a version."""
-        bodies = self._around.spool.store.promotions(row.id)
-        return any(msgspec.json.decode(body, type=PromotionView).state == "evaluating" for body in bodies)
-
-    def _find_lost(self) -> None:
-        """Campaigns whose rows a damaged database took: what was ordered lies in their folders."""
-        found = self._around.folder.glob(f"*/{ORDER_FILE}") if self._around.spool.store.was_begun_anew else ()
-        for path in sorted(found):
-            if path.parent.name in self.rows:
-                continue
-            try:
-                row = msgspec.json.decode(path.read_bytes(), type=CampaignRow)
-            except (OSError, msgspec.MsgspecError) as exc:
-                _log.warning("rounds.order_unread path=%s error=%s", path, exc)
-                continue
-            reason = "the database of campaigns was damaged; its steps so far lie in the campaign's folder"
-            lost = msgspec.structs.replace(row, state="lost", reason=reason)
-            with self._around.spool.store.database.writing() as db:
-                put_campaign(db, lost)
-            self.rows[lost.id] = lost
+        return any(view.state == "evaluating" for view in self._around.spool.store.promotions(row.id))
 
     def _course(self, row: CampaignRow) -> Course:
         """A campaign in memory, from what is kept of it."""
@@ -143,6 +123,8 @@ class Campaigns:
         steps = Steps(self.folder(row.id) / STEPS, row.layout, row.order.coding)
         steps.load(row.step)
         rounds = [each.view for each in store.rounds(row.id)]
+        if not rounds or rounds[-1].number < (row.step if row.state in ENDED else row.step + 1):
+            raise CorruptContent(f"the row of round {row.step + 1} is gone or damaged")
         course = Course(
             row=row,
             steps=steps,
@@ -383,12 +365,6 @@ class Campaigns:
 
     def _fresh_id(self) -> str:
         while True:
-            found = "".join(self._rng.choice(_LETTERS) for _ in range(ID_LENGTH))
+            found = "".join(self._rng.choice(LETTERS) for _ in range(ID_LENGTH))
             if found not in self.rows and not self.folder(found).exists():
                 return found
-
-
-def _is_unbegun(path: Path, rows: Mapping[str, CampaignRow]) -> bool:
-    """Whether a folder is that of a campaign which was never begun; one that has learned is never taken for it."""
-    is_campaign = len(path.name) == ID_LENGTH and set(path.name) <= set(_LETTERS)
-    return is_campaign and path.name not in rows and len(list((path / STEPS).glob("*.step"))) <= 1

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from cloud_gateway.rounds.campaigns import Campaigns
-from cloud_gateway.rounds.messages import CampaignList, CampaignView, PromotionView, Report, RoundView
+from cloud_gateway.rounds.messages import CampaignList, CampaignView, Report, RoundView
 from cloud_gateway.rounds.store import CampaignRow, RoundStore
 from cloud_gateway.rounds.views import campaign_view, report
 
@@ -91,7 +91,7 @@ class Public:
             row,
             course=course,
             rounds=tuple(course.rounds) if course is not None else await self._rounds_of(row.id),
-            promotions=tuple(msgspec.json.decode(body, type=PromotionView) for body in promotions),
+            promotions=tuple(promotions),
             n_boxes=len(self._campaigns.cohort(row.order)),
             now_s=self._clock_s(),
             serial=self._serial(row.id),

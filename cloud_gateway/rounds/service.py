@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from aiohttp import web
 from prometheus_client.core import Metric
 
@@ -27,7 +26,7 @@ from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.desk import RoundsDesk
 from cloud_gateway.rounds.evaluation import EvaluationSets
 from cloud_gateway.rounds.masking import Masking
-from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, PromotionView
+from cloud_gateway.rounds.messages import CampaignWish, PromoteWish
 from cloud_gateway.rounds.metrics import rounds_families
 from cloud_gateway.rounds.origin import Library
 from cloud_gateway.rounds.papers import TaskNames
@@ -47,9 +46,10 @@ MASKED_TICK_S: Final = 0.05
 _AGAIN_S: Final = 5.0
 _SETS: Final = "evaluation"
 _BEGUN_ANEW: Final = (
-    "the database of campaigns was damaged: it lies beside as rounds.db.corrupt-TIME; campaigns that ran are lost, "
-    "their steps so far are in their folders"
+    "the database of campaigns was damaged (it lies beside as rounds.db.corrupt-TIME) or gone; campaigns that ran are "
+    "lost, their steps so far are in their folders"
 )
+_LONGEST_TEXT: Final = 2000
 _log = logging.getLogger("hybrid.gateway.rounds")
 
 
@@ -116,15 +116,17 @@ class Rounds:
         self._gone: list[Course] = []
         self._store = RoundStore(folder, connect)
         try:
-            self._open(folder, wall_s)
+            lost = self._open(folder, wall_s)
         except BaseException:
             self._store.close()
             raise
         if self._store.was_begun_anew:
             self._alarm("rounds_lost", _BEGUN_ANEW)
+        elif lost:
+            self._alarm("campaign_failed", "; ".join(lost)[:_LONGEST_TEXT])
 
-    def _open(self, folder: Path, wall_s: Callable[[], float]) -> None:
-        """The parts, over an open database."""
+    def _open(self, folder: Path, wall_s: Callable[[], float]) -> list[str]:
+        """The parts, over an open database; what is to be said of campaigns that cannot go on."""
         around, clock_s = self._around, self._clock_s
         spool = Spool(self._store, Commits(self._store.database), folder)
         names = TaskNames.opened(folder)
@@ -143,11 +145,12 @@ class Rounds:
         )
         self.campaigns = Campaigns(ground, self.desk.courses, self.desk.maskings)
         self.public = Public(self.campaigns, self._store, clock_s=clock_s)
-        self.campaigns.load()
+        lost = self.campaigns.load()
         self._closings = self._closer(spool, wall_s)
         signer = Signer(folder)
         self.key = signer.public
         self._promotions = self._promoter(folder, spool, signer)
+        return lost
 
     def _closer(self, spool: Spool, wall_s: Callable[[], float]) -> Closings:
         """What closes rounds."""
@@ -255,8 +258,7 @@ class Rounds:
     async def _take_up(self) -> None:
         """Promotions that were under way when the process ended."""
         for course in [*self.desk.courses.values()]:
-            for body in await asyncio.to_thread(self._store.promotions, course.id):
-                view = msgspec.json.decode(body, type=PromotionView)
+            for view in await asyncio.to_thread(self._store.promotions, course.id):
                 if view.state == "evaluating":
                     await self._promotions.take_up(course, view)
 

@@ -1,20 +1,26 @@
 """What is kept of campaigns: rows that decide what counts, and how they are read again after any end of the process."""
 
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from cloud_gateway.rounds.messages import CampaignState, RoundView
+from cloud_gateway.rounds.messages import CampaignState, PromotionView, RoundView
+from hybrid.errors import CorruptContent
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.layout import Layout
 from hybrid.hosting.database import Database
 
 FILE_NAME: Final = "rounds.db"
+ORDER_FILE: Final = "campaign.json"
+"""What was ordered, in a campaign's folder."""
+_T = TypeVar("_T")
+_log = logging.getLogger("hybrid.gateway.rounds")
 
 MIGRATIONS: Final = (
     """
@@ -119,14 +125,20 @@ class RoundRow:
 
 
 class RoundStore:
-    """Reads and writes rows; every method blocks. Methods with a connection write within its transaction."""
+    """Reads rows; every method blocks. A row whose content the disk has damaged is left out, unless it says otherwise.
+
+    Attributes:
+        was_begun_anew: the file was made at this start, though there were campaigns before.
+    """
 
     def __init__(self, folder: Path, connect: Callable[[Path], sqlite3.Connection] | None = None) -> None:
         if connect is None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / FILE_NAME).touch(mode=0o600)
         self.database = Database(folder / FILE_NAME, MIGRATIONS, connect=connect)
-        self.was_begun_anew = self.database.is_new and any(folder.glob(f"{FILE_NAME}.corrupt-*"))
+        self.was_begun_anew = self.database.is_new and any(
+            found for pattern in (f"{FILE_NAME}.corrupt-*", f"*/{ORDER_FILE}") for found in folder.glob(pattern)
+        )
 
     # Reading.
 
@@ -134,18 +146,27 @@ class RoundStore:
         """All campaigns, oldest first."""
         with self.database.reading() as db:
             rows = db.execute("SELECT body FROM campaign").fetchall()
-        found = [msgspec.json.decode(row[0], type=CampaignRow) for row in rows]
-        return sorted(found, key=lambda row: (row.made_s, row.id))
+        return sorted(_sound(rows, CampaignRow), key=lambda row: (row.made_s, row.id))
+
+    def campaign_ids(self) -> set[str]:
+        """Of all campaigns, also of those whose rows are damaged."""
+        with self.database.reading() as db:
+            return {str(row[0]) for row in db.execute("SELECT id FROM campaign").fetchall()}
 
     def rounds(self, campaign: str, newest: int = 0) -> list[RoundRow]:
         """Rounds of a campaign, oldest first; all of them, or the newest few."""
         query = "SELECT body, noise FROM round WHERE campaign = ? ORDER BY number DESC LIMIT ?"
         with self.database.reading() as db:
             rows = db.execute(query, (campaign, newest or -1)).fetchall()
-        return [RoundRow(view=msgspec.json.decode(row[0], type=RoundView), noise=bytes(row[1])) for row in rows[::-1]]
+        noises = {view.number: bytes(row[1]) for row in rows for view in _sound([row], RoundView)}
+        return [RoundRow(view=view, noise=noises[view.number]) for view in _sound(rows[::-1], RoundView)]
 
     def received(self, campaign: str, round_number: int | None = None, step: int | None = None) -> list[ReceivedRow]:
-        """Updates in the order in which they came: all, those of one round, those that began with a step or later."""
+        """Updates in the order in which they came: all, those of one round, those that began with a step or later.
+
+        Raises:
+            CorruptContent: the disk has damaged one of them.
+        """
         query = "SELECT id, step, box, round, outcome, body FROM received WHERE campaign = ?"
         values: list[object] = [campaign]
         if round_number is not None:
@@ -161,7 +182,11 @@ class RoundStore:
         query = "SELECT id, step, box, round, outcome, body FROM received WHERE campaign = ? AND step = ? AND box = ?"
         with self.database.reading() as db:
             row = db.execute(query, (campaign, step, box_id)).fetchone()
-        return None if row is None else _received(row)
+        try:
+            return None if row is None else _received(row)
+        except CorruptContent as exc:
+            _log.error("rounds.row_damaged campaign=%s step=%d box=%s error=%s", campaign, step, box_id, exc)
+            return None
 
     def contents(self, ids: Sequence[int]) -> Iterator[bytes]:
         """The contents of updates, one after the other; empty for one that lies in a file."""
@@ -185,18 +210,18 @@ class RoundStore:
             rows = db.execute("SELECT box, body FROM account WHERE model = ?", (model,)).fetchall()
         return {row[0]: bytes(row[1]) for row in rows}
 
-    def promotions(self, campaign: str) -> list[bytes]:
-        """Rows of promotions, JSON, oldest step first."""
+    def promotions(self, campaign: str) -> list[PromotionView]:
+        """What became of steps that were to become versions, oldest step first."""
         with self.database.reading() as db:
             rows = db.execute("SELECT body FROM promotion WHERE campaign = ? ORDER BY step", (campaign,)).fetchall()
-        return [bytes(row[0]) for row in rows]
+        return _sound(rows, PromotionView)
 
     def counts(self, campaign: str, step: int) -> dict[str, dict[str, int]]:
         """What boxes counted of a step that is to become a version."""
         with self.database.reading() as db:
             query = "SELECT box, body FROM counts WHERE campaign = ? AND step = ?"
             rows = db.execute(query, (campaign, step)).fetchall()
-        return {row[0]: json.loads(row[1]) for row in rows}
+        return {row[0]: count for row in rows for count in _sound([row[1:]], dict[str, int])}
 
     def close(self) -> None:
         """Close the database."""
@@ -254,6 +279,20 @@ def put_counts(db: sqlite3.Connection, campaign: str, step: int, box_id: str, bo
     db.execute("INSERT OR IGNORE INTO counts VALUES (?, ?, ?, ?)", (campaign, step, box_id, json.dumps(body)))
 
 
+def _sound(rows: Sequence[Sequence[Any]], kind: type[_T]) -> list[_T]:
+    """The first columns, JSON, of rows that the disk has not damaged."""
+    found = []
+    for row in rows:
+        try:
+            found.append(msgspec.json.decode(row[0], type=kind))
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as exc:
+            _log.error("rounds.row_damaged kind=%s error=%s", getattr(kind, "__name__", kind), exc)
+    return found
+
+
 def _received(row: tuple[int, int, str, int, str, bytes]) -> ReceivedRow:
-    body = msgspec.msgpack.decode(row[5], type=Received)
+    try:
+        body = msgspec.msgpack.decode(row[5], type=Received)
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as exc:
+        raise CorruptContent(f"the disk has damaged what was kept of an update for step {row[1]}: {exc}") from exc
     return ReceivedRow(id=row[0], step=row[1], box_id=row[2], round=row[3], outcome=row[4], body=body)
