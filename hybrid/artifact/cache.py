@@ -1,13 +1,11 @@
 """Where this user's cache lies, and the digests of files that were hashed before."""
 
-import hashlib
 import os
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 _SETTLED_NS: Final = 2_000_000_000
 _MAX_ENTRIES: Final = 4096
@@ -37,7 +35,7 @@ def file_sha256(path: Path) -> str:
         if len(known) == 64 and int(known, 16) >= 0:
             return known
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _sha256(file)
         after = os.fstat(file.fileno())
     is_settled = time.time_ns() - after.st_mtime_ns > _SETTLED_NS
     if is_settled and _key(after) == _key(before):
@@ -49,16 +47,26 @@ def file_sha256(path: Path) -> str:
 def fresh_sha256(path: Path) -> str:
     """SHA-256 of the bytes that the disk gives now; what a verification wants."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256(file)
+
+
+def _sha256(file: BinaryIO) -> str:
+    import hashlib
+
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _key(stat: os.stat_result) -> str:
+    import hashlib
+
     facts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _remember(entry: Path, digest: str) -> None:
     """Write atomically, so that no other process reads half an entry; forget the oldest when there are many."""
+    import tempfile
+
     entry.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=entry.parent)
     with os.fdopen(handle, "w", encoding="ascii") as file:

@@ -1,6 +1,5 @@
 """The model digest: which files a model is made of, and the one name of their bytes."""
 
-import hashlib
 import json
 import stat
 from collections.abc import Iterable
@@ -86,13 +85,19 @@ def model_digest(path: Path) -> str:
 
 def digest_of_bytes(data: bytes) -> str:
     """The model digest of a model given as bytes: one file, named `model.onnx` or `model.tflite`."""
-    return digest_of_files([HashedFile(name=bytes_name(data), size=len(data), sha256=hashlib.sha256(data).hexdigest())])
+    return digest_of_files([HashedFile(name=bytes_name(data), size=len(data), sha256=_sha256(data))])
 
 
 def digest_of_files(files: Iterable[HashedFile]) -> str:
     """SHA-256 of the canonical JSON `[[name, size, sha256], …]`, sorted by name."""
     entries = sorted([file.name, file.size, file.sha256] for file in files)
-    return hashlib.sha256(json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+    return _sha256(json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # brings OpenSSL with it
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _external_file(model: Path, location: str, least_bytes: int) -> ModelFile:
