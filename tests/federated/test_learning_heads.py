@@ -49,19 +49,6 @@ def test_a_tensor_before_the_features_is_refused(tmp_path: Path) -> None:
         read_head(path, "hidden", {"head.bin": path.with_name("head.bin").stat().st_size})
 
 
-def test_a_wide_convolution_is_refused_when_it_is_met(tmp_path: Path) -> None:
-    nodes = [
-        node("Conv", "x k", "c", pads=[1, 1, 1, 1]),
-        node("GlobalAveragePool", "c", "p"),
-        node("Flatten", "p", "y"),
-    ]
-    model = made(nodes, {"k": drawn(5, 6, 3, 3)}, ["n", 6, 4, 4], {"y": ["n", 5]})
-    path = external(model, ["k"], tmp_path)
-    head = read_head(path, "x", {"head.bin": path.with_name("head.bin").stat().st_size})
-    with pytest.raises(ModelUntrainable, match="size 3×3"):
-        head.program.answer(head.arrays, drawn(1, 6, 4, 4))
-
-
 def test_a_head_that_mixes_samples_is_refused(tmp_path: Path) -> None:
     nodes = [LINEAR, node("ReduceMean", "z axes", "m", keepdims=1), node("Sub", "z m", "y")]
     model = made(nodes, W | {"axes": np.array([0])}, ["n", 6], {"y": ["n", 5]})

@@ -272,7 +272,7 @@ def test_large_batches_are_divided_and_come_to_the_same(large: Head) -> None:
     assert sum(1 for _ in training.pieces()) == 3 * 22  # three samples a piece: measured, learned, measured
     whole = LocalTraining(large.program, large.layout, Examples(x, y), plan, start=Start(shared=large.vector))
     whole._rows = 64
-    assert sum(1 for _ in whole.pieces()) == 2 * 22 + 1
+    assert sum(1 for _ in whole.pieces()) == 2 * 22 + 3  # the batch, with a pause after each product
     assert training.trained is not None
     assert whole.trained is not None
     assert np.allclose(training.trained.delta, whole.trained.delta, atol=1e-6)

@@ -8,12 +8,8 @@ import numpy as np
 
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.losses import is_right, loss_name, loss_of
+from hybrid.federated.learning.pieces import driven, rows_of_piece
 from hybrid.federated.learning.program import Arrays, HeadProgram
-
-PIECE_PRODUCTS: Final = 4_000_000
-"""Samples of a piece times weights: a few milliseconds on a slow core, forward and back."""
-
-_MOST_ROWS: Final = 256
 
 TOLERANCE: Final = 0.02
 """Relative distance up to which an answer that is no classification counts as right."""
@@ -51,19 +47,21 @@ def no_pause() -> None:
     """Nobody else wants the machine."""
 
 
-def rows_of_piece(n_weights: int) -> int:
+def rows_at_once(program: HeadProgram, weights: Arrays, examples: Examples) -> int:
     """Samples that are computed at once."""
-    return max(1, min(_MOST_ROWS, PIECE_PRODUCTS // max(n_weights, 1)))
+    if not program.by_torch or not len(examples):
+        return rows_of_piece(sum(array.size for array in weights.values()))
+    return program.load_of(weights, examples.some(np.arange(1))[0]).rows
 
 
 def mean_loss(program: HeadProgram, weights: Arrays, examples: Examples) -> Generator[None, None, float]:
     """The mean loss, which is what the generator returns; it yields after each piece."""
     name, total = loss_name(examples.targets), 0.0
-    rows = _rows(weights)
+    rows = rows_at_once(program, weights, examples)
     for first in range(0, len(examples), rows):
         features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
         with np.errstate(all="ignore"):
-            scores = program.scores_of(weights, features)
+            scores = yield from program.scores_in_pieces(weights, features)
             total += loss_of(name, targets, n=1)(scores)[0]
         yield
     return total / max(len(examples), 1)
@@ -109,18 +107,14 @@ def _answers(
     program: HeadProgram, weights: Arrays, examples: Examples, between: Between
 ) -> Generator[tuple[np.ndarray, float], None, None]:
     """Of each piece: which answers are right, and the sum of losses."""
-    name, rows = loss_name(examples.targets), _rows(weights)
+    name, rows = loss_name(examples.targets), rows_at_once(program, weights, examples)
     for first in range(0, len(examples), rows):
         features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
         with np.errstate(all="ignore"):
-            scores = program.scores_of(weights, features)
+            scores = driven(program.scores_in_pieces(weights, features), between)
             loss = loss_of(name, targets, n=1)(scores)[0]
         yield (is_right(scores, targets) if name == "cross-entropy" else _is_near(scores, targets)), loss
         between()
-
-
-def _rows(weights: Arrays) -> int:
-    return rows_of_piece(sum(array.size for array in weights.values()))
 
 
 def _is_near(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

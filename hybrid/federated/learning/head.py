@@ -19,6 +19,7 @@ from hybrid.federated.learning.graph_part import (
     opset_of,
     places,
     step_of,
+    with_window,
 )
 from hybrid.federated.learning.program import Arrays, HeadProgram
 from hybrid.graph.model_file import load_proto, needs_of
@@ -90,8 +91,8 @@ def open_head(folder: Path, manifest: Manifest, variant_id: str, *, output: str 
     _check_variant(manifest, variant)
     if is_tflite(path):
         raise ModelUntrainable(
-            f"variant {variant_id!r} is a TensorFlow Lite file, which holds its weights itself; ship an ONNX variant "
-            "with a head of its own (`hybrid compress --head`)"
+            f"variant {variant_id!r} is a TensorFlow Lite file, which holds its weights itself; ship its body with "
+            "a head of its own (`hybrid models push --lite-body`), or an ONNX variant (`hybrid compress --head`)"
         )
     sizes = {name: manifest.files[name].size for name in variant.trainable_files}
     beside = PurePosixPath(variant.files[0]).parent.as_posix()
@@ -142,7 +143,8 @@ def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str
     trainable = [place.name for place in learning]
     _check_body(model, feature, trainable)
     nodes = nodes_behind(model, feature, dict.fromkeys(trainable))
-    steps = [step_of(node, opset_of(model)) for node in nodes]
+    sizes = {tensor.name: tuple(tensor.dims)[2:] for tensor in model.graph.initializer}
+    steps = [with_window(step_of(node, opset_of(model)), sizes) for node in nodes]
     needed = {name for step in steps for name in step.inputs} - set(trainable)
     constants = dict(constants_of(model, needed, read))
     program = _looking_at(

@@ -2,10 +2,10 @@
 
 Design: one step a node, each with a closure that carries a gradient back; what hangs on constants alone is computed
 once. The scores are what a final Softmax or LogSoftmax is made of, since a loss on those is exact where one on
-probabilities is not.
+probabilities is not. Steps that numpy has not are torch's (`operators/by_torch.py`); the program is the same.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from hybrid.errors import ModelUntrainable
 from hybrid.federated.learning.operators.call import Call, Pull, Step
-from hybrid.federated.learning.operators.catalog import OPERATORS, SHAPES_ONLY
+from hybrid.federated.learning.operators.catalog import SHAPES_ONLY, needs_torch, operator_of
+from hybrid.federated.learning.pieces import Load, Meter, driven, products_of
 
 Arrays = Mapping[str, np.ndarray]
 Form = Literal["scores", "probabilities", "log-probabilities"]
@@ -37,6 +38,7 @@ class HeadProgram:
         output: the model's output that the scores belong to.
         scores: tensor that a loss is taken of; (rows, …).
         form: what the output makes of the scores.
+        by_torch: operators that only torch computes, each once; empty where numpy is enough.
     """
 
     feature: str
@@ -46,6 +48,7 @@ class HeadProgram:
     output: str
     scores: str
     form: Form
+    by_torch: tuple[str, ...] = ()
     _needs: dict[frozenset[str], tuple[tuple[bool, ...], ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -60,10 +63,9 @@ class HeadProgram:
         """
         ordered = _ordered(steps, {feature, *constants, *trainable}, output)
         for step in ordered:
-            if step.op not in OPERATORS:
+            if operator_of(step) is None:
                 raise ModelUntrainable(
-                    f"{step.op} at {step.name!r} has no gradient here; choose a feature tensor behind it, or train "
-                    "the full model with torch (extra `torch`)",
+                    f"{step.op} at {step.name!r} has no gradient here; choose a feature tensor behind it",
                     operator=step.op,
                 )
         folded, rest = _folded(ordered, constants)
@@ -80,14 +82,19 @@ class HeadProgram:
             feature=feature, steps=tuple(rest), constants=kept, trainable=tuple(trainable), output=output,
             scores=scores,
             form=form,
+            by_torch=tuple(sorted({step.op for step in rest if needs_torch(step)})),
         )  # fmt: skip
 
     def answer(self, weights: Arrays, features: np.ndarray) -> np.ndarray:
         """The model's own output for rows of features, (rows, …)."""
-        return self._run(weights, features, self.output)
+        return driven(self._run(weights, features, self.output))
 
     def scores_of(self, weights: Arrays, features: np.ndarray) -> np.ndarray:
         """The scores of rows of features, (rows, …)."""
+        return driven(self._run(weights, features, self.scores))
+
+    def scores_in_pieces(self, weights: Arrays, features: np.ndarray) -> Generator[None, None, np.ndarray]:
+        """As `scores_of`, which the generator returns; it yields between steps."""
         return self._run(weights, features, self.scores)
 
     def n_scores(self, weights: Arrays, features: np.ndarray) -> int:
@@ -106,21 +113,45 @@ class HeadProgram:
             loss_at: gives the loss of the scores.
             wanted: names among `trainable`.
         """
+        return driven(self.gradients_in_pieces(weights, features, loss_at, wanted))
+
+    def gradients_in_pieces(
+        self, weights: Arrays, features: np.ndarray, loss_at: LossAt, wanted: frozenset[str]
+    ) -> Generator[None, None, tuple[float, dict[str, np.ndarray]]]:
+        """As `gradients`, which the generator returns; it yields between steps, after a few milliseconds each time."""
         values: dict[str, np.ndarray] = {**self.constants, **weights, self.feature: features}
-        pulls: list[tuple[Step, tuple[bool, ...], Pull]] = []
+        pulls: list[tuple[Step, tuple[bool, ...], Pull, int]] = []
+        meter = Meter()
         for step, needs in zip(self.steps, self._needs_of(wanted), strict=True):
             values[step.output], pull = _apply(step, values, needs)
+            n_products = products_of(step, values)
             if any(needs):
-                pulls.append((step, needs, pull))
+                pulls.append((step, needs, pull, n_products))
+            if meter.is_full(n_products):
+                yield
             if step.output == self.scores:
                 break
         loss, gradient = loss_at(values[self.scores])
+        values.clear()
         found: dict[str, np.ndarray] = {self.scores: gradient}
-        for step, needs, pull in reversed(pulls):
+        while pulls:  # each way back is let go once it was gone: what it holds is the largest part of the memory
+            step, needs, pull, n_products = pulls.pop()
             arrived = found.pop(step.output, None)
             if arrived is not None:
                 _collect(found, step, needs, pull(arrived))
+                if meter.is_full(2 * n_products):
+                    yield
         return loss, {name: found[name] for name in wanted if name in found}
+
+    def load_of(self, weights: Arrays, features: np.ndarray) -> Load:
+        """What a sample costs, seen from one."""
+        values: dict[str, np.ndarray] = {**self.constants, **weights, self.feature: features[:1]}
+        most = n_bytes = 0
+        for step, needs in zip(self.steps, self._needs_of(frozenset()), strict=True):
+            values[step.output] = _apply(step, values, needs)[0]
+            most = max(most, products_of(step, values))
+            n_bytes += values[step.output].nbytes
+        return Load(n_products=most, n_bytes=n_bytes)
 
     def check_rows(self, weights: Arrays, features: np.ndarray) -> None:
         """See that a row's scores do not hang on the rows beside it.
@@ -138,12 +169,15 @@ class HeadProgram:
                 "size"
             )
 
-    def _run(self, weights: Arrays, features: np.ndarray, wanted: str) -> np.ndarray:
+    def _run(self, weights: Arrays, features: np.ndarray, wanted: str) -> Generator[None, None, np.ndarray]:
         values: dict[str, np.ndarray] = {**self.constants, **weights, self.feature: features}
+        meter = Meter()
         for step, needs in zip(self.steps, self._needs_of(frozenset()), strict=True):
             if wanted in values:
                 break
             values[step.output] = _apply(step, values, needs)[0]
+            if meter.is_full(products_of(step, values)):
+                yield
         return values[wanted]
 
     def _needs_of(self, wanted: frozenset[str]) -> tuple[tuple[bool, ...], ...]:
@@ -162,7 +196,9 @@ class HeadProgram:
 def _apply(step: Step, values: Arrays, needs: tuple[bool, ...]) -> tuple[np.ndarray, Pull]:
     call = Call(step, [values[name] if name else None for name in step.inputs], needs)
     try:
-        return OPERATORS[step.op](call)
+        operator = operator_of(step)
+        assert operator is not None
+        return operator(call)
     except (ValueError, IndexError, TypeError) as exc:
         shapes = [list(values[name].shape) for name in step.inputs if name]
         raise ModelUntrainable(
@@ -209,7 +245,7 @@ def _folded(steps: Sequence[Step], constants: Arrays) -> tuple[dict[str, np.ndar
     """Constants with all that hangs on them alone, and the other steps."""
     values, rest = dict(constants), []
     for step in steps:
-        if all(not name or name in values for name in step.inputs):
+        if all(not name or name in values for name in step.inputs) and not needs_torch(step):
             values[step.output] = _apply(step, values, (False,) * len(step.inputs))[0]
         else:
             rest.append(step)

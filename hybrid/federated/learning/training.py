@@ -20,7 +20,7 @@ import numpy as np
 from hybrid.errors import BadMessage, TensorMismatch, TrainingDiverged
 from hybrid.federated.campaign import Training
 from hybrid.federated.layout import Layout
-from hybrid.federated.learning.evaluation import Between, mean_loss, no_pause, rows_of_piece
+from hybrid.federated.learning.evaluation import Between, mean_loss, no_pause, rows_at_once
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.losses import loss_name, loss_of
 from hybrid.federated.learning.program import HeadProgram
@@ -99,12 +99,14 @@ class Start:
         personal: vector of what never leaves; None where nothing is personal.
         correction: added to every gradient of what travels: SCAFFOLD's c - c_i; None without.
         seed: of the order of samples.
+        keeps_shared: the personal layers alone learn, beside what travels as it is.
     """
 
     shared: np.ndarray
     personal: np.ndarray | None = None
     correction: np.ndarray | None = None
     seed: int = 0
+    keeps_shared: bool = False
 
 
 class LocalTraining:
@@ -137,7 +139,6 @@ class LocalTraining:
         self._personal = None if personal is None else _Part(personal, _given(start.personal, personal))
         if start.correction is not None:
             shared.arrays(start.correction)
-        self._rows = rows_of_piece(layout.n_elements)
         self._random = np.random.default_rng(start.seed)
         self._n_steps = 0
         self._losses: list[float] = []
@@ -146,6 +147,7 @@ class LocalTraining:
         with np.errstate(all="ignore"):
             program.check_rows(self._weights(), first)
             self._examples = examples.fitting(program.n_scores(self._weights(), first))
+            self._rows = rows_at_once(program, self._weights(), self._examples)
         if not len(self._examples):
             raise TensorMismatch("no sample's class is one that the model has; see what its labels are")
 
@@ -158,7 +160,8 @@ class LocalTraining:
         yield from self._measure()
         if self._personal is not None:
             yield from self._learn(self._personal)
-        yield from self._learn(self._shared)
+        if not self._start.keeps_shared:
+            yield from self._learn(self._shared)
         yield from self._measure()
         before, after = self._losses
         delta = self._shared.vector - self._start.shared
@@ -211,7 +214,7 @@ class LocalTraining:
             features, targets = self._examples.some(some)
             loss_at = loss_of(self._loss, targets, n=len(indices), smoothing=self._smoothing)
             with np.errstate(all="ignore"):
-                loss, found = self._program.gradients(weights, features, loss_at, part.names)
+                loss, found = yield from self._program.gradients_in_pieces(weights, features, loss_at, part.names)
             part.take(found, is_first=first == 0)
             total += loss
             if first + self._rows < len(indices):

@@ -1,4 +1,4 @@
-"""Every operator that a head may have, by its ONNX name."""
+"""Every operator that a head or a whole model may have, by its ONNX name."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from hybrid.federated.learning.operators import across, elementwise, moves, products, rounding
-from hybrid.federated.learning.operators.call import Operator
+from hybrid.federated.learning.operators import across, elementwise, grids, moves, products, rounding, windows
+from hybrid.federated.learning.operators.call import Operator, Step
 
 OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
     {
@@ -17,7 +17,7 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "Clip": elementwise.clip,
         "Concat": moves.concat,
         "Constant": moves.constant,
-        "Conv": products.pointwise_conv,
+        "Conv": windows.conv,
         "DequantizeLinear": rounding.dequantize,
         "Div": elementwise.divide,
         "Dropout": elementwise.same,
@@ -60,6 +60,31 @@ OPERATORS: Final[Mapping[str, Operator]] = MappingProxyType(
         "Unsqueeze": moves.unsqueeze,
     }
 )
+
+BY_TORCH: Final[Mapping[str, Operator]] = MappingProxyType(
+    {
+        "AveragePool": windows.average_pool,
+        "Conv": windows.conv_by_torch,
+        "ConvTranspose": windows.conv_transpose,
+        "GlobalMaxPool": windows.global_max,
+        "MaxPool": windows.max_pool,
+        "Pad": grids.pad,
+        "ReduceMax": grids.reduce_max,
+        "Resize": grids.resize,
+    }
+)
+"""Those that torch computes; `Conv` where it is more than a product at each place."""
+
+
+def operator_of(step: Step) -> Operator | None:
+    """What computes a step; None where nothing does."""
+    return OPERATORS.get(step.op) or BY_TORCH.get(step.op)
+
+
+def needs_torch(step: Step) -> bool:
+    """Whether a step is torch's."""
+    return step.op in BY_TORCH and not (step.op == "Conv" and windows.is_pointwise(step, None))
+
 
 SHAPES_ONLY: Final = frozenset({"Shape"})
 """Their answer does not follow the values of their inputs."""
