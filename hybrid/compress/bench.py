@@ -17,8 +17,8 @@ from hybrid.compress.journal import Journal
 from hybrid.compress.making import Maker
 from hybrid.compress.material import Material
 from hybrid.compress.recipe import Recipe
-from hybrid.compress.search import Step
 from hybrid.compress.standing import Cost, Done
+from hybrid.compress.step import Step
 from hybrid.compress.timing import DeviceTold, Timer
 from hybrid.errors import EngineFailed, StorageError
 

@@ -8,8 +8,9 @@ import pytest
 
 from hybrid.compress.grading import Grade
 from hybrid.compress.recipe import Recipe
-from hybrid.compress.search import Step, best_int8, next_step
+from hybrid.compress.search import best_int8, next_step
 from hybrid.compress.standing import Cost, Done, Space, finalists, runners_up
+from hybrid.compress.step import Step
 
 N = 1000
 U8S8, S8S8 = Recipe(precision="int8"), Recipe(precision="int8", activations="int8")

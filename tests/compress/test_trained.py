@@ -135,7 +135,7 @@ def test_a_student_is_the_scripts_own(maker):
 def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, script, by_size, monkeypatch):
     monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: (Recipe(pruned="module"),))
     monkeypatch.setattr("hybrid.compress.run.staircase_of", _steps)
-    monkeypatch.setattr("hybrid.compress.search.N_RATIOS", 2)
+    monkeypatch.setattr("hybrid.compress.ratios.N_RATIOS", 2)
     monkeypatch.setattr("hybrid.compress.search._student", lambda _space, _done: None)
     monkeypatch.setattr("hybrid.compress.space.engines", lambda _bench: ())
     result = compress(replace(job, model=None, train_script=script, epochs=4), timer=by_size)
