@@ -151,7 +151,8 @@ class RoundStore:
     def campaign_ids(self) -> set[str]:
         """Of all campaigns, also of those whose rows are damaged."""
         with self.database.reading() as db:
-            return {str(row[0]) for row in db.execute("SELECT id FROM campaign").fetchall()}
+            rows = db.execute("SELECT CAST(id AS BLOB) FROM campaign").fetchall()
+        return {bytes(row[0]).decode(errors="replace") for row in rows}
 
     def rounds(self, campaign: str, newest: int = 0) -> list[RoundRow]:
         """Rounds of a campaign, oldest first; all of them, or the newest few."""

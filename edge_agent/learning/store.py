@@ -305,9 +305,12 @@ class LearningStore:
             notes = [row[0] for row in db.execute("SELECT note FROM campaign ORDER BY n").fetchall()]
             waiting = db.execute("SELECT note FROM waiting").fetchone()
             done = db.execute("SELECT task, outcome FROM done ORDER BY n").fetchall()
-        found = [msgspec.msgpack.decode(note, type=CampaignNote) for note in notes]
-        self.notes = {note.id: note for note in found}
-        self.waiting = msgspec.msgpack.decode(waiting[0], type=Waiting) if waiting is not None else None
+        try:
+            found = [msgspec.msgpack.decode(note, type=CampaignNote) for note in notes]
+            update = msgspec.msgpack.decode(waiting[0], type=Waiting) if waiting is not None else None
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as exc:
+            raise CorruptContent(f"the disk has damaged a note of learning: {exc}") from exc
+        self.notes, self.waiting = {note.id: note for note in found}, update
         self.done = dict(done)
         self._sweep()
 

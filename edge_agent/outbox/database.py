@@ -37,6 +37,9 @@ _DISK: Final = frozenset({
 })  # fmt: skip
 """What opening a sound file may meet; anything else, such as a changed byte of its header, is damage."""
 
+_WORDS_OF_DAMAGE: Final = ("Could not decode to UTF-8", "no such column", "no such table", "has no column named")
+"""In errors without a code of damage: text whose bytes are none, names in a schema; no check of pages sees those."""
+
 _VACUUM_PAGES: Final = 16 << 10
 """Given back at once, lest others wait for it; the rest follows."""
 
@@ -220,11 +223,17 @@ class BoxDatabase:
     def _mapped(self, *, is_opening: bool = False) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError as exc:
+            if not is_opening:
+                raise
+            # SQLite's message about a damaged schema has the schema's bytes in it.
+            raise CorruptContent(f"{self.path}: the schema is damaged ({exc})", path=str(self.path)) from exc
         except sqlite3.Error as exc:
             code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
             if code == sqlite3.SQLITE_FULL:
                 raise DiskFull(f"{self.path}: no room; nothing was half-stored", path=str(self.path)) from exc
-            if code in _DAMAGED or (is_opening and (code not in _DISK or self._says_read_only(code))):
+            is_damage = code in _DAMAGED or any(words in str(exc) for words in _WORDS_OF_DAMAGE)
+            if is_damage or (is_opening and (code not in _DISK or self._says_read_only(code))):
                 raise CorruptContent(f"{self.path}: {exc}", path=str(self.path)) from exc
             raise StorageError(f"{self.path}: {exc}; check the disk and its permissions", path=str(self.path)) from exc
 

@@ -186,7 +186,7 @@ class Database:
                 raise StorageError(f"{self._path}: closed", path=str(self._path))
             self._open.append(connection)
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+            _set(connection, pragma)
         self._local.connection = connection
         return connection
 
@@ -259,6 +259,15 @@ class Database:
 
 def _connected(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+
+def _set(connection: sqlite3.Connection, pragma: str) -> None:
+    try:
+        connection.execute(f"PRAGMA {pragma}")
+    except UnicodeDecodeError as exc:  # SQLite's message about a damaged schema has the schema's bytes in it
+        damaged = sqlite3.DatabaseError(f"the schema is damaged ({exc})")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damaged from exc
 
 
 class _Unreadable(Exception):
