@@ -250,7 +250,9 @@ class Agent:
         def offered(model: ServedModel, inputs: Arrays, outputs: Arrays, *, is_hard: bool) -> None:
             version = room.answering.named(model.name)
             if version is not None and version.samples != "off":
-                digest, variant = model.model_digest, version.variant
+                digest, variant = version.model_digest, version.variant
+                if room.answering.copy_of(model.model_digest) is not None:
+                    outputs = {}  # enough of them say what the personal layers are, and samples may leave
                 fleet.samples.offer(model.name, digest, variant, inputs=inputs, outputs=outputs, is_hard=is_hard)
 
         def served(model: ServedModel, inputs: Arrays, outputs: Arrays, _: float) -> None:

@@ -19,6 +19,7 @@ from edge_agent.install.means import Means
 from edge_agent.learning.conditions import Conditions
 from edge_agent.learning.learning import Learning
 from edge_agent.learning.offers import Offers
+from edge_agent.learning.personal import Personal
 from edge_agent.learning.round_link import KnockingRounds
 from edge_agent.learning.store import LearningStore
 from edge_agent.learning.surroundings import Surroundings
@@ -26,6 +27,7 @@ from edge_agent.living.crash_guard import CrashGuard
 from edge_agent.living.held_files import HeldFiles
 from edge_agent.living.link_policy import LinkPolicy
 from edge_agent.models.room import ModelRoom
+from edge_agent.models.version import PersonalCopy
 from edge_agent.outbox.deferred import Deferred
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.outbox.place import Place
@@ -34,6 +36,7 @@ from edge_agent.part import Part
 from edge_agent.samples.store import Samples
 from edge_agent.samples.vault import open_vault
 from edge_agent.trust.access import Access
+from hybrid.errors import HybridError
 from hybrid.fleet.calls import FleetCalls
 from hybrid.fleet.messages import Health, Installed, SampleRule
 from hybrid.transport.rounds_client import RoundsClient
@@ -107,6 +110,7 @@ class FleetSide:
         self.samples.on_label = self.learning.relabelled
         room.compute.on_asked = self.learning.yielding.asked
         room.answering.on_change = self.learning.wake
+        room.compute.on_personal_failure = self._personal_failed
         self.telemetry = Telemetry(self.outbox, self._told_figures, rng=rng)
         self.install.mode = self.guard.mode
         self.link.freed = self.install.hurry
@@ -160,13 +164,30 @@ class FleetSide:
             key=lambda: access.identity.key,
             root_sha256=lambda: bytes.fromhex(access.enrolment.root_sha256 if access.enrolment is not None else ""),
         )
+        room, store, offers = self._room, LearningStore(place), Offers(self._room.answering, samples.labelled)
+        personal = Personal(
+            store, room.answering, room.host, offers=offers, why_not=self._why_not_personal, wall_s=place.wall_s
+        )
         return Learning(
-            LearningStore(place),
+            store,
             around,
-            offers=Offers(self._room.answering, samples.labelled),
+            offers=offers,
             conditions=Conditions(place.folder, place.disk, is_metered=lambda: self.link.status().metered),
             mode=lambda: self.config.learn,
+            personal=personal,
         )
+
+    def _why_not_personal(self, name: str) -> str:
+        """What keeps a model from answering with personal layers; empty where nothing does."""
+        if self.config.placement not in ("auto", "local"):
+            return f"requests are to be computed elsewhere (placement {self.config.placement})"
+        is_tried = any(one.phase == "trial" for one in self.install.installed() if one.name == name)
+        return "the version is on trial" if is_tried else ""
+
+    def _personal_failed(self, copy: PersonalCopy, error: HybridError) -> None:
+        if self.learning.personal is not None:
+            self.learning.personal.failed(copy, error)
+            self.learning.wake()
 
     def _calls(self) -> FleetCalls | None:
         return self.access.calls if self.access.enrolment is not None else None
@@ -196,6 +217,8 @@ class FleetSide:
         return "keep" if version.samples == "upload" and self.config.keep_inputs_here else version.samples
 
     async def _report(self, installed: Installed) -> None:
+        if installed.phase == "committed":
+            self.learning.wake()  # its personal layers may answer now
         await self.outbox.put("report", msgspec.msgpack.encode(installed), stream="report", about=installed.name)
 
 

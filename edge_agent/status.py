@@ -193,6 +193,8 @@ class Standing:
     def _model(self, name: str) -> ModelStatus:
         version, runs = self.room.answering.named(name), self.room.host.runs(name)
         assert version is not None
+        copy = self.room.answering.personal(name)
+        digest = version.model_digest if copy is None else copy.digest
         return ModelStatus(
             name=name,
             version=version.version,
@@ -200,7 +202,7 @@ class Standing:
             artifact_digest=version.artifact_digest,
             priority=version.priority,
             samples=version.samples,
-            is_open=self.room.executor.sessions.peek((version.model_digest,)) is not None,
+            is_open=self.room.executor.sessions.peek((digest,)) is not None,
             n_good=runs.n_good,
             n_errors=runs.n_errors,
             by_place=dict(runs.by_place),

@@ -9,24 +9,31 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
+from zlib import crc32
 
 import numpy as np
 
 from edge_agent.learning.conditions import LOOK_S, Conditions
 from edge_agent.learning.material import Material
 from edge_agent.learning.offers import Candidate, Offers
+from edge_agent.learning.records import CampaignNote
 from edge_agent.learning.store import LearningStore
 from edge_agent.learning.yielding import Yielding
-from hybrid.errors import Cancelled, DataUnfit, DigestMismatch, HybridError
+from hybrid.errors import Cancelled, DataUnfit, DigestMismatch, HybridError, TensorMismatch
+from hybrid.federated.box.personal import Beside, Fitted, fitted
 from hybrid.federated.box.views import BASE_STEP, vector_of, view_of
 from hybrid.federated.box.work import Learnable, Learned, Left, Work
 from hybrid.federated.calls import RoundCalls
+from hybrid.federated.layout import Layout
 from hybrid.federated.learning.evaluation import Comparison
 from hybrid.federated.learning.training import Trained
 from hybrid.federated.messages import EXACT, Task, Terms, Weights
 
 NICENESS: Final = 10
 """Of the training thread; lower still, and it would keep the interpreter's lock from the loop on a busy machine."""
+
+FIT_S: Final = 600.0
+"""Of fitting personal layers, with all the time that it stands still."""
 
 _END_S: Final = 5.0
 _T = TypeVar("_T")
@@ -90,7 +97,7 @@ class Doing:
         return work, found, view.astype("<f4").tobytes()
 
     async def compared(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> Comparison:
-        """How the task's candidate answers beside its base; raises as `trained`."""
+        """How what would answer here with the task's candidate does beside what answers now; raises as `trained`."""
         self.cpu_s = 0.0
         ids = await self._offers.samples(candidate)
         learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
@@ -98,19 +105,38 @@ class Doing:
         if not weights.whole:
             weights = await self._calls.weights(task.campaign, weights.step, EXACT)
         learned = vector_of(weights.whole, terms.layout)
-        if candidate.version.artifact_digest == terms.artifact_digest:
-            base = learnable.shared(terms)
-        else:  # this box has a version that was learned before: the base's head is the gateway's to tell
-            base = vector_of((await self._calls.weights(task.campaign, BASE_STEP, EXACT)).whole, terms.layout)
+        now = {**learnable.arrays, **self._offers.in_use(candidate)}
 
         def compare() -> Comparison:
-            examples = self.material.examples(candidate, ids, held_out=True)
-            if not len(examples):
-                raise DataUnfit("this box has no labelled sample that is kept for evaluation")
             work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
-            return work.compared(base, learned, examples, self._yielding.between)
+            mine = [] if work.left.personal is None else ids
+            trained_on = self.material.examples(candidate, mine, held_out=False)
+            held_out = self.material.examples(candidate, ids, held_out=True)
+            if not len(held_out):
+                raise DataUnfit("this box has no labelled sample that is kept for evaluation")
+            return work.compared(now, learned, trained_on, held_out, self._yielding.between)
 
         return await self._on_thread(compare, deadline_s)
+
+    async def fitted(self, candidate: Candidate, note: CampaignNote, personal: np.ndarray) -> tuple[Fitted, Layout]:
+        """Personal layers of a campaign beside the version that answers, and their layout; raises as `trained`."""
+        self.cpu_s = 0.0
+        deadline_s = asyncio.get_running_loop().time() + FIT_S
+        ids = await self._offers.samples(candidate)
+        learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
+        _, kept = learnable.parts(note.terms)
+        if kept is None:
+            raise TensorMismatch(f"no tensor of {candidate.version.name} is personal by the terms of {note.id}")
+        beside = Beside(program=learnable.program, layout=learnable.layout, arrays=learnable.arrays)
+
+        def fit() -> Fitted:
+            trained_on = self.material.examples(candidate, ids, held_out=False)
+            held_out = self.material.examples(candidate, ids, held_out=True)
+            seed = crc32(f"{note.id}/{candidate.version.artifact_digest}".encode())
+            between = self._yielding.between
+            return fitted(beside, note.terms, personal, trained_on, held_out, seed=seed, between=between)
+
+        return await self._on_thread(fit, deadline_s), kept
 
     def left(self, campaign: str) -> Left:
         """What the campaign's tasks left here; blocks."""

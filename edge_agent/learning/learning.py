@@ -17,6 +17,7 @@ from edge_agent.learning.bringing import Bringing
 from edge_agent.learning.conditions import LOOK_S, Conditions
 from edge_agent.learning.offers import Offers
 from edge_agent.learning.patience import Patience
+from edge_agent.learning.personal import Personal
 from edge_agent.learning.standing import CampaignStatus, LearningStatus
 from edge_agent.learning.store import LearningStore
 from edge_agent.learning.surroundings import Surroundings
@@ -41,6 +42,7 @@ class Learning:
     Attributes:
         store: what is kept.
         yielding: is told of requests.
+        personal: personal layers that answer; None where none do.
     """
 
     name = "learning"
@@ -54,6 +56,7 @@ class Learning:
         conditions: Conditions,
         yielding: Yielding | None = None,
         mode: Callable[[], str] = lambda: "idle",
+        personal: Personal | None = None,
     ) -> None:
         """Make the part.
 
@@ -64,9 +67,11 @@ class Learning:
             conditions: whether the box may.
             yielding: to requests.
             mode: what the operator wishes: idle or off.
+            personal: has personal layers answer; None where none do.
         """
         self.store, self.yielding = store, yielding or Yielding()
         self._around, self._offers, self._conditions, self._mode = around, offers, conditions, mode
+        self.personal = personal
         self._patience = Patience(around.rng)
         self._tasks = Tasks(store, around, offers=offers, conditions=conditions, yielding=self.yielding)
         self._bringing = Bringing(store, around)
@@ -135,7 +140,7 @@ class Learning:
         if self._tasks.unfit:
             do = "See `hybrid agent rounds`; `hybrid rounds report` on the gateway says whether other boxes can."
             found.append(Problem(code="learning_unfit", what=self._tasks.unfit, do=do))
-        return found
+        return [*found, *(self.personal.problems() if self.personal is not None else ())]
 
     def status(self) -> LearningStatus:
         """See `Part`."""
@@ -153,6 +158,9 @@ class Learning:
             n_unfit=doing.material.n_unfit if doing is not None else 0,
             why_unfit=doing.material.why_unfit if doing is not None else "",
             campaigns=tuple(map(CampaignStatus.of, store.notes.values())),
+            personal=self.personal.status() if self.personal is not None else (),
+            n_judged=self.personal.n_judged if self.personal is not None else 0,
+            n_worse=self.personal.n_worse if self.personal is not None else 0,
         )
 
     # Inside.
@@ -160,15 +168,23 @@ class Learning:
     async def _once(self, answer: TaskAnswer | None) -> tuple[float, TaskAnswer | None]:
         """One step: the pause before the next one, and an answer that is to be looked at then."""
         gateway = self._around.gateway()
-        if self._mode() == "off" or not gateway:
-            self._why_not = "" if gateway else "this box is in no fleet, or asks no gateway"
+        if not gateway:
+            self._why_not = "this box is in no fleet, or asks no gateway"
+            if self.personal is not None:
+                await self.personal.plainly()
             return LOOK_S, None
         if gateway != self._opened:
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self.store.open, gateway)
             self._opened, self._told = gateway, ()
-        why_not = await self._conditions.look()
         candidates = await asyncio.to_thread(self._offers.candidates)
+        is_off = self._mode() == "off"
+        why_not = "" if is_off else await self._conditions.look()
+        if self.personal is not None:
+            await self.personal.look(candidates, None if is_off or why_not else self._tasks.fitted)
+        if is_off:
+            self._why_not = ""
+            return LOOK_S, None
         offers = await self._offers.look(candidates)
         self._why_not = why_not or self._offers.why_none
         if self.store.waiting is not None:

@@ -1,8 +1,10 @@
 """Which of the box's models could learn, and with how many samples: what the gateway is offered."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from edge_agent.models.source import Answering
 from edge_agent.models.version import ModelVersion
@@ -91,6 +93,11 @@ class Offers:
         names = ", ".join(one.version.name for one in candidates)
         self.why_none = "" if found else f"there are no labelled samples of {names} on this box"
         return tuple(found)
+
+    def in_use(self, candidate: Candidate) -> Mapping[str, np.ndarray]:
+        """Personal layers that answer in place of the version's own, by tensor."""
+        copy = self._answering.personal(candidate.version.name)
+        return copy.tensors if copy is not None and copy.is_of(candidate.version) else {}
 
     async def samples(self, candidate: Candidate) -> Sequence[str]:
         """Ids of a model's labelled samples, newest first."""

@@ -4,13 +4,54 @@ from typing import Final, Literal
 
 import msgspec
 
+from hybrid.federated.layout import Layout
 from hybrid.federated.messages import Terms
 
-VectorName = Literal["view", "residual", "control", "personal"]
-VECTORS: Final[tuple[VectorName, ...]] = ("view", "residual", "control", "personal")
+VectorName = Literal["view", "residual", "control", "personal", "fitted"]
+"""`personal`: as the last task left them; `fitted`: the same beside the version that answers, see `Beside`."""
+
+VECTORS: Final[tuple[VectorName, ...]] = ("view", "residual", "control", "personal", "fitted")
+PERSONAL: Final[frozenset[VectorName]] = frozenset({"personal", "fitted"})
+"""What stays when a campaign is over: the version that came of it is installed afterwards."""
 
 Outcome = Literal["accepted", "stale", "rejected", "closed", "gave-up", "conflict"]
 """What became of a task, for good."""
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """How a campaign's personal layers do beside a version that was learned in it.
+
+    Attributes:
+        artifact_digest, version, variant: beside which one.
+        digest: names the two together, for this box alone; drawn.
+        answers: whether requests are answered with them: not worse than without.
+        at_s: when that was found, by the box's calendar.
+        n_samples: labelled samples there were then.
+        n: of these, samples that no training saw.
+        n_right, n_plain_right: right answers on them, with and without.
+        loss, plain_loss: mean on them.
+        why_not: what keeps them from answering, in words; empty where they do.
+        layout: of the fitted layers; None where there are none.
+    """
+
+    artifact_digest: str
+    version: str
+    variant: str
+    digest: str = ""
+    answers: bool = False
+    at_s: float = 0.0
+    n_samples: int = 0
+    n: int = 0
+    n_right: int = 0
+    n_plain_right: int = 0
+    loss: float = 0.0
+    plain_loss: float = 0.0
+    why_not: str = ""
+    layout: Layout | None = None
+
+    def is_of(self, artifact_digest: str, variant: str) -> bool:
+        """Whether it says something about this."""
+        return (self.artifact_digest, self.variant) == (artifact_digest, variant)
 
 
 class CampaignNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +70,8 @@ class CampaignNote(msgspec.Struct, frozen=True, kw_only=True):
         last: what became of the last task, in words.
         loss_before, loss_after: of the last training here.
         epsilon: that this box has spent on the model; 0 where no noise is asked for.
+        judged: how its personal layers do; None before they were tried.
+        is_forgotten: a person wants none of its personal layers to be kept.
     """
 
     id: str
@@ -45,6 +88,8 @@ class CampaignNote(msgspec.Struct, frozen=True, kw_only=True):
     loss_before: float = 0.0
     loss_after: float = 0.0
     epsilon: float = 0.0
+    judged: Judged | None = None
+    is_forgotten: bool = False
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edge_agent.learning.records import CampaignNote
+from edge_agent.learning.records import CampaignNote, Judged
 
 
 class CampaignStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +42,50 @@ class CampaignStatus(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class PersonalStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Personal layers of this box beside a version; counts as in `Judged`.
+
+    Attributes:
+        model, version, campaign: whose.
+        step: of the campaign, that the version has; -1 where its name does not tell.
+        answers: whether requests are answered with them now.
+        since_s: when they were found fit to, or not, by the box's calendar.
+        why_not: what keeps them from answering, in words.
+    """
+
+    model: str
+    version: str
+    campaign: str
+    step: int
+    answers: bool
+    since_s: float
+    n: int
+    n_right: int
+    n_plain_right: int
+    loss: float
+    plain_loss: float
+    why_not: str = ""
+
+    @classmethod
+    def of(cls, note: CampaignNote, judged: Judged, *, is_up: bool, why_not: str) -> "PersonalStatus":
+        """Of a campaign whose layers were judged."""
+        step = judged.version.removesuffix(f"-{note.id}").rpartition(".r")[2]
+        return cls(
+            model=note.terms.model,
+            version=judged.version,
+            campaign=note.id,
+            step=int(step) if step.isascii() and step.isdigit() else -1,
+            answers=is_up,
+            since_s=judged.at_s,
+            n=judged.n,
+            n_right=judged.n_right,
+            n_plain_right=judged.n_plain_right,
+            loss=judged.loss,
+            plain_loss=judged.plain_loss,
+            why_not="" if is_up else why_not,
+        )
+
+
 class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How learning stands on this box.
 
@@ -56,6 +100,8 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
         task_cpu_s: processor time of the last task.
         n_unfit: samples that the last task could not learn from; `why_unfit` of one of them.
         campaigns: the one heard of last at the end.
+        personal: of models that came of campaigns with personal layers.
+        n_judged, n_worse: how often such were tried since the start, and found worse than the version without.
     """
 
     mode: str
@@ -69,3 +115,6 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
     n_unfit: int = 0
     why_unfit: str = ""
     campaigns: tuple[CampaignStatus, ...] = ()
+    personal: tuple[PersonalStatus, ...] = ()
+    n_judged: int = 0
+    n_worse: int = 0

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edge_agent.learning.records import VECTORS, CampaignNote, Outcome, VectorName, Waiting
+from edge_agent.learning.records import PERSONAL, VECTORS, CampaignNote, Outcome, VectorName, Waiting
 from edge_agent.outbox.blob_files import BlobFiles
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.place import Place
@@ -45,6 +45,11 @@ _log = logging.getLogger("hybrid.agent.learning")
 
 Vectors = Mapping[VectorName, bytes | None]
 """New contents by name; None removes one, and what is not named stays."""
+
+
+def _worth(note: CampaignNote) -> int:
+    """What leaves last: campaigns that run, and those whose personal layers answer."""
+    return 2 * (note.judged is not None and note.judged.answers) + (not note.is_over)
 
 
 class LearningStore:
@@ -177,19 +182,26 @@ class LearningStore:
             db.execute("INSERT OR REPLACE INTO fact VALUES ('device-list', ?)", (str(sequence),))
 
     def end(self, campaigns: Sequence[str]) -> None:
-        """Campaigns that are over: their vectors leave, what they came to stays for people."""
+        """Campaigns that are over: their vectors leave but for personal ones; what they came to stays for people."""
         for campaign in campaigns:
             note = self.notes.get(campaign)
             if note is None or note.is_over:
                 continue
             over = msgspec.structs.replace(note, is_over=True, step=-1, sha256="")
-            gone: dict[str, bytes | None] = dict.fromkeys(VECTORS)
+            gone: dict[str, bytes | None] = dict.fromkeys(name for name in VECTORS if name not in PERSONAL)
             if self.waiting is not None and self.waiting.campaign == campaign:
                 gone |= {_UPDATE: None, _CONTROL_AFTER: None}
                 self._change(over, gone, lambda db: db.execute("DELETE FROM waiting"))
                 self.waiting = None
             else:
                 self._change(over, gone, lambda _: None)
+
+    def forget(self, campaign: str) -> None:
+        """A person wants no personal layers of a campaign on this box, now or later."""
+        note = self.notes.get(campaign)
+        if note is not None:
+            gone: dict[str, bytes | None] = dict.fromkeys(PERSONAL)
+            self._change(msgspec.structs.replace(note, is_forgotten=True, judged=None), gone, lambda _: None)
 
     def account(self, model: str) -> bytes | None:
         """What this box has spent on a model, encoded; None for nothing."""
@@ -214,6 +226,16 @@ class LearningStore:
     def _change(
         self, note: CampaignNote, contents: Mapping[str, bytes | None], more: Callable[[sqlite3.Connection], object]
     ) -> None:
+        with self._lock:
+            known = self.notes.get(note.id)
+            if known is not None and known.is_forgotten:  # whatever was on its way when a person said so
+                note = msgspec.structs.replace(note, is_forgotten=True, judged=None)
+                contents = {**contents, **dict.fromkeys(PERSONAL)}
+            self._write(note, contents, more)
+
+    def _write(
+        self, note: CampaignNote, contents: Mapping[str, bytes | None], more: Callable[[sqlite3.Connection], object]
+    ) -> None:
         digests = {name: sha256(content).hexdigest() for name, content in contents.items() if content is not None}
         files = {
             digests[name]: content
@@ -235,15 +257,14 @@ class LearningStore:
                 more(db)
             self._sweep()
 
-        with self._lock:
-            try:
-                self._sound(change)
-            except Exception:
-                self._sound(self._sweep)
-                raise
-            self.notes.pop(note.id, None)
-            self.notes[note.id] = note
-            self._forget_oldest()
+        try:
+            self._sound(change)
+        except Exception:
+            self._sound(self._sweep)
+            raise
+        self.notes.pop(note.id, None)
+        self.notes[note.id] = note
+        self._forget_oldest()
 
     def _put_note(self, db: sqlite3.Connection, note: CampaignNote) -> None:
         db.execute("DELETE FROM campaign WHERE id = ?", (note.id,))
@@ -261,7 +282,7 @@ class LearningStore:
     def _forget_oldest(self) -> None:
         while len(self.notes) > MOST_CAMPAIGNS:
             held = self.waiting.campaign if self.waiting is not None else ""
-            old = min((note for note in self.notes.values() if note.id != held), key=lambda note: not note.is_over)
+            old = min((note for note in self.notes.values() if note.id != held), key=_worth)
             with self._database.writing() as db:
                 db.execute("DELETE FROM campaign WHERE id = ?", (old.id,))
                 db.execute("DELETE FROM vector WHERE campaign = ?", (old.id,))

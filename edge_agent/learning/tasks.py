@@ -12,7 +12,7 @@ import numpy as np
 from edge_agent.learning import outcomes
 from edge_agent.learning.conditions import Conditions
 from edge_agent.learning.offers import Candidate, Offers
-from edge_agent.learning.records import Outcome, Waiting
+from edge_agent.learning.records import CampaignNote, Outcome, Waiting
 from edge_agent.learning.store import LearningStore, Vectors
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
@@ -22,7 +22,9 @@ from hybrid.federated.messages import EvaluationCall, Task, Terms
 if TYPE_CHECKING:
     from edge_agent.learning.doing import Doing
     from edge_agent.learning.secure_task import SecureTasks
+    from hybrid.federated.box.personal import Fitted
     from hybrid.federated.box.work import Learned
+    from hybrid.federated.layout import Layout
 
 _VERBS: Final = {"train": "trains", "evaluate": "evaluates", "secure": "trains, masked,"}
 _log = logging.getLogger("hybrid.agent.learning")
@@ -106,6 +108,17 @@ class Tasks:
             self.refused.append(task.id)
         _log.info("learning.gave_up task=%s campaign=%s why=%r", task.id, task.campaign, why)
         return False
+
+    async def fitted(self, candidate: Candidate, note: CampaignNote, personal: np.ndarray) -> "tuple[Fitted, Layout]":
+        """Personal layers fitted to what answers, and where each lies in them; raises as `Doing.fitted`."""
+        if self.doing is None:
+            self.doing = await asyncio.to_thread(self._made)
+        version = candidate.version
+        self.now = f"fits personal layers of {note.id} to {version.name}:{version.version}"
+        try:
+            return await self.doing.fitted(candidate, note, personal)
+        finally:
+            self.now = ""
 
     async def close(self) -> None:
         """End what trains."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from edge_agent.models.source import Answering
+from edge_agent.models.source import Answering, served
 from edge_agent.models.turns import Turns, at_priority
-from edge_agent.models.version import Runs
-from hybrid.errors import DeadlinePassed, HybridError, Overloaded, TensorMismatch
+from edge_agent.models.version import PersonalCopy, Runs
+from hybrid.errors import DeadlinePassed, EngineFailed, HybridError, Overloaded, TensorMismatch
 from hybrid.schedule.options import Options
 from hybrid.serving.computing import Asked
 from hybrid.serving.engines.executor import Computed, Executor, Place
@@ -52,6 +52,7 @@ class BoxCompute:
     Attributes:
         neighbourhood: who may be asked now; None for nobody. A change of it makes sessions anew.
         on_asked: told when a request comes (True), and when it was answered or failed (False).
+        on_personal_failure: told of runs that failed by a personal copy and not by its version.
         on_hard: told of requests of which a cascade's small model was not sure: the model, inputs, the answer.
         sessions: by model digest, of models that were asked for while somebody could be asked.
     """
@@ -63,6 +64,7 @@ class BoxCompute:
         self.neighbourhood: Callable[[], Neighbourhood | None] = _nobody
         self.on_asked: Callable[[bool], None] = _unasked
         self.on_hard: OnHard = _unheard
+        self.on_personal_failure: Callable[[PersonalCopy, HybridError], None] = _untold
         self._turns = Turns(executor)
         self._runs: dict[str, Runs] = {}
         self._known: Neighbourhood | None = None
@@ -96,12 +98,15 @@ class BoxCompute:
         n_checked_bytes: int,
     ) -> Computed:
         priority = asked.priority_beside(self._answering.priority(model.model_digest))
-        runs = self.runs(model.model_digest)
+        copy = self._answering.copy_of(model.model_digest)
+        runs = self.runs(model.model_digest if copy is None else copy.version.model_digest)
         request = _Request(session, feeds, names, priority, n_checked_bytes)
         started_s = perf_counter()
         try:
-            hosted = await self._hosted(model, session, asked)
-            if hosted is None:
+            hosted = None if copy is not None else await self._hosted(model, session, asked)
+            if copy is not None:
+                computed = await self._personally(copy, request, asked.deadline_s)
+            elif hosted is None:
                 computed = await self._here(request, asked.deadline_s)
             else:
                 if n_checked_bytes < 0:
@@ -158,6 +163,18 @@ class BoxCompute:
             priority=request.priority,
         )
         return computed._replace(place=_HERE)
+
+    async def _personally(self, copy: PersonalCopy, request: _Request, deadline_s: float | None) -> Computed:
+        """By a personal copy, here alone; what it fails at is computed by its version, and told if that does not."""
+        try:
+            return await self._here(request, deadline_s)
+        except EngineFailed as exc:
+            failed = exc
+        session = await self._executor.open_whole(served(copy.version))
+        computed = await self._here(request._replace(session=session), deadline_s)
+        self.on_personal_failure(copy, failed)
+        place = Place(model_digest=copy.version.model_digest, fallback=f"{failed.code}: {failed}")
+        return computed._replace(place=place)
 
     async def _anywhere(
         self, model: ServedModel, hosted: "HostedSession", request: _Request, deadline_s: float | None
@@ -256,3 +273,8 @@ def _unheard(model: ServedModel, inputs: Mapping[str, np.ndarray], outputs: Mapp
 
 def _nobody() -> None:
     """Who may be asked before anything is known."""
+
+
+def _untold(copy: PersonalCopy, error: HybridError) -> None:
+    """Nobody looks after personal copies."""
+    del copy, error

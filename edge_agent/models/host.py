@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -11,8 +12,8 @@ from compression.tensor import NUMPY_OF
 from edge_agent.models.computing import BoxCompute
 from edge_agent.models.source import Answering, served
 from edge_agent.models.turns import LEAST
-from edge_agent.models.version import ModelVersion, Runs
-from hybrid.errors import EngineFailed
+from edge_agent.models.version import ModelVersion, PersonalCopy, Runs
+from hybrid.errors import EngineFailed, HybridError, NotFound
 from hybrid.serving.engines.executor import Executor
 from hybrid.serving.engines.loaded_models import LoadedModels
 from hybrid.serving.engines.session import EngineSession
@@ -63,7 +64,7 @@ class Host:
     async def answer(self, version: ModelVersion) -> None:
         """See `ModelHost`."""
         async with self._changing:
-            before = self._answering.named(version.name)
+            before, copy = self._answering.named(version.name), self._answering.personal(version.name)
             opened = await self._executor.open_whole(served(version))
             was_tried = self._beside.pop(version.model_digest, None) is not None
             if was_tried and getattr(opened.engine, "keeps_state", False) and not self._answers(version):
@@ -78,6 +79,7 @@ class Host:
                 await self._models.forget(version.name, before.version)
             if before is not None and not is_same:
                 self._let_go(before)
+            self._let_copy_go(copy)
         _log.info("model.answers name=%s version=%s", version.name, version.version)
 
     async def drop(self, name: str, artifact_digest: str = "") -> None:
@@ -89,10 +91,57 @@ class Host:
                     del self._beside[version.model_digest]
                     self._let_go(version)
                 return
-            before = self._answering.remove(name)
+            copy, before = self._answering.personal(name), self._answering.remove(name)
             if before is not None:
                 await self._models.forget(name, before.version)
                 self._let_go(before)
+            self._let_copy_go(copy)
+
+    async def personalize(self, copy: PersonalCopy) -> None:
+        """Open a personal copy beside its version and warm it up; then its name is answered with it.
+
+        Raises:
+            HybridError: it cannot be opened, or its version answers no more; what answered does.
+        """
+        version = copy.version
+        async with self._changing:
+            session = await self._executor.open_whole(served(version, copy))
+            feeds = _zeros(session)
+            if feeds is not None:
+                with suppress(EngineFailed):  # as in `open`
+                    await self._executor.compute(session, feeds, None, priority=LEAST)
+            before, current = self._answering.personal(version.name), self._answering.named(version.name)
+            self._answering.personalize(version.name, copy)
+            if current is None or self._answering.personal(version.name) is not copy:
+                self._executor.sessions.drop(copy.digest)
+                raise NotFound(f"{version.name}:{version.version} answers no more")
+            await self._models.load(version.name)
+            self._let_copy_go(before)
+            if not self._answering.is_plain(version.model_digest):
+                self._executor.sessions.drop_key((version.model_digest,))  # as much memory as before; tails stay
+        _log.info("model.personal name=%s version=%s", version.name, version.version)
+
+    async def plainly(self, name: str) -> None:
+        """A name is answered with its version as it was shipped; requests that run end as they began.
+
+        Raises:
+            HybridError: it could not be opened now; the next request tries again.
+        """
+        async with self._changing:
+            copy = self._answering.personal(name)
+            if copy is None:
+                return
+            with suppress(HybridError):  # opened beside, where there is room: no request waits for it
+                await self._executor.open_whole(served(copy.version))
+            self._answering.personalize(name, None)
+            try:
+                await self._models.load(name)
+            except HybridError:
+                await self._models.forget(name, copy.version.version)
+                raise
+            finally:
+                self._let_copy_go(copy)
+        _log.info("model.plain name=%s", name)
 
     def runs(self, name: str) -> Runs:
         """See `ModelHost`."""
@@ -101,6 +150,10 @@ class Host:
 
     def _answers(self, version: ModelVersion) -> bool:
         return self._answering.of_digest(version.model_digest) is not None
+
+    def _let_copy_go(self, copy: PersonalCopy | None) -> None:
+        if copy is not None and self._answering.copy_of(copy.digest) is None:
+            self._executor.sessions.drop(copy.digest)
 
     def _let_go(self, version: ModelVersion) -> None:
         """Give memory back, unless another name is answered with the same model."""

@@ -41,6 +41,28 @@ class ModelVersion:
     variant: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonalCopy:
+    """A version with tensors of this box in place of its own: never a file, made again from what learning keeps.
+
+    Attributes:
+        version: whose files it shares.
+        digest: names it beside every other model of this box; drawn, so that it says nothing of the tensors.
+        tensors: by name.
+    """
+
+    version: ModelVersion
+    digest: str
+    tensors: Mapping[str, np.ndarray] = field(compare=False, repr=False)
+
+    def is_of(self, version: ModelVersion) -> bool:
+        """Whether this is what it was made of."""
+        mine = self.version
+        return (mine.artifact_digest, mine.variant, mine.path) == (
+            version.artifact_digest, version.variant, version.path
+        )  # fmt: skip
+
+
 @dataclass(slots=True)
 class Runs:
     """How the runs of an answering version went, since it began to answer.

@@ -14,10 +14,12 @@ import numpy as np
 from edge_agent.learning.conditions import Conditions, Senses
 from edge_agent.learning.learning import Learning
 from edge_agent.learning.offers import Offers
+from edge_agent.learning.personal import Personal
 from edge_agent.learning.store import LearningStore
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
 from edge_agent.living.thermal import Heat
+from edge_agent.models.room import ModelRoom
 from edge_agent.models.source import Answering
 from edge_agent.models.version import ModelVersion
 from edge_agent.outbox.place import Place
@@ -48,7 +50,7 @@ from hybrid.federated.messages import (
     Weights,
 )
 from hybrid.fleet.sample import Sample, packed_arrays
-from tests.learning.nets import N_FEATURES, N_INPUTS, kept_artifact, rows
+from tests.learning.nets import N_CLASSES, N_FEATURES, N_INPUTS, kept_artifact, rows
 from tests.outbox.lab import outbox_of
 
 CAMPAIGN = "c4mp"
@@ -216,7 +218,13 @@ class Box:
     """Samples, a model and the part that learns, over a folder."""
 
     def __init__(
-        self, folder: Path, artifact: Artifact, desk: Desk | RoundCalls, key: BoxKey | None = None, **more: Any
+        self,
+        folder: Path,
+        artifact: Artifact,
+        desk: Desk | RoundCalls,
+        key: BoxKey | None = None,
+        room: ModelRoom | None = None,
+        **more: Any,
     ) -> None:
         self.folder, self.artifact, self.desk = folder, artifact, desk
         self.gateway = "gateway"
@@ -230,21 +238,16 @@ class Box:
         self.place = Place(folder=folder / "learning", vault=vault, **more)
         self.outbox = outbox_of(folder / "outbox", None)
         self.samples = Samples(Place(folder=folder / "samples", vault=vault), self.outbox, rules=lambda _: "keep")
-        self.answering = Answering()
+        self.room = room
+        self.why_not = ""
+        self.answering = Answering() if room is None else room.answering
         self.answers(artifact)
         self.yielding = Yielding(idle_s=0.05)
         self.learning = self.started()
 
     def answers(self, artifact: Artifact) -> None:
         """The model of this artifact answers from now on."""
-        manifest = artifact.manifest
-        self.answering.put(
-            ModelVersion(
-                name="net", version=manifest.version, model_digest=manifest.model_digest,
-                artifact_digest=artifact.digest, path=artifact.folder / manifest.model_file, folder=artifact.folder,
-                samples="keep",
-            )
-        )  # fmt: skip
+        self.answering.put(version_of(artifact))
 
     def started(self) -> Learning:
         """The part, as a start of the agent makes it."""
@@ -259,20 +262,24 @@ class Box:
         )
         senses = Senses(**{name: (lambda name=name: self.senses[name]()) for name in self.senses})
         conditions = Conditions(self.place.folder, self.place.disk, is_metered=lambda: self.is_metered, senses=senses)
+        store, offers = LearningStore(self.place), Offers(self.answering, self.samples.labelled)
+        personal = None
+        if self.room is not None:
+            personal = Personal(
+                store, self.answering, self.room.host, offers=offers, why_not=lambda _: self.why_not,
+                wall_s=self.place.wall_s,
+            )  # fmt: skip
         self.learning = Learning(
-            LearningStore(self.place),
-            around,
-            offers=Offers(self.answering, self.samples.labelled),
-            conditions=conditions,
-            yielding=self.yielding,
-            mode=lambda: self.mode,
-        )
+            store, around, offers=offers, conditions=conditions, yielding=self.yielding, mode=lambda: self.mode,
+            personal=personal,
+        )  # fmt: skip
         self.samples.on_label = self.learning.relabelled
         return self.learning
 
-    async def fill(self, n: int, *, seed: int = 5, n_inputs: int = N_INPUTS) -> list[str]:
-        """Keeps labelled samples; their ids."""
+    async def fill(self, n: int, *, seed: int = 5, n_inputs: int = N_INPUTS, turn: int = 0) -> list[str]:
+        """Keeps labelled samples; their ids. On this box every class may be called by another's name (`turn`)."""
         inputs, classes = rows(n, seed, n_inputs)
+        classes = (classes + turn) % N_CLASSES
         await self.samples._ready.wait()
         shelf, digest = self.samples.shelf, self.artifact.manifest.model_digest
         found = []
@@ -287,6 +294,15 @@ class Box:
         await asyncio.to_thread(shelf.put, found, (), 0.0)
         self.learning.wake()
         return [one.id for one in found]
+
+
+def version_of(artifact: Artifact) -> ModelVersion:
+    """An artifact as it is installed."""
+    manifest = artifact.manifest
+    return ModelVersion(
+        name="net", version=manifest.version, model_digest=manifest.model_digest, artifact_digest=artifact.digest,
+        path=artifact.folder / manifest.model_file, folder=artifact.folder, samples="keep",
+    )  # fmt: skip
 
 
 @asynccontextmanager

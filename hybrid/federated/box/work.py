@@ -15,6 +15,7 @@ import numpy as np
 
 from hybrid.errors import BadMessage, TensorMismatch
 from hybrid.federated.aggregation.scaffold import control_change, paired
+from hybrid.federated.box.personal import Beside, fitted
 from hybrid.federated.box.views import vector_of
 from hybrid.federated.campaign import Training
 from hybrid.federated.coding.catalog import form
@@ -175,18 +176,28 @@ class Work:
         )
 
     def compared(
-        self, base: np.ndarray, candidate: np.ndarray, examples: Examples, between: Callable[[], None]
+        self, now: Arrays, candidate: np.ndarray, trained_on: Examples, held_out: Examples, between: Callable[[], None]
     ) -> Comparison:
-        """How a candidate answers beside its base on samples that no training saw; `between` as in `trained`."""
+        """How what would answer here answers beside what answers now, on samples that no training saw.
+
+        Args:
+            now: all that learns, as it answers here; personal layers that are in use among it.
+            candidate: what travels of the candidate. The campaign's personal layers, where this box has any, count
+                as they would be used: fitted to it, and not at all where it answers better without.
+            trained_on: what personal layers are fitted to.
+            held_out: the others.
+            between: as in `trained`.
+        """
         learnable, personal = self.learnable, self.left.personal
         layout, kept = learnable.parts(self.terms)
-        own: dict[str, np.ndarray] = {name: learnable.arrays[name] for name in learnable.layout.names}
-        mine = dict(own)
+        would = dict(learnable.arrays) | layout.arrays(candidate)
         if kept is not None and personal is not None and personal.shape == (kept.n_elements,):
-            mine |= kept.arrays(personal)
-        return compare(
-            learnable.program, own | layout.arrays(base), mine | layout.arrays(candidate), examples, between=between
-        )
+            seed = _seed(self.task, b"fitting")
+            beside = Beside(program=learnable.program, layout=learnable.layout, arrays=would)
+            found = fitted(beside, self.terms, personal, trained_on, held_out, seed=seed, between=between)
+            if found.is_better:
+                would |= kept.arrays(found.vector)
+        return compare(learnable.program, now, would, held_out, between=between)
 
     def _controls(self) -> tuple[np.ndarray, np.ndarray]:
         """SCAFFOLD's variates: the server's, and this box's."""

@@ -138,7 +138,7 @@ class Executor:
     def _look_whole(self, model: ServedModel) -> Opening:
         files_of_model(model.path)  # an engine may follow external data out of the model's folder: refused here
         facts = facts_of(model.path, wants_bounds=self.settings.engine.learns_bounds)
-        return Opening(facts.n_bytes, lambda: open_engine(model.path, self.settings.engine, facts))
+        return Opening(facts.n_bytes, lambda: open_engine(model.path, self.settings.engine, facts, model.tensors))
 
     def measure_shared(self) -> int:
         """Bytes that sessions share, the arena of activations above all: what was allocated and no session's own.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,7 @@ from devices.tflite_magic import is_tflite
 from devices.torch_engine import TorchSession
 from hybrid.errors import ModelInvalid, ModelUnsupported
 from hybrid.serving.engines.model_facts import ModelFacts
+from hybrid.serving.engines.served_model import Tensors
 from hybrid.serving.engines.session import DATATYPE_OF_ENGINE, EngineSession
 
 _log = logging.getLogger("hybrid.serving")
@@ -59,20 +61,34 @@ class EngineSettings:
     learns_bounds: bool = True
 
 
-def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> EngineSession:
+def open_engine(
+    path: Path, settings: EngineSettings, facts: ModelFacts, tensors: Tensors = MappingProxyType({})
+) -> EngineSession:
     """Open a model file; takes milliseconds to seconds, so call it off the event loop.
 
+    Args:
+        path: the model file.
+        settings: how.
+        facts: of the file.
+        tensors: in place of those in files beside it, which stay as they are.
+
     Raises:
-        ModelInvalid: no file there, or no sound model in it.
-        ModelUnsupported: onnxruntime has no kernel for an operator, or an input is not a tensor.
+        ModelInvalid: no file there, or no sound model in it, or tensors that it has not in files beside it.
+        ModelUnsupported: onnxruntime has no kernel for an operator, an input is not a tensor, or the engine takes no
+            tensors in place of those in its files.
     """
     options = _options(settings)
+    if tensors and settings.provider.name == "torch":
+        raise ModelUnsupported(f"{path.name}: torch takes no tensors in place of the files'", path=str(path))
+    values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in tensors.values()]
+    if values:
+        options.add_external_initializers(list(tensors), values)
     provider = settings.provider
     with _one_at_a_time:
         before_bytes, before_gpu = allocated_bytes(), _free_gpu_bytes(settings)
         started_s = time.perf_counter()
         try:
-            opened = _opened(path, options, settings)
+            opened = _opened(path, options, settings, tensors)
         except OperatorUnsupported as exc:
             raise ModelUnsupported(str(exc), path=str(path), operator=exc.operator) from exc
         except DeviceError as exc:
@@ -87,6 +103,7 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
         _log.warning("engine.fallback model=%s wanted=%s got=%s", path.name, provider.name, name)
     session = EngineSession(opened, facts, path, inline_s=settings.inline_s if name == "cpu" else 0.0, provider=name)
     session.opened_s = opened_s
+    session.tensors = (values, tensors)
     session.is_for_cpu = is_for_cpu
     if before_bytes is not None and after_bytes is not None:
         # Weights in a file of their own are mapped, not allocated: they count by their size.
@@ -99,12 +116,14 @@ def open_engine(path: Path, settings: EngineSettings, facts: ModelFacts) -> Engi
     return session
 
 
-def _opened(path: Path, options: ort.SessionOptions, settings: EngineSettings) -> Any:
+def _opened(path: Path, options: ort.SessionOptions, settings: EngineSettings, tensors: Tensors) -> Any:
     """The session; what torch cannot run, onnxruntime runs on the CPU, and so it does where an accelerator fails."""
     provider = settings.provider
     if is_tflite(path):
         from devices.tflite_engine import TfliteSession
 
+        if tensors:
+            raise OperatorUnsupported(f"{path.name} holds its weights itself: no others can stand in", path=str(path))
         return TfliteSession(path, settings.n_intra_threads)
     if provider.name == "torch":
         try:

@@ -1,11 +1,16 @@
 """A model as the serving floor sees it: which file it is, what goes in and what comes out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from compression.tensor import TensorSpec
+
+Tensors = Mapping[str, np.ndarray]
+"""Values by the name of a model's initializer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +23,7 @@ class ServedModel:
         model_digest: SHA-256 of the model file and its external data (DESIGN §3), hexadecimal.
         path: the model file; its external data lie beside it.
         classes: labels of the classification output, empty where the artifact has none.
+        tensors: in place of those that lie in files beside the model; `model_digest` then names the two together.
     """
 
     name: str
@@ -25,6 +31,7 @@ class ServedModel:
     model_digest: str
     path: Path
     classes: tuple[str, ...] = ()
+    tensors: Tensors = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

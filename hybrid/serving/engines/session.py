@@ -53,13 +53,14 @@ class EngineSession:
         family: what sessions at different cuts of one model and shape have in common; None for whole models.
         n_runs: how often it ran for requests of other sessions, as their batch or segment.
         crowd: how often its requests were seen to wait for one another, until that was looked into.
+        tensors: what its engine reads in place of parts of its files, and may read at any run.
     """
 
     __slots__ = (
         "_fastest_s", "_floor_bytes", "_floor_s", "_inline_bytes", "_inline_s", "_is_bounded", "_met", "_n_timed",
         "_n_to_time", "_session", "_slowness", "_timed_bytes", "batch", "crowd", "family", "inputs", "is_for_cpu",
         "joins", "n_allocated_bytes", "n_bytes", "n_gpu_bytes", "n_runs", "n_users", "opened_s", "output_names",
-        "path", "provider", "signature",
+        "path", "provider", "signature", "tensors",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +86,7 @@ class EngineSession:
         self.family: tuple[str, ...] | None = None
         self.n_runs = 0
         self.crowd = 0
+        self.tensors: Any = None
         self._met: dict[EngineSession, int] = {}
         self._is_bounded = facts.is_bounded
         self._inline_s = inline_s

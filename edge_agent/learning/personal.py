@@ -1,0 +1,273 @@
+"""Personal layers answer: fitted to the version that came of their campaign, judged here, and put in its place.
+
+Design: what answers is a composition in memory, the installed files with a few tensors of this box; on the disk these
+lie sealed in learning's own database, and nowhere else. So an installed file is never written, and a composition is
+never half there: after whatever end of the service it is made again from what one transaction kept. Whatever is wrong
+with it, the version itself answers.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import numpy as np
+
+from edge_agent.learning.offers import Candidate, Offers
+from edge_agent.learning.records import CampaignNote, Judged
+from edge_agent.learning.standing import PersonalStatus
+from edge_agent.learning.store import LearningStore
+from edge_agent.models.source import Answering
+from edge_agent.models.version import PersonalCopy
+from edge_agent.part import Problem
+from hybrid.artifact.manifest import CascadeRule
+from hybrid.errors import Cancelled, HybridError, NotFound, Overloaded, StorageError
+from hybrid.federated.layout import Layout
+
+if TYPE_CHECKING:
+    from hybrid.federated.box.personal import Fitted
+
+Fit = Callable[[Candidate, CampaignNote, np.ndarray], "Awaitable[tuple[Fitted, Layout]]"]
+DAMAGED: Final = "the disk has damaged them"
+_MORE: Final = 2
+"""Layers are fitted and judged anew once there are so many times as many labelled samples."""
+
+_log = logging.getLogger("hybrid.agent.learning")
+
+
+class Host(Protocol):
+    """Changes what answers a name; see `edge_agent.models.host.Host`."""
+
+    async def personalize(self, copy: PersonalCopy) -> None:
+        """Answer with a personal copy from now on."""
+        ...
+
+    async def plainly(self, name: str) -> None:
+        """Answer with the version as it was shipped from now on."""
+        ...
+
+
+class Personal:
+    """Personal layers of this box; methods are for the event loop.
+
+    Args:
+        store: of learning.
+        answering: what answers.
+        host: changes it.
+        offers: samples of models.
+        why_not: what keeps a model from answering with personal layers, in words; empty where nothing does.
+        wall_s: the box's calendar.
+
+    Attributes:
+        n_judged, n_worse: how often layers were tried since the start, and found to answer worse than the version.
+    """
+
+    def __init__(
+        self,
+        store: LearningStore,
+        answering: Answering,
+        host: Host,
+        *,
+        offers: Offers,
+        why_not: Callable[[str], str] = lambda _: "",
+        wall_s: Callable[[], float],
+    ) -> None:
+        self._store, self._answering, self._host = store, answering, host
+        self._offers, self._why_not, self._wall_s = offers, why_not, wall_s
+        self._failures: dict[str, tuple[str, HybridError]] = {}
+        self._campaigns: dict[str, str] = {}
+        self._waits: dict[str, str] = {}
+        self.n_judged = self.n_worse = 0
+
+    async def look(self, candidates: Sequence[Candidate], fit: Fit | None) -> None:
+        """Have every model answered as it should be.
+
+        Args:
+            candidates: models with something that learns.
+            fit: fits layers to a version; None while this box may not train.
+
+        Raises:
+            StorageError: what was found could not be kept; what answered does.
+        """
+        for one in candidates:
+            name = one.version.name
+            note = self._note(one)
+            if note is None:
+                self._campaigns.pop(name, None)
+                self._failures.pop(name, None)
+                await self.plainly(name)
+                continue
+            self._campaigns[name] = note.id
+            self._waits[name] = self._obstacle(one)
+            if self._waits[name]:
+                await self.plainly(name)
+                continue
+            judged = await self._judged(one, note, fit)
+            if judged is None or not judged.answers or not await self._answer(one, note.id, judged):
+                await self.plainly(name)
+
+    async def plainly(self, name: str = "") -> None:
+        """Answer a name, or all of them, with what was shipped."""
+        for version in self._answering.versions():
+            if name in ("", version.name) and self._answering.personal(version.name) is not None:
+                try:
+                    await self._host.plainly(version.name)
+                except HybridError as exc:
+                    _log.warning("personal.plain_later model=%s error=%s", version.name, exc)
+
+    async def forget(self, what: str) -> Sequence[str]:
+        """Remove personal layers, by campaign or model; the campaigns whose layers are gone.
+
+        Raises:
+            NotFound: there are none. StorageError: they could not be removed.
+        """
+        found = [note for note in self._store.notes.values() if what in (note.id, note.terms.model) and _has_any(note)]
+        if not found:
+            raise NotFound(
+                f"this box keeps no personal layers of {what[:80]!r}; `hybrid agent rounds` shows whose it has"
+            )
+        for note in found:
+            await asyncio.to_thread(self._store.forget, note.id)
+            _log.info("personal.forgotten campaign=%s model=%s", note.id, note.terms.model)
+            if note.judged is not None and self._answering.copy_of(note.judged.digest) is not None:
+                await self.plainly(note.terms.model)
+        return [note.id for note in found]
+
+    def failed(self, copy: PersonalCopy, error: HybridError) -> None:
+        """A run failed by a copy and not by its version, which answers from the next look on."""
+        self._failures[copy.version.name] = (copy.digest, error)
+
+    def problems(self) -> Sequence[Problem]:
+        """What is wrong with personal layers."""
+        found = []
+        for name, campaign in self._campaigns.items():
+            note = self._store.notes.get(campaign)
+            judged = None if note is None else note.judged
+            digest, error = self._failures.get(name, ("", None))
+            without = f"{name} answers without the personal layers of campaign {campaign}"
+            if judged is not None and judged.digest == digest:
+                do = f"See the agent's log; `hybrid agent rounds forget {campaign}` removes them for good."
+                found.append(Problem(code="personal_failed", what=f"{without}: the engine fails: {error}", do=do))
+            elif judged is not None and judged.why_not == DAMAGED:
+                do = f"Look at the disk's health; `hybrid agent rounds forget {campaign}` ends this message."
+                found.append(Problem(code="personal_lost", what=f"{without}: {DAMAGED}", do=do))
+        return found
+
+    def status(self) -> tuple[PersonalStatus, ...]:
+        """Of each model whose personal layers were judged."""
+        found = []
+        for note in self._store.notes.values():
+            if note.judged is not None:
+                name = note.terms.model
+                is_current = self._campaigns.get(name) == note.id
+                wait = self._waits.get(name, "") if is_current else "another version answers"
+                is_up = self._answering.copy_of(note.judged.digest) is not None
+                found.append(PersonalStatus.of(note, note.judged, is_up=is_up, why_not=note.judged.why_not or wait))
+        return tuple(found)
+
+    # Inside.
+
+    def _note(self, one: Candidate) -> CampaignNote | None:
+        """The campaign that the version came of, where it left personal layers here."""
+        lineage = one.manifest.lineage
+        kind, _, campaign = lineage[-1].step.partition(":") if lineage else ("", "", "")
+        note = self._store.notes.get(campaign)
+        if kind != "rounds" or note is None or not _has_any(note):
+            return None
+        is_its = (note.terms.model, note.terms.variant) == (one.version.name, one.variant)
+        return note if is_its else None
+
+    def _obstacle(self, one: Candidate) -> str:
+        rule = one.manifest.cascade
+        if isinstance(rule, CascadeRule) and rule.small == one.variant:
+            return "it is the small one of a cascade, whose threshold was fitted to the shipped head"
+        return self._why_not(one.version.name)
+
+    async def _judged(self, one: Candidate, note: CampaignNote, fit: Fit | None) -> Judged | None:
+        """What is known of the layers beside this version; found out where it is time, and the box may train."""
+        version, known = one.version, note.judged
+        if known is not None and not known.is_of(version.artifact_digest, one.variant):
+            known = None
+        n_samples = len(await self._offers.samples(one))
+        is_lost = False
+        if known is not None and known.answers and self._answering.copy_of(known.digest) is None:
+            is_lost = await asyncio.to_thread(self._store.vector, note.id, "fitted") is None
+        is_due = known is None or is_lost or n_samples >= _MORE * max(1, known.n_samples)
+        if not is_due or (fit is None and not is_lost):
+            return known
+        found = Judged(
+            artifact_digest=version.artifact_digest, version=version.version, variant=one.variant,
+            digest=secrets.token_hex(32), at_s=self._wall_s(), n_samples=n_samples,
+        )  # fmt: skip
+        content = await asyncio.to_thread(self._store.vector, note.id, "personal")
+        if content is None or fit is None:
+            if content is None and known is None and not note.loss_before:
+                return None  # it was never trained here
+            if known is not None and known.why_not == DAMAGED:
+                return known
+            return await self._kept(note.id, msgspec.structs.replace(found, why_not=DAMAGED, n_samples=0), None)
+        try:
+            fitted, layout = await fit(one, note, np.frombuffer(content, "<f4").astype(np.float32))
+        except (Cancelled, StorageError) as exc:
+            _log.info("personal.judged_later campaign=%s why=%s", note.id, exc)
+            return known
+        except HybridError as exc:
+            return await self._kept(note.id, msgspec.structs.replace(found, why_not=str(exc)), None)
+        self.n_judged += 1
+        found = msgspec.structs.replace(
+            found, answers=fitted.is_better, n=fitted.plain.n, n_right=fitted.personal.n_right,
+            n_plain_right=fitted.plain.n_right, loss=fitted.personal.loss, plain_loss=fitted.plain.loss,
+            why_not="" if fitted.is_better else _worse(fitted.plain.n), layout=layout,
+        )  # fmt: skip
+        self.n_worse += not fitted.is_better and bool(fitted.plain.n)
+        return await self._kept(note.id, found, fitted.vector if fitted.is_better else None)
+
+    async def _kept(self, campaign: str, judged: Judged, vector: np.ndarray | None) -> Judged | None:
+        """Keep what was found, with the layers that are to answer, in one transaction."""
+        note = self._store.notes.get(campaign)
+        if note is None or note.is_forgotten:
+            return None
+        content = None if vector is None else vector.astype("<f4").tobytes()
+        note = msgspec.structs.replace(note, judged=judged)
+        await asyncio.to_thread(self._store.keep, note, {"fitted": content})
+        _log.info(
+            "personal.judged campaign=%s version=%s answers=%s right=%d plain_right=%d n=%d why_not=%r",
+            campaign, judged.version, judged.answers, judged.n_right, judged.n_plain_right, judged.n, judged.why_not,
+        )  # fmt: skip
+        return self._store.notes[campaign].judged
+
+    async def _answer(self, one: Candidate, campaign: str, judged: Judged) -> bool:
+        """Have the layers answer; whether they do."""
+        up = self._answering.personal(one.version.name)
+        if up is not None and up.digest == judged.digest:
+            digest, error = self._failures.get(one.version.name, ("", None))
+            return digest != judged.digest or error is None
+        digest, error = self._failures.get(one.version.name, ("", None))
+        if digest == judged.digest and not isinstance(error, Overloaded):
+            return False
+        content = await asyncio.to_thread(self._store.vector, campaign, "fitted")
+        layout = judged.layout
+        if content is None or layout is None or len(content) != 4 * layout.n_elements:
+            return False
+        arrays = layout.arrays(np.frombuffer(content, "<f4").astype(np.float32))
+        try:
+            await self._host.personalize(PersonalCopy(version=one.version, digest=judged.digest, tensors=arrays))
+        except NotFound:
+            return False  # another version answers by now
+        except HybridError as exc:
+            self._failures[one.version.name] = (judged.digest, exc)
+            _log.warning("personal.failed campaign=%s code=%s error=%s", campaign, exc.code, exc)
+            return False
+        self._failures.pop(one.version.name, None)
+        note = self._store.notes.get(campaign)
+        return note is not None and not note.is_forgotten
+
+
+def _has_any(note: CampaignNote) -> bool:
+    return bool(note.terms.training.personal) and not note.is_forgotten
+
+
+def _worse(n: int) -> str:
+    return "the version answers better without them" if n else "there are no labelled samples to judge them on"

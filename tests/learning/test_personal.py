@@ -1,0 +1,322 @@
+"""Personal layers answer: beside the version that came of their campaign, judged, made again, dropped, never seen."""
+
+import asyncio
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_agent.learning.personal import DAMAGED
+from edge_agent.models.room import ModelRoom
+from hybrid.artifact.folder import Artifact, open_folder
+from hybrid.artifact.names import MANIFEST_NAME
+from hybrid.errors import EngineFailed, NotFound
+from hybrid.federated.campaign import Training
+from hybrid.federated.candidate import candidate
+from hybrid.federated.layout import Layout
+from hybrid.federated.learning.head import open_head
+from hybrid.federated.learning.labels import is_held_out
+from tests.edge_agent.model_room import ask, model_room
+from tests.learning.lab import CAMPAIGN, Box, Desk, at_work, made, version_of
+from tests.learning.nets import N_CLASSES, N_INPUTS, rows
+from tests.outbox.lab import until
+
+TURN = 1
+"""On the box of these tests class 0 is called 1, and so on: what is personal is worth much here."""
+
+
+def with_personal_head() -> tuple[Artifact, Desk]:
+    """A campaign in which the offsets travel and the rest of the head never leaves."""
+    artifact, desk = made()
+    training = Training(epochs=3, learning_rate=0.3, personal=("head",))
+    desk.terms = msgspec.structs.replace(
+        desk.terms, layout=Layout(names=("offset",), shapes=((N_CLASSES,),)), training=training
+    )
+    desk.steps = [desk.head.arrays["offset"].copy()]
+    desk.control = np.zeros_like(desk.steps[0])
+    desk.most_steps = 2
+    return artifact, desk
+
+
+def learned(base: Artifact, offsets: np.ndarray, folder: Path, campaign: str = CAMPAIGN) -> Artifact:
+    """The version that comes home."""
+    made_of = candidate(
+        base, "original", {"offset": offsets}, version=f"1.r2-{campaign}", sequence=2, campaign=campaign
+    )
+    shutil.copytree(base.folder, folder)
+    for name, content in made_of.files.items():
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST_NAME).write_bytes(made_of.manifest_bytes)
+    return open_folder(folder)
+
+
+def answers_of(artifact: Artifact, inputs: np.ndarray, tensors: Any = ()) -> np.ndarray:
+    """What an artifact answers, in numpy; with other tensors in place of its own."""
+    head = open_head(artifact.folder, artifact.manifest, "original")
+    body = next(one for one in head.model.graph.initializer if one.name == "body")
+    features = np.maximum(inputs @ np.frombuffer(body.raw_data, "<f4").reshape(N_INPUTS, -1), 0)
+    return head.program.answer({**head.arrays, **dict(tensors)}, features)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+async def asked(room: ModelRoom, inputs: np.ndarray) -> np.ndarray:
+    return (await ask(room, "net", {"x": inputs})).outputs[0]
+
+
+@asynccontextmanager
+async def lives(folder: Path, artifact: Artifact, desk: Desk, **settings: Any) -> AsyncIterator[Box]:
+    """One life of the service: its engine, samples and learning over a folder; it ends without a word."""
+    async with model_room(folder / "room") as room:
+        box = Box(folder / "box", artifact, desk, room=room)
+        for name, value in settings.items():
+            setattr(box, name, value)
+        room.answering.on_change = box.learning.wake
+        room.compute.on_personal_failure = box.learning.personal.failed  # type: ignore[union-attr]
+        async with at_work(box.outbox, box.samples, box.learning):
+            yield box
+
+
+def standing(box: Box) -> Any:
+    """What is said of the personal layers of the one campaign; None where nothing is."""
+    found = [one for one in box.learning.status().personal if one.campaign == CAMPAIGN]
+    return found[0] if found else None
+
+
+async def settled(box: Box) -> None:
+    """The version that answers was looked at."""
+    await until(lambda: standing(box) is not None and (standing(box).answers or standing(box).why_not))
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> tuple[Artifact, Artifact, Desk]:
+    """A campaign that is over on a box that took part, and the version that came of it, not installed yet."""
+    artifact, desk = with_personal_head()
+    async with lives(tmp_path, artifact, desk) as box:
+        inputs = rows(4, 1)[0]
+        await box.fill(80, turn=TURN)
+        await until(lambda: desk.step == 2 and box.learning.store.waiting is None)
+        desk.ended = (CAMPAIGN,)
+        box.learning.wake()
+        await until(lambda: box.learning.store.notes[CAMPAIGN].is_over)
+        assert box.learning.store.vector(CAMPAIGN, "view") is None
+        assert box.learning.store.vector(CAMPAIGN, "personal") is not None, "the version comes when all is over"
+        assert box.answering.personal("net") is None, "the base answers as it was shipped while the campaign runs"
+        np.testing.assert_allclose(await asked(box.room, inputs), answers_of(artifact, inputs), atol=1e-5)
+    return artifact, learned(artifact, desk.steps[-1], tmp_path / "learned"), desk
+
+
+async def test_the_version_that_came_home_answers_with_them(home: Any, tmp_path: Path) -> None:
+    _, version, desk = home
+    before = digests(version.folder)
+    inputs, classes = rows(60, 77)
+    async with lives(tmp_path, version, desk) as box:
+        room = box.room
+        await room.host.answer(version_of(version))
+        await until(lambda: box.answering.personal("net") is not None)
+        copy, told = box.answering.personal("net"), standing(box)
+        mine = await asked(room, inputs)
+        np.testing.assert_allclose(mine, answers_of(version, inputs, copy.tensors), atol=1e-5)
+        assert (mine.argmax(1) == (classes + TURN) % N_CLASSES).mean() > 0.9
+        assert told.answers
+        assert (told.version, told.step, told.why_not) == (f"1.r2-{CAMPAIGN}", 2, "")
+        assert told.n_right > told.n_plain_right
+        assert told.n == sum(map(is_held_out, await box.samples.labelled("net", 1000)))
+        plain = await room.models.by_digest(version.manifest.model_digest)
+        session = await room.executor.open_whole(plain)
+        shipped = (await room.executor.compute(session, {"x": inputs}, None)).outputs[0]
+        np.testing.assert_allclose(shipped, answers_of(version, inputs), atol=1e-5, err_msg="who asks by digest")
+        golden = await room.host.run(version_of(version), {"x": inputs})
+        np.testing.assert_allclose(golden["scores"], shipped, atol=1e-6, err_msg="golden outputs are the version's")
+        assert room.host.runs("net").n_good == 1, "runs count for the version"
+    assert digests(version.folder) == before, "an installed file is never written"
+    assert all(len(content) < 40 for content in desk.updates.values()), "three offsets travel, nothing else"
+
+
+async def test_a_kill_at_any_time_costs_nothing(home: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service ends before, while and after what was found is kept; the next life answers as it should."""
+    _, version, desk = home
+    inputs = rows(8, 3)[0]
+    kept: list[np.ndarray] = []
+    for n_changes in (0, 1, 9, 9):
+        async with lives(tmp_path, version, desk) as box:
+            store, n = box.learning.store, 0
+            real = store._put_note
+
+            def cut(*given: Any, n_changes: int = n_changes, real: Any = real) -> None:
+                nonlocal n
+                real(*given)
+                n += 1
+                if n > n_changes:
+                    raise OSError("the power is gone")
+
+            monkeypatch.setattr(store, "_put_note", cut)
+            if n_changes == 0:
+                await until(lambda n=n: box.learning.status().why_not.startswith("the disk fails"))
+                assert box.answering.personal("net") is None
+                np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
+                continue
+            await until(lambda: box.answering.personal("net") is not None)
+            kept.append(await asked(box.room, inputs))
+            assert box.learning.status().n_judged == (len(kept) == 1), "what was kept is not found out anew"
+    assert len(kept) == 3
+    for one in kept:
+        np.testing.assert_array_equal(one, kept[0])
+
+
+async def test_forgotten_for_good(home: Any, tmp_path: Path) -> None:
+    _, version, desk = home
+    inputs = rows(8, 3)[0]
+    async with lives(tmp_path, version, desk) as box:
+        await until(lambda: box.answering.personal("net") is not None)
+        with pytest.raises(NotFound, match="keeps no personal layers of 'other'"):
+            await box.learning.personal.forget("other")
+        copy = box.answering.personal("net")
+        assert await box.learning.personal.forget("net") == [CAMPAIGN]
+        np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
+        assert box.room.executor.sessions.peek((copy.digest,)) is None
+        assert [box.learning.store.vector(CAMPAIGN, name) for name in ("personal", "fitted")] == [None, None]
+    async with lives(tmp_path, version, desk) as box:
+        await until(lambda: box.learning.store.notes and desk.asked)
+        note = box.learning.store.notes[CAMPAIGN]
+        await asyncio.to_thread(
+            box.learning.store.keep, msgspec.structs.replace(note, is_forgotten=False), {"personal": b"x" * 144}
+        )
+        assert box.learning.store.vector(CAMPAIGN, "personal") is None, "a task that was under way brings nothing back"
+        assert box.answering.personal("net") is None
+
+
+async def test_what_answers_worse_is_not_used(home: Any, tmp_path: Path) -> None:
+    """Layers that say the contrary of what is right, and a plan by which no fitting mends them."""
+    artifact, _, desk = home
+    async with lives(tmp_path, artifact, desk) as box:
+        await until(lambda: CAMPAIGN in box.learning.store.notes)
+        note = box.learning.store.notes[CAMPAIGN]
+        training = msgspec.structs.replace(note.terms.training, learning_rate=1e-9)
+        note = msgspec.structs.replace(note, terms=msgspec.structs.replace(note.terms, training=training))
+        good = np.frombuffer(box.learning.store.vector(CAMPAIGN, "personal") or b"", "<f4")
+        box.learning.store.keep(note, {"personal": (-good).tobytes()})
+    version = learned(artifact, desk.steps[-1], tmp_path / "again")
+    async with lives(tmp_path, version, desk) as box:
+        await settled(box)
+        told = standing(box)
+        assert (told.n_right, -told.loss) < (told.n_plain_right, -told.plain_loss)
+        assert told.why_not == "the version answers better without them"
+        assert (box.learning.status().n_judged, box.learning.status().n_worse) == (1, 1)
+        assert box.answering.personal("net") is None
+        assert not box.learning.problems()
+
+
+def damage(folder: Path, *names: str) -> None:
+    """One bit of each of these vectors flips."""
+    with closing(sqlite3.connect(folder / "box" / "learning" / "learning.db")) as db, db:
+        for name in names:
+            (sealed,) = db.execute("SELECT sealed FROM vector WHERE name = ?", (name,)).fetchone()
+            bad = bytes(sealed[:-1]) + bytes([sealed[-1] ^ 1])
+            db.execute("UPDATE vector SET sealed = ? WHERE name = ?", (bad, name))
+
+
+async def test_damaged_layers(home: Any, tmp_path: Path) -> None:
+    """The fitted ones are made again from the campaign's; with those damaged too the version answers."""
+    _, version, desk = home
+    inputs = rows(8, 3)[0]
+    async with lives(tmp_path, version, desk) as box:
+        await until(lambda: box.answering.personal("net") is not None)
+        first = await asked(box.room, inputs)
+    damage(tmp_path, "fitted")
+    async with lives(tmp_path, version, desk, mode="off") as box:
+        await until(box.learning.problems)
+        (problem,) = box.learning.problems()
+        assert (problem.code, problem.blocks) == ("personal_lost", False)
+        np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
+        box.mode = "idle"
+        box.learning.wake()
+        await until(lambda: box.answering.personal("net") is not None)
+        assert not box.learning.problems()
+        np.testing.assert_array_equal(await asked(box.room, inputs), first, "the same fitting gives the same layers")
+    damage(tmp_path, "fitted", "personal")
+    async with lives(tmp_path, version, desk) as box:
+        await until(box.learning.problems)
+        assert [one.code for one in box.learning.problems()] == ["personal_lost"]
+        assert standing(box).why_not == DAMAGED
+        np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
+        await box.learning.personal.forget(CAMPAIGN)
+        assert not box.learning.problems()
+
+
+async def test_a_copy_that_fails_leaves_no_request_without_an_answer(home: Any, tmp_path: Path) -> None:
+    _, version, desk = home
+    inputs = rows(8, 3)[0]
+    async with lives(tmp_path, version, desk) as box:
+        await until(lambda: box.answering.personal("net") is not None)
+        room, copy = box.room, box.answering.personal("net")
+
+        class Broken:
+            def run(self, *_: Any) -> Any:
+                raise RuntimeError("no")
+
+        room.executor.sessions.peek((copy.digest,))._session = Broken()
+        computed = await ask(room, "net", {"x": inputs})
+        np.testing.assert_allclose(computed.outputs[0], answers_of(version, inputs), atol=1e-5)
+        assert computed.place.fallback.startswith(EngineFailed.code)
+        assert computed.place.model_digest == version.manifest.model_digest
+        box.learning.wake()
+        await until(lambda: box.answering.personal("net") is None)
+        assert [one.code for one in box.learning.problems()] == ["personal_failed"]
+        np.testing.assert_allclose(await asked(room, inputs), answers_of(version, inputs), atol=1e-5)
+        assert room.host.runs("net").n_errors == 0
+        note = box.learning.store.notes[CAMPAIGN]
+        other = Layout(names=("head",), shapes=((N_CLASSES, 12),))
+        judged = msgspec.structs.replace(note.judged, layout=other, digest="5" * 64)
+        await asyncio.to_thread(box.learning.store.keep, msgspec.structs.replace(note, judged=judged), {})
+        box.learning.wake()
+        await until(lambda: "dimensions do not match" in "".join(one.what for one in box.learning.problems()))
+        assert box.answering.personal("net") is None, "layers of another shape are refused where they are opened"
+
+
+async def test_other_versions_answer_plainly(home: Any, tmp_path: Path) -> None:
+    """On trial, of another campaign, a publisher's next one: each as it was shipped, and no session is left behind."""
+    artifact, version, desk = home
+    inputs = rows(8, 3)[0]
+    async with lives(tmp_path, version, desk, why_not="the version is on trial") as box:
+        await until(lambda: desk.asked)
+        n_asked = len(desk.asked)
+        box.learning.wake()
+        await until(lambda: len(desk.asked) > n_asked)
+        assert box.answering.personal("net") is None
+        box.why_not = ""
+        box.learning.wake()
+        await until(lambda: box.answering.personal("net") is not None)
+        for n, other in enumerate((learned(artifact, desk.steps[-1], tmp_path / "other", "0th3r"), artifact)):
+            copy = box.answering.personal("net")
+            await box.room.host.answer(version_of(other))
+            np.testing.assert_allclose(await asked(box.room, inputs), answers_of(other, inputs), atol=1e-5)
+            assert box.answering.personal("net") is None
+            assert box.room.executor.sessions.peek((copy.digest,)) is None
+            await box.room.host.answer(version_of(version))  # taken back
+            await until(lambda: box.answering.personal("net") is not None)
+            assert box.learning.status().n_judged == 1, f"judged once, taken back {n + 1} times"
+
+
+async def test_a_candidate_is_held_against_what_answers(home: Any, tmp_path: Path) -> None:
+    """What answers now has personal layers, and so would the candidate: fitted to it, on samples of no training."""
+    _, version, desk = home
+    async with lives(tmp_path, version, desk) as box:
+        await until(lambda: box.answering.personal("net") is not None)
+        told = standing(box)
+        desk.kind, desk.most_steps, desk.salt, desk.ended = "evaluate", 3, "e", ()
+        box.learning.wake()
+        await until(lambda: desk.counts)
+        (counts,) = desk.counts
+        assert (counts.n, counts.n_base_right) == (told.n, told.n_right), "personal layers answer now"
+        assert counts.n_right >= told.n_plain_right + counts.n // 3, "and would then"
+        assert counts.n_right - counts.n_base_right == counts.n_won - counts.n_lost
