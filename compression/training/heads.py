@@ -31,6 +31,13 @@ _LEARNING: Final = (*_PRODUCTS, "Conv", "ConvTranspose")
 _UPDATES: Final = ("/lora_a", "/lora_b")
 """How the tensors of an update of low rank end; where a head has such, all else of it stays as it is."""
 
+_KEEP_FLOAT: Final = "quantize the model again and keep head_nodes(model, feature_tensor) float"
+_KEEP_WHOLE: Final = "let the float model learn, and make int8 of what was learned with `hybrid compress`"
+_STAYS: Final = {
+    "BatchNormalization": (3, 4), "Clip": (1, 2), "Pad": (2,), "Pow": (1,), "Resize": (1, 2), "Upsample": (1,),
+}  # fmt: skip
+"""Inputs that no gradient reaches, though they are float: means and variances of normalisation, bounds, sizes."""
+
 _NEAR: Final = 0.5
 
 
@@ -112,10 +119,10 @@ def head_nodes(model: onnx.ModelProto, feature_tensor: str) -> tuple[str, ...]:
     Raises:
         NotTrainable: no such tensor, nothing or everything stands on it, or a node of the head has no name.
     """
-    nodes = _head(model, feature_tensor)
-    if not all(node.name for node in nodes):
+    names = tuple(node.name for node in _head(model, feature_tensor))
+    if not all(names):
         raise NotTrainable("a node of the head has no name; name all nodes (the exporter and the quantizer do)")
-    return tuple(node.name for node in nodes)
+    return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +158,22 @@ def head_parts(model: onnx.ModelProto, feature_tensor: str) -> HeadParts:
     )
 
 
-def separate_head(model: onnx.ModelProto, feature_tensor: str, *, file: str = HEAD_FILE) -> SeparatedHead:
-    """Moves the float weights behind a tensor into a file of their own; the model computes the same.
-
-    Of a head with updates of low rank these alone are moved, as `low_rank_head` has it.
+def separate_head(
+    model: onnx.ModelProto, feature_tensor: str, *, file: str = HEAD_FILE, is_whole: bool = False
+) -> SeparatedHead:
+    """Moves the float weights behind a tensor into a file of their own, of low rank updates these alone.
 
     Args:
         model: float, or quantized with a float head; not changed.
         feature_tensor: what the head stands on.
         file: the name of the new file, without a folder.
+        is_whole: the tensor may be the model's input: then all of it learns.
 
     Raises:
         NotTrainable: no such tensor, a head without float weights, one that is quantized, or that shares its weights.
     """
-    nodes = _head(model, feature_tensor)
-    _require_float(model, nodes, feature_tensor)
+    nodes = _reached(model, feature_tensor) if is_whole else _head(model, feature_tensor)
+    _require_float(model, nodes, feature_tensor, advice=_KEEP_WHOLE if is_whole else _KEEP_FLOAT)
     weights = _weights(model, nodes)
     weights = [name for name in weights if name.endswith(_UPDATES)] or weights
     body = _body(model, nodes)
@@ -236,23 +244,32 @@ def _refuse_rank(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], featur
     )
 
 
+def _reached(model: onnx.ModelProto, feature_tensor: str) -> list[onnx.NodeProto]:
+    """The nodes that a tensor reaches."""
+    reached, n_reached = {feature_tensor}, 0
+    while n_reached != len(reached):  # quantizers leave nodes in another order than that of computation
+        n_reached = len(reached)
+        for node in model.graph.node:
+            if not reached.isdisjoint(node.input):
+                reached.update(node.output)
+    return [node for node in model.graph.node if not reached.isdisjoint(node.input)]
+
+
 def _head(model: onnx.ModelProto, feature_tensor: str) -> list[onnx.NodeProto]:
     known = {value.name for value in model.graph.input} | {name for node in model.graph.node for name in node.output}
     if feature_tensor not in known:
         near = get_close_matches(feature_tensor, sorted(filter(None, known)), 5, _NEAR)
         some = ", ".join(near or sorted(filter(None, known))[:8])
         raise NotTrainable(f"there is no tensor {feature_tensor!r}; {'near it' if near else 'the model has'} {some}, …")
-    reached, n_reached = {feature_tensor}, 0
-    while n_reached != len(reached):  # quantizers leave nodes in another order than that of computation
-        n_reached = len(reached)
-        for node in model.graph.node:
-            if any(name in reached for name in node.input):
-                reached.update(node.output)
-    nodes = [node for node in model.graph.node if any(name in reached for name in node.input)]
-    if not nodes or not any(value.name in reached for value in model.graph.output):
+    nodes = _reached(model, feature_tensor)
+    made = {name for node in nodes for name in node.output}
+    if not made.intersection(value.name for value in model.graph.output):
         raise NotTrainable(f"nothing stands on {feature_tensor!r}; choose a tensor before the outputs")
     if not _has_body(model, nodes):
-        raise NotTrainable(f"the whole model stands on {feature_tensor!r}; choose a tensor behind the body")
+        raise NotTrainable(
+            f"the whole model stands on {feature_tensor!r}; choose a tensor behind the body, or let all of it learn: "
+            "`hybrid models push MODEL.onnx --head input`"
+        )
     return nodes
 
 
@@ -277,7 +294,9 @@ def _body(model: onnx.ModelProto, head: Sequence[onnx.NodeProto]) -> list[onnx.N
     return [node for node in model.graph.node if not inside.intersection(node.output)]
 
 
-def _require_float(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], feature_tensor: str) -> None:
+def _require_float(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], feature_tensor: str, *, advice: str = _KEEP_FLOAT
+) -> None:
     made_by = _makers(model)
     integers = [node.name for node in nodes if node.op_type.startswith("QLinear") or node.op_type in _INTEGER]
     for node in nodes:
@@ -285,10 +304,7 @@ def _require_float(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], feat
         if any(one.op_type == "DequantizeLinear" and one.input[0] not in made_by for one in sources):
             integers.append(node.name)
     if integers:
-        raise NotTrainable(
-            f"the head behind {feature_tensor!r} is quantized ({', '.join(integers[:3])}); quantize the model again and"
-            " keep head_nodes(model, feature_tensor) float"
-        )
+        raise NotTrainable(f"the head behind {feature_tensor!r} is quantized ({', '.join(integers[:3])}); {advice}")
 
 
 def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -299,7 +315,13 @@ def _weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> list[st
     """Float tensors of one axis or more that these nodes compute with, in the order of their use."""
     made_by = _makers(model)
     constants = {one.name: one for one in model.graph.initializer}
-    wanted = [name for node in nodes if node.op_type not in _ROUNDING for name in node.input]
+    wanted = [
+        name
+        for node in nodes
+        if node.op_type not in _ROUNDING
+        for at, name in enumerate(node.input)
+        if at not in _STAYS.get(node.op_type, ())
+    ]
     found: dict[str, None] = {}
     while wanted:
         name = wanted.pop(0)

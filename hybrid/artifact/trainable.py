@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 HEAD_FILE: Final = "head.bin"
 """What can learn, beside the model."""
 
+WHOLE: Final = "input"
+"""What is said in place of a tensor where the whole model is to learn."""
+
 TOLERANCE: Final = 1e-3
 _MOST_BYTES: Final = (1 << 31) - (1 << 20)
 _DRAWN: Final = {
@@ -49,6 +52,7 @@ class Separated:
         n_bytes: of that file.
         rank: of the updates that learn beside the frozen head; 0 where the head's own weights learn.
         n_products: that such updates stand beside.
+        is_whole: whether the feature tensor is the model's input, so that all of it learns.
     """
 
     path: Path
@@ -58,10 +62,13 @@ class Separated:
     n_bytes: int
     rank: int = 0
     n_products: int = 0
+    is_whole: bool = False
 
     @property
     def text(self) -> str:
         """For people."""
+        if self.is_whole:
+            return f"all of the model learns: its {self.n_bytes} bytes of float weights are {self.head_file}"
         begins = f"the head begins at {self.node}, on {self.feature_tensor!r}"
         if not self.rank:
             return f"{begins}; its {self.n_bytes} bytes are {self.head_file}"
@@ -71,15 +78,17 @@ class Separated:
         )
 
 
-def separated(model: Path, head: str, folder: Path, *, rank: int | None = None) -> Separated:
+def separated(model: Path, head: str, folder: Path, *, rank: int | None = None, may_be_whole: bool = True) -> Separated:
     """Writes a model into a folder with what can learn in a file of its own; it computes the same.
 
     Args:
         model: an ONNX file, float in its head; with a rank the head may be int8.
-        head: the tensor that the head stands on, or `auto` for the input of the last product by float weights.
+        head: the tensor that the head stands on, `auto` for the input of the last product by float weights, or `input`
+            (or the model's only input by its name): all of the model learns.
         folder: where model and head are written; made.
         rank: of updates A, B beside the frozen products of the head, which alone learn; None: all of the head's float
             weights learn.
+        may_be_whole: else a head that is the whole model is refused.
 
     Raises:
         NotTrainable: no such tensor, no head that can learn, or a rank that makes none of its products smaller; says
@@ -87,27 +96,57 @@ def separated(model: Path, head: str, folder: Path, *, rank: int | None = None) 
         ModelInvalid: no ONNX model, or one that takes more than 2 GB in one piece.
         DiskFull, StorageError: a file was not written.
     """
+    from compression.errors import NotTrainable
     from compression.training.head_graphs import stand_of
     from compression.training.heads import low_rank_head, separate_head
 
     whole = _loaded(model)
-    stand = stand_of(whole, head)
-    if rank is None:
-        apart = separate_head(whole, stand.tensor, file=HEAD_FILE)
+    tensor = _input_meant(whole, head) if may_be_whole else ""
+    if tensor and rank is not None:
+        raise NotTrainable("a rank is of a head behind a body: name a tensor behind the input, or leave the rank out")
+    if tensor:
+        node, apart = "its input", separate_head(whole, tensor, file=HEAD_FILE, is_whole=True)
     else:
-        apart = low_rank_head(whole, stand.tensor, rank, file=HEAD_FILE)
+        stand = stand_of(whole, head)
+        tensor, node = stand.tensor, stand.node
+        if rank is None:
+            apart = separate_head(whole, tensor, file=HEAD_FILE)
+        else:
+            apart = low_rank_head(whole, tensor, rank, file=HEAD_FILE)
     path = folder / model.name
     write_atomically(folder / apart.file, apart.content, is_shown=True)
     write_atomically(path, apart.model.SerializeToString(deterministic=True), is_shown=True)
     return Separated(
         path=path,
-        feature_tensor=stand.tensor,
-        node=stand.node,
+        feature_tensor=tensor,
+        node=node,
         head_file=apart.file,
         n_bytes=apart.n_bytes,
         rank=rank or 0,
         n_products=len(apart.tensors) // 2 if rank else 0,
+        is_whole=node == "its input",
     )
+
+
+def _input_meant(model: "onnx.ModelProto", said: str) -> str:
+    """The model's only input where that is meant; empty where another tensor is.
+
+    Raises:
+        NotTrainable: the input is meant, and there are several.
+    """
+    from compression.errors import NotTrainable
+
+    given = {one.name for one in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in given]
+    made = {name for node in model.graph.node for name in node.output}
+    if said not in inputs and (said != WHOLE or said in made):
+        return ""
+    if len(inputs) != 1:
+        raise NotTrainable(
+            f"the model has {len(inputs)} inputs ({', '.join(inputs[:5])}), a whole model learns from one; name a "
+            "tensor that a head stands on, or `auto`"
+        )
+    return inputs[0]
 
 
 def declared(artifact: Artifact, apart: Separated) -> Artifact:
@@ -201,18 +240,18 @@ def _answered(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = open_session(path, options, ["CPUExecutionProvider"])
-    feeds = inputs if inputs is not None else _drawn(session)
+    feeds = inputs if inputs is not None else drawn_inputs(session)
     names = [port.name for port in session.get_outputs()]
     return feeds, dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def _drawn(session: "onnxruntime.InferenceSession") -> "dict[str, np.ndarray]":
-    """The same random inputs for the same model; open sizes are one."""
+def drawn_inputs(session: "onnxruntime.InferenceSession", seed: int = 0) -> "dict[str, np.ndarray]":
+    """The same random inputs for the same model and seed; open sizes are one."""
     import numpy as np
 
     from devices.onnx_engine import ports
 
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     found: dict[str, np.ndarray] = {}
     for port in ports(session)[0]:
         shape = [size if isinstance(size, int) and size > 0 else 1 for size in port.shape]

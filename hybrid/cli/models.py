@@ -35,6 +35,7 @@ app = typer.Typer(
       hybrid models push detector.onnx --name detector --sign own --golden random
       hybrid models push detector.onnx --name detector --sign own --golden random --head auto
       hybrid models push detector.onnx --name detector --sign own --golden random --head auto --rank 4
+      hybrid models push detector.onnx --name detector --sign own --golden random --head input
       hybrid models ls --json
       hybrid models pull detector:3 --out ./models
       hybrid models export detector:3 --out detector-3.hybrid
@@ -63,7 +64,8 @@ Head = Annotated[
     typer.Option(
         "--head",
         help="Of a bare model: the tensor that a trainable head stands on, or `auto`: its weights become a file of "
-        "their own, which rounds of learning may replace.",
+        "their own, which rounds of learning may replace. `input`: all of the model learns (on boxes with torch where "
+        "it has convolutions).",
         metavar="TENSOR",
     ),
 ]

@@ -106,7 +106,7 @@ def _with_head(base: Base, wanted: str, rank: int | None, folder: Path) -> Base:
         return base
     from hybrid.artifact.trainable import separated
 
-    apart = separated(base.path, wanted, folder, rank=rank)
+    apart = separated(base.path, wanted, folder, rank=rank, may_be_whole=False)  # float in every form: nothing to win
     return replace(base, path=apart.path, head=apart.feature_tensor, head_file=apart.head_file, head_text=apart.text)
 
 

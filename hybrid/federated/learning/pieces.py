@@ -75,10 +75,9 @@ def products_of(step: Step, values: Mapping[str, np.ndarray]) -> int:
     """Multiplications of a step that was computed, forward; about as many as elements where it is no product."""
     answer = values[step.output]
     if step.op not in _PRODUCTS:
-        return answer.size
+        return int(answer.size)
     left, right = values[step.inputs[0]], values[step.inputs[1]]
-    if step.op == "Conv":
-        return answer.size * (right.size // max(right.shape[0], 1))
-    if step.op == "ConvTranspose":
-        return left.size * (right.size // max(right.shape[0], 1))
-    return answer.size * left.shape[0 if step.attributes.get("transA") else -1]
+    if step.op in ("Conv", "ConvTranspose"):
+        moved = answer if step.op == "Conv" else left
+        return int(moved.size * (right.size // max(right.shape[0], 1)))
+    return int(answer.size * left.shape[0 if step.attributes.get("transA") else -1])

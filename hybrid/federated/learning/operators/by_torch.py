@@ -72,7 +72,7 @@ def by_torch(compute: Compute) -> Operator:
 
     def operator(call: Call) -> tuple[np.ndarray, Pull]:
         torch = loaded()
-        tensors = [None if array is None else _tensor(torch, array) for array in call.arrays]
+        tensors: list[Any] = [None if array is None else _tensor(torch, array) for array in call.arrays]
         wanted = [at for at, is_needed in enumerate(call.needs) if is_needed and tensors[at] is not None]
         for at in wanted:
             tensors[at].requires_grad_()
