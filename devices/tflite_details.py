@@ -50,6 +50,17 @@ def ports_of(
     return tuple(_port(found, names) for found in inputs), tuple(_port(found, names) for found in outputs)
 
 
+def scales_of(outputs: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, int] | None, ...]:
+    """Scale and zero point of each output that is quantized as a whole; None for one that is a number by itself."""
+    return tuple(_scale(found) for found in outputs)
+
+
+def _scale(found: Mapping[str, Any]) -> tuple[float, int] | None:
+    said = found.get("quantization_parameters") or {}
+    scales, zeros = said.get("scales", ()), said.get("zero_points", ())
+    return (float(scales[0]), int(zeros[0])) if len(scales) == len(zeros) == 1 else None
+
+
 def _port(found: Mapping[str, Any], names: Mapping[int, str]) -> Port:
     kind = found["dtype"]
     is_text = kind in (np.bytes_, np.object_, np.str_)

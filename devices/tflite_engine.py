@@ -21,7 +21,7 @@ import numpy as np
 
 from devices.errors import DeviceError, ModelFileMissing, ModelRejected, OperatorUnsupported
 from devices.onnx_engine import Port
-from devices.tflite_details import PORT_TYPES, keeps_state, ports_of, refusal
+from devices.tflite_details import PORT_TYPES, keeps_state, ports_of, refusal, scales_of
 from devices.tflite_selfcheck import fault
 
 _PACKAGES: Final = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}
@@ -122,6 +122,7 @@ class TfliteSession:
         self._inputs, self._outputs = ports_of(*details)
         self._indices = {port.name: int(found["index"]) for port, found in zip(self._inputs, details[0], strict=True)}
         self._places = {port.name: int(found["index"]) for port, found in zip(self._outputs, details[1], strict=True)}
+        self._scales = dict(zip(self._places, scales_of(details[1]), strict=True))
         self._shapes = {
             port.name: tuple(map(int, found["shape"])) for port, found in zip(self._inputs, details[0], strict=True)
         }
@@ -133,6 +134,15 @@ class TfliteSession:
     def get_outputs(self) -> list[Port]:
         """What comes out."""
         return list(self._outputs)
+
+    def get_output_scales(self) -> dict[str, tuple[float, int] | None]:
+        """Of each output its scale and zero point, where it is quantized as a whole."""
+        return dict(self._scales)
+
+    def has_integers(self) -> bool:
+        """Whether it computes with weights or activations in 8 or 16 bits."""
+        kinds = {np.dtype(found["dtype"]).name for found in self._interpreter.get_tensor_details() if found["name"]}
+        return not kinds.isdisjoint(("int8", "uint8", "int16"))
 
     def get_providers(self) -> list[str]:
         """Where it runs: its delegates, then the engine itself."""

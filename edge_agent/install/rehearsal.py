@@ -128,7 +128,7 @@ def runs_here(variant: Variant) -> bool:
         import onnxruntime
 
         return variant.requires.get("provider", "CPUExecutionProvider") in onnxruntime.get_available_providers()
-    if variant.engine == "tflite":
+    if variant.engine in ("tflite", "tflite-head"):
         from importlib.util import find_spec
 
         return any(find_spec(module) is not None for module in ("ai_edge_litert", "tflite_runtime"))

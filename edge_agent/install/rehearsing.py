@@ -54,7 +54,7 @@ def _play(piece: Piece) -> None:
     from hybrid.serving.engines.opening import EngineSettings, open_engine
 
     path = Path(piece.model)
-    if piece.engine == "onnxruntime":
+    if piece.engine in ("onnxruntime", "tflite-head"):
         files_of_model(path)  # an engine may follow external data out of the model's folder: refused here
     session = open_engine(path, EngineSettings(n_intra_threads=1), facts_of(path))
     if not piece.inputs:

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import engine_of
 from hybrid.artifact.cache import fresh_sha256
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, sync_folder, write_atomically
@@ -70,7 +70,7 @@ def from_onnx(path: Path, name: str, version: str, *, sequence: int = 1) -> Arti
         BadMessage: a name or version that is not allowed.
     """
     files = hashed_files(path)
-    engine = "tflite" if is_tflite(path) else "onnxruntime"
+    engine = engine_of(path)
     try:
         check_relative(path.name)
     except BadMessage as exc:

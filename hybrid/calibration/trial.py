@@ -17,7 +17,7 @@ import onnxruntime
 
 from compression.codecs import catalog
 from devices.onnx_engine import open_session
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_lite
 from hybrid.artifact.splits import SplitFiles
 from hybrid.calibration.judge import Answers, Judge, Tally
 from hybrid.calibration.record import Cell
@@ -202,10 +202,10 @@ def opened(path: Path) -> Any:
     Raises:
         DeviceError: the engine refuses it.
     """
-    if is_tflite(path):
-        from devices.tflite_engine import TfliteSession
+    if is_lite(path):
+        from hybrid.federated.learning.lite_session import open_lite
 
-        session: Any = TfliteSession(path)
+        session: Any = open_lite(path)
         return session
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import engine_of
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.folder import Artifact, open_folder
@@ -135,7 +135,7 @@ def write_artifact(small: Path, large: Path, rule: CascadeRule, *, name: str, ve
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path.parent / file.name, target)
             entries[inside] = FileEntry(sha256=file.sha256, size=file.size)
-        engine = "tflite" if is_tflite(path) else "onnxruntime"
+        engine = engine_of(path)
         variants.append(Variant(id=variant_id, engine=engine, precision="native", files=tuple(names)))
     manifest = Manifest(
         schema=SCHEMA,

@@ -9,7 +9,7 @@ import onnxruntime
 
 from devices.errors import DeviceError
 from devices.onnx_engine import open_session
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_lite, is_tflite
 from hybrid.calibration.judge import distance
 from hybrid.calibration.samples import Feeds
 
@@ -57,10 +57,11 @@ def faults(path: Path, samples: Sequence[Feeds], *, tolerance: float, runtimes: 
 
 def runtimes_of(path: Path) -> Runtimes:
     """The runtimes of this kind of model; the last is the one that others are compared with."""
-    if is_tflite(path):
-        from devices.tflite_engine import TfliteSession, engine_version
+    if is_lite(path):
+        from devices.tflite_engine import engine_version
+        from hybrid.federated.learning.lite_session import open_lite
 
-        return {engine_version() or "LiteRT": lambda file: TfliteSession(file)}  # noqa: PLW0108 (one argument of two)
+        return {engine_version() or "LiteRT": lambda file: open_lite(file)}  # noqa: PLW0108 (one argument of two)
     return {f"onnxruntime ({name})": _opener(level) for name, level in _LEVELS.items()}
 
 

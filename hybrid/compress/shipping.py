@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import onnxruntime
 
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import engine_of
 from hybrid.artifact.attachments import attach, attachment_of, attachments_in
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, write_atomically
@@ -191,7 +191,7 @@ def _put(folder: Path, model: _Model, entries: dict[str, FileEntry]) -> Variant:
         names.append(name)
     return Variant(
         id=model.id,
-        engine="tflite" if is_tflite(model.path) else "onnxruntime",
+        engine=engine_of(model.path),
         precision=model.precision,
         files=tuple(names),
         feature_tensor=model.head or None,
@@ -204,7 +204,7 @@ def _golden(folder: Path, base: Base, material: Material) -> tuple[Golden, dict[
     feeds = material.feeds[material.parts.judge[0]]
     session = opened(base.path)
     outputs = dict(zip([port.name for port in session.get_outputs()], session.run(None, feeds), strict=True))
-    engine = "tflite" if is_tflite(base.path) else "onnxruntime"
+    engine = engine_of(base.path)
     return write_golden(folder, feeds, outputs, {engine: GOLDEN_TOLERANCE})
 
 

@@ -77,12 +77,18 @@ def _peak_bytes() -> int:
 
 
 def _runner(path: str, threads: int, feeds: dict[str, Any]) -> Any:
+    from devices.tflite_magic import is_headed
+
     if path.endswith(".tflite"):
         from pathlib import Path
 
         from devices.tflite_engine import TfliteSession
 
         session: Any = TfliteSession(Path(path), n_threads=threads)
+    elif is_headed(path):
+        from hybrid.federated.learning.lite_session import open_lite
+
+        session = open_lite(path, threads)
     else:
         import onnxruntime
 

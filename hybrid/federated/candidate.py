@@ -19,7 +19,7 @@ import numpy as np
 
 from devices.errors import DeviceError, OperatorUnsupported
 from devices.onnx_engine import open_session
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_headed, is_tflite
 from hybrid.artifact.digest import digest_of_files
 from hybrid.artifact.folder import Artifact
 from hybrid.artifact.golden_files import npy
@@ -238,6 +238,10 @@ class _Golden:
 def _opened(base: Artifact, variant: Variant, changed: Mapping[str, bytes]) -> Any:
     """An engine of a variant, with changed heads in place of those in its files; raises `DeviceError`."""
     path = base.path_of(variant.files[0])
+    if is_headed(path):
+        from hybrid.federated.learning.lite_session import LiteHeadSession
+
+        return LiteHeadSession(path, 1, changed=_changed_arrays(variant, path, changed))
     if is_tflite(path):
         from devices.tflite_engine import TfliteSession
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from devices.tflite_magic import is_tflite
-from hybrid.errors import EngineFailed, HybridError
+from devices.tflite_magic import is_headed, is_tflite
+from hybrid.errors import EngineFailed, HybridError, ModelUnsupported
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.prepared import Outcome
 
@@ -18,6 +18,11 @@ _POLITENESS = 5  # this work can wait; requests cannot
 
 def prepare_into(model_path: Path, model_digest: str, shape_key: ShapeKey, folder: Path) -> None:
     """Normalise, scan, and leave graph, weights, table, and heads and tails of the Pareto cuts in `folder`."""
+    if is_headed(model_path):
+        raise ModelUnsupported(
+            f"{model_path}: its body is a TensorFlow Lite file with a head of its own, which is computed whole",
+            path=str(model_path),
+        )
     if is_tflite(model_path):
         _prepare_tflite(model_path, model_digest, shape_key, folder)
         return

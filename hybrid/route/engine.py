@@ -12,7 +12,7 @@ import onnxruntime
 from devices import onnx_engine, pace
 from devices.errors import DeviceError, OperatorUnsupported
 from devices.fallback import EngineTrouble, FallbackSession
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_lite
 from hybrid.errors import ModelError, ModelInvalid, ModelUnsupported
 
 EngineRun = Callable[..., list[np.ndarray]]
@@ -121,11 +121,11 @@ def _on(
     model: str | bytes, settings: Settings, options: onnxruntime.SessionOptions | None, providers: Sequence[Any] | None
 ) -> Any:
     """A session on these providers."""
-    if is_tflite(model):
-        from devices.tflite_engine import TfliteSession
+    if is_lite(model):
+        from hybrid.federated.learning.lite_session import open_lite
 
         n_threads = int(options.intra_op_num_threads) if options is not None else 0
-        return TfliteSession(model, n_threads, providers, settings.provider_options)
+        return open_lite(model, n_threads, providers, settings.provider_options)
     return onnx_engine.open_session(
         model, sess_options=options, providers=providers, provider_options=settings.provider_options
     )

@@ -127,7 +127,7 @@ def _runnable(artifact: Artifact, providers: list[str]) -> list[Variant]:
     return [
         variant
         for variant in artifact.manifest.variants[1:]
-        if variant.engine in ("onnxruntime", "tflite")
+        if variant.engine in ("onnxruntime", "tflite", "tflite-head")
         and all(name == "provider" and value in providers for name, value in variant.requires.items())
     ]
 

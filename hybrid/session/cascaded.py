@@ -70,7 +70,7 @@ def found_cascade(model_path: Path, max_accuracy_drop: float) -> FoundCascade | 
     if found.rule.max_accuracy_drop > max_accuracy_drop:
         log.info("cascade.too_lossy allowed=%g rule=%g", max_accuracy_drop, found.rule.max_accuracy_drop)
         return None
-    return found if found.small.engine in ("onnxruntime", "tflite") else None
+    return found if found.small.engine in ("onnxruntime", "tflite", "tflite-head") else None
 
 
 class CascadedRuns:

@@ -14,15 +14,19 @@ import numpy as np
 import onnx
 
 from devices.errors import DeviceError
+from devices.tflite_magic import is_headed
 from hybrid.artifact.manifest import Manifest, Variant
-from hybrid.errors import EngineFailed, ModelUntrainable, TensorMismatch
+from hybrid.errors import EngineFailed, ModelInvalid, ModelUntrainable, TensorMismatch
 from hybrid.federated.learning.graph_part import nodes_before
 from hybrid.federated.learning.head import Head
+from hybrid.federated.learning.lite_form import body_of_file
 from hybrid.graph.model_file import declared_inputs, needs_of
 from hybrid.graph.read import spec_of
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from hybrid.federated.learning.lite_session import LiteFeatures
 
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
@@ -63,10 +67,12 @@ def body_key(manifest: Manifest, variant: Variant) -> str:
 class Body:
     """Makes features; holds an open engine, unless the features are the inputs themselves.
 
+    The engine is onnxruntime, or LiteRT in one thread where the variant's body is a TensorFlow Lite file.
+
     Args:
         head: of the variant.
-        options: the engine's; a copy is not made, and the place of external weights is set in it. None: one thread.
-        providers: the engine's.
+        options: onnxruntime's; a copy is not made, and the place of external weights is set in it. None: one thread.
+        providers: onnxruntime's.
 
     Raises:
         ModelUntrainable: the engine refuses the body.
@@ -76,9 +82,15 @@ class Body:
         self, head: Head, options: "onnxruntime.SessionOptions | None" = None, providers: tuple[str, ...] = ()
     ) -> None:
         self._head = head
-        model = body_model(head)
-        self._session: Any = None if model is None else _opened(model, head.path.parent, options, providers)
-        self._names = frozenset([head.feature] if model is None else declared_inputs(model))
+        self._session: Any = None
+        if is_headed(head.path):
+            self._session, names = _lite(head)
+        elif (model := body_model(head)) is None:
+            names = [head.feature]
+        else:
+            self._session = _opened(model, head.path.parent, options, providers)
+            names = list(declared_inputs(model))
+        self._names = frozenset(names)
         self._types = {value.name: value.type for value in head.model.graph.input if value.name in self._names}
 
     def features(self, feeds: Feeds, run_options: Any = None) -> np.ndarray:
@@ -86,7 +98,7 @@ class Body:
 
         Args:
             feeds: the model's inputs; those that only the head reads may be among them.
-            run_options: through which another thread may end the run.
+            run_options: through which another thread may end the run; LiteRT looks at it before a run alone.
 
         Raises:
             TensorMismatch: an input is missing or of another shape, or no rows come out.
@@ -115,6 +127,27 @@ class Body:
             if spec is not None and not spec.accepts(spec.dtype, found):
                 wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
                 raise TensorMismatch(f"{name!r} is {'x'.join(map(str, found))}, the model wants {wanted}")
+
+
+class _LiteRuns:
+    """A TensorFlow Lite body as its ONNX twin is asked: for the one tensor that it gives."""
+
+    def __init__(self, features: "LiteFeatures") -> None:
+        self._features = features
+
+    def run(self, _names: list[str], feeds: Feeds, options: Any) -> list[np.ndarray]:
+        return [self._features.run(feeds, options)]
+
+
+def _lite(head: Head) -> tuple[_LiteRuns, list[str]]:
+    """An open body, and the inputs that it reads."""
+    from hybrid.federated.learning.lite_session import LiteFeatures
+
+    try:
+        body = body_of_file(head.model, head.path)
+        return _LiteRuns(LiteFeatures(body, 1)), [name for name, _ in body.inputs]
+    except (DeviceError, ModelInvalid) as exc:
+        raise ModelUntrainable(f"the engine refuses the part of the model before its features: {exc}") from exc
 
 
 def _opened(

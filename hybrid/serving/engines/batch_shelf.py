@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_lite
 from hybrid.errors import HybridError, ModelUnsupported
 from hybrid.graph.model_file import load_proto
 from hybrid.graph.open_rows import open_rows
@@ -212,7 +212,7 @@ class BatchShelf:
         """
         if self._executor.settings.engine.provider.name == "torch":
             raise ModelUnsupported("torch runs a conversion of the graph, and rows are proved apart in the graph alone")
-        if is_tflite(session.path):
+        if is_lite(session.path):
             raise ModelUnsupported(
                 "rows are proved apart in ONNX graphs alone; a TensorFlow Lite model runs one by one"
             )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_headed, is_tflite
 from hybrid.artifact.digest import files_of_model
 from hybrid.errors import ModelInvalid
 
@@ -55,6 +55,8 @@ def facts_of(path: Path, *, wants_bounds: bool = True) -> ModelFacts:
         raise ModelInvalid(f"{path} cannot be read: {exc.strerror}", path=str(path)) from exc
     if is_tflite(path):
         return ModelFacts(n_bytes=n_bytes, is_bounded=False)  # no run of it ends early: never on the event loop
+    if is_headed(path):
+        return ModelFacts(n_bytes=sum(file.size for file in files_of_model(path)), is_bounded=False)
     if is_alone and n_bytes > _READ_BYTES:
         return ModelFacts(n_bytes=n_bytes, is_bounded=False)
     if not wants_bounds:
