@@ -5,7 +5,7 @@ import logging
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -94,7 +94,7 @@ class Campaigns:
         ended = []
         for row in store.campaigns():
             self.rows[row.id] = row
-            if row.state in ENDED and not self._is_promoting(row):
+            if row.state in ENDED and not self._goes_home(row):
                 continue
             try:
                 course = self._course(row)
@@ -102,6 +102,8 @@ class Campaigns:
                 self.courses[row.id] = course
             except HybridError as exc:
                 _log.error("rounds.not_taken_up campaign=%s error=%s", row.id, exc)
+                if row.state in ENDED:
+                    continue  # what it came to stays true
                 ended.append(msgspec.structs.replace(row, state="failed", reason=str(exc)))
         ended += lost_rows(folder, self.rows, None if store.was_begun_anew else store.campaign_ids())
         for row in ended:
@@ -112,9 +114,15 @@ class Campaigns:
         self._around.sets.sweep({row.evaluation for row in self.rows.values()})
         return [f"campaign {row.id} is {row.state}: {row.reason}" for row in ended]
 
-    def _is_promoting(self, row: CampaignRow) -> bool:
-        """Whether a step of it is on its way to become a version."""
-        return any(view.state == "evaluating" for view in self._around.spool.store.promotions(row.id))
+    def _goes_home(self, row: CampaignRow) -> bool:
+        """Whether a step of it is on its way to become a version, or is to be: the process ended before that began."""
+        if any(view.state == "evaluating" for view in self._around.spool.store.promotions(row.id)):
+            return True
+        return wants_home(row) and not self.is_home(row)
+
+    def is_home(self, row: CampaignRow) -> bool:
+        """Whether something became of its newest step, for good or not; blocks."""
+        return any(view.step == row.step for view in self._around.spool.store.promotions(row.id))
 
     def _course(self, row: CampaignRow) -> Course:
         """A campaign in memory, from what is kept of it."""
@@ -335,11 +343,13 @@ class Campaigns:
 
     def cohort(self, order: Campaign) -> list[str]:
         """Ids of the admitted boxes with a campaign's tags."""
-        return [
-            box.id
-            for box in self._around.boxes.all()
-            if box.admission == "admitted" and matches(order.cohort.tags, box.tags)
-        ]
+        return list(self.in_cohort(order))
+
+    def in_cohort(self, order: Campaign) -> Iterator[str]:
+        """The same, one after the other."""
+        for box in self._around.boxes.all():
+            if box.admission == "admitted" and matches(order.cohort.tags, box.tags):
+                yield box.id
 
     def name_of(self, box_id: str) -> str:
         """What people call a box."""
@@ -368,3 +378,8 @@ class Campaigns:
             found = "".join(self._rng.choice(LETTERS) for _ in range(ID_LENGTH))
             if found not in self.rows and not self.folder(found).exists():
                 return found
+
+
+def wants_home(row: CampaignRow) -> bool:
+    """Whether a campaign that ended is to become a version by itself."""
+    return row.order.promotion.policy != "none" and row.state in ("completed", "spent") and row.step > 0

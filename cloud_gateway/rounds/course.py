@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -241,11 +241,18 @@ class Course:
             seconds=self.round.seconds + (now_s - self.opened_s),
         )
 
-    def wants_closing(self, now_s: float) -> bool:
-        """Whether enough came, or the time is over; masked rounds keep their own time."""
+    def wants_closing(self, now_s: float, cohort: Iterable[str]) -> bool:
+        """Whether enough came, nobody is left who could bring more, or the time is over; masked rounds keep their own.
+
+        Args:
+            now_s: by the loop's clock.
+            cohort: ids of its boxes; read only where it decides.
+        """
         if not self.is_running or self.closing or self.writing or self.order.privacy.secure:
             return False
-        return len(self.counted) >= self.order.goal or self.is_over(now_s)
+        if len(self.counted) >= self.order.goal or self.is_over(now_s):
+            return True
+        return len(self.counted) >= self.n_least and all(self.is_done_with(box_id) for box_id in cohort)
 
     def is_over(self, now_s: float) -> bool:
         """Whether the round's time is over."""

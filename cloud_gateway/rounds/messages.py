@@ -110,6 +110,7 @@ class PromotionView(msgspec.Struct, frozen=True, kw_only=True):
         n_boxes: that evaluated it.
         rollout: id; empty for none.
         policy: what was wished.
+        begun_s: seconds since 1970, when it was wished; 0 of an older gateway.
     """
 
     step: int
@@ -123,6 +124,7 @@ class PromotionView(msgspec.Struct, frozen=True, kw_only=True):
     n_boxes: int = 0
     rollout: str = ""
     policy: PromotionPolicy = "candidate"
+    begun_s: float = 0.0
 
 
 class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +137,7 @@ class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
         n_boxes: of the cohort, by its tags.
         base_accuracy: on the evaluation set; None without one.
         rounds: oldest first; the open one is the last. In the list of campaigns only the newest.
-        promotions: oldest first.
+        promotions: the newest wish of each step, the oldest first.
     """
 
     id: str

@@ -26,7 +26,7 @@ from cloud_gateway.rounds.origin import Library, laid_out
 from cloud_gateway.rounds.rounds_key import Signer
 from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore, put_promotion
-from hybrid.errors import Conflict, Forbidden, HybridError, NotFound
+from hybrid.errors import Conflict, CorruptContent, Forbidden, HybridError, NotFound, StorageError
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate
 from hybrid.federated.privacy.account import Account
@@ -52,6 +52,7 @@ class Home:
         store, commits: of rows.
         committed: called with a model's name after a version of it came.
         clock_s: a clock that only runs forward.
+        wall_s: seconds since 1970, for people.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Home:
     commits: Commits
     committed: Callable[[str], object]
     clock_s: Callable[[], float]
+    wall_s: Callable[[], float]
 
 
 class Promotions:
@@ -84,12 +86,21 @@ class Promotions:
         step = course.row.step if wish.step is None else wish.step
         if course.candidate_step is not None:
             raise Conflict(f"step {course.candidate_step} of campaign {course.id} is being evaluated; wait for it")
+        if not course.row.step:
+            raise NotFound(
+                f"campaign {course.id} has made no step yet: no round of it has closed, nothing can come home"
+            )
         if not 1 <= step <= course.row.step:
             raise NotFound(f"campaign {course.id} has steps 1 to {course.row.step}, not {step}")
         file = await asyncio.to_thread(course.steps.read, step)
         right = await asyncio.to_thread(self._campaigns.accuracy, course, as_vector(file.weights))
         view = PromotionView(
-            step=step, state="evaluating", accuracy=right, base_accuracy=course.row.base_accuracy, policy=wish.policy
+            step=step,
+            state="evaluating",
+            accuracy=right,
+            base_accuracy=course.row.base_accuracy,
+            policy=wish.policy,
+            begun_s=self._home.wall_s(),
         )
         tolerance = course.order.promotion.tolerance
         base = view.base_accuracy
@@ -101,6 +112,25 @@ class Promotions:
         await self._keep(course, view)
         if view.state == "evaluating":
             await self.take_up(course, view)
+
+    async def begin_by_itself(self, course: Course) -> None:
+        """What a campaign's order wishes of its newest step; why that cannot be is kept as a refusal.
+
+        Raises:
+            StorageError: it could not be kept; it is begun at the gateway's next start.
+        """
+        wish = PromoteWish(policy=course.order.promotion.policy)
+        try:
+            await self.begin(course, wish)
+        except HybridError as exc:
+            if isinstance(exc, StorageError) and not isinstance(exc, CorruptContent):
+                raise
+            _log.warning("rounds.not_promoted campaign=%s error=%s", course.id, exc)
+            begun_s = self._home.wall_s()
+            refused = PromotionView(
+                step=course.row.step, state="refused", reason=str(exc), policy=wish.policy, begun_s=begun_s
+            )
+            await self._keep(course, refused)
 
     async def take_up(self, course: Course, view: PromotionView) -> None:
         """Go on with a promotion that is under way."""
@@ -121,7 +151,11 @@ class Promotions:
         return len(course.evaluated) >= wanted or self._home.clock_s() >= self._until_s[course.id]
 
     async def finish(self, course: Course) -> None:
-        """Judge what boxes counted, and make the version."""
+        """Judge what boxes counted, and make the version.
+
+        Raises:
+            StorageError: the disk refuses; the same again later.
+        """
         view = course.promotion
         assert view is not None
         course.is_promoting = True
@@ -130,10 +164,15 @@ class Promotions:
                 view = _counted(view, list(course.evaluated.values()))
                 if view.state != "refused":
                     view = await self._home_with(course, view)
-            except HybridError as exc:
-                _log.warning("rounds.not_promoted campaign=%s step=%d error=%s", course.id, view.step, exc)
-                view = msgspec.structs.replace(view, state="refused", reason=str(exc))
+            except Exception as exc:  # a fault of ours, too, ends this step's way home, and is told
+                if isinstance(exc, OSError) and not isinstance(exc, CorruptContent):
+                    raise
+                is_known = isinstance(exc, HybridError)
+                _log.warning("rounds.not_promoted campaign=%s step=%d", course.id, view.step, exc_info=not is_known)
+                reason = str(exc) if is_known else f"{type(exc).__name__}: {exc}; the gateway's log has more"
+                view = msgspec.structs.replace(view, state="refused", reason=reason)
             await self._keep(course, view)
+            course.trouble = ""
             course.candidate_step = course.candidate_weights = course.promotion = None
             course.evaluated, course.declined = {}, set()
         finally:

@@ -19,7 +19,7 @@ from cloud_gateway.fleet.intake.blobs import BlobShelf
 from cloud_gateway.fleet.steering.desired import BoxDirectory
 from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.admin_routes import add_admin_routes
-from cloud_gateway.rounds.campaigns import Campaigns, Desk
+from cloud_gateway.rounds.campaigns import Campaigns, Desk, wants_home
 from cloud_gateway.rounds.closings import Around, Closings
 from cloud_gateway.rounds.commits import Commits
 from cloud_gateway.rounds.course import Course
@@ -149,7 +149,7 @@ class Rounds:
         self._closings = self._closer(spool, wall_s)
         signer = Signer(folder)
         self.key = signer.public
-        self._promotions = self._promoter(folder, spool, signer)
+        self._promotions = self._promoter(folder, spool, signer, wall_s)
         return lost
 
     def _closer(self, spool: Spool, wall_s: Callable[[], float]) -> Closings:
@@ -167,7 +167,7 @@ class Rounds:
             )
         )
 
-    def _promoter(self, folder: Path, spool: Spool, signer: Signer) -> Promotions:
+    def _promoter(self, folder: Path, spool: Spool, signer: Signer, wall_s: Callable[[], float]) -> Promotions:
         """What makes steps versions."""
         home = Home(
             folder=folder,
@@ -180,6 +180,7 @@ class Rounds:
             commits=spool.commits,
             committed=lambda name: self.committed(name),  # noqa: PLW0108 (it is set later)
             clock_s=self._clock_s,
+            wall_s=wall_s,
         )
         return Promotions(home, self.campaigns, self._changed)
 
@@ -228,7 +229,8 @@ class Rounds:
         has_room = False
         for course in self.desk.courses.values():
             has_room |= course.expire(now_s)
-            if course.id not in closing and (course.wants_closing(now_s) or _is_half_closed(course)):
+            wants_closing = course.wants_closing(now_s, self.campaigns.in_cohort(course.order))
+            if course.id not in closing and (wants_closing or _is_half_closed(course)):
                 closing.add(course.id)
                 task = group.create_task(self._close(course), name=f"close-{course.id}")
                 task.add_done_callback(partial(self._done, closing, course.id))
@@ -261,13 +263,17 @@ class Rounds:
             for view in await asyncio.to_thread(self._store.promotions, course.id):
                 if view.state == "evaluating":
                     await self._promotions.take_up(course, view)
+            if course.has_ended and course.promotion is None:
+                self._ended(course)
 
     async def _promote(self, course: Course) -> None:
         try:
             await self._promotions.finish(course)
-        except Exception:  # noqa: BLE001 (as above)
-            _log.exception("rounds.promote_fault campaign=%s", course.id)
-            await asyncio.sleep(TICK_S)
+        except OSError as exc:
+            _log.error("rounds.promotion_not_kept campaign=%s error=%s", course.id, exc)
+            course.trouble = f"its step cannot be made a version: {exc}; it is tried again"
+            self._changed(course.id)
+            await asyncio.sleep(_AGAIN_S)
         if course.has_ended and course.promotion is None:
             self._ended(course)
 
@@ -298,17 +304,15 @@ class Rounds:
 
     async def _stays(self, course: Course) -> bool:
         """Whether a campaign that ended is to become a version first."""
-        policy = course.order.promotion.policy
         if course.promotion is not None or course.is_promoting:
             return True
-        is_wanted = policy != "none" and course.row.state in ("completed", "spent") and course.row.step > 0
-        before = await asyncio.to_thread(self._store.promotions, course.id)
-        if not is_wanted or before:
+        if not wants_home(course.row) or await asyncio.to_thread(self.campaigns.is_home, course.row):
             return False
         try:
-            await self._promotions.begin(course, PromoteWish(policy=policy))
-        except HybridError as exc:
-            _log.warning("rounds.not_promoted campaign=%s error=%s", course.id, exc)
+            await self._promotions.begin_by_itself(course)
+        except StorageError as exc:
+            text = f"campaign {course.id}: step {course.row.step} was not promoted: {exc}; hybrid rounds promote it"
+            await asyncio.to_thread(self._alarm, "campaign_not_promoted", text)
         self.desk.wake()
         self._soon.set()
         return course.promotion is not None

@@ -56,7 +56,7 @@ def campaign_view(
         made_by=row.made_by,
         evaluation=row.evaluation,
         rounds=shown,
-        promotions=promotions,
+        promotions=tuple(sorted(promotions, key=lambda each: (each.begun_s, each.step))),
     )
 
 

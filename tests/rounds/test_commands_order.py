@@ -9,7 +9,16 @@ import pytest
 import typer
 
 from cloud_gateway.rounds.commands.order_flags import with_order
-from cloud_gateway.rounds.commands.telling import duration, headline, is_over, lines, outcomes, seconds_left, size
+from cloud_gateway.rounds.commands.telling import (
+    duration,
+    headline,
+    is_over,
+    lines,
+    outcomes,
+    promotion_lines,
+    seconds_left,
+    size,
+)
 from cloud_gateway.rounds.messages import CampaignView, PromotionView, RoundView
 from hybrid.errors import CampaignImpossible
 from hybrid.federated.campaign import Campaign, Privacy
@@ -139,6 +148,18 @@ def test_what_became_of_a_result_is_told():
     text = lines(view(state="completed", promotions=(promoted,)))[-1]
     assert text == "step 2: rollout digits:3.r2, accuracy 75.0% beside 40.0%, 9 won and 2 lost on 5 boxes, rollout abc"
     assert "left" not in headline(view(state="completed"))
+
+
+def test_what_failed_before_a_step_came_home_is_past():
+    failed = PromotionView(step=1, state="candidate", version="digits:3.r1", reason="no rollout: no key", begun_s=1.0)
+    worse = PromotionView(step=3, state="refused", reason="worse", begun_s=2.0)
+    home = PromotionView(step=2, state="rollout", version="digits:3.r2", rollout="abc", begun_s=3.0)
+    assert promotion_lines(view(promotions=(failed, worse))) == [
+        "step 1: candidate digits:3.r1: no rollout: no key", "step 3: refused: worse"
+    ]  # fmt: skip
+    assert promotion_lines(view(promotions=(failed, worse, home))) == ["step 2: rollout digits:3.r2, rollout abc"]
+    again = PromotionView(step=4, state="refused", reason="worse", begun_s=4.0)
+    assert len(promotion_lines(view(promotions=(failed, worse, home, again)))) == 2
 
 
 def test_why_it_does_not_go_on_stands_below_the_headline():

@@ -17,7 +17,7 @@ from cloud_gateway.rounds.promotion import rollout_tags
 from edge_agent.install.rules import Papers, check_learned
 from hybrid.artifact.manifest import parse
 from hybrid.artifact.signature import key_id, new_private_key, public_key_of, sign
-from hybrid.errors import Conflict, NotFound
+from hybrid.errors import Conflict, NotFound, StorageError
 from hybrid.federated.campaign import Campaign, Coding, Cohort, Promotion
 from hybrid.federated.privacy.statement import read
 from hybrid.fleet.trust_bundle import DelegatedKey, delegate
@@ -131,6 +131,80 @@ async def test_a_person_promotes_a_step_of_a_stopped_campaign(lab: Lab) -> None:
     promotion = (await lab.shown(campaign)).promotions[0]
     assert (promotion.state, promotion.version) == ("candidate", f"{MODEL}:1.r1-{campaign}")
     assert "steers no fleet" in promotion.reason
+
+
+async def test_an_older_step_that_a_person_took_home_does_not_stand_for_the_newest(lab: Lab) -> None:
+    """Its promotion is the last one told; the newest step still comes home by the order's own policy."""
+    campaign = await lab.create(
+        goal=2, rounds=2, coding=PLAIN, promotion=Promotion(policy="candidate", cohort_evaluation=False)
+    )
+    await learned(lab, campaign)
+    with pytest.raises(NotFound, match="steps 1 to 1, not 0"):
+        await lab.rounds.promote(campaign, PromoteWish(step=0), "a person")
+    await lab.rounds.promote(campaign, PromoteWish(), "a person")
+    await until(lambda: lab.desk.courses[campaign].promotion is None)
+    for at in range(2):
+        await Box(lab, at).once(campaign)
+    await until(lambda: campaign not in lab.desk.courses)
+    assert [each.version for each in (await lab.shown(campaign)).promotions] == [
+        f"{MODEL}:1.r1-{campaign}", f"{MODEL}:1.r2-{campaign}",
+    ]  # fmt: skip
+    await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
+    await until(lambda: campaign not in lab.desk.courses)
+    assert (await lab.shown(campaign)).promotions[-1].step == 1, "the newest wish is told last"
+
+
+async def test_a_campaign_without_a_step_says_so(lab: Lab) -> None:
+    campaign = await lab.create(goal=2, rounds=2, coding=PLAIN)
+    with pytest.raises(NotFound, match="no step yet"):
+        await lab.rounds.promote(campaign, PromoteWish(), "a person")
+
+
+async def test_a_result_whose_way_home_a_kill_cut_off_before_it_began_comes_home(tmp_path: Path, monkeypatch) -> None:
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+    order = Promotion(policy="candidate", cohort_evaluation=False)
+
+    async def killed(*_: object) -> None:
+        raise StorageError("the process ended here")
+
+    monkeypatch.setattr(lab.rounds._promotions, "begin", killed)
+    async with running(lab):
+        campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=order)
+        await learned(lab, campaign)
+        await until(lambda: lab.alarms == ["campaign_not_promoted"])
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=4)
+    async with running(lab):
+        await until(lambda: campaign not in lab.desk.courses)
+        view = await lab.shown(campaign)
+    lab.close()
+    assert (view.state, view.promotions[0].state) == ("completed", "candidate")
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("an engine's own"), StorageError("no room"), NotFound("the base is gone")]
+)
+async def test_what_fails_on_the_way_home_is_told_or_tried_again(lab: Lab, monkeypatch, fault: Exception) -> None:
+    monkeypatch.setattr("cloud_gateway.rounds.service._AGAIN_S", 0.01)
+    made, calls = lab.rounds._promotions._made, []
+
+    def failing(*words: object) -> tuple[str, str]:
+        calls.append(words)
+        if len(calls) == 1:
+            raise fault
+        return made(*words)
+
+    monkeypatch.setattr(lab.rounds._promotions, "_made", failing)
+    order = Promotion(policy="candidate", cohort_evaluation=False)
+    campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=order)
+    await learned(lab, campaign)
+    await until(lambda: campaign not in lab.desk.courses)
+    promotion = (await lab.shown(campaign)).promotions[0]
+    if isinstance(fault, StorageError):
+        assert (promotion.state, promotion.reason, len(calls)) == ("candidate", "", 2)
+    else:
+        assert (promotion.state, len(calls)) == ("refused", 1)
+        assert str(fault) in promotion.reason
 
 
 async def test_no_rollout_begins_that_boxes_would_refuse(tmp_path: Path) -> None:

@@ -175,6 +175,39 @@ async def test_a_rejected_update_frees_its_place_for_who_waits(lab: Lab) -> None
     assert await asyncio.wait_for(waiting, 5.0) is not None
 
 
+@pytest.mark.parametrize("how", ["rejected", "gave up", "revoked"])
+async def test_a_round_that_nobody_can_fill_any_more_closes_with_what_counts(lab: Lab, how: str) -> None:
+    """Not at its deadline: six boxes, a goal of six, and one that has no second try in this round."""
+    campaign = await lab.create(coding=PLAIN, goal=6, least=3, rounds=2, deadline_s=3000.0)
+    *others, last = boxes_of(lab)
+    course = lab.desk.courses[campaign]
+    task = await last.task()
+    for box in others[:4]:
+        await box.once(campaign)
+    if how == "rejected":
+        assert (await last.send(last.update(task, np.full(650, np.nan, np.float32)))).state == "rejected"
+    elif how == "gave up":
+        assert await last.task(refused=(task.id,)) is None
+    else:
+        lab.boxes.known[last.id] = FakeBox(last.id, "box-5", admission="revoked")
+    assert not course.wants_closing(lab.rounds._clock_s(), lab.rounds.campaigns.cohort(course.order)), "one may come"
+    await others[4].once(campaign)
+    await until(lambda: course.row.step == 1)
+    assert (await lab.shown(campaign)).rounds[0].n_counted == 5
+    assert (await last.task() is None) == (how == "revoked"), "in the next round it takes part again"
+
+
+async def test_too_few_are_not_closed_early(lab: Lab) -> None:
+    campaign = await lab.create(coding=PLAIN, goal=6, least=6, rounds=1, deadline_s=3000.0)
+    *others, last = boxes_of(lab)
+    task = await last.task()
+    await last.task(refused=(task.id,))
+    for box in others:
+        await box.once(campaign)
+    course = lab.desk.courses[campaign]
+    assert not course.wants_closing(lab.rounds._clock_s(), lab.rounds.campaigns.cohort(course.order))
+
+
 async def test_who_may_not_train_gets_nothing(lab: Lab) -> None:
     await lab.create(coding=PLAIN, cohort=Cohort(tags={}, least_samples=50), goal=2)
     box = Box(lab, 0, n_samples=49)

@@ -143,8 +143,8 @@ def promote(
     view = Asker(gateway, token).post(
         campaign_path(campaign, "promote"), PromoteWish(step=step, policy=policy), CampaignView
     )
-    told = promotion_line(view.promotions[-1]) if view.promotions else headline(view)
-    result(view, told, json=json)
+    found = [each for each in view.promotions if step is None or each.step == step]
+    result(view, promotion_line(found[-1]) if found else headline(view), json=json)
     if not json:
         note(f"next: hybrid rounds watch {view.id}")
 

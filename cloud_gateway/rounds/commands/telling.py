@@ -65,8 +65,7 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
         told += ["", *table([ROUND_HEAD, *map(round_row, rounds)])]
     if len(rounds) < len(view.rounds):
         told.append(f"and {len(view.rounds) - len(rounds)} before; `hybrid rounds report {view.id}` shows them")
-    told += [promotion_line(each) for each in view.promotions[-_LATEST:]]
-    return told
+    return told + promotion_lines(view)
 
 
 def privacy_lines(view: CampaignView) -> list[str]:
@@ -113,6 +112,13 @@ def all_outcomes(rounds: Sequence[RoundView]) -> dict[str, int]:
     for each in rounds:
         total.update(each.outcomes)
     return dict(total)
+
+
+def promotion_lines(view: CampaignView) -> list[str]:
+    """What became of steps, the newest wishes last: what failed before one that came home is past."""
+    found = list(view.promotions)
+    home = max((at for at, each in enumerate(found) if each.version and not each.reason), default=-1)
+    return [promotion_line(each) for at, each in enumerate(found) if at >= home or not each.reason][-_LATEST:]
 
 
 def promotion_line(view: PromotionView) -> str:

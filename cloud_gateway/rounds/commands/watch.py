@@ -12,7 +12,7 @@ from cloud_gateway.rounds.commands.telling import (
     is_over,
     lines,
     privacy_lines,
-    promotion_line,
+    promotion_lines,
     round_row,
 )
 from cloud_gateway.rounds.messages import CampaignView
@@ -106,5 +106,5 @@ def _pictured(view: CampaignView) -> "Group":
     for each in view.rounds[-_SHOWN:]:
         picture.add_row(*round_row(each))
     parts.append(picture)
-    parts += [Text(promotion_line(each)) for each in view.promotions]
+    parts += [Text(line) for line in promotion_lines(view)]
     return Group(*parts)
