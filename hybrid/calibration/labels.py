@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hybrid.calibration import arrays
-from hybrid.errors import BadMessage, NotFound
+from hybrid.errors import DataUnfit, NotFound
 
 
 def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -> tuple[int, ...]:
@@ -21,7 +21,7 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
 
     Raises:
         NotFound: no such file.
-        BadMessage: not one label for every sample.
+        DataUnfit: not one label for every sample.
     """
     if not path.is_file():
         raise NotFound(
@@ -31,14 +31,14 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
     if suffix in arrays.SUFFIXES:
         array = next(iter(arrays.load(path).values()), np.empty(0))
         if array.dtype.kind not in "iu":
-            raise BadMessage(f"{path} holds {array.dtype}; labels are whole numbers")
+            raise DataUnfit(f"{path} holds {array.dtype}; labels are whole numbers")
         values = [str(value) for value in array.reshape(-1)]
     elif suffix in (".csv", ".tsv"):
         values = _of_table(path, names, "\t" if suffix == ".tsv" else ",")
     else:
         values = [line.strip() for line in _text(path).splitlines() if line.strip()]
     if len(values) != len(names):
-        raise BadMessage(f"{path} has {len(values)} labels for {len(names)} samples; give one for each, in their order")
+        raise DataUnfit(f"{path} has {len(values)} labels for {len(names)} samples; give one for each, in their order")
     known = {name: index for index, name in enumerate(classes)}
     return tuple(_label(path, value, known) for value in values)
 
@@ -58,7 +58,7 @@ def _of_table(path: Path, names: Sequence[str], delimiter: str) -> list[str]:
         if value is None and len(short[Path(name).name]) == 1:
             value = by_file.get(Path(name).name)
         if value is None:
-            raise BadMessage(f"{path} has no row for {name!r}; rows of file and label are wanted")
+            raise DataUnfit(f"{path} has no row for {name!r}; rows of file and label are wanted")
         values.append(value)
     return values
 
@@ -67,7 +67,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise BadMessage(f"{path}: no text of labels ({exc})") from exc
+        raise DataUnfit(f"{path}: no text of labels ({exc})") from exc
 
 
 def _label(path: Path, value: str, classes: Mapping[str, int]) -> int:
@@ -75,4 +75,4 @@ def _label(path: Path, value: str, classes: Mapping[str, int]) -> int:
         return classes[value]
     if value.isascii() and value.isdigit():
         return int(value)
-    raise BadMessage(f"{path}: label {value[:80]!r} is no class number, and no class of the artifact has that name")
+    raise DataUnfit(f"{path}: label {value[:80]!r} is no class number, and no class of the artifact has that name")

@@ -54,6 +54,7 @@ class Material:
         digest: SHA-256 of samples and labels.
         outputs: the model's.
         labels: right classes, where known.
+        remarks: what a reader of the report must know of them.
     """
 
     feeds: Sequence[Feeds]
@@ -64,6 +65,7 @@ class Material:
     digest: str
     outputs: Sequence[TensorSpec]
     labels: Sequence[int] | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def calibrate(self) -> list[Feeds]:
@@ -133,8 +135,8 @@ def gathered(job: Job, path: Path, *, classes: Sequence[str] = (), watch: Watch 
         judge.learn(index, answer)
     before = [judge.before(index) for index in range(len(feeds))]
     _check_answers(answers, judge.outputs)
-    if known is not None and judge.metric == "accuracy":
-        _check_labels(known, answers, judge.outputs[0], before)
+    is_accuracy = known is not None and judge.metric == "accuracy"
+    remark = _check_labels(known or (), answers, judge.outputs[0], before) if is_accuracy else ""
     return Material(
         feeds=feeds,
         parts=divided(len(feeds), job.seed),
@@ -144,6 +146,7 @@ def gathered(job: Job, path: Path, *, classes: Sequence[str] = (), watch: Watch 
         digest=_digest(feeds, known),
         outputs=outputs,
         labels=known,
+        remarks=(remark,) if remark else (),
     )
 
 
@@ -241,7 +244,8 @@ def _check_answers(answers: Sequence[Mapping[str, np.ndarray]], outputs: Sequenc
 
 def _check_labels(
     labels: Sequence[int], answers: Sequence[Mapping[str, Any]], output: str, before: Sequence[bool]
-) -> None:
+) -> str:
+    """Refuses labels that cannot be the model's; a remark where it does no better with them than its largest class."""
     n_classes = answers[0][output].size
     beyond = next((label for label in labels if label >= n_classes), None)
     if beyond is not None:
@@ -253,6 +257,12 @@ def _check_labels(
             f"the model is right about {n_right / n:.1%} of the samples, while one class alone is the label of "
             f"{n_usual / n:.1%}: the labels do not fit (their order, their numbering), or the inputs' preprocessing"
         )
+    if n_usual < n and wilson(n_right, n)[0] <= n_usual / n:
+        return (
+            f"the model is right about {n_right / n:.1%} of the samples and one class alone is the label of "
+            f"{n_usual / n:.1%}: so labelled it does no better than always saying that class; see whether they fit"
+        )
+    return ""
 
 
 def _digest(feeds: Sequence[Feeds], labels: Sequence[int] | None) -> str:

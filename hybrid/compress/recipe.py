@@ -115,6 +115,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, order=False, omit_defaul
             words += [f"smooth {self.smoothed:g}"] if self.smoothed is not None else []
         words += ["each group"] if self.local else []
         words += [self.trained_int8] if self.trained_int8 else []
-        words += [f"{self.epochs} epochs"] if self.epochs else []
+        words += [f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"] if self.epochs else []
         words += [f"head of {self.cut}"] if self.cut else []
         return " ".join(words)

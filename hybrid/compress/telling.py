@@ -67,7 +67,7 @@ def told(
     shipped = variant_ids(judgement.shipped)
     ids = _ids(bench, judgement, shipped)
     candidates = with_front(_candidates(bench, judgement, Reasons(job, bench, judgement, searched.space, ids), ids))
-    said = [*timer.told.remarks, *([base.head_text] if base.head else []), *remarks]
+    said = [*timer.told.remarks, *([base.head_text] if base.head else []), *bench.material.remarks, *remarks]
     if searched.is_cut_short:
         said.append(CUT_SHORT)
     said += filter(None, [together(judgement.finalists, ids, job.max_drop), headless(base.head, shipped)])

@@ -168,7 +168,8 @@ class Trainer:
         )
         buffer = io.BytesIO()
         torch.save(found.module.state_dict(), buffer)
-        note = f"trained {found.n_epochs} epochs in {time.monotonic() - started_s:.0f} s ({found.ended})"
+        epochs = "epoch" if found.n_epochs == 1 else "epochs"
+        note = f"trained {found.n_epochs} {epochs} in {time.monotonic() - started_s:.0f} s ({found.ended})"
         return self.journal.keep(["weights", recipe], Fit(note=note), {WEIGHTS: buffer.getvalue()})
 
     def _budget_s(self) -> float:

@@ -12,7 +12,7 @@ from hybrid.calibration.intervals import mcnemar, samples_for
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Job
 from hybrid.compress.material import divided, gathered, refuse_overlap, samples_wanted
-from hybrid.errors import BadMessage, DataUnfit, NotFound, TensorMismatch
+from hybrid.errors import DataUnfit, NotFound, TensorMismatch
 from tests.compress import nets
 from tests.compress.conftest import MAX_DROP, N
 
@@ -97,7 +97,7 @@ def test_a_wished_metric_is_used(job, net):
 
 
 def test_labels_that_are_too_few(job, net, tmp_path):
-    with pytest.raises(BadMessage, match=f"{N - 1} labels for {N} samples"):
+    with pytest.raises(DataUnfit, match=f"{N - 1} labels for {N} samples"):
         gathered(given(job, tmp_path, y=nets.samples(N, 1)[1][: N - 1]), net)
 
 
@@ -111,6 +111,14 @@ def test_labels_that_are_no_classes_of_the_model(job, net, tmp_path):
 def test_labels_of_other_samples(job, net, tmp_path):
     with pytest.raises(DataUnfit, match="the labels do not fit"):
         gathered(given(job, tmp_path, y=(nets.samples(N, 1)[1] + 1) % 6), net)
+
+
+def test_labels_with_which_the_model_is_no_better_than_its_largest_class_are_told(job, net, tmp_path):
+    """Drawn at random: neither refused, because a weak model may be compressed too, nor passed over."""
+    drawn = np.random.default_rng(0).integers(0, 6, N)
+    (remark,) = gathered(given(job, tmp_path, y=drawn), net).remarks
+    assert "no better than always saying that class" in remark
+    assert gathered(job, net).remarks == ()
 
 
 def test_a_model_whose_answer_never_changes(job, tmp_path):

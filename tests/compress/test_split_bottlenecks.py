@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -69,7 +70,9 @@ def taught() -> TrainingSet:
     return TrainingSet(module=net.eval(), inputs={"x": x}, labels=labels, output_names=("y",))
 
 
-def found(folder: Path, training_set: TrainingSet, stage: Callable[[str], None] = lambda _text: None) -> Found:
+def found(
+    folder: Path, training_set: TrainingSet, stage: Callable[[str], None] = lambda _text: None, left_s: float = 0.001
+) -> Found:
     """What the search for ways gives on the slow device and the thin line, with a journal below the folder."""
     job = Job(
         model=folder / "base" / "model.onnx",
@@ -100,7 +103,7 @@ def found(folder: Path, training_set: TrainingSet, stage: Callable[[str], None] 
             original=Timing(p50_s=whole_s, p95_s=whole_s, low_s=whole_s, n=9),
             variants={},
             int8=None,
-            left_s=lambda: 0.0,
+            left_s=lambda: left_s,
             training_set=training_set,
         ).found()
 
@@ -116,7 +119,7 @@ def _work(folder: Path, training_set: TrainingSet, told: Connection) -> None:
         if len(begun) == 2:
             time.sleep(60)
 
-    work.LEAST_S = QUICK_S
+    work.LEAST_S, bottlenecks.LEAST_RATIO = QUICK_S, 0.0
     found(folder, training_set, stage)
 
 
@@ -147,7 +150,32 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real(training_set, at, **(more | {"budget_s": QUICK_S}))  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "train_bottlenecks", counted)
+    monkeypatch.setattr(bottlenecks, "LEAST_RATIO", 0.0)
     return asked
+
+
+def test_nothing_is_learned_when_the_budget_is_over(
+    folder: Path, training_set: TrainingSet, trained: list[str]
+) -> None:
+    told = [each for each in found(folder, training_set, left_s=-1.0).told if each.id.startswith("learned")]
+    assert not trained
+    assert told
+    assert {(each.status, each.reason) for each in told} == {("kept off", work.OVER)}
+
+
+def test_a_training_that_the_budget_ended_at_once_is_told_so_and_begun_anew_with_more(
+    folder: Path, training_set: TrainingSet, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bottlenecks, "LEAST_RATIO", 1.1)
+    told = [each for each in found(folder, training_set).told if each.id.startswith("learned")]
+    assert len(trained) == len(told) > 0
+    for each in told:
+        assert each.status == "failed"
+        assert re.search(r"after \d+ of \d+ steps: give more with --budget", each.reason)
+    monkeypatch.setattr(bottlenecks, "LEAST_RATIO", 0.0)
+    n_begun = len(trained)
+    found(folder, training_set)
+    assert len(trained) == 2 * n_begun
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from compression.errors import NotExportable, NotTrainable
+from compression.errors import CompressionError, NotExportable, NotTrainable
 from compression.tensor import TensorSpec
 from hybrid.artifact.splits import Role
 from hybrid.calibration.trial import opened
@@ -31,6 +31,9 @@ STEPS: Final = (1.0, 1.5)
 
 LEAST_S: Final = 5.0
 """A training that is begun gets so many seconds, also where the budget has less."""
+
+LEAST_RATIO: Final = 0.1
+"""A training that the budget ended before so much of it says nothing about bottlenecks there."""
 
 _HEAD_SHARES: Final = (0.02, 0.8)
 _BITS: Final = {1: 0.25, 2: 0.12, 4: 0.06}
@@ -89,6 +92,7 @@ class Bottlenecks:
 
         Raises:
             NotTrainable: it cannot be trained, now or before; the message says why.
+            CutShort: the budget was too small; this is not remembered.
         """
         from compression.bottleneck.graph import Crossing
 
@@ -116,7 +120,13 @@ class Bottlenecks:
     ) -> "list[Bottleneck]":
         from compression.bottleneck.training import train_bottlenecks
 
-        return train_bottlenecks(
+        steps = (0, 1)
+
+        def stepped(done: int, total: int) -> None:
+            nonlocal steps
+            steps = done, total
+
+        found = train_bottlenecks(
             self.training_set,
             at,
             crossing=crossing,
@@ -124,7 +134,16 @@ class Bottlenecks:
             recipe=recipe,
             seed=self.seed,
             budget_s=budget_s,
+            stepped=stepped,
         )
+        done, total = steps
+        if done < LEAST_RATIO * total:
+            raise CutShort(f"the budget ended its training after {done} of {total} steps: give more with --budget")
+        return found
+
+
+class CutShort(CompressionError):
+    """A training that the budget ended too early to say anything; a call with more budget begins it anew."""
 
 
 def fits(cut: Cut) -> bool:

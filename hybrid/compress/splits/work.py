@@ -42,6 +42,7 @@ SPLITTING: Final = "splits"
 INT8_HEADS: Final = "int8 heads"
 
 _MOST_LOOKED_AT: Final = 12
+OVER: Final = "not tried: the budget was over; give more with --budget"
 """Cuts at which a submodule is looked for."""
 
 
@@ -202,6 +203,9 @@ class _Run:
         cuts = hopeful(table.promising, self.prices, hope, self.contest.best().cost)
         self._tell_hopeless(table.promising, cuts, hope)
         for number, cut in enumerate(cuts):
+            if work.left_s() <= 0:
+                self.contest.leave_out(f"cut-{cut.id[:8]}", cut, "", "kept off", OVER)
+                continue
             try:
                 self._cut(cut, self._share_s(len(cuts) - number))
             except Exception as error:  # noqa: BLE001 (it costs this cut alone)
@@ -248,6 +252,9 @@ class _Run:
         if not found:
             self.refused.append(Refused(what=WHAT, why=last))
         for number, (cut, at) in enumerate(found):
+            if work.left_s() <= 0:
+                self.contest.leave_out(f"{LEARNED}-{cut.id[:8]}", cut, "", "kept off", OVER)
+                continue
             budget_s = max(LEAST_S, work.left_s() / (len(found) - number))
             try:
                 self._bottleneck(learner, cut, at, budget_s)
