@@ -43,8 +43,11 @@ from hybrid.federated.messages import (
 )
 from hybrid.hosting.proof_route import RateLimit
 
-UPDATES_PER_S: Final = 1.0
-UPDATES_AT_ONCE: Final = 60.0
+IDLE_CALLS_PER_S: Final = 1.0
+IDLE_CALLS_AT_ONCE: Final = 60.0
+"""Of one box, that come to nothing: updates without a lease or for the second time, calls for a task that neither
+got one nor waited. What a lease leads to is bounded by the leases themselves."""
+_WAITED_S: Final = 1.0
 _REMEMBERED: Final = 20_000
 _TRAINING: Final[tuple[TaskKind, ...]] = ("train", "secure")
 _CLOSING_S: Final = 30.0
@@ -58,7 +61,7 @@ class RoundsDesk:
         courses: campaigns that have not ended, by id; `maskings`: the masked rounds of those that have such.
         polls: calls that wait.
         changed: called with a campaign's id when something of it changed.
-        n_tasks, n_updates, n_refused: calls since the start, and updates refused for their number.
+        n_tasks, n_updates, n_refused: calls since the start, and those refused for their number.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class RoundsDesk:
         self._boxes = boxes
         self._clock_s = clock_s
         self._limits = limits or HerdLimits(least_poll_after_s=1.0)
-        self._rates = RateLimit(per_s=UPDATES_PER_S, burst=UPDATES_AT_ONCE)
+        self._rates = RateLimit(per_s=IDLE_CALLS_PER_S, burst=IDLE_CALLS_AT_ONCE)
         self._asked: OrderedDict[str, Asked] = OrderedDict()
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._closed: dict[str, asyncio.Event] = {}
@@ -101,8 +104,16 @@ class RoundsDesk:
 
         Raises:
             VersionUnsupported: the box is too old or too new.
-            Overloaded: too many calls wait.
+            Overloaded: too many calls wait, or too many of this box came to nothing.
         """
+        began_s = self._clock_s()
+        self._count(box_id)
+        answer = await self._task(box_id, call)
+        if answer.task is not None or answer.ended or self._clock_s() - began_s >= _WAITED_S:
+            self._rates.give_back(box_id)
+        return answer
+
+    async def _task(self, box_id: str, call: TaskCall) -> TaskAnswer:
         check_protocol(call.protocol)
         self.n_tasks += 1
         box = self._known(box_id)
@@ -133,20 +144,22 @@ class RoundsDesk:
         Raises:
             Conflict: another content came under that task before.
             NotFound: its content was to be brought before.
-            Overloaded: the box brings too many.
+            Overloaded: too many calls of this box came to nothing.
             DiskFull, StorageError: it is not kept; the same again later.
         """
         check_protocol(call.protocol)
         self.n_updates += 1
         self._known(box_id)
-        if not self._rates.allows(box_id, self._clock_s()):
-            self.n_refused += 1
-            raise Overloaded("more than 60 updates a minute came from this box", retry_after_s=5.0)
+        course = self.courses.get(call.campaign)
+        is_of_use = course is not None and self._taking.is_first(course, box_id, call)
+        self._count(box_id)
         answer = await self._take(box_id, call)
+        if is_of_use:
+            self._rates.give_back(box_id)
         if call.next is None:
             return answer
         following = msgspec.structs.replace(call.next, epoch=call.epoch)
-        return msgspec.structs.replace(answer, next=await self.task(box_id, following))
+        return msgspec.structs.replace(answer, next=await self._task(box_id, following))
 
     async def _take(self, box_id: str, call: UpdateCall) -> UpdateAnswer:
         course = self.courses.get(call.campaign)
@@ -239,6 +252,16 @@ class RoundsDesk:
         await self.polls.release(within_s, random.Random())  # noqa: S311 (nothing secret is drawn)
 
     # Inside.
+
+    def _count(self, box_id: str) -> None:
+        """One call more of a box, which is given back where it comes to something."""
+        if not self._rates.allows(box_id, self._clock_s()):
+            self.n_refused += 1
+            raise Overloaded(
+                f"more than {IDLE_CALLS_AT_ONCE:g} calls of this box came to nothing, updates that were known or had "
+                f"no lease, calls for a task that did not wait: {IDLE_CALLS_PER_S:g} a second is taken from now on",
+                retry_after_s=5.0,
+            )
 
     def _known(self, box_id: str) -> BoxView:
         box = self._boxes.find(box_id)

@@ -44,5 +44,5 @@ def rounds_families(campaigns: Campaigns, desk: RoundsDesk) -> Iterator[Metric]:
     yield CounterMetricFamily("hybrid_rounds_task_calls", "Calls for tasks.", value=desk.n_tasks)
     yield CounterMetricFamily("hybrid_rounds_update_calls", "Calls that brought updates.", value=desk.n_updates)
     yield CounterMetricFamily(
-        "hybrid_rounds_update_refused", "Calls refused because a box brings too many.", value=desk.n_refused
+        "hybrid_rounds_update_refused", "Calls refused because too many of a box came to nothing.", value=desk.n_refused
     )

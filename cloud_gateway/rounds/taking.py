@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -48,6 +49,13 @@ class Taking:
     def commits(self) -> Commits:
         """What writes rows."""
         return self._spool.commits
+
+    def is_first(self, course: Course, box_id: str, call: UpdateCall) -> bool:
+        """Whether this is the one update of a lease that was given."""
+        if course.has_ended or call.step not in course.known_steps or box_id in course.writing:
+            return False
+        is_known = (call.step, box_id) in course.received
+        return not is_known and self._names.is_right(call.task, course.id, call.step, box_id, "train")
 
     async def known(self, course: Course | None, box_id: str, call: UpdateCall) -> UpdateAnswer | None:
         """What was said about this update before.
@@ -143,14 +151,9 @@ class Taking:
 
     async def _judge(self, course: Course, box_id: str, call: UpdateCall, content: bytes) -> Judged:
         """The gates, cheap ones first."""
-        if len(content) != call.n_bytes or call.sha256 not in ("", hashlib.sha256(content).hexdigest()):
-            return Judged(0.0, "shape", f"{len(content)} bytes came that are not the {call.n_bytes} announced")
-        if box_id in course.counted:
-            return Judged(0.0, "duplicate", "an update of this box counts in this round already")
-        if call.form != course.up.name:
-            return Judged(0.0, "shape", f"an update of form {call.form[:40]!r} came, {course.up.name} is wanted")
-        if not 1 <= call.n_samples <= _MOST_SAMPLES:
-            return Judged(0.0, "shape", f"an update of {call.n_samples} samples")
+        plain = _plain(course, box_id, call, content)
+        if plain is not None:
+            return plain
         layout = course.update_layout
         try:
             if layout.n_elements > _INLINE_ELEMENTS:
@@ -182,6 +185,25 @@ class Taking:
             parts=course.parts,
         )
         return _rejected(verdict) if isinstance(verdict, Rejection) else Judged(length, norms=verdict.norms)
+
+
+def _plain(course: Course, box_id: str, call: UpdateCall, content: bytes) -> Judged | None:
+    """The gates that need no look at the vector; None where they let it through."""
+    if len(content) != call.n_bytes or call.sha256 not in ("", hashlib.sha256(content).hexdigest()):
+        return Judged(0.0, "shape", f"{len(content)} bytes came that are not the {call.n_bytes} announced")
+    if box_id in course.counted:
+        return Judged(0.0, "duplicate", "an update of this box counts in this round already")
+    if call.form != course.up.name:
+        return Judged(0.0, "shape", f"an update of form {call.form[:40]!r} came, {course.up.name} is wanted")
+    if not 1 <= call.n_samples <= _MOST_SAMPLES:
+        return Judged(0.0, "shape", f"an update of {call.n_samples} samples")
+    if call.control:
+        wanted = "behind the weights, in the content" if course.order.aggregation.scaffold else "not wanted here"
+        return Judged(0.0, "shape", f"{len(call.control)} bytes of a control variate came apart, which are {wanted}")
+    if not (math.isfinite(call.loss_before) and math.isfinite(call.loss_after)):
+        told = f"a loss of {call.loss_before:g} before training and {call.loss_after:g} after: both are to be finite"
+        return Judged(0.0, "finite", told)
+    return None
 
 
 def digest_of(call: UpdateCall) -> str:

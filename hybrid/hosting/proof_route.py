@@ -43,6 +43,12 @@ class RateLimit:
             self._left.popitem(last=False)
         return allowed
 
+    def give_back(self, key: str) -> None:
+        """What was counted last was of use: it does not count."""
+        if key in self._left:
+            left, at_s = self._left[key]
+            self._left[key] = (min(self.burst, left + 1.0), at_s)
+
 
 def add_proof_route(app: web.Application, tokens: Tokens, spki_sha256: Callable[[], bytes]) -> None:
     """Serve the proof; it must be reachable without a token, and only where this process itself ends TLS.

@@ -66,6 +66,9 @@ async def test_the_same_again_is_accepted_again_and_counts_once(lab: Lab) -> Non
         ("shape", lambda box, task: box.update(task, n_bytes=7)),
         ("shape", lambda box, task: box.update(task, sha256="0" * 64)),
         ("shape", lambda box, task: box.update(task, n_samples=0)),
+        ("finite", lambda box, task: box.update(task, loss_before=float("nan"))),
+        ("finite", lambda box, task: box.update(task, loss_after=float("inf"))),
+        ("shape", lambda box, task: box.update(task, control=bytes(4 * 650))),
         ("lease", lambda box, task: msgspec.structs.replace(box.update(task), task="a" * 20)),
         ("lease", lambda box, task: msgspec.structs.replace(box.update(task), step=1)),
     ],
@@ -273,14 +276,57 @@ async def test_a_forgotten_or_wrong_call(lab: Lab) -> None:
     assert (await lab.desk.evaluation(box.id, unknown)).state == "closed"
 
 
-async def test_a_box_that_brings_too_many(lab: Lab) -> None:
+async def test_calls_that_come_to_nothing_are_limited(lab: Lab) -> None:
+    """Repeats, updates without a lease, calls for a task that do not wait; other boxes are not touched by it."""
+    await lab.create(coding=PLAIN)
+    first, second, third, fourth, *_ = boxes_of(lab)
+    call = first.update(await first.task())
+    assert (await first.send(call)).state == "accepted"
+    for _ in range(60):
+        await first.send(call)
+    with pytest.raises(Overloaded, match="came to nothing"):
+        await first.send(call)
+    for _ in range(60):
+        wrong = msgspec.structs.replace(second.update(await second.task()), task="a" * 20)
+        assert (await second.send(wrong)).gate == "lease"
+    with pytest.raises(Overloaded):
+        await second.task()
+    for _ in range(60):
+        assert await third.task(offers=()) is None
+    with pytest.raises(Overloaded):
+        await third.task(offers=())
+    lab.later_s = 1.5
+    assert await third.task(offers=()) is None
+    assert lab.desk.n_refused == 3
+    assert (await fourth.once("")).state == "accepted"
+
+
+async def test_a_lease_is_no_way_around_the_limit(lab: Lab) -> None:
+    """The same first update again and again, which never comes whole."""
     await lab.create(coding=PLAIN)
     box = Box(lab, 0)
-    call = box.update(await box.task())
+    call = box.update(await box.task(), content=b"", sha256="1" * 64)
     for _ in range(60):
-        await box.send(call)
+        with pytest.raises(NotFound):
+            await box.send(call)
     with pytest.raises(Overloaded):
         await box.send(call)
+
+
+async def test_rounds_that_close_at_once_starve_no_box(lab: Lab) -> None:
+    """Seventy rounds as fast as they close: each box asks, brings one update a lease, asks for the next with it."""
+    campaign = await lab.create(coding=PLAIN, goal=1, rounds=70, over_selection=1.0, least=1)
+    box = Box(lab, 0)
+    course = lab.desk.courses[campaign]
+    task = await box.task(wait_s=5.0)
+    for number in range(1, 71):
+        assert task is not None
+        answer = await box.send(box.update(task, np.zeros(650, np.float32) + 1e-4, next=box.call()))
+        assert answer.state == "accepted"
+        await until(lambda number=number: course.row.step == number)
+        assert answer.next is not None
+        task = await (box.take(answer.next) if answer.next.task is not None else box.task(wait_s=5.0))
+    assert lab.desk.n_refused == 0
 
 
 @pytest.mark.parametrize(
