@@ -10,6 +10,8 @@ import msgspec
 from hybrid.errors import GoldenDiffers, ModelInvalid, TensorMismatch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from hybrid.artifact.folder import Artifact
@@ -19,14 +21,17 @@ RANDOM: Final = "random"
 _SEED: Final = 0
 
 
-def with_golden(artifact: "Artifact", staging: Path, given: str, tolerance: float) -> "Artifact":
+def with_golden(
+    artifact: "Artifact", staging: Path, given: str, tolerance: float, others: "Mapping[str, float] | None" = None
+) -> "Artifact":
     """A bare model's artifact with golden files; its folder is `staging`, where the model's own files are linked to.
 
     Args:
         artifact: of the bare model.
         staging: an empty folder.
         given: an `.npz` file with an array for each input, or `random`.
-        tolerance: how far a box's outputs may be off, of the largest value.
+        tolerance: how far a box's outputs may be off, of the largest value, by the first variant's engine.
+        others: the same by engine, for those of other variants.
 
     Raises:
         ModelInvalid: the model does not open, or the file is no `.npz` of arrays.
@@ -58,7 +63,7 @@ def with_golden(artifact: "Artifact", staging: Path, given: str, tolerance: floa
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(artifact.path_of(name).resolve())
     engine = artifact.manifest.variants[0].engine
-    golden = Golden(inputs=paths[0], outputs=paths[1], tolerance={engine: tolerance})
+    golden = Golden(inputs=paths[0], outputs=paths[1], tolerance={**(others or {}), engine: tolerance})
     manifest = msgspec.structs.replace(artifact.manifest, files=files, golden=golden)
     return Artifact(folder=staging, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
 

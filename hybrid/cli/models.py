@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -12,12 +13,15 @@ import typer
 
 from hybrid.artifact.cache import cache_dir
 from hybrid.artifact.names import BUNDLE_SUFFIX
+from hybrid.cli.lite_body import HELP as LITE_HELP
+from hybrid.cli.lite_body import with_lite_body
 from hybrid.cli.model_bundles import EXPORT_HELP, IMPORT_HELP, export_bundle, import_bundle
 from hybrid.cli.output import note, result
 from hybrid.cli.registry_asking import Gateway, Json, ask_registry, check_label, showing
 from hybrid.cli.table import table
 
 if TYPE_CHECKING:
+    from hybrid.artifact.folder import Artifact
     from hybrid.artifact.trainable import Separated
     from hybrid.transport.attachments_along import Brought
     from hybrid.transport.model_push import Pushed
@@ -35,6 +39,7 @@ app = typer.Typer(
       hybrid models push detector.onnx --name detector --sign own --golden random
       hybrid models push detector.onnx --name detector --sign own --golden random --head auto
       hybrid models push detector.onnx --name detector --sign own --golden random --head auto --rank 4
+      hybrid models push detector.onnx --name detector --head auto --lite-body body.tflite
       hybrid models push detector.onnx --name detector --sign own --golden random --head input
       hybrid models ls --json
       hybrid models pull detector:3 --out ./models
@@ -78,6 +83,8 @@ Rank = Annotated[
     ),
 ]
 
+LiteBody = Annotated[Path | None, typer.Option("--lite-body", help=LITE_HELP, metavar="TFLITE")]
+
 app.command("export", help=EXPORT_HELP)(export_bundle)
 app.command("import", help=IMPORT_HELP)(import_bundle)
 
@@ -98,6 +105,7 @@ def push(
     golden_tolerance: GoldenTolerance = 1e-3,
     head: Head = "",
     rank: Rank = None,
+    lite_body: LiteBody = None,
     gateway: Gateway = "auto",
     token: TokenOption = None,
     json: Json = False,
@@ -105,7 +113,6 @@ def push(
     """Upload a model as a new version, its signed calibrations along; run again, an interrupted push goes on."""
     from hybrid.artifact.folder import Artifact
     from hybrid.artifact.publishers import read_key
-    from hybrid.artifact.trainable import declared
     from hybrid.calibration.permits import own_folder
     from hybrid.cli.golden_files import with_golden
     from hybrid.cli.signing_key import key_path
@@ -119,17 +126,21 @@ def push(
         _refuse_artifact(file)
     if rank is not None and not head:
         raise typer.BadParameter("--rank is of a head that learns: say with --head where that begins, or --head auto")
+    if lite_body is not None and not head:
+        raise typer.BadParameter("--lite-body ends where a head begins: say with --head where, or --head auto")
     private_key = read_key(key_path(sign)) if sign is not None else None
     with (
         showing(f"pushing {file.name}") as begin,
         TemporaryDirectory(prefix="hybrid-golden-") as staging,
         TemporaryDirectory(prefix="hybrid-head-") as folder,
     ):
-        apart = _separated(file, head, rank, Path(folder)) if head else None
+        apart, declare, tolerances = _apart(file, head, rank, lite_body, Path(folder))
 
         def dress(artifact: Artifact) -> Artifact:
-            dressed = artifact if apart is None else declared(artifact, apart)
-            return with_golden(dressed, Path(staging), golden, golden_tolerance) if golden else dressed
+            dressed = declare(artifact)
+            if not golden:
+                return dressed
+            return with_golden(dressed, Path(staging), golden, golden_tolerance, tolerances(golden_tolerance))
 
         async def work(client: "RegistryClient") -> "tuple[Pushed, Brought]":
             options = PushOptions(version=version, private_key=private_key, dress=dress if golden or head else None)
@@ -148,6 +159,20 @@ def _refuse_artifact(file: Path) -> None:
             "--golden and --head are for a bare model; an artifact has its own golden inputs, or none, and "
             "`hybrid compress ARTIFACT --head` makes another one of it"
         )
+
+
+def _apart(
+    file: Path, head: str, rank: int | None, lite_body: Path | None, folder: Path
+) -> "tuple[Separated | None, Callable[[Artifact], Artifact], Callable[[float], dict[str, float]]]":
+    """The model with its head apart, where one was named; what makes its artifact; tolerances of other variants."""
+    from hybrid.artifact.trainable import declared
+
+    if not head:
+        return None, lambda artifact: artifact, lambda _: {}
+    if lite_body is not None:
+        return with_lite_body(file, lite_body, lambda below: _separated(file, head, rank, below), folder)
+    apart = _separated(file, head, rank, folder)
+    return apart, lambda artifact: declared(artifact, apart), lambda _: {}
 
 
 def _separated(file: Path, head: str, rank: int | None, folder: Path) -> "Separated":

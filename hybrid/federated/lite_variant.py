@@ -62,11 +62,11 @@ class LiteHeaded:
     n_compared: int
 
     @property
-    def text(self) -> str:
-        """For people."""
+    def body_text(self) -> str:
+        """Of the body, for people."""
         return (
-            f"{self.apart.text}; the body is {BODY_FILE} ({self.precision}), its answers differ from the ONNX "
-            f"model's by {self.distance:.2%} of the largest value at most ({self.n_compared} requests)"
+            f"the body is {BODY_FILE} ({self.precision}); answers differ from the ONNX model's by {self.distance:.2%} "
+            f"of the largest value at most ({self.n_compared} requests)"
         )
 
 

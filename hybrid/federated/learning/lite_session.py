@@ -32,13 +32,17 @@ def open_lite(
     n_threads: int = 0,
     providers: Sequence[Any] | None = None,
     provider_options: Sequence[Mapping[Any, Any]] | None = None,
+    changed: Arrays | None = None,
 ) -> "TfliteSession | LiteHeadSession":
-    """A session of what `is_lite` says yes to; parameters and errors are those of `TfliteSession`."""
+    """A session of what `is_lite` says yes to; parameters and errors are those of `LiteHeadSession`."""
     if not is_headed(model):
+        if changed:
+            path = "" if isinstance(model, bytes) else str(model)
+            raise OperatorUnsupported(f"{path} holds its weights itself: no others can stand in", path=path)
         return TfliteSession(model, n_threads, providers, provider_options)
     if isinstance(model, bytes):
         raise ModelFileMissing("the model given as bytes has its body in another file; give its path", path="")
-    return LiteHeadSession(Path(model), n_threads, providers, provider_options)
+    return LiteHeadSession(Path(model), n_threads, providers, provider_options, changed)
 
 
 class LiteFeatures:

@@ -24,7 +24,7 @@ from devices.fallback import FallbackSession
 from devices.gpu_memory import gpu_memory
 from devices.onnx_engine import open_session
 from devices.process_memory import allocated_bytes, give_back_freed
-from devices.tflite_magic import is_tflite
+from devices.tflite_magic import is_lite
 from devices.torch_engine import TorchSession
 from hybrid.errors import ModelInvalid, ModelUnsupported
 from hybrid.serving.engines.model_facts import ModelFacts
@@ -98,7 +98,7 @@ def open_engine(
             _warm_up(opened)
         opened_s = time.perf_counter() - started_s
         after_bytes, after_gpu = allocated_bytes(), _free_gpu_bytes(settings)
-    is_for_cpu = is_tflite(path)
+    is_for_cpu = is_lite(path)
     if name != provider.name and not is_for_cpu:
         _log.warning("engine.fallback model=%s wanted=%s got=%s", path.name, provider.name, name)
     session = EngineSession(opened, facts, path, inline_s=settings.inline_s if name == "cpu" else 0.0, provider=name)
@@ -119,12 +119,10 @@ def open_engine(
 def _opened(path: Path, options: ort.SessionOptions, settings: EngineSettings, tensors: Tensors) -> Any:
     """The session; what torch cannot run, onnxruntime runs on the CPU, and so it does where an accelerator fails."""
     provider = settings.provider
-    if is_tflite(path):
-        from devices.tflite_engine import TfliteSession
+    if is_lite(path):
+        from hybrid.federated.learning.lite_session import open_lite
 
-        if tensors:
-            raise OperatorUnsupported(f"{path.name} holds its weights itself: no others can stand in", path=str(path))
-        return TfliteSession(path, settings.n_intra_threads)
+        return open_lite(path, settings.n_intra_threads, changed=tensors)
     if provider.name == "torch":
         try:
             return TorchSession(path, f"cuda:{settings.device_id}")
