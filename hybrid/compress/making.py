@@ -66,6 +66,7 @@ class Maker:
         trainer: with a training script.
         saving: what pruning of graphs takes away first: multiplications, or weights.
         head: the tensor that the trainable head stands on, which stays in float and apart; empty for none.
+        module_head: the same as exports of the script's module name it; empty where it is not in them.
         stage: told what is done.
     """
 
@@ -75,6 +76,7 @@ class Maker:
     trainer: "Trainer | None" = None
     saving: Literal["macs", "weights"] = "macs"
     head: str = ""
+    module_head: str = ""
     stage: Callable[[str], None] = lambda _text: None
 
     def model(self, recipe: Recipe) -> tuple[Path, Made]:
@@ -152,8 +154,8 @@ class Maker:
             from hybrid.compress.trained import quantizer
 
             int8, samples = self.int8_recipe(recipe), self._samples(recipe)
-            model, ranges, notes = self._needed().rounded(recipe, quantizer(samples, int8, self.head))
-            int8 = replace(int8, kept_float=nodes_of_head(model, self.head)) if self.head else int8
+            model, ranges, notes = self._needed().rounded(recipe, quantizer(samples, int8, self.module_head))
+            int8 = replace(int8, kept_float=nodes_of_head(model, self.module_head)) if self.module_head else int8
             found = quantize(model, samples, int8, **({"ranges": ranges} if ranges else {}))
             return self._kept(recipe, found.model, _told(found, notes))
         if recipe.precision == "int8":
@@ -164,7 +166,9 @@ class Maker:
             whole = self._float(recipe.float_part)
             bits = {"weights-8": 8, "weights-4": 4}.get(recipe.precision)
             small = around_head(
-                whole, self.head, lambda body: half_weights(body) if bits is None else weights_only(body, bits=bits)
+                whole,
+                self._head(recipe),
+                lambda body: half_weights(body) if bits is None else weights_only(body, bits=bits),
             )
             return self._kept(recipe, small, Made())
         return self._reduced(recipe)
@@ -179,7 +183,7 @@ class Maker:
             found.append(quantize(body, self._samples(recipe), self.int8_recipe(recipe)))
             return found[0].model
 
-        made = around_head(self._float(recipe.float_part), self.head, small)
+        made = around_head(self._float(recipe.float_part), self._head(recipe), small)
         return self._kept(recipe, made, _told(found[0], ()))
 
     def _lite(self, recipe: Recipe) -> Kept:
@@ -228,13 +232,18 @@ class Maker:
         is_only_timed = recipe.pruned == "module" and not recipe.epochs
         return found[:N_QUICK] if is_only_timed else found
 
+    def _head(self, recipe: Recipe) -> str:
+        """The tensor that a recipe's head stands on, as the graph that it is made of names it."""
+        is_of_module = recipe.pruned == "module" or recipe.source == "student" or bool(recipe.trained_int8)
+        return self.module_head if is_of_module else self.head
+
     def _needed(self) -> "Trainer":
         if self.trainer is None:
             raise TrainingNeeded("this takes a training set; give --train-script")
         return self.trainer
 
     def _kept(self, recipe: Recipe, proto: "ModelProto", made: Made) -> Kept:
-        apart = filed(proto, self.head)
+        apart = filed(proto, self._head(recipe) or self.head)
         told = msgspec.structs.replace(
             made, feature_tensor=apart.feature_tensor, notes=(*made.notes, *([apart.note] if apart.note else []))
         )

@@ -13,6 +13,7 @@ from devices.catalog.load import link_class
 from devices.machine import processor
 from hybrid.artifact.folder import Artifact
 from hybrid.compress.bench import Bench
+from hybrid.compress.counterpart import counterpart
 from hybrid.compress.job import THIS, Job, Watch
 from hybrid.compress.journal import Journal
 from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
@@ -231,8 +232,16 @@ def _maker(
         trainer=trainer,
         saving="weights" if job.objective == "bytes" else "macs",
         head=base.head,
+        module_head=_module_head(base, material, trainer),
         stage=watch.stage,
     )
+
+
+def _module_head(base: Base, material: Material, trainer: Trainer | None) -> str:
+    """Where the head begins in exports of the script's module."""
+    if not base.head or trainer is None:
+        return ""
+    return counterpart(base.path, base.head, trainer.whole(), material.feeds[0])
 
 
 def _trainer(

@@ -66,6 +66,10 @@ class Trainer:
     left_s: Callable[[], float]
     stage: Callable[[str], None] = lambda _text: None
 
+    def whole(self) -> "ModelProto":
+        """The script's module as it is, as float32 ONNX; raises `CompressionError`."""
+        return self._exported(self.training_set.module)
+
     def reduced(self, recipe: Recipe) -> "tuple[ModelProto, tuple[str, ...]]":
         """A pruned module or a student as float32 ONNX, trained for the recipe's epochs; raises `CompressionError`."""
         module, notes = self._module(recipe)

@@ -17,6 +17,7 @@ from compression.training.heads import unpacked  # noqa: E402
 from compression.training.script import load_script  # noqa: E402
 from hybrid.artifact.folder import open_folder, verify  # noqa: E402
 from hybrid.compress import Job, compress  # noqa: E402
+from hybrid.compress.counterpart import counterpart  # noqa: E402
 from hybrid.compress.journal import Journal  # noqa: E402
 from hybrid.compress.making import Maker  # noqa: E402
 from hybrid.compress.material import gathered  # noqa: E402
@@ -90,7 +91,8 @@ def maker(begun, tmp_path):
 def test_a_pruned_model_that_was_trained_is_smaller_and_learns_its_task(maker):
     from hybrid.compress.grading import graded
 
-    maker = replace(maker, head=stand_of(onnx.load(maker.path)).tensor)
+    head = stand_of(onnx.load(maker.path)).tensor
+    maker = replace(maker, head=head, module_head=head)
     untrained = Recipe(pruned="module", ratio=0.5, multiple=8)
     trained = msgspec.structs.replace(untrained, epochs=4)
     part = maker.material.parts.judge
@@ -101,6 +103,30 @@ def test_a_pruned_model_that_was_trained_is_smaller_and_learns_its_task(maker):
     assert maker.model(trained)[1].feature_tensor == maker.head, "a head of its own, of fewer channels"
     assert maker.model(trained)[0].with_name("head.bin").is_file()
     assert maker.model(untrained)[0].stat().st_size == pytest.approx(maker.model(trained)[0].stat().st_size, rel=0.02)
+
+
+def test_a_head_is_found_again_in_the_modules_export_where_its_model_names_tensors_otherwise(maker, tmp_path):
+    """Its model was written by another exporter; by the numbers that it holds the tensor is the same."""
+    model = onnx.load(maker.path)
+    theirs = stand_of(model).tensor
+    made = {name for node in model.graph.node for name in node.output} - {one.name for one in model.graph.output}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"other/{name}" if name in made else name for name in names]
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    whole, feeds = maker.trainer.whole(), maker.material.feeds[0]
+    assert counterpart(tmp_path / "other.onnx", f"other/{theirs}", whole, feeds) == theirs
+    strange = {"x": feeds["x"] + 1}
+    assert counterpart(tmp_path / "other.onnx", f"other/{theirs}", whole, strange) == theirs
+    maker = replace(maker, path=tmp_path / "other.onnx", head=f"other/{theirs}", module_head=theirs)
+    found = maker.model(Recipe(pruned="module", ratio=0.5, multiple=8, epochs=1, precision="int8"))
+    assert found[1].feature_tensor == theirs
+    assert found[0].with_name("head.bin").is_file()
+    for one in whole.graph.initializer:
+        if one.data_type == onnx.TensorProto.FLOAT:
+            one.raw_data = bytes(len(one.raw_data))
+    assert counterpart(tmp_path / "other.onnx", f"other/{theirs}", whole, feeds) == ""
 
 
 def test_the_same_recipe_and_seed_give_the_same_bytes(maker, tmp_path):
@@ -117,7 +143,7 @@ def test_rounding_is_trained_and_ends_in_int8(maker, way, monkeypatch):
 
     monkeypatch.setattr("hybrid.compress.trained.LEAST_S", 1.0)
     head = stand_of(onnx.load(maker.path)).tensor
-    maker = replace(maker, trainer=replace(maker.trainer, left_s=lambda: 1.0), head=head)
+    maker = replace(maker, trainer=replace(maker.trainer, left_s=lambda: 1.0), head=head, module_head=head)
     path, made = maker.model(Recipe(precision="int8", trained_int8=way, epochs=2))
     assert made.n_int8 >= 2
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
