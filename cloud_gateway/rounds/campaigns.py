@@ -5,7 +5,7 @@ import logging
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,8 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cloud_gateway.fleet.assignments import matches
-from cloud_gateway.fleet.steering.desired import BoxDirectory
+from cloud_gateway.rounds.cohort import Cohorts
 from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
 from cloud_gateway.rounds.masking import Masking
@@ -27,7 +26,7 @@ from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
 from cloud_gateway.rounds.store import ORDER_FILE, CampaignRow, put_campaign, put_round
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.manifest import parse
-from hybrid.errors import CampaignImpossible, Conflict, CorruptContent, HybridError, NotFound
+from hybrid.errors import Conflict, CorruptContent, HybridError, NotFound
 from hybrid.federated.aggregation.rules import norm
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.learning.head import open_head
@@ -45,7 +44,7 @@ class Desk:
     Attributes:
         folder: of all of them.
         library: the registry of models.
-        boxes: the registry of boxes.
+        cohorts: the boxes of campaigns.
         spool: updates, rows and the writer of rows.
         sets: for evaluation.
         names: of tasks.
@@ -55,7 +54,7 @@ class Desk:
 
     folder: Path
     library: Library
-    boxes: BoxDirectory
+    cohorts: Cohorts
     spool: Spool
     sets: EvaluationSets
     names: TaskNames
@@ -71,6 +70,7 @@ class Campaigns:
         courses: those that have not ended; the desk's.
         maskings: the masked rounds of those whose updates nobody sees; the desk's.
         judges: hold heads against evaluation sets.
+        cohorts: whom they mean.
     """
 
     def __init__(self, around: Desk, courses: dict[str, Course], maskings: dict[str, Masking]) -> None:
@@ -79,6 +79,7 @@ class Campaigns:
         self.maskings = maskings
         self.rows: dict[str, CampaignRow] = {}
         self.judges = Judges()
+        self.cohorts = around.cohorts
         self._spent: dict[str, dict[str, float]] = {}
         self._rng = random.Random()  # noqa: S311 (nothing secret is drawn)
 
@@ -192,11 +193,7 @@ class Campaigns:
         order = wish.order
         order.check()
         check_campaign(order.privacy, order.rounds)
-        n_boxes = len(self.cohort(order))
-        if n_boxes < order.goal:
-            raise CampaignImpossible(
-                f"{n_boxes} admitted boxes have the tags of the cohort, the goal is {order.goal} updates a round"
-            )
+        self.cohorts.check(order)
         row, course, judge = await asyncio.to_thread(self._prepare, wish, who)
 
         def write(db: sqlite3.Connection) -> None:
@@ -205,7 +202,7 @@ class Campaigns:
 
         try:
             if order.privacy.max_epsilon > 0:
-                spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self.cohort(order)}
+                spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self.cohorts.of(order)}
                 check_round(order.privacy, spent, order.n_least)
             await asyncio.to_thread(self._mask, course)
             await self._around.spool.commits.write(write)
@@ -293,11 +290,11 @@ class Campaigns:
             raise NotFound(f"{what[:40]!r} is no order; give {', '.join(rules)}")
         course = self.find(campaign)
         async with course.lock:
-            course.closing = True
+            was_closing, course.closing = course.closing, True
             try:
                 await self._change(course, what, *rules[what])
             finally:
-                course.closing = False
+                course.closing = was_closing
         return course
 
     async def _change(
@@ -340,21 +337,6 @@ class Campaigns:
         self.maskings.pop(course.id, None)
         self.rows[course.id] = course.row
         self._around.spool.forget_all(course.id)
-
-    def cohort(self, order: Campaign) -> list[str]:
-        """Ids of the admitted boxes with a campaign's tags."""
-        return list(self.in_cohort(order))
-
-    def in_cohort(self, order: Campaign) -> Iterator[str]:
-        """The same, one after the other."""
-        for box in self._around.boxes.all():
-            if box.admission == "admitted" and matches(order.cohort.tags, box.tags):
-                yield box.id
-
-    def name_of(self, box_id: str) -> str:
-        """What people call a box."""
-        box = self._around.boxes.find(box_id)
-        return box.name if box is not None else box_id[:8]
 
     def accuracy(self, course: Course, vector: np.ndarray) -> float | None:
         """Of a vector on the campaign's evaluation set; None without one."""

@@ -34,7 +34,7 @@ from cloud_gateway.rounds.store import (
     put_round,
 )
 from cloud_gateway.rounds.taking import ROW_BYTES
-from hybrid.errors import HybridError, PrivacySpent, StorageError
+from hybrid.errors import CorruptContent, HybridError, PrivacySpent, StorageError
 from hybrid.federated.aggregation.gates import Limits
 from hybrid.federated.privacy.account import Account, check_round, has_left
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
@@ -83,22 +83,24 @@ class Closings:
             course: of the campaign.
             masking: of a campaign whose updates nobody sees.
         """
-        async with course.lock:
-            course.closing = True
-            try:
-                for pause_s in itertools.chain((0.0,), itertools.repeat(AGAIN_S)):
-                    await asyncio.sleep(pause_s)
-                    if await self._closed(course, masking):
+        try:
+            for pause_s in itertools.chain((0.0,), itertools.repeat(AGAIN_S)):
+                await asyncio.sleep(pause_s)
+                async with course.lock:  # free while it waits for the disk: people may pause or stop the campaign
+                    course.closing = True
+                    if not _goes_on(course) or await self._closed(course, masking):
                         break
-            finally:
-                course.closing = False
-                self._around.closed(course)
+        finally:
+            course.closing = False
+            self._around.closed(course)
         if course.has_ended:
             self._around.ended(course)
 
     async def _closed(self, course: Course, masking: Masking | None) -> bool:
         try:
             await (self._close(course) if masking is None else self._close_masked(course, masking))
+        except CorruptContent as exc:  # no later try finds more than this one
+            await self._failed(course, exc)
         except StorageError as exc:
             if not course.trouble:
                 text = f"campaign {course.id}: round {course.round.number} cannot be closed: {exc}"
@@ -109,12 +111,15 @@ class Closings:
         except PrivacySpent as exc:
             await self._end(course, "spent", str(exc))
         except HybridError as exc:
-            _log.error("rounds.failed campaign=%s error=%s", course.id, exc)
-            await self._end(course, "failed", str(exc))
-            text = f"campaign {course.id} failed: {exc}"
-            await asyncio.to_thread(self._around.raise_alarm, "campaign_failed", text)
+            await self._failed(course, exc)
         course.trouble = ""
         return True
+
+    async def _failed(self, course: Course, error: HybridError) -> None:
+        _log.error("rounds.failed campaign=%s error=%s", course.id, error)
+        await self._end(course, "failed", str(error))
+        text = f"campaign {course.id} failed: {error}"
+        await asyncio.to_thread(self._around.raise_alarm, "campaign_failed", text)
 
     async def _close(self, course: Course) -> None:
         now_s = self._around.clock_s()
@@ -296,6 +301,11 @@ class Closings:
         except StorageError as exc:
             _log.error("rounds.end_not_written campaign=%s error=%s", course.id, exc)
         course.row = row
+
+
+def _goes_on(course: Course) -> bool:
+    """Whether a round is to be closed now: a person may have stopped or paused the campaign meanwhile."""
+    return course.is_running or (course.round.state == "closing" and not course.has_ended)
 
 
 def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow], list[ReceivedRow]]:

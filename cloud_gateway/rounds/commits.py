@@ -23,6 +23,7 @@ class Commits:
         self._database = database
         self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._writing = asyncio.Lock()
+        self._is_refused = False
 
     async def write(self, work: Work[_T]) -> _T:
         """Do some work in a transaction that others may share; it is on the disk when this returns.
@@ -55,7 +56,17 @@ class Commits:
             pass
         finally:
             if done.done():
+                self._note(done)
                 _tell(group, done)
+
+    def _note(self, done: "asyncio.Future[list[Any]]") -> None:
+        """A disk that refuses is in the log once, and once when it is well again."""
+        error = done.exception()
+        if isinstance(error, StorageError) and not self._is_refused:
+            _log.error("rounds.disk_refuses error=%s", error)
+        elif error is None and self._is_refused:
+            _log.warning("rounds.disk_takes_again")
+        self._is_refused = isinstance(error, StorageError)
 
     def _write(self, works: list[Work[Any]]) -> list[Any]:
         with self._database.writing() as db:

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from hybrid.artifact.durable import storing
 from hybrid.artifact.folder import Artifact
 from hybrid.artifact.manifest import Manifest, parse
 from hybrid.artifact.signature import Signature
@@ -45,9 +46,10 @@ class Version(Protocol):
 
 
 def laid_out_within(folder: Path) -> Path:
-    """A new folder beside the campaigns."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
+    """A new folder beside the campaigns. Raises `DiskFull`, `StorageError`."""
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
 
 
 class Library(Protocol):
@@ -88,6 +90,7 @@ def laid_out(library: Library, digest: str, within: Path) -> Iterator[Artifact]:
 
     Raises:
         NotFound: the version or one of its files is gone.
+        DiskFull, StorageError: it could not be laid out.
     """
     try:
         data = library.manifest_bytes(digest)
@@ -100,9 +103,11 @@ def laid_out(library: Library, digest: str, within: Path) -> Iterator[Artifact]:
             path = library.find_blob(entry.sha256)
             if path is None:
                 raise NotFound(f"file {name!r} of the base {digest[:16]}… is not on this gateway any more")
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-        (folder / "manifest.json").write_bytes(data)
+            with storing(folder / name, entry.size):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
+        with storing(folder / "manifest.json", len(data)):
+            (folder / "manifest.json").write_bytes(data)
         yield Artifact(folder=folder, manifest=manifest, manifest_bytes=data, signature=library.signature(digest))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

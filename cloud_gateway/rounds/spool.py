@@ -1,5 +1,6 @@
 """Where updates wait for their round to close: small ones beside their rows, large ones in files."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -40,18 +41,20 @@ class Spool:
         """The contents of these updates, one in memory at a time; blocks.
 
         Raises:
-            CorruptContent: one is gone.
+            CorruptContent: one is gone, or is not what was accepted.
         """
         for row, content in zip(rows, self.store.contents([row.id for row in rows]), strict=True):
-            if content or not row.body.n_bytes:
-                yield content
-                continue
-            try:
-                yield self.path(campaign, row.step, row.box_id).read_bytes()
-            except FileNotFoundError as exc:
-                raise CorruptContent(
-                    f"the update of box {row.box_id} for step {row.step} is gone from the disk"
-                ) from exc
+            found = content
+            if not content and row.body.n_bytes:
+                try:
+                    found = self.path(campaign, row.step, row.box_id).read_bytes()
+                except OSError as exc:
+                    raise CorruptContent(
+                        f"the update of box {row.box_id} for step {row.step} is gone from the disk"
+                    ) from exc
+            if hashlib.sha256(found).hexdigest() != row.body.sha256:
+                raise CorruptContent(f"the disk has damaged the update of box {row.box_id} for step {row.step}")
+            yield found
 
     def forget(self, campaign: str, rows: Sequence[ReceivedRow]) -> None:
         """Remove files whose round has closed."""

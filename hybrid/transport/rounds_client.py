@@ -3,7 +3,7 @@
 from typing import Final, TypeVar
 
 from hybrid.artifact.names import check_word
-from hybrid.errors import BadMessage, LinkError, TooLarge
+from hybrid.errors import BadMessage, LinkError, StorageError, TooLarge
 from hybrid.federated.messages import (
     EvaluationAnswer,
     EvaluationCall,
@@ -81,5 +81,8 @@ class RoundsClient:
             return len(data) == wanted
 
     async def _ask(self, path: str, call: Message, kind: type[_Answer], answer_s: float) -> _Answer:
-        async with self._link.call("POST", path, data=encoded(call), answer_s=answer_s) as response:
-            return decoded(await body_of(response), kind, "msgpack")
+        try:
+            async with self._link.call("POST", path, data=encoded(call), answer_s=answer_s) as response:
+                return decoded(await body_of(response), kind, "msgpack")
+        except StorageError as exc:  # the gateway's disk, not this box's
+            raise LinkError(f"the gateway cannot keep anything now: {exc}", advice=exc.advice) from exc

@@ -1,5 +1,7 @@
 """A gateway whose disk is full, damaged or started anew: a clear end state each time."""
 
+import asyncio
+import errno
 from pathlib import Path
 
 import msgspec
@@ -139,3 +141,68 @@ async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path:
         await box.take(task)
         assert box.views[campaign][0] == 1
     lab.close()
+
+
+@pytest.mark.parametrize("order", ["stop", "pause"])
+async def test_a_step_that_finds_no_room_keeps_no_person_waiting(lab: Lab, monkeypatch, order: str) -> None:
+    monkeypatch.setattr("cloud_gateway.rounds.closings.AGAIN_S", 0.05)
+    campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
+    course = lab.desk.courses[campaign]
+
+    def full(made):
+        raise DiskFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course.steps, "write", full)
+        for box in boxes_of(lab, 2):
+            await box.once(campaign)
+        await until(lambda: course.trouble)
+        assert (await lab.shown(campaign)).reason == "no room"
+        async with asyncio.timeout(2.0):
+            await lab.rounds.order(order, campaign)
+        third = boxes_of(lab)[2]
+        assert await third.task() is None
+    if order == "stop":
+        await until(lambda: campaign not in lab.desk.courses)
+        assert ((await lab.shown(campaign)).state, course.row.step) == ("stopped", 0)
+    else:  # what was chosen becomes a step all the same, once
+        await until(lambda: course.row.step == 1)
+        assert [view.n_counted for view in course.rounds] == [2]
+        assert course.row.state == "paused"
+    assert lab.alarms == ["round_not_closed"]
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+async def test_an_update_that_the_disk_damaged_ends_the_campaign_with_the_reason(
+    tmp_path: Path, monkeypatch, is_large: bool
+) -> None:
+    monkeypatch.setattr("cloud_gateway.rounds.taking.ROW_BYTES", 1000 if is_large else 1 << 20)
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=2)
+        first, second = boxes_of(lab, 2)
+        await first.once(campaign)
+        if is_large:
+            path = next((tmp_path / "rounds" / campaign / "updates").iterdir())
+            path.write_bytes(bytes(len(path.read_bytes())))
+        else:
+            with lab.rounds._store.database.writing() as db:
+                db.execute("UPDATE received SET content = zeroblob(2600)")
+        await second.once(campaign)
+        await until(lambda: campaign not in lab.desk.courses)
+        view = await lab.shown(campaign)
+        assert view.state == "failed"
+        assert view.reason == f"the disk has damaged the update of box {first.id} for step 0"
+        assert lab.alarms == ["campaign_failed"]
+    lab.close()
+
+
+async def test_a_campaign_ordered_on_a_full_disk_is_refused_for_that(lab: Lab, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloud_gateway.rounds.origin.shutil.copyfile", full)
+        with pytest.raises(DiskFull):
+            await lab.create()
+    assert (await lab.rounds.public.listed()).campaigns == ()
