@@ -59,6 +59,7 @@ class RoundsDesk:
 
     Attributes:
         courses: campaigns that have not ended, by id; `maskings`: the masked rounds of those that have such.
+        asked: what each box told with its last call for a task.
         polls: calls that wait.
         changed: called with a campaign's id when something of it changed.
         n_tasks, n_updates, n_refused: calls since the start, and those refused for their number.
@@ -88,7 +89,7 @@ class RoundsDesk:
         self._clock_s = clock_s
         self._limits = limits or HerdLimits(least_poll_after_s=1.0)
         self._rates = RateLimit(per_s=IDLE_CALLS_PER_S, burst=IDLE_CALLS_AT_ONCE)
-        self._asked: OrderedDict[str, Asked] = OrderedDict()
+        self.asked: OrderedDict[str, Asked] = OrderedDict()
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._closed: dict[str, asyncio.Event] = {}
         self.courses: dict[str, Course] = {}
@@ -280,16 +281,16 @@ class RoundsDesk:
     def _remember(self, box_id: str, call: TaskCall) -> Asked | None:
         """What a box offers; None where it says `as before` and nobody remembers."""
         if call.is_as_before:
-            before = self._asked.get(box_id)
+            before = self.asked.get(box_id)
             if before is None:
                 return None
             asked = msgspec.structs.replace(before, held={each.campaign: each.step for each in call.held})
         else:
             asked = Asked.of(call)
-        self._asked.pop(box_id, None)
-        self._asked[box_id] = asked
-        while len(self._asked) > _REMEMBERED:
-            self._asked.popitem(last=False)
+        self.asked.pop(box_id, None)
+        self.asked[box_id] = asked
+        while len(self.asked) > _REMEMBERED:
+            self.asked.popitem(last=False)
         return asked
 
     def _take_back(self, box_id: str, names: Iterable[str]) -> None:
@@ -343,7 +344,9 @@ class RoundsDesk:
         )
 
     def _train_task(self, course: Course, box_id: str, asked: Asked, held: int) -> Task | None:
-        if not course.is_running or course.closing or course.is_done_with(box_id) or keeps_out(course, box_id, asked):
+        if not course.is_running or course.closing or course.is_done_with(box_id):
+            return None
+        if keeps_out(course.order, asked, course.spent.get(box_id, 0.0)):
             return None
         masking = self.maskings.get(course.id)
         if masking is not None and masking.is_under_way:

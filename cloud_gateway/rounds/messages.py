@@ -135,6 +135,8 @@ class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
         reason: why it is not running; empty while it is.
         step: the newest one.
         n_boxes: of the cohort, by its tags.
+        n_able: those that could begin a task, by what they told last; `left_out`: the others, by what keeps them out.
+            While it has not ended.
         base_accuracy: on the evaluation set; None without one.
         rounds: oldest first; the open one is the last. In the list of campaigns only the newest.
         promotions: the newest wish of each step, the oldest first.
@@ -155,6 +157,8 @@ class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: str = ""
     rounds: tuple[RoundView, ...] = ()
     promotions: tuple[PromotionView, ...] = ()
+    n_able: int = 0
+    left_out: dict[str, int] = {}
 
 
 class CampaignList(msgspec.Struct, frozen=True, kw_only=True):

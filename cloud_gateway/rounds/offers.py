@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from hybrid.federated.campaign import Campaign
 from hybrid.federated.messages import Condition, Offer, TaskCall
 from hybrid.federated.privacy.account import has_left
 
@@ -40,10 +41,16 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return self.held.get(course.id, -1) if offer.artifact_digest in course.learned else None
 
 
-def keeps_out(course: "Course", box_id: str, asked: Asked) -> str:
-    """Why a box may not train for a campaign now; empty where it may."""
-    cohort, condition = course.order.cohort, asked.condition
-    offer = asked.offers.get(course.order.model)
+def keeps_out(order: Campaign, asked: Asked, spent: float) -> str:
+    """Why a box that holds the model may not train for a campaign now; empty where it may.
+
+    Args:
+        order: of the campaign.
+        asked: what the box told last.
+        spent: mu squared, of its privacy on the model.
+    """
+    cohort, condition = order.cohort, asked.condition
+    offer = asked.offers.get(order.model)
     if offer is None or offer.n_samples < max(1, cohort.least_samples):
         return "samples"
     if not condition.is_well:
@@ -52,6 +59,4 @@ def keeps_out(course: "Course", box_id: str, asked: Asked) -> str:
         return "power"
     if condition.is_metered and not cohort.is_metered_allowed:
         return "metered"
-    if not has_left(course.order.privacy, course.spent.get(box_id, 0.0)):
-        return "privacy"
-    return ""
+    return "" if has_left(order.privacy, spent) else "privacy"

@@ -146,7 +146,7 @@ class Promotions:
             return False
         if not course.order.promotion.cohort_evaluation:
             return True
-        able = [box_id for box_id in self._campaigns.cohort(course.order) if box_id not in course.declined]
+        able = [box_id for box_id in self._campaigns.cohorts.of(course.order) if box_id not in course.declined]
         wanted = min(max(ENOUGH, course.order.n_least), len(able))
         return len(course.evaluated) >= wanted or self._home.clock_s() >= self._until_s[course.id]
 
@@ -267,7 +267,7 @@ class Promotions:
             if plan.model == order.model and plan.version == version and rollout.course.state in RUNNING:
                 return plan.id
         stages = tuple(percent / 100.0 for percent in order.promotion.stages)
-        boxes = [steering.boxes.find(box_id) for box_id in self._campaigns.cohort(order)]
+        boxes = [steering.boxes.find(box_id) for box_id in self._campaigns.cohorts.of(order)]
         plan = Plan(
             id="",
             model=order.model,

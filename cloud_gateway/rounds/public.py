@@ -8,6 +8,8 @@ from typing import Final
 import msgspec
 
 from cloud_gateway.rounds.campaigns import Campaigns
+from cloud_gateway.rounds.cohort import Standing
+from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.messages import CampaignList, CampaignView, Report, RoundView
 from cloud_gateway.rounds.store import CampaignRow, RoundStore
 from cloud_gateway.rounds.views import campaign_view, report
@@ -82,7 +84,7 @@ class Public:
     async def report(self, campaign: str) -> Report:
         """All of a campaign."""
         view = await self._view(self._campaigns.row(campaign))
-        return await asyncio.to_thread(report, view, self._store, self._campaigns.name_of)
+        return await asyncio.to_thread(report, view, self._store, self._campaigns.cohorts.name_of)
 
     async def _view(self, row: CampaignRow) -> CampaignView:
         course = self._campaigns.courses.get(row.id)
@@ -92,10 +94,16 @@ class Public:
             course=course,
             rounds=tuple(course.rounds) if course is not None else await self._rounds_of(row.id),
             promotions=tuple(promotions),
-            n_boxes=len(self._campaigns.cohort(row.order)),
+            standing=self._standing(row, course),
             now_s=self._clock_s(),
             serial=self._serial(row.id),
         )
+
+    def _standing(self, row: CampaignRow, course: Course | None) -> Standing:
+        """Of its boxes: who could begin now is told while it runs."""
+        if course is None or course.has_ended:
+            return Standing(sum(1 for _ in self._campaigns.cohorts.of(row.order)), 0, {})
+        return self._campaigns.cohorts.standing(course)
 
     async def _rounds_of(self, campaign: str) -> tuple[RoundView, ...]:
         """Rounds of a campaign that ended."""

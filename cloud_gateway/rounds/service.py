@@ -21,6 +21,7 @@ from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.admin_routes import add_admin_routes
 from cloud_gateway.rounds.campaigns import Campaigns, Desk, wants_home
 from cloud_gateway.rounds.closings import Around, Closings
+from cloud_gateway.rounds.cohort import Cohorts
 from cloud_gateway.rounds.commits import Commits
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.desk import RoundsDesk
@@ -136,7 +137,7 @@ class Rounds:
         ground = Desk(
             folder=folder,
             library=around.library,
-            boxes=around.boxes,
+            cohorts=Cohorts(around.boxes, self.desk.asked),
             spool=spool,
             sets=self.sets,
             names=names,
@@ -158,7 +159,7 @@ class Rounds:
             Around(
                 spool=spool,
                 accuracy=self.campaigns.accuracy,
-                cohort=lambda course: self.campaigns.cohort(course.order),
+                cohort=lambda course: list(self.campaigns.cohorts.of(course.order)),
                 raise_alarm=self._alarm,
                 clock_s=self._clock_s,
                 wall_s=wall_s,
@@ -229,7 +230,7 @@ class Rounds:
         has_room = False
         for course in self.desk.courses.values():
             has_room |= course.expire(now_s)
-            wants_closing = course.wants_closing(now_s, self.campaigns.in_cohort(course.order))
+            wants_closing = course.wants_closing(now_s, self.campaigns.cohorts.of(course.order))
             if course.id not in closing and (wants_closing or _is_half_closed(course)):
                 closing.add(course.id)
                 task = group.create_task(self._close(course), name=f"close-{course.id}")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cloud_gateway.rounds.cohort import Standing
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.messages import (
     BoxTotal,
@@ -24,7 +25,7 @@ def campaign_view(
     course: Course | None,
     rounds: tuple[RoundView, ...],
     promotions: tuple[PromotionView, ...],
-    n_boxes: int,
+    standing: Standing,
     now_s: float,
     serial: int,
 ) -> CampaignView:
@@ -35,7 +36,7 @@ def campaign_view(
         course: where it has not ended.
         rounds: those that closed, and of one that has ended the last one as it stood.
         promotions: what became of steps that were to become versions.
-        n_boxes: of the cohort.
+        standing: of the boxes of the cohort.
         now_s: by the loop's clock.
         serial: of its newest change.
     """
@@ -48,7 +49,9 @@ def campaign_view(
         order=row.order,
         reason=course.trouble if course is not None and course.trouble else row.reason,
         step=row.step,
-        n_boxes=n_boxes,
+        n_boxes=standing.n_boxes,
+        n_able=standing.n_able,
+        left_out=standing.left_out,
         n_parameters=row.layout.n_elements if row.layout is not None else 0,
         base_accuracy=row.base_accuracy,
         epsilon=epsilon_for(row.cost, row.order.privacy.delta) if noise > 0 and row.cost > 0 else 0.0,

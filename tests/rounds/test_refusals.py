@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from cloud_gateway.rounds.commands.telling import lines
 from hybrid.errors import (
     BadMessage,
     CampaignImpossible,
@@ -193,7 +194,9 @@ async def test_a_round_that_nobody_can_fill_any_more_closes_with_what_counts(lab
         assert await last.task(refused=(task.id,)) is None
     else:
         lab.boxes.known[last.id] = FakeBox(last.id, "box-5", admission="revoked")
-    assert not course.wants_closing(lab.rounds._clock_s(), lab.rounds.campaigns.cohort(course.order)), "one may come"
+    assert not course.wants_closing(lab.rounds._clock_s(), lab.rounds.campaigns.cohorts.of(course.order)), (
+        "one may come"
+    )
     await others[4].once(campaign)
     await until(lambda: course.row.step == 1)
     assert (await lab.shown(campaign)).rounds[0].n_counted == 5
@@ -208,7 +211,7 @@ async def test_too_few_are_not_closed_early(lab: Lab) -> None:
     for box in others:
         await box.once(campaign)
     course = lab.desk.courses[campaign]
-    assert not course.wants_closing(lab.rounds._clock_s(), lab.rounds.campaigns.cohort(course.order))
+    assert not course.wants_closing(lab.rounds._clock_s(), lab.rounds.campaigns.cohorts.of(course.order))
 
 
 async def test_who_may_not_train_gets_nothing(lab: Lab) -> None:
@@ -345,6 +348,40 @@ async def test_what_cannot_be_is_refused_at_once(lab: Lab, order: dict, why: str
     with pytest.raises(CampaignImpossible, match=why):
         await lab.create(**order)
     assert not [path for path in (lab.folder / "rounds").iterdir() if path.is_dir()]
+
+
+async def test_a_goal_above_the_cohort_says_who_is_left_out_and_what_to_do(lab: Lab) -> None:
+    for at, box in enumerate([*lab.boxes.known.values()]):
+        tags = {"site": "oslo"} if at < 3 else {}
+        lab.boxes.known[box.id] = FakeBox(box.id, box.name, tags, "admitted" if at != 5 else "waiting")
+    box = Box(lab, 0, n_samples=10)
+    assert await box.task() is None
+    with pytest.raises(CampaignImpossible) as caught:
+        await lab.create(goal=4, cohort=Cohort(tags={"site": "oslo"}, least_samples=50))
+    text = str(caught.value)
+    assert text.startswith("3 admitted boxes have the tags of the cohort (site=oslo), the goal is 4 updates a round")
+    assert "of the other 3 boxes here: 2 with other tags, 1 not admitted" in text
+    assert "of those 3: 2 never heard" in text
+    assert "1 with too few labelled samples" in text
+    assert "--goal 3 or less" in (caught.value.advice or "")
+
+
+async def test_what_keeps_boxes_out_is_told_while_a_campaign_runs(lab: Lab) -> None:
+    campaign = await lab.create(goal=4, cohort=Cohort(least_samples=50))
+    assert (await lab.shown(campaign)).left_out == {"silent": 6}
+    first, second, third, fourth, fifth, _ = boxes_of(lab)
+    await first.task()
+    await second.task(condition=Condition(is_on_mains=False))
+    await third.task(condition=Condition(is_metered=True))
+    await fourth.task(offers=(Offer(model=MODEL, artifact_digest="0" * 64, variant="original", n_samples=100),))
+    fifth.n_samples = 49
+    await fifth.task()
+    view = await lab.shown(campaign)
+    assert (view.n_boxes, view.n_able) == (6, 1)
+    assert view.left_out == {"power": 1, "metered": 1, "model": 1, "samples": 1, "silent": 1}
+    assert "1 box of 6 could begin a task now; 1 on a metered link, 1 with another version" in "\n".join(lines(view))
+    await lab.rounds.order("stop", campaign)
+    assert (await lab.shown(campaign)).left_out == {}
 
 
 async def test_unknown_models_and_sets(lab: Lab) -> None:

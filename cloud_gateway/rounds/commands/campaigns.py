@@ -11,7 +11,7 @@ from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.assignments import when
 from cloud_gateway.rounds.commands.evaluation_file import input_name, packed_set
 from cloud_gateway.rounds.commands.order_flags import with_order
-from cloud_gateway.rounds.commands.telling import headline, label, lines, newest_accuracy, promotion_line
+from cloud_gateway.rounds.commands.telling import headline, label, lines, newest_accuracy, promotion_line, thin_line
 from cloud_gateway.rounds.messages import (
     CampaignList,
     CampaignView,
@@ -65,6 +65,8 @@ def create(
     view = asker.post(CAMPAIGNS_PATH, CampaignWish(order=order, evaluation=evaluation), CampaignView)
     text = f"campaign {view.id} of {label(view)}: {order.rounds} rounds, {order.goal} of {n_boxes(view.n_boxes)} each"
     result(view, text, json=json)
+    for line in thin_line(view):
+        note(line)
     if not json:
         note(f"next: hybrid rounds watch {view.id}")
 

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from cloud_gateway.fleet.assignments import shown
+from cloud_gateway.fleet.assignments import n_boxes, shown
+from cloud_gateway.rounds.left_out import words
 from cloud_gateway.rounds.messages import ENDED, CampaignView, PromotionView, RoundView
 from hybrid.cli.table import table
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
@@ -59,6 +60,7 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
         f"{order.aggregation.optimizer if order.aggregation.rule == 'mean' else order.aggregation.rule}, "
         f"{order.coding.up} up, {order.coding.down} down"
     )
+    told += thin_line(view)
     told += privacy_lines(view)
     rounds = view.rounds if all_rounds else view.rounds[-10:]
     if rounds:
@@ -66,6 +68,13 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
     if len(rounds) < len(view.rounds):
         told.append(f"and {len(view.rounds) - len(rounds)} before; `hybrid rounds report {view.id}` shows them")
     return told + promotion_lines(view)
+
+
+def thin_line(view: CampaignView) -> list[str]:
+    """Why a campaign that runs may not reach its goal; nothing where enough boxes could begin."""
+    if view.state != "running" or view.n_able >= view.order.goal or not view.left_out:
+        return []
+    return [f"{n_boxes(view.n_able)} of {view.n_boxes} could begin a task now; {words(view.left_out)}"]
 
 
 def privacy_lines(view: CampaignView) -> list[str]:
