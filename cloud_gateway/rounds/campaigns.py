@@ -240,6 +240,7 @@ class Campaigns:
                 evaluation=wish.evaluation,
                 made_s=self._around.wall_s(),
                 made_by=who,
+                by_torch=head.program.by_torch,
             )
             steps = Steps(folder / STEPS, layout, order.coding)
             steps.adopt(steps.write(StepFile(step=0, weights=as_bytes(vector), clip=order.privacy.clip)))

@@ -20,6 +20,7 @@ from hybrid.federated.learning.evaluation import right_of
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.head import Head
 from hybrid.federated.learning.program import HeadProgram
+from hybrid.federated.learning.whole_file import EngineAnswers
 
 MOST_BYTES: Final = 256 << 20
 _MOST_UNPACKED: Final = 1 << 30
@@ -70,16 +71,22 @@ class EvaluationSets:
 
 
 class Judge:
-    """What answers are right, for one campaign: a head's program over features that were computed once."""
+    """What answers are right, for one campaign: a head's program over features that were computed once.
+
+    Of a model whose program needs torch the engine answers: a gateway needs none.
+    """
 
     def __init__(self, head: Head, examples: Examples) -> None:
         self._program: HeadProgram = head.program
         self._arrays = dict(head.arrays)
         self._layout = head.layout
         self._examples = examples
+        self._engine = EngineAnswers(head) if head.program.by_torch else None
 
     def right(self, learned: dict[str, np.ndarray]) -> np.ndarray:
         """For each sample whether the head answers it right, bool (n,); what was not learned is the base's."""
+        if self._engine is not None:
+            return self._engine.right(self._arrays | learned, self._examples)
         return right_of(self._program, self._arrays | learned, self._examples)
 
     def accuracy(self, learned: dict[str, np.ndarray]) -> float:

@@ -140,6 +140,7 @@ class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
         base_accuracy: on the evaluation set; None without one.
         rounds: oldest first; the open one is the last. In the list of campaigns only the newest.
         promotions: the newest wish of each step, the oldest first.
+        by_torch: operators that boxes need torch for; empty where numpy is enough.
     """
 
     id: str
@@ -159,6 +160,7 @@ class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
     promotions: tuple[PromotionView, ...] = ()
     n_able: int = 0
     left_out: dict[str, int] = {}
+    by_torch: tuple[str, ...] = ()
 
 
 class CampaignList(msgspec.Struct, frozen=True, kw_only=True):

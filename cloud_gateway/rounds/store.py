@@ -61,6 +61,7 @@ class CampaignRow(msgspec.Struct, kw_only=True):
         n_abandoned: rounds begun anew in a row.
         clip: norm to which boxes clip in the open round.
         cost: mu squared of the box that took part most often.
+        by_torch: operators of what learns that boxes need torch for.
     """
 
     id: str
@@ -77,6 +78,7 @@ class CampaignRow(msgspec.Struct, kw_only=True):
     evaluation: str = ""
     made_s: float = 0.0
     made_by: str = ""
+    by_torch: tuple[str, ...] = ()
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):

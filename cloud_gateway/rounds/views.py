@@ -58,6 +58,7 @@ def campaign_view(
         made_s=row.made_s,
         made_by=row.made_by,
         evaluation=row.evaluation,
+        by_torch=row.by_torch,
         rounds=shown,
         promotions=tuple(sorted(promotions, key=lambda each: (each.begun_s, each.step))),
     )

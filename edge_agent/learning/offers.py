@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,8 @@ from hybrid.artifact.folder import open_folder
 from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.errors import HybridError
 from hybrid.federated.learning.labels import is_held_out
+from hybrid.federated.learning.operators.call import INSTALL_TORCH
+from hybrid.federated.learning.torch_needs import torch_operators
 from hybrid.federated.messages import Offer, Terms
 
 MOST_SAMPLES: Final = 20_000
@@ -54,6 +57,8 @@ class Offers:
     def __init__(self, answering: Answering, labelled: Labelled) -> None:
         self._answering, self._labelled = answering, labelled
         self._manifests: dict[str, Manifest] = {}
+        self._by_torch: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._lacking = ""
         self.why_none = ""
 
     def candidates(self) -> Sequence[Candidate]:
@@ -62,10 +67,14 @@ class Offers:
         versions = [one for one in self._answering.versions() if one.folder is not None and one.artifact_digest]
         known = {one.artifact_digest for one in versions}
         self._manifests = {digest: one for digest, one in self._manifests.items() if digest in known}
+        self._by_torch = {key: one for key, one in self._by_torch.items() if key[0] in known}
+        self._lacking = ""
         for version in versions:
             manifest = self._manifest(version)
             variant = None if manifest is None else _variant(manifest, version)
             if manifest is not None and variant is not None and variant.trainable_files and variant.feature_tensor:
+                if self._lacks_torch(version, variant):
+                    continue
                 found.append(Candidate(version=version, manifest=manifest, variant=variant.id))
         return found
 
@@ -76,7 +85,7 @@ class Offers:
     async def look(self, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
         """What to offer now."""
         if not candidates:
-            self.why_none = "no model on this box has a head that learns (`hybrid compress --head`)"
+            self.why_none = self._lacking or "no model on this box has a head that learns (`hybrid compress --head`)"
             return ()
         found = []
         for one in candidates:
@@ -102,6 +111,21 @@ class Offers:
     async def samples(self, candidate: Candidate) -> Sequence[str]:
         """Ids of a model's labelled samples, newest first."""
         return await self._labelled(candidate.version.name, MOST_SAMPLES)
+
+    def _lacks_torch(self, version: ModelVersion, variant: Variant) -> bool:
+        """Whether a model learns with torch, and none is here; says so."""
+        if version.folder is None or variant.engine != "onnxruntime" or find_spec("torch") is not None:
+            return False
+        key = (version.artifact_digest, variant.id)
+        if key not in self._by_torch:
+            try:
+                self._by_torch[key] = torch_operators(version.folder / variant.files[0], variant.feature_tensor or "")
+            except (HybridError, OSError):  # it is being replaced
+                return False
+        operators = self._by_torch[key]
+        if operators:
+            self._lacking = f"{version.name} needs torch to learn ({', '.join(operators)}): {INSTALL_TORCH}"
+        return bool(operators)
 
     def _manifest(self, version: ModelVersion) -> Manifest | None:
         found = self._manifests.get(version.artifact_digest)

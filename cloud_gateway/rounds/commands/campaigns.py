@@ -11,7 +11,15 @@ from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.fleet.commands.assignments import when
 from cloud_gateway.rounds.commands.evaluation_file import input_name, packed_set
 from cloud_gateway.rounds.commands.order_flags import with_order
-from cloud_gateway.rounds.commands.telling import headline, label, lines, newest_accuracy, promotion_line, thin_line
+from cloud_gateway.rounds.commands.telling import (
+    headline,
+    label,
+    lines,
+    newest_accuracy,
+    promotion_line,
+    thin_line,
+    torch_lines,
+)
 from cloud_gateway.rounds.messages import (
     CampaignList,
     CampaignView,
@@ -68,6 +76,8 @@ def create(
     for line in thin_line(view):
         note(line)
     if not json:
+        for line in torch_lines(view):
+            note(line)
         note(f"next: hybrid rounds watch {view.id}")
 
 

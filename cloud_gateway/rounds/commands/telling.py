@@ -8,6 +8,7 @@ from cloud_gateway.fleet.assignments import n_boxes, shown
 from cloud_gateway.rounds.left_out import words
 from cloud_gateway.rounds.messages import ENDED, CampaignView, PromotionView, RoundView
 from hybrid.cli.table import table
+from hybrid.federated.learning.operators.call import INSTALL_TORCH
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
 
 ROUND_HEAD = ("round", "state", "updates", "rejected", "accuracy", "up", "down", "took")
@@ -60,8 +61,7 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
         f"{order.aggregation.optimizer if order.aggregation.rule == 'mean' else order.aggregation.rule}, "
         f"{order.coding.up} up, {order.coding.down} down"
     )
-    told += thin_line(view)
-    told += privacy_lines(view)
+    told += [*thin_line(view), *torch_lines(view), *privacy_lines(view)]
     rounds = view.rounds if all_rounds else view.rounds[-10:]
     if rounds:
         told += ["", *table([ROUND_HEAD, *map(round_row, rounds)])]
@@ -75,6 +75,13 @@ def thin_line(view: CampaignView) -> list[str]:
     if view.state != "running" or view.n_able >= view.order.goal or not view.left_out:
         return []
     return [f"{n_boxes(view.n_able)} of {view.n_boxes} could begin a task now; {words(view.left_out)}"]
+
+
+def torch_lines(view: CampaignView) -> list[str]:
+    """What boxes need for it beyond numpy."""
+    if not view.by_torch:
+        return []
+    return [f"boxes need torch for {', '.join(view.by_torch)} of this variant; on each: {INSTALL_TORCH}"]
 
 
 def privacy_lines(view: CampaignView) -> list[str]:

@@ -113,8 +113,13 @@ def _answers(
         with np.errstate(all="ignore"):
             scores = driven(program.scores_in_pieces(weights, features), between)
             loss = loss_of(name, targets, n=1)(scores)[0]
-        yield (is_right(scores, targets) if name == "cross-entropy" else _is_near(scores, targets)), loss
+        yield right_scores(scores, targets), loss
         between()
+
+
+def right_scores(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """For each row whether the scores are right, bool (rows,)."""
+    return is_right(scores, targets) if loss_name(targets) == "cross-entropy" else _is_near(scores, targets)
 
 
 def _is_near(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Reads the nodes and weights of an ONNX graph as steps and arrays; weights in other files are handed in."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -134,13 +134,6 @@ def step_of(node: onnx.NodeProto, opset: int) -> Step:
         attributes={one.name: _value(one) for one in node.attribute},
         opset=opset,
     )
-
-
-def with_window(step: Step, sizes: Mapping[str, tuple[int, ...]]) -> Step:
-    """A convolution with the size of its window, which the node may leave to its weights; any other step as it is."""
-    if step.op != "Conv" or "kernel_shape" in step.attributes or step.inputs[1] not in sizes:
-        return step
-    return replace(step, attributes={**step.attributes, "kernel_shape": list(sizes[step.inputs[1]])})
 
 
 def constants_of(model: onnx.ModelProto, names: set[str], read: Read) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,8 +19,8 @@ from hybrid.federated.learning.graph_part import (
     opset_of,
     places,
     step_of,
-    with_window,
 )
+from hybrid.federated.learning.operators.windows import with_window
 from hybrid.federated.learning.program import Arrays, HeadProgram
 from hybrid.graph.model_file import load_proto, needs_of
 

@@ -19,8 +19,9 @@ from devices.tflite_details import PORT_TYPES
 from devices.tflite_engine import TfliteSession
 from devices.tflite_magic import is_headed
 from hybrid.errors import ModelInvalid, ModelMissing, ModelUntrainable
-from hybrid.federated.learning.graph_part import constants_of, nodes_behind, opset_of, step_of, with_window
+from hybrid.federated.learning.graph_part import constants_of, nodes_behind, opset_of, step_of
 from hybrid.federated.learning.lite_form import LiteBody, body_of_file
+from hybrid.federated.learning.operators.windows import with_window
 from hybrid.federated.learning.program import Arrays, HeadProgram
 from hybrid.graph.model_file import load_proto
 

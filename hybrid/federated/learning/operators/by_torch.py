@@ -18,9 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from hybrid.errors import ModelUntrainable
-from hybrid.federated.learning.operators.call import Call, Gradients, Operator, Pull
+from hybrid.federated.learning.operators.call import INSTALL_TORCH, Call, Gradients, Operator, Pull
 
-INSTALL: Final = "pip install 'hybrid-split[torch]'"
 Tensors = Sequence[Any]
 Compute = Callable[[Call, Tensors], Any]
 """From a call and its inputs as tensors (None where an optional one is left out) to the answer, a tensor."""
@@ -38,7 +37,7 @@ def loaded() -> Any:
     """The module torch. Raises `ModelUntrainable` where it is not installed."""
     spec = find_spec("torch")
     if spec is None:
-        raise ModelUntrainable(f"this model learns with torch, which is not installed here: {INSTALL}")
+        raise ModelUntrainable(f"this model learns with torch, which is not installed here: {INSTALL_TORCH}")
     for folder in spec.submodule_search_locations or ():
         _load_library(Path(folder) / "lib" / _LIBRARY)
     import torch

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from hybrid.errors import ModelUntrainable
+
+INSTALL_TORCH: Final = "pip install 'hybrid-split[torch]'"
 
 Gradients = Sequence[np.ndarray | None]
 Pull = Callable[[np.ndarray], Gradients]

@@ -3,6 +3,8 @@
 Design: paddings that torch cannot say (another one at the end than at the beginning, rounding up) are added before.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +40,13 @@ def is_pointwise(step: Step, size: tuple[int, ...] | None) -> bool:
     if said is None or set(said) - {1} or step.attributes.get("group", 1) != 1:
         return False
     return set(step.attributes.get("strides", [1])) <= {1} and set(step.attributes.get("pads", [0])) <= {0}
+
+
+def with_window(step: Step, sizes: Mapping[str, tuple[int, ...]]) -> Step:
+    """A convolution with the size of its window, which the node may leave to its weights; any other step as it is."""
+    if step.op != "Conv" or "kernel_shape" in step.attributes or step.inputs[1] not in sizes:
+        return step
+    return replace(step, attributes={**step.attributes, "kernel_shape": list(sizes[step.inputs[1]])})
 
 
 def conv(call: Call) -> tuple[np.ndarray, Pull]:

@@ -1,0 +1,107 @@
+"""A whole network that learns over rounds: boxes beside the gateway's own desk, in the clear and masked, and home."""
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.learning import offers
+from edge_agent.trust.identity import BoxKey
+from hybrid.artifact.manifest import parse
+from hybrid.federated.campaign import Aggregation, Privacy, Promotion, Training
+from hybrid.fleet.sample import Sample, packed_arrays
+from tests.federated.whole_making import NAME, digit_images, whole_artifact
+from tests.learning.lab import Box, at_work
+from tests.learning.test_with_the_desk import Wire, completed
+from tests.rounds.lab import FakeBox, Lab, put_version, running, until
+
+N_BOXES = 3
+N_EACH = 150
+TRAINING = Training(epochs=3, batch=16, learning_rate=0.1)
+
+
+async def give(box: Box, x: np.ndarray, y: np.ndarray) -> None:
+    """Labelled images into a box's shelf."""
+    await box.samples._ready.wait()
+    shelf, found = box.samples.shelf, []
+    for image, right in zip(x, y, strict=True):
+        packed, nothing = packed_arrays({"image": image[None]}, {})
+        found.append(
+            Sample(
+                id=shelf.next_id(), model=NAME, model_digest=box.artifact.manifest.model_digest, variant="", made_s=0.0,
+                label=str(right), inputs=packed, output=nothing,
+            )
+        )  # fmt: skip
+    await asyncio.to_thread(shelf.put, found, (), 0.0)
+
+
+@asynccontextmanager
+async def fleet(folder: Path):
+    """Three boxes with digits at a desk, and the digest of the gateway's evaluation set."""
+    artifact = whole_artifact(folder / "made" / "eyes")
+    lab = Lab(folder / "gateway", n_boxes=0)
+    put_version(lab.registry, lab._blobs, artifact)
+    x, y = digit_images()
+    packed = BytesIO()
+    np.savez(packed, image=x[-300:], labels=y[-300:])
+    evaluation = lab.rounds.sets.put(packed.getvalue()).sha256
+    boxes = []
+    for n in range(N_BOXES):
+        key = BoxKey.fresh()
+        lab.boxes.known[key.box_id] = FakeBox(key.box_id, f"box-{n}")
+        boxes.append(Box(folder / f"box{n}", artifact, Wire(lab, key.box_id), key))
+    try:
+        async with running(lab), AsyncExitStack() as stack:
+            for n, box in enumerate(boxes):
+                await stack.enter_async_context(at_work(box.outbox, box.samples))
+                await give(box, *(some[n * N_EACH : (n + 1) * N_EACH] for some in (x, y)))
+            yield lab, boxes, evaluation
+    finally:
+        lab.close()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("secure", "rounds", "reached"), [(False, 6, 0.7), (True, 3, 0.4)], ids=["clear", "masked"])
+async def test_a_network_learns_whole(tmp_path: Path, secure: bool, rounds: int, reached: float) -> None:
+    """int8 up and down, averaged; masked the gateway sees sums alone."""
+    hidden = {
+        "privacy": Privacy(secure=True, clip=4.0), "aggregation": Aggregation(weights="uniform"), "over_selection": 1.0,
+    } if secure else {}  # fmt: skip
+    async with fleet(tmp_path) as (lab, boxes, evaluation):
+        campaign = await lab.create(
+            evaluation, model=NAME, goal=N_BOXES, least=N_BOXES, rounds=rounds, training=TRAINING,
+            promotion=Promotion(policy="none" if secure else "candidate", cohort_evaluation=False), **hidden,
+        )  # fmt: skip
+        async with at_work(*(box.learning for box in boxes)):
+            await completed(lab, campaign)
+            view = await lab.shown(campaign)
+            assert view.by_torch == ("Conv", "GlobalMaxPool", "MaxPool")
+            accuracy = [view.base_accuracy, *(each.accuracy for each in view.rounds)]
+            assert accuracy[0] < 0.2
+            assert accuracy[-1] > reached
+            assert sum(each.n_counted for each in view.rounds) == rounds * N_BOXES
+            if not secure:
+                await until(lambda: len(lab.registry.list_versions(NAME)) == 2)
+                home = lab.registry.list_versions(NAME)[-1]
+                manifest = parse(lab.registry.manifest_bytes(home.artifact_digest))
+                assert manifest.base == lab.registry.list_versions(NAME)[0].artifact_digest
+                base = parse(lab.registry.manifest_bytes(manifest.base))
+                changed = {name for name, entry in manifest.files.items() if base.files[name] != entry}
+                assert changed == {"head.bin", *manifest.golden.outputs.values()}
+
+
+async def test_a_box_without_torch_offers_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offers, "find_spec", lambda _name: None)
+    async with fleet(tmp_path) as (lab, boxes, evaluation):
+        campaign = await lab.create(evaluation, model=NAME, goal=1, rounds=1, training=TRAINING)
+        box = boxes[0]
+        async with at_work(box.learning):
+            await until(lambda: "torch" in box.learning.status().why_not)
+            assert box.learning.status().why_not == (
+                "net needs torch to learn (Conv, GlobalMaxPool, MaxPool): pip install 'hybrid-split[torch]'"
+            )
+            assert box.learning.status().n_given_up == 0
+        assert (await lab.shown(campaign)).state == "running"
