@@ -15,6 +15,7 @@ from aiohttp import web
 
 from edge_agent.config import AgentConfig
 from edge_agent.fleet_side import FleetSide
+from edge_agent.learning.routes import add_personal_route
 from edge_agent.living.living import Living
 from edge_agent.mending import Mending
 from edge_agent.models.elsewhere import relaying
@@ -320,6 +321,7 @@ def _add_samples(app: web.Application, inside: _Inside, service: InferenceServic
         return None if version is None else (version.model_digest, version.variant)
 
     samples = inside.fleet.samples
+    add_personal_route(app, inside.fleet.personal, require)
     add_sample_routes(app, SampleCalls(samples=samples, admit=require, digest_of=digest_of, bodies=service.bodies))
 
 

@@ -10,8 +10,7 @@ from edge_agent.enroll_commands import HELP as ENROLL_HELP
 from edge_agent.enroll_commands import enroll
 from edge_agent.follow.import_commands import HELP as IMPORT_HELP
 from edge_agent.follow.import_commands import import_version
-from edge_agent.learning.rounds_commands import HELP as ROUNDS_HELP
-from edge_agent.learning.rounds_commands import rounds
+from edge_agent.learning.rounds_commands import app as rounds_app
 from edge_agent.living.doctor_commands import HELP as DOCTOR_HELP
 from edge_agent.living.doctor_commands import doctor
 from edge_agent.outbox.show_commands import HELP as OUTBOX_HELP
@@ -53,6 +52,6 @@ app.command("enroll", help=ENROLL_HELP)(enroll)
 app.command("status", help=STATUS_HELP)(status)
 app.command("outbox", help=OUTBOX_HELP)(outbox)
 app.add_typer(samples_app, name="samples")
-app.command("rounds", help=ROUNDS_HELP)(rounds)
+app.add_typer(rounds_app, name="rounds")
 app.command("import", help=IMPORT_HELP)(import_version)
 app.command("doctor", help=DOCTOR_HELP)(doctor)

@@ -60,6 +60,7 @@ class FleetSide:
         install: brings versions into slots.
         follow: asks what should be installed.
         learning: takes part in rounds.
+        personal: what of it answers on this box alone.
         telemetry: figures for the gateway now and then.
         health: how the box is; set by the agent.
         figures: what telemetry tells; set by the agent.
@@ -165,7 +166,7 @@ class FleetSide:
             root_sha256=lambda: bytes.fromhex(access.enrolment.root_sha256 if access.enrolment is not None else ""),
         )
         room, store, offers = self._room, LearningStore(place), Offers(self._room.answering, samples.labelled)
-        personal = Personal(
+        self.personal = Personal(
             store, room.answering, room.host, offers=offers, why_not=self._why_not_personal, wall_s=place.wall_s
         )
         return Learning(
@@ -174,7 +175,7 @@ class FleetSide:
             offers=offers,
             conditions=Conditions(place.folder, place.disk, is_metered=lambda: self.link.status().metered),
             mode=lambda: self.config.learn,
-            personal=personal,
+            personal=self.personal,
         )
 
     def _why_not_personal(self, name: str) -> str:
@@ -185,9 +186,8 @@ class FleetSide:
         return "the version is on trial" if is_tried else ""
 
     def _personal_failed(self, copy: PersonalCopy, error: HybridError) -> None:
-        if self.learning.personal is not None:
-            self.learning.personal.failed(copy, error)
-            self.learning.wake()
+        self.personal.failed(copy, error)
+        self.learning.wake()
 
     def _calls(self) -> FleetCalls | None:
         return self.access.calls if self.access.enrolment is not None else None

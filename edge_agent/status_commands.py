@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_agent.learning.rounds_commands import summary
+from edge_agent.learning.rounds_commands import personal, summary
 from edge_agent.local_call import ask_agent
 from edge_agent.whereabouts import STATUS_PATH
 from hybrid.cli.output import result
@@ -44,6 +44,7 @@ def lines(answer: Mapping[str, Any]) -> list[str]:
         *_gateway(answer, parts.get("access", {}), parts.get("follow", {})),
         *_outbox(parts.get("outbox", {}), parts.get("deferred", {})),
         summary(parts.get("learning", {})),
+        *personal(parts.get("learning", {})),
         f"engine   {engine['provider']}, {engine['n_running']} running, {engine['n_waiting']} waiting, {memory}",
         "",
     ]

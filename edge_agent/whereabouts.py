@@ -9,6 +9,7 @@ import msgspec
 
 FILE_NAME: Final = "agent.json"
 STATUS_PATH: Final = "/v2/hybrid/agent/status"
+ROUNDS_PATH: Final = "/v2/hybrid/agent/rounds"
 _log = logging.getLogger("hybrid.agent")
 
 

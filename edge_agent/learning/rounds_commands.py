@@ -1,5 +1,6 @@
 """`hybrid agent rounds`: what this box learns, what of it has left the box, and what privacy that cost."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_agent.local_call import ask_agent
-from edge_agent.whereabouts import STATUS_PATH
+from edge_agent.whereabouts import ROUNDS_PATH, STATUS_PATH
 from hybrid.cli.output import result
 from hybrid.cli.table import table
 
@@ -17,19 +18,37 @@ HELP = """Show the rounds that this box takes part in: updates that counted, the
 Examples:
   hybrid agent rounds
   hybrid agent rounds --json
+  hybrid agent rounds forget k3p9w2xa
 """
 _HEADINGS = ("CAMPAIGN", "MODEL", "STEP", "COUNTED", "NOT", "TRIED", "BYTES UP", "LOSS", "EPSILON", "LAST")
 
 
-def rounds(
-    data: Annotated[Path, typer.Option("--data", envvar="HYBRID_AGENT_DATA", help="The agent's data folder.")] = Path(
-        "./hybrid-agent"
-    ),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-) -> None:
+app = typer.Typer(invoke_without_command=True, help=HELP)
+
+Data = Annotated[Path, typer.Option("--data", envvar="HYBRID_AGENT_DATA", help="The agent's data folder.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+_DATA = Path("./hybrid-agent")
+
+
+@app.callback(invoke_without_command=True, help=HELP)
+def rounds(context: typer.Context, data: Data = _DATA, json: Json = False) -> None:
     """Ask the running agent, and show what it says of its learning."""
-    told = ask_agent(data, STATUS_PATH).get("parts", {}).get("learning", {})
-    result(told, "\n".join(lines(told)), json=json)
+    if context.invoked_subcommand is None:
+        told = ask_agent(data, STATUS_PATH).get("parts", {}).get("learning", {})
+        result(told, "\n".join(lines(told)), json=json)
+
+
+@app.command("forget")
+def forget(
+    what: Annotated[str, typer.Argument(metavar="CAMPAIGN|MODEL", help="Whose personal layers.")],
+    data: Data = _DATA,
+    json: Json = False,
+) -> None:
+    """Remove personal layers from this box for good; the model answers as it was shipped."""
+    from urllib.parse import quote
+
+    told = ask_agent(data, f"{ROUNDS_PATH}/{quote(what, safe='')}/personal", method="DELETE")
+    result(told, f"forgot the personal layers of {', '.join(told['forgotten'])}", json=json)
 
 
 def summary(told: Mapping[str, Any]) -> str:
@@ -53,8 +72,23 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     if told.get("n_stood"):
         stood = f"{told['n_stood']} times, at most {told['stood_s'] * 1e3:.0f} ms after one came"
         found.append(f"         stood still for requests {stood}")
+    found += personal(told)
     rows = [_row(one) for one in reversed(told.get("campaigns", ()))]
     return [*found, "", *(table([_HEADINGS, *rows]) if rows else ["no rounds yet"])]
+
+
+def personal(told: Mapping[str, Any]) -> list[str]:
+    """One line for each model whose personal layers were judged on this box."""
+    return [f"personal {_of(one)}" for one in told.get("personal", ())]
+
+
+def _of(one: Mapping[str, Any]) -> str:
+    whose = f"{one['campaign']}" + (f" (step {one['step']})" if one["step"] >= 0 else "")
+    found = f"{one['n_right']} of {one['n']} right, {one['n_plain_right']} without" if one["n"] else "not judged"
+    since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one["since_s"])) + "Z"
+    if one["answers"]:
+        return f"{one['model']} answers with layers of {whose} since {since}: {found}"
+    return f"{one['model']} answers without layers of {whose}, {one['why_not'] or 'for now'}: {found}"
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:

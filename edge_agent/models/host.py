@@ -80,6 +80,7 @@ class Host:
             if before is not None and not is_same:
                 self._let_go(before)
             self._let_copy_go(copy)
+            self._keep_one_in_memory(version)
         _log.info("model.answers name=%s version=%s", version.name, version.version)
 
     async def drop(self, name: str, artifact_digest: str = "") -> None:
@@ -117,8 +118,7 @@ class Host:
                 raise NotFound(f"{version.name}:{version.version} answers no more")
             await self._models.load(version.name)
             self._let_copy_go(before)
-            if not self._answering.is_plain(version.model_digest):
-                self._executor.sessions.drop_key((version.model_digest,))  # as much memory as before; tails stay
+            self._keep_one_in_memory(version)
         _log.info("model.personal name=%s version=%s", version.name, version.version)
 
     async def plainly(self, name: str) -> None:
@@ -150,6 +150,11 @@ class Host:
 
     def _answers(self, version: ModelVersion) -> bool:
         return self._answering.of_digest(version.model_digest) is not None
+
+    def _keep_one_in_memory(self, version: ModelVersion) -> None:
+        """Where a personal copy answers, its version's own session is not needed; tails of it stay."""
+        if not self._answering.is_plain(version.model_digest):
+            self._executor.sessions.drop_key((version.model_digest,))
 
     def _let_copy_go(self, copy: PersonalCopy | None) -> None:
         if copy is not None and self._answering.copy_of(copy.digest) is None:

@@ -33,6 +33,7 @@ agent token import --data no --name x --role device | NOT_FOUND   | not_found
 agent token ls --data no            | NOT_FOUND   | not_found
 agent token revoke abcdefgh --data no | NOT_FOUND   | not_found
 agent rounds --data no              | NOT_FOUND   | not_found
+agent rounds forget x --data no     | NOT_FOUND   | not_found
 agent samples ls --data no          | NOT_FOUND   | not_found
 agent samples label nosuch 3 --data no | NOT_FOUND   | not_found
 agent samples rm nosuch --data no   | NOT_FOUND   | not_found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.enrolled_box import ask, enrolled_box, make_token
-from tests.learning.nets import artifact_in, rows
+from tests.learning.nets import N_CLASSES, artifact_in, rows
 from tests.live_agent import LiveAgent
 from tests.live_gateway import LiveGateway
 
@@ -21,9 +21,10 @@ CAMPAIGNS = "/v2/hybrid/rounds/campaigns"
 N_BOXES, N_ROUNDS = 2, 5
 
 
-def bring(agent: LiveAgent, n: int, seed: int) -> list[str]:
-    """Labelled samples, as a program on the box brings them."""
+def bring(agent: LiveAgent, n: int, seed: int, turn: int = 0) -> list[str]:
+    """Labelled samples, as a program on the box brings them; a class may be called by another's name (`turn`)."""
     inputs, classes = rows(n, seed)
+    classes = (classes + turn) % N_CLASSES
     found = []
     for row, right in zip(inputs, classes, strict=True):
         tensor = {"name": "x", "shape": [1, len(row)], "datatype": "FP32", "data": row.tolist()}

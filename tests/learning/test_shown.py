@@ -5,9 +5,9 @@ import json
 import msgspec
 import pytest
 
-from edge_agent.learning.records import CampaignNote
+from edge_agent.learning.records import CampaignNote, Judged
 from edge_agent.learning.rounds_commands import lines, summary
-from edge_agent.learning.standing import CampaignStatus, LearningStatus
+from edge_agent.learning.standing import CampaignStatus, LearningStatus, PersonalStatus
 from edge_agent.metrics import _learning
 from hybrid.federated.layout import Layout
 from hybrid.federated.messages import Terms
@@ -51,6 +51,24 @@ def test_one_line(more: dict, line: str) -> None:
 def test_a_start_that_does_not_learn() -> None:
     assert summary({}) == "learning not in this start: crashes in a row (see problems)"
     assert lines({})[-1] == "no rounds yet"
+
+
+JUDGED = Judged(
+    artifact_digest="a" * 64, version="1.r20-k3p9w2xa", variant="original", answers=True, at_s=1_800_000_000.0, n=50,
+    n_right=45, n_plain_right=38, layout=Layout(names=("secret",), shapes=((2,),)),
+)  # fmt: skip
+
+
+def test_personal_layers() -> None:
+    """Since when, of which step, how they do: in the status and the table of rounds; nothing of what they are."""
+    up = PersonalStatus.of(NOTE, JUDGED, is_up=True, why_not="")
+    down = PersonalStatus.of(NOTE, JUDGED, is_up=False, why_not="the version is on trial")
+    status = told(personal=(up, down))
+    assert "secret" not in json.dumps(status)
+    text = "\n".join(lines(status))
+    since = "since 2027-01-15 08:00Z: 45 of 50 right, 38 without"
+    assert f"personal net answers with layers of k3p9w2xa (step 20) {since}" in text
+    assert "personal net answers without layers of k3p9w2xa (step 20), the version is on trial: 45 of 50 right" in text
 
 
 def test_metrics() -> None:
