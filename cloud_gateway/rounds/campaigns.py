@@ -5,7 +5,7 @@ import logging
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, RoundView
-from cloud_gateway.rounds.origin import Library, laid_out, only_variant, shared
+from cloud_gateway.rounds.origin import Library, laid_out, meant, only_variant, shared
 from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.recovery import ID_LENGTH, LETTERS, STEPS, lost_rows, sweep
 from cloud_gateway.rounds.spool import Spool
@@ -194,7 +194,7 @@ class Campaigns:
         order.check()
         check_campaign(order.privacy, order.rounds)
         self.cohorts.check(order)
-        row, course, judge = await asyncio.to_thread(self._prepare, wish, who)
+        row, course, judge = await asyncio.to_thread(self._prepare, wish, who, self.cohorts.held(order))
 
         def write(db: sqlite3.Connection) -> None:
             put_campaign(db, row)
@@ -216,10 +216,12 @@ class Campaigns:
         course.opened_s = self._around.clock_s()
         return course
 
-    def _prepare(self, wish: CampaignWish, who: str) -> tuple[CampaignRow, Course, Judge | None]:
+    def _prepare(
+        self, wish: CampaignWish, who: str, held: Mapping[str, int]
+    ) -> tuple[CampaignRow, Course, Judge | None]:
         """All of a campaign but its rows."""
         order, library = wish.order, self._around.library
-        version = library.resolve(order.model, order.version or None)
+        version = library.resolve(order.model, order.version) if order.version else meant(library, order.model, held)
         campaign = self._fresh_id()
         folder = self.folder(campaign)
         try:

@@ -48,6 +48,11 @@ class Cohorts:
         box = self._boxes.find(box_id)
         return box.name if box is not None else box_id[:8]
 
+    def held(self, order: Campaign) -> Counter[str]:
+        """How many of its boxes hold which version of the model, by artifact digest."""
+        told = (self._asked[box_id].offers.get(order.model) for box_id in self.of(order) if box_id in self._asked)
+        return Counter(offer.artifact_digest for offer in told if offer is not None)
+
     def check(self, order: Campaign) -> None:
         """Refuse a goal that the cohort cannot reach.
 

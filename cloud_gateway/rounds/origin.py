@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +15,7 @@ from hybrid.artifact.folder import Artifact
 from hybrid.artifact.manifest import Manifest, parse
 from hybrid.artifact.signature import Signature
 from hybrid.errors import CampaignImpossible, NotFound
+from hybrid.federated.candidate import is_learned
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.head import Head
 
@@ -111,6 +112,29 @@ def laid_out(library: Library, digest: str, within: Path) -> Iterator[Artifact]:
         yield Artifact(folder=folder, manifest=manifest, manifest_bytes=data, signature=library.signature(digest))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def meant(library: Library, name: str, held: Mapping[str, int]) -> Version:
+    """The version that a campaign begins with where none was named: what most boxes hold, of these the newest.
+
+    Where nobody told, it is the newest of a publisher: a candidate that nobody rolled out is on no box.
+
+    Args:
+        library: the registry.
+        name: of the model.
+        held: boxes by the artifact digest that they told.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    versions = library.list_versions(name)
+    told = [version for version in versions if held.get(version.artifact_digest)]
+    if told:
+        return max(told, key=lambda version: (held[version.artifact_digest], version.sequence))
+    for version in reversed(versions):
+        if not is_learned(parse(library.manifest_bytes(version.artifact_digest))):
+            return version
+    return library.resolve(name)
 
 
 def shared(head: Head, personal: tuple[str, ...]) -> tuple[Layout, np.ndarray]:

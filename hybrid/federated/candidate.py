@@ -124,14 +124,18 @@ def candidate(
     )
 
 
+def is_learned(manifest: Manifest) -> bool:
+    """Whether a version was learned in rounds, and by no publisher since."""
+    return bool(manifest.lineage) and manifest.lineage[-1].step.partition(":")[0] == ROUNDS_STEP
+
+
 def publisher_base(base: Artifact) -> str:
     """Digest of the publisher's version that a learned one names: the base itself, or what that was learned from.
 
     Raises:
         BadMessage: a learned version that names none.
     """
-    lineage = base.manifest.lineage
-    if not lineage or lineage[-1].step.partition(":")[0] != ROUNDS_STEP:
+    if not is_learned(base.manifest):
         return base.digest
     if base.manifest.base is None:
         raise BadMessage(

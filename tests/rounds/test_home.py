@@ -19,6 +19,7 @@ from hybrid.artifact.manifest import parse
 from hybrid.artifact.signature import key_id, new_private_key, public_key_of, sign
 from hybrid.errors import Conflict, NotFound, StorageError
 from hybrid.federated.campaign import Campaign, Coding, Cohort, Promotion
+from hybrid.federated.messages import Offer
 from hybrid.federated.privacy.statement import read
 from hybrid.fleet.trust_bundle import DelegatedKey, delegate
 from tests.rounds.lab import MODEL, Box, Lab, running, until
@@ -152,6 +153,23 @@ async def test_an_older_step_that_a_person_took_home_does_not_stand_for_the_newe
     await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
     await until(lambda: campaign not in lab.desk.courses)
     assert (await lab.shown(campaign)).promotions[-1].step == 1, "the newest wish is told last"
+
+
+async def test_the_version_that_is_meant_is_one_that_boxes_hold(lab: Lab) -> None:
+    """A candidate that nobody rolled out is the newest version, and on no box."""
+    first = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(cohort_evaluation=False))
+    await learned(lab, first)
+    await until(lambda: first not in lab.desk.courses)
+    candidate = lab.registry.resolve(MODEL)
+    assert candidate.version == f"1.r1-{first}"
+    assert (await lab.shown(await lab.create(goal=2))).order.version == "1", "most boxes told that they hold the base"
+    assert (await lab.shown(await lab.create(goal=2, version=candidate.version))).order.version == candidate.version
+    lab.desk.asked.clear()
+    assert (await lab.shown(await lab.create(goal=2))).order.version == "1", "nobody told: the publisher's"
+    offer = Offer(model=MODEL, artifact_digest=candidate.artifact_digest, variant="original", n_samples=100)
+    for at in range(3):
+        await Box(lab, at).task(offers=(offer,))
+    assert (await lab.shown(await lab.create(goal=2))).order.version == candidate.version
 
 
 async def test_a_campaign_without_a_step_says_so(lab: Lab) -> None:
