@@ -36,7 +36,7 @@ class Bringing:
         store, waiting = self._store, self._store.waiting
         if waiting is None:
             return None
-        content = await asyncio.to_thread(store.update)
+        content: bytes | None = store.update_in_memory() or await asyncio.to_thread(store.update)
         if content is None or sha256(content).hexdigest() != waiting.sha256:
             await asyncio.to_thread(outcomes.drop, store, "gave-up", "the disk damaged an update")
             return None
@@ -55,7 +55,8 @@ class Bringing:
                 raise
             answer = UpdateAnswer(state="rejected", gate=exc.code, reason=str(exc))
         self._n_refusals = 0
-        await asyncio.to_thread(outcomes.settle, store, answer)
+        if not outcomes.settled_with_next(store, answer):
+            await asyncio.to_thread(outcomes.settle, store, answer)
         _log.info("learning.brought task=%s outcome=%s gate=%s", waiting.task, answer.state, answer.gate)
         return answer.next
 

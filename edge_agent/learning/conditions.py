@@ -1,10 +1,13 @@
 """Whether this box may learn now: power, heat, link and room on its disk, looked at every half minute."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from devices.power_supply import battery_ratio, is_on_battery
 from edge_agent.disk import Disk
@@ -12,6 +15,9 @@ from edge_agent.living import thermal
 from hybrid.federated.messages import Condition
 
 LOOK_S: Final = 30.0
+FRESH_S: Final = 1.0
+"""So long a look is believed: steps of one task follow one another in milliseconds."""
+
 LEAST_BATTERY_RATIO: Final = 0.5
 NEAR_CELSIUS: Final = 8.0
 LEAST_CLOCK_RATIO: Final = 0.9
@@ -41,6 +47,7 @@ class Conditions:
         disk: on which that is.
         is_metered: whether the link costs by the byte; from memory.
         senses: of the machine.
+        now_s: a clock that only runs forward.
 
     Attributes:
         condition: what the gateway is told.
@@ -48,18 +55,35 @@ class Conditions:
     """
 
     def __init__(
-        self, folder: Path, disk: Disk, *, is_metered: Callable[[], bool], senses: Senses | None = None
+        self,
+        folder: Path,
+        disk: Disk,
+        *,
+        is_metered: Callable[[], bool],
+        senses: Senses | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._disk = folder, disk
         self._is_metered = is_metered
         self._senses = senses or Senses()
+        self._now_s = now_s
+        self._looked_s = float("-inf")
         self.condition = Condition()
         self.why_not = "the machine was not looked at yet"
 
+    async def lately(self) -> str:
+        """What keeps this box from learning, seen within the last second; but the link's kind is asked each time."""
+        if self._now_s() - self._looked_s >= FRESH_S:
+            return await self.look()
+        if self.condition.is_metered != self._is_metered():
+            self.condition = msgspec.structs.replace(self.condition, is_metered=self._is_metered())
+        return self.why_not
+
     async def look(self) -> str:
         """See how things are now; what keeps this box from learning."""
+        looked_s = self._now_s()
         is_on_battery, why = await asyncio.to_thread(self._seen)
-        self.why_not = why
+        self.why_not, self._looked_s = why, looked_s
         self.condition = Condition(is_on_mains=not is_on_battery, is_metered=self._is_metered(), is_well=not why)
         return why
 

@@ -35,9 +35,18 @@ NICENESS: Final = 10
 FIT_S: Final = 600.0
 """Of fitting personal layers, with all the time that it stands still."""
 
+WHOLE: Final = -1
+"""Held by a box that wants a view as a whole."""
+
 _END_S: Final = 5.0
 _T = TypeVar("_T")
 _log = logging.getLogger("hybrid.agent.learning")
+
+Keep = Callable[[Learned, bytes], None]
+
+
+class _AnotherView(DigestMismatch):
+    """What is here and what came do not make the view of the step."""
 
 
 class Doing:
@@ -64,10 +73,15 @@ class Doing:
         self._thread: ThreadPoolExecutor | None = None
         self.cpu_s = 0.0
 
-    async def learned(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> tuple[Learned, bytes]:
-        """An update, and the view that it began with; raises as `trained`."""
-        work, found, view = await self.trained(task, terms, candidate, deadline_s)
-        return await self._on_thread(lambda: work.learned(found), deadline_s), view
+    async def learned(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float, keep: Keep) -> None:
+        """Train, and keep what came of it; raises as `trained`, and what `keep` raises.
+
+        Args:
+            task, terms, candidate, deadline_s: as `trained` takes them.
+            keep: takes the update, and the view that it began with; on the training thread: what follows at once needs
+                no other one.
+        """
+        await self._done(task, terms, candidate, deadline_s, lambda work, found, view: keep(work.learned(found), view))
 
     async def trained(
         self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float
@@ -81,20 +95,36 @@ class Doing:
             Cancelled: given up; says why.
             HybridError: it cannot be done.
         """
+        return await self._done(task, terms, candidate, deadline_s, lambda work, found, view: (work, found, view))
+
+    async def _done(
+        self,
+        task: Task,
+        terms: Terms,
+        candidate: Candidate,
+        deadline_s: float,
+        then: Callable[[Work, Trained, bytes], _T],
+    ) -> _T:
+        """The training, and what follows it on its thread."""
         self.cpu_s = 0.0
         ids = await self._offers.samples(candidate)
-        learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
-        view = await self._view(task, terms, learnable)
+        weights = await self._weights(task, terms, candidate, deadline_s)
 
-        def train() -> tuple[Work, Trained]:
+        def train(weights: Weights) -> _T:
+            learnable = self.material.learnable(candidate)
+            view = self._view(task, terms, learnable, weights)
             examples = self.material.examples(candidate, ids, held_out=False)
             if not len(examples):
                 raise DataUnfit(f"no labelled sample can be learned from: {self.material.why_unfit or 'none is left'}")
             work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
-            return work, work.trained(view, examples, self._yielding.between)
+            return then(work, work.trained(view, examples, self._yielding.between), view.astype("<f4").tobytes())
 
-        work, found = await self._on_thread(train, deadline_s)
-        return work, found, view.astype("<f4").tobytes()
+        try:
+            return await self._on_thread(lambda: train(weights), deadline_s)
+        except _AnotherView as exc:
+            _log.info("learning.view_fetched campaign=%s step=%d why=%s", task.campaign, weights.step, exc)
+        whole = await self._calls.weights(task.campaign, task.weights.step, WHOLE)
+        return await self._on_thread(lambda: train(whole), deadline_s)
 
     async def compared(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> Comparison:
         """How what would answer here with the task's candidate does beside what answers now; raises as `trained`."""
@@ -156,24 +186,35 @@ class Doing:
                 async with asyncio.timeout(_END_S):
                     await asyncio.to_thread(thread.shutdown, cancel_futures=True)
 
-    async def _view(self, task: Task, terms: Terms, learnable: Learnable) -> np.ndarray:
-        """The view to begin with: from what is here and what came, else fetched whole."""
-        own = learnable.shared(terms)
+    async def _weights(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> Weights:
+        """What the task said of the view, or what is fetched where that was too large for it."""
+        weights: Weights = task.weights
+        if not weights.n_bytes or weights.whole or weights.differences:
+            return weights
+        await self._on_thread(lambda: self.material.learnable(candidate).shared(terms), deadline_s)  # it fits at all
         note = self._store.notes.get(task.campaign)
+        held = note.step if note is not None and note.step >= 0 else BASE_STEP
+        return await self._calls.weights(task.campaign, weights.step, held)
+
+    def _view(self, task: Task, terms: Terms, learnable: Learnable, weights: Weights) -> np.ndarray:
+        """The view to begin with; blocks.
+
+        Raises:
+            _AnotherView: what is here and what came make another one: it is to be fetched whole.
+        """
+        own = learnable.shared(terms)
         held = (BASE_STEP, own)
-        if note is not None and note.step >= 0:
-            content = await asyncio.to_thread(self._store.vector, task.campaign, "view")
+        note = self._store.notes.get(task.campaign)
+        if weights.whole:
+            held = (-1, own)
+        elif note is not None and note.step >= 0:
+            content = self._store.vector(task.campaign, "view")
             if content is not None:
                 held = (note.step, vector_of(content, terms.layout))
-        weights: Weights = task.weights
         try:
-            if weights.n_bytes and not weights.whole and not weights.differences:
-                weights = await self._calls.weights(task.campaign, weights.step, held[0])
             return view_of(weights, terms.layout, held, terms.coding.share)
         except DigestMismatch as exc:
-            _log.info("learning.view_fetched campaign=%s step=%d why=%s", task.campaign, weights.step, exc)
-        whole = await self._calls.weights(task.campaign, task.weights.step, -1)
-        return view_of(whole, terms.layout, (-1, own))
+            raise _AnotherView(str(exc)) from exc
 
     async def _on_thread(self, work: Callable[[], _T], deadline_s: float) -> _T:
         """Run work on the training thread; while it runs it is seen whether it still may."""
@@ -202,9 +243,14 @@ class Doing:
                 self._yielding.give_up()
                 await asyncio.wait((running,), timeout=_END_S)
                 running.add_done_callback(_seen)
-        if why:
+        if why and not _came_through(running):
             raise Cancelled(why)
         return running.result()
+
+
+def _came_through(work: "asyncio.Future[_T]") -> bool:
+    """Whether it was done all the same: what it kept is there."""
+    return work.done() and not work.cancelled() and work.exception() is None
 
 
 def _step_back() -> None:

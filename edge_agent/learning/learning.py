@@ -95,6 +95,7 @@ class Learning:
         """A sample has a label, its first or another one."""
         if self._tasks.doing is not None:
             self._tasks.doing.material.forget(sample_id)
+        self._offers.relabelled()
         self._n_new += 1
         if self._n_new >= self._n_told:
             self._end_poll()
@@ -177,9 +178,11 @@ class Learning:
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self.store.open, gateway)
             self._opened, self._told = gateway, ()
-        candidates = await asyncio.to_thread(self._offers.candidates)
+        if answer is None and self.store.owes:
+            await asyncio.to_thread(self.store.pay)
+        candidates = await self._offers.now()
         is_off = self._mode() == "off"
-        why_not = "" if is_off else await self._conditions.look()
+        why_not = "" if is_off else await self._conditions.lately()
         if self.personal is not None:
             await self.personal.look(candidates, None if is_off or why_not else self._tasks.fitted)
         if is_off:

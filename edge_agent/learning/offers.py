@@ -1,5 +1,7 @@
 """Which of the box's models could learn, and with how many samples: what the gateway is offered."""
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +20,9 @@ from hybrid.federated.learning.torch_needs import torch_operators
 from hybrid.federated.messages import Offer, Terms
 
 MOST_SAMPLES: Final = 20_000
+FRESH_S: Final = 1.0
+"""So long what was found is believed: steps of one task follow one another in milliseconds."""
+
 
 Labelled = Callable[[str, int], Awaitable[Sequence[str]]]
 """Ids of so many labelled samples of a model at most, newest first."""
@@ -43,28 +48,51 @@ class Candidate:
         return is_same and terms.model == self.version.name and terms.variant == self.variant
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """Labelled samples of a model: all, how many may be trained on, and when that was seen."""
+
+    ids: Sequence[str]
+    n_training: int
+    at_s: float
+
+
 class Offers:
     """Looks at what answers.
 
     Args:
         answering: which version answers which name.
         labelled: see `Labelled`.
+        now_s: a clock that only runs forward.
 
     Attributes:
         why_none: why there is nothing to offer, in words.
     """
 
-    def __init__(self, answering: Answering, labelled: Labelled) -> None:
+    def __init__(
+        self, answering: Answering, labelled: Labelled, *, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._answering, self._labelled = answering, labelled
+        self._now_s = now_s
         self._manifests: dict[str, Manifest] = {}
         self._by_torch: dict[tuple[str, str], tuple[str, ...]] = {}
         self._lacking = ""
+        self._seen: dict[str, _Seen] = {}
+        self._n_changes = 0
+        self._found: tuple[float, list[ModelVersion], Sequence[Candidate]] | None = None
         self.why_none = ""
+
+    async def now(self) -> Sequence[Candidate]:
+        """As `candidates`, without blocking; what was found within the last second stands while the same answers."""
+        now_s, versions = self._now_s(), self._versions()
+        if self._found is None or self._found[1] != versions or now_s - self._found[0] >= FRESH_S:
+            self._found = (now_s, versions, await asyncio.to_thread(self.candidates))
+        return self._found[2]
 
     def candidates(self) -> Sequence[Candidate]:
         """Models with something that learns; reads manifests that are new, which blocks for a file each."""
         found = []
-        versions = [one for one in self._answering.versions() if one.folder is not None and one.artifact_digest]
+        versions = self._versions()
         known = {one.artifact_digest for one in versions}
         self._manifests = {digest: one for digest, one in self._manifests.items() if digest in known}
         self._by_torch = {key: one for key, one in self._by_torch.items() if key[0] in known}
@@ -89,14 +117,14 @@ class Offers:
             return ()
         found = []
         for one in candidates:
-            ids = [sample_id for sample_id in await self.samples(one) if not is_held_out(sample_id)]
-            if ids:
+            seen = await self._look(one.version.name)
+            if seen.n_training:
                 found.append(
                     Offer(
                         model=one.version.name,
                         artifact_digest=one.version.artifact_digest,
                         variant=one.variant,
-                        n_samples=len(ids),
+                        n_samples=seen.n_training,
                     )
                 )
         names = ", ".join(one.version.name for one in candidates)
@@ -110,7 +138,27 @@ class Offers:
 
     async def samples(self, candidate: Candidate) -> Sequence[str]:
         """Ids of a model's labelled samples, newest first."""
-        return await self._labelled(candidate.version.name, MOST_SAMPLES)
+        return (await self._look(candidate.version.name)).ids
+
+    def relabelled(self) -> None:
+        """There are other labelled samples than before."""
+        self._n_changes += 1
+        self._seen.clear()
+
+    async def _look(self, model: str) -> "_Seen":
+        """A model's samples, looked at within the last second."""
+        now_s, seen, n_before = self._now_s(), self._seen.get(model), self._n_changes
+        if seen is not None and now_s - seen.at_s < FRESH_S:
+            return seen
+        ids = await self._labelled(model, MOST_SAMPLES)
+        n_training = sum(not is_held_out(one) for one in ids)
+        seen = _Seen(ids=ids, n_training=n_training, at_s=now_s)
+        if self._n_changes == n_before:
+            self._seen[model] = seen
+        return seen
+
+    def _versions(self) -> list[ModelVersion]:
+        return [one for one in self._answering.versions() if one.folder is not None and one.artifact_digest]
 
     def _lacks_torch(self, version: ModelVersion, variant: Variant) -> bool:
         """Whether a model learns with torch, and none is here; says so."""

@@ -14,6 +14,18 @@ _NOT_AGAIN = ("norm", "finite")
 """Gates whose refusal says that the same content would be refused again."""
 
 
+def settled_with_next(store: LearningStore, answer: UpdateAnswer) -> bool:
+    """Let go of an update that counted, in memory, where the next task writes soon enough; whether that was done."""
+    waiting = store.waiting
+    note = store.notes.get(waiting.campaign) if waiting is not None else None
+    if waiting is None or note is None or answer.state != "accepted":
+        return False
+    is_followed = answer.next is not None and answer.next.task is not None
+    if not is_followed or waiting.cost > 0 or note.terms.scaffold or note.is_forgotten:
+        return False
+    return store.settle_with_next("accepted", _counted(note, waiting))
+
+
 def settle(store: LearningStore, answer: UpdateAnswer) -> None:
     """Let go of the update that waits, by its answer; blocks.
 
@@ -25,10 +37,7 @@ def settle(store: LearningStore, answer: UpdateAnswer) -> None:
         return
     if outcome == "accepted":
         note, accounts = charged(store, note, waiting)
-        note = msgspec.structs.replace(
-            note, n_accepted=note.n_accepted + 1, n_bytes=note.n_bytes + waiting.n_bytes, last="an update counted"
-        )
-        control = store.control_after()
+        control, note = store.control_after(), _counted(note, waiting)
         store.settle(outcome, note, {} if control is None else {"control": control}, accounts)
         return
     said = f"an update was {outcome}" + (f": {answer.gate} {answer.reason}".rstrip() if answer.gate else "")
@@ -84,6 +93,12 @@ def account_of(store: LearningStore, model: str) -> Account:
         return Account.decoded(content)
     except BadMessage:
         return Account()
+
+
+def _counted(note: CampaignNote, waiting: Waiting) -> CampaignNote:
+    return msgspec.structs.replace(
+        note, n_accepted=note.n_accepted + 1, n_bytes=note.n_bytes + waiting.n_bytes, last="an update counted"
+    )
 
 
 def _returned(store: LearningStore, note: CampaignNote, waiting: Waiting, answer: UpdateAnswer) -> Vectors:

@@ -1,7 +1,8 @@
 """What learning keeps on the disk: campaigns, their vectors, the update that waits, what became of tasks.
 
 Design: the update's bytes and what is left over of them change in one transaction, before anything is sent. So after a
-power cut the same bytes are sent again, and what the gateway has refused is not lost. Small vectors lie in their rows,
+power cut the same bytes are sent again, and what the gateway has refused is not lost. That an update counted comes to
+the disk with the next one where that follows at once: a task costs one transaction. Small vectors lie in their rows,
 large ones are files beside (`BlobFiles`), on the disk before the row that names them. All of them are sealed: what a
 box learned says something about its samples.
 """
@@ -10,36 +11,27 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Final, TypeVar
 
 import msgspec
 
 from edge_agent.learning.records import PERSONAL, VECTORS, CampaignNote, Outcome, VectorName, Waiting
+from edge_agent.learning.rows import MOST_DONE, SCRIPT, put_done, put_note, put_settled
 from edge_agent.outbox.blob_files import BlobFiles
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.place import Place
-from hybrid.errors import CorruptContent
+from hybrid.errors import CorruptContent, HybridError
 from hybrid.federated.messages import Terms
 
 INLINE_BYTES: Final = 32 << 10
 MOST_CAMPAIGNS: Final = 32
 """More are forgotten, those first that ended, then those that were heard of least lately."""
 
-_MOST_DONE: Final = 256
 _UPDATE: Final = "update"
 _CONTROL_AFTER: Final = "control-after"
 _VACUUM_BYTES: Final = 256 << 10
-_SCRIPT: Final = """
-CREATE TABLE IF NOT EXISTS campaign (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, note BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS vector (
-  campaign TEXT NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL, sealed BLOB, PRIMARY KEY (campaign, name))
-  WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS waiting (id INTEGER PRIMARY KEY CHECK (id = 1), note BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS done (n INTEGER PRIMARY KEY, task TEXT NOT NULL UNIQUE, outcome TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS account (model TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
-"""
 _T = TypeVar("_T")
 _log = logging.getLogger("hybrid.agent.learning")
 
@@ -69,10 +61,12 @@ class LearningStore:
         self.n_begun_anew = 0
         self._vault = place.vault
         self._database = BoxDatabase(
-            place.folder / "learning.db", _SCRIPT, place.disk, connect=place.connect, wall_s=place.wall_s
+            place.folder / "learning.db", SCRIPT, place.disk, connect=place.connect, wall_s=place.wall_s
         )
         self._files = BlobFiles(place.folder / "vectors", place.disk, place.vault)
         self._lock = threading.RLock()
+        self._content = b""
+        self._owed: list[Callable[[sqlite3.Connection], object]] = []
 
     def open(self, gateway: str) -> None:
         """Open the file, a damaged one is begun anew; what belongs to another gateway is forgotten.
@@ -81,12 +75,15 @@ class LearningStore:
             gateway: names the one that this box belongs to.
         """
         with self._lock:
+            self._owed.clear()
             self._database.open()
             self._look_aside()
             self._sound(lambda: self._load(gateway))
 
     def close(self) -> None:
         """Close the file."""
+        with suppress(HybridError):  # what is owed is asked of the gateway once more
+            self.pay()
         self._database.close()
 
     def note(self, campaign: str, terms: Terms) -> CampaignNote:
@@ -101,6 +98,10 @@ class LearningStore:
     def update(self) -> bytes | None:
         """The content of the update that waits; None where the disk has damaged it."""
         return self._read(self.waiting.campaign, _UPDATE) if self.waiting is not None else None
+
+    def update_in_memory(self) -> bytes:
+        """The same, where it was kept in this life and is small; empty otherwise. Does not block."""
+        return self._content if self.waiting is not None else b""
 
     def control_after(self) -> bytes | None:
         """The control variate that becomes the campaign's own once the update that waits has counted."""
@@ -128,6 +129,7 @@ class LearningStore:
         self._change(note, contents, write)
         if update is not None:
             self.waiting = update[0]
+            self._content = update[1] if len(update[1]) <= INLINE_BYTES else b""
 
     def settle(self, outcome: Outcome, note: CampaignNote, vectors: Vectors, accounts: Mapping[str, bytes]) -> None:
         """In one transaction: the update that waits is gone, its outcome noted, vectors and accounts as they are now.
@@ -140,8 +142,7 @@ class LearningStore:
             return
 
         def write(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM waiting")
-            self._note_done(db, waiting.task, outcome)
+            put_settled(db, waiting, outcome)
             for model, content in accounts.items():
                 db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
 
@@ -150,10 +151,53 @@ class LearningStore:
         self.waiting = None
         self._remember(waiting.task, outcome)
 
+    def settle_with_next(self, outcome: Outcome, note: CampaignNote) -> bool:
+        """As `settle`, in memory: the next transaction brings it to the disk. Does not block; False where it would.
+
+        A box that falls over before that sends the update again, and the gateway says again what became of it: so only
+        what changes no vector and no account may wait, and only while there is a next task.
+        """
+        if self.waiting is None or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            waiting, self.waiting = self.waiting, None
+
+            def write(db: sqlite3.Connection) -> None:
+                put_note(db, note)
+                for name in (_UPDATE, _CONTROL_AFTER):
+                    db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
+                put_settled(db, waiting, outcome)
+
+            self._owed.append(write)
+            self.notes.pop(note.id, None)
+            self.notes[note.id] = note
+            self._remember(waiting.task, outcome)
+        finally:
+            self._lock.release()
+        return True
+
+    @property
+    def owes(self) -> bool:
+        """Whether something waits for the next transaction."""
+        return bool(self._owed)
+
+    def pay(self) -> None:
+        """Bring to the disk what waits for the next transaction."""
+
+        def change() -> None:
+            with self._database.writing() as db:
+                self._put_owed(db)
+            self._owed.clear()
+            self._sweep()
+
+        with self._lock:
+            if self._owed:
+                self._sound(change)
+
     def finish(self, task: str, outcome: Outcome, note: CampaignNote, vectors: Vectors | None = None) -> None:
         """A task that left no update here is over; with what it left."""
         contents: dict[str, bytes | None] = {str(name): content for name, content in (vectors or {}).items()}
-        self._change(note, contents, lambda db: self._note_done(db, task, outcome))
+        self._change(note, contents, lambda db: put_done(db, task, outcome))
         self._remember(task, outcome)
 
     def n_masked(self, campaign: str, step: int) -> int:
@@ -246,7 +290,8 @@ class LearningStore:
         def change() -> None:
             self._files.write(files)
             with self._database.writing() as db:
-                self._put_note(db, note)
+                self._put_owed(db)
+                put_note(db, note)
                 for name, content in contents.items():
                     db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
                     if content is None:
@@ -255,6 +300,7 @@ class LearningStore:
                     sealed = None if digest in files else self._vault.seal(content, digest.encode())
                     db.execute("INSERT INTO vector VALUES (?, ?, ?, ?)", (note.id, name, digest, sealed))
                 more(db)
+            self._owed.clear()
             self._sweep()
 
         try:
@@ -266,17 +312,13 @@ class LearningStore:
         self.notes[note.id] = note
         self._forget_oldest()
 
-    def _put_note(self, db: sqlite3.Connection, note: CampaignNote) -> None:
-        db.execute("DELETE FROM campaign WHERE id = ?", (note.id,))
-        db.execute("INSERT INTO campaign (id, note) VALUES (?, ?)", (note.id, msgspec.msgpack.encode(note)))
-
-    def _note_done(self, db: sqlite3.Connection, task: str, outcome: Outcome) -> None:
-        db.execute("INSERT OR REPLACE INTO done (task, outcome) VALUES (?, ?)", (task, outcome))
-        db.execute("DELETE FROM done WHERE n <= (SELECT max(n) FROM done) - ?", (_MOST_DONE,))
+    def _put_owed(self, db: sqlite3.Connection) -> None:
+        for write in self._owed:
+            write(db)
 
     def _remember(self, task: str, outcome: Outcome) -> None:
         self.done[task] = outcome
-        while len(self.done) > _MOST_DONE:
+        while len(self.done) > MOST_DONE:
             del self.done[next(iter(self.done))]
 
     def _forget_oldest(self) -> None:
@@ -350,4 +392,5 @@ class LearningStore:
                 self._database.open()
                 self._look_aside()
                 self.notes, self.waiting, self.done = {}, None, {}
+                self._owed.clear()
                 return work()

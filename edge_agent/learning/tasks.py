@@ -81,7 +81,8 @@ class Tasks:
             return self.give_up(task, "the campaign's terms are not here")
         if candidate is None:
             return self.give_up(task, f"{terms.model} answers here with another version or variant")
-        why_not = why_not or await asyncio.to_thread(self._over_budget, terms)
+        if not why_not and terms.noise > 0:
+            why_not = await asyncio.to_thread(self._over_budget, terms)
         if why_not:
             return self.give_up(task, why_not)
         self.now = f"{_VERBS[task.kind]} {terms.model} (step {task.weights.step} of {task.campaign})"
@@ -160,22 +161,23 @@ class Tasks:
     async def _train(self, doing: "Doing", task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        learned, view = await doing.learned(task, terms, candidate, deadline_s)
-        note = self._store.note(task.campaign, terms)
-        note = msgspec.structs.replace(
-            note,
-            step=task.weights.step,
-            sha256=task.weights.sha256,
-            is_metered=self.is_metered,
-            last="an update waits for the gateway",
-            loss_before=learned.seen.loss_before,
-            loss_after=learned.seen.loss_after,
-        )
-        waiting = _waiting(task, terms, learned, loop.time() - began_s)
-        left = learned.left
-        vectors: Vectors = {"view": view, "residual": _bytes(left.residual), "personal": _bytes(left.personal)}
-        control = _bytes(left.control) or b""
-        await asyncio.to_thread(self._store.keep, note, vectors, (waiting, learned.content), control)
+
+        def keep(learned: "Learned", view: bytes) -> None:
+            note = msgspec.structs.replace(
+                self._store.note(task.campaign, terms),
+                step=task.weights.step,
+                sha256=task.weights.sha256,
+                is_metered=self.is_metered,
+                last="an update waits for the gateway",
+                loss_before=learned.seen.loss_before,
+                loss_after=learned.seen.loss_after,
+            )
+            waiting = _waiting(task, terms, learned, loop.time() - began_s)
+            left = learned.left
+            vectors: Vectors = {"view": view, "residual": _bytes(left.residual), "personal": _bytes(left.personal)}
+            self._store.keep(note, vectors, (waiting, learned.content), _bytes(left.control) or b"")
+
+        await doing.learned(task, terms, candidate, deadline_s, keep)
 
     async def _evaluate(
         self, doing: "Doing", task: Task, terms: Terms, candidate: Candidate, deadline_s: float

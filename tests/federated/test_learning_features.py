@@ -234,6 +234,18 @@ def test_labels_that_say_something_else_are_refused(text: str) -> None:
         target_of(text, ("cat", "dog", "owl", "cow"))
 
 
+def test_small_samples_are_brought_together_and_large_ones_stay() -> None:
+    rows, classes = [np.full(3, at, np.float32) for at in range(4)], np.arange(4)
+    small = Examples(rows, classes).together()
+    assert isinstance(small.features, np.ndarray)
+    features, targets = small.some(np.array([2, 0]))
+    assert features.tolist() == [[2.0] * 3, [0.0] * 3]
+    assert targets.tolist() == [2, 0]
+    for kept in ([np.zeros(1 << 18, np.float32)] * 4, [*rows[:3], np.zeros((3, 1), np.float32)], []):
+        examples = Examples(kept, classes[: len(kept)])
+        assert examples.together() is examples
+
+
 def test_without_names_of_classes_numbers_alone_are_labels() -> None:
     assert target_of('{"class": 999}') == 999
     with pytest.raises(DataUnfit, match="give its number"):

@@ -1,16 +1,18 @@
 """A box takes part in rounds: from a task to an update that counted, whatever link and gateway do meanwhile."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from edge_agent.learning.store import LearningStore
 from hybrid.federated.campaign import Coding, Training
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.labels import is_held_out
-from tests.learning.lab import Box, at_work, made
+from tests.learning.lab import CAMPAIGN, Box, at_work, made
 from tests.outbox.lab import until
 
 
@@ -46,6 +48,58 @@ async def test_lost_answers_count_once(tmp_path: Path) -> None:
         (call.task, call.content, call.loss_before, call.n_samples) for call in desk.calls[::4]
     }
     assert box.learning.store.notes["c4mp"].n_accepted == 3
+
+
+async def test_a_task_costs_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That an update counted comes to the disk with the next one, or at once where none follows."""
+    artifact, desk = made()
+    desk.most_steps = 4
+    box = Box(tmp_path / "box", artifact, desk)
+    kept, paid, n_written = [], [], []
+    store, writing = box.learning.store, box.learning.store._database.writing
+    keep, pay = store.keep, store.pay
+    monkeypatch.setattr(store, "keep", lambda *given: (kept.append(store.owes), keep(*given)))
+    monkeypatch.setattr(store, "pay", lambda: (paid.append(store.owes), pay()))
+    monkeypatch.setattr(store._database, "writing", lambda: (n_written.append(1), writing())[1])
+    async with at_work(box.outbox, box.samples):
+        await box.fill(20)
+        async with at_work(box.learning):
+            await until(lambda: desk.step == 4 and store.waiting is None)
+            assert kept == [False, True, True, True]
+            assert True not in paid
+            assert len(n_written) == 1 + 4 + 1  # opening, four updates, and that the last one counted
+            assert store.notes[CAMPAIGN].n_accepted == 4
+    again = LearningStore(box.place)
+    again.open(box.gateway)
+    assert again.waiting is None
+    assert again.notes[CAMPAIGN].n_accepted == 4
+    again.close()
+
+
+async def test_what_is_owed_comes_to_the_disk_where_the_next_task_is_not_done(tmp_path: Path) -> None:
+    artifact, desk = made()
+    box = Box(tmp_path / "box", artifact, desk)
+    store = box.learning.store
+    async with at_work(box.outbox, box.samples):
+        await box.fill(20)
+        answered = desk._answer
+
+        def other_terms(call: Any) -> Any:  # the second task is of a version that does not answer here
+            answer = answered(call)
+            if answer.task is None or desk.step == 0:
+                return answer
+            terms = msgspec.structs.replace(desk.terms, artifact_digest="e" * 64)
+            return msgspec.structs.replace(answer, task=msgspec.structs.replace(answer.task, terms=terms))
+
+        desk._answer = other_terms
+        async with at_work(box.learning):
+            await until(lambda: desk.refused)
+            assert not store.owes
+    again = LearningStore(box.place)
+    again.open(box.gateway)
+    assert again.waiting is None
+    assert again.done == {"t-0": "accepted"}
+    again.close()
 
 
 async def test_an_agent_that_was_off_sends_what_it_had(tmp_path: Path) -> None:

@@ -40,13 +40,15 @@ class History:
     Attributes:
         promised: the update of the last `keep` that returned, or of the one that a cut ended.
         tried: what the cut one would have kept.
+        owed: what counted, and is to be said with the next transaction.
     """
 
     def __init__(self) -> None:
         self.n = 0
         self.kept: dict[str, bytes] | None = None
-        self.tried: list[dict[str, bytes]] = []
+        self.tried: list[dict[str, bytes] | None] = []
         self.settled: list[str] = []
+        self.owed: list[str] = []
 
 
 def check(store: LearningStore, history: History) -> None:
@@ -62,7 +64,12 @@ def check(store: LearningStore, history: History) -> None:
         found = {"update": update, "residual": residual}
     assert found in possible, "neither what was promised nor what was being done"
     assert store.n_begun_anew == 0, "a power cut alone never damages the store"
+    if found in history.tried:
+        history.settled += history.owed
+    history.owed = []
     assert set(history.settled) <= set(store.done)
+    n_accepted = store.notes["c"].n_accepted if "c" in store.notes else 0
+    assert n_accepted == len(store.done), "an update was counted twice, or not at all"
     history.kept, history.tried = found, []
 
 
@@ -77,12 +84,26 @@ def live(store: LearningStore, history: History, rng: Random) -> None:
         vectors = {"residual": wanted["residual"], "view": content("v", rng)}
         store.keep(note, vectors, (waiting_of(word, wanted["update"]), wanted["update"]))
         history.kept, history.tried = wanted, []
+        history.settled += history.owed
+        history.owed = []
         return
     task = store.waiting.task
+    note = msgspec.structs.replace(note, n_accepted=note.n_accepted + 1)
+    if rng.random() < 0.5:
+        assert store.settle_with_next("accepted", note)
+        assert store.waiting is None
+        assert task in store.done
+        history.owed = [task]
+        if rng.random() < 0.3:
+            history.tried = [None]
+            store.pay()
+            history.kept, history.tried, history.owed = None, [], []
+            history.settled.append(task)
+        return
     history.tried = [history.kept] if history.kept else []
     after = history.kept
     history.kept = None
-    store.settle("accepted", msgspec.structs.replace(note, n_accepted=note.n_accepted + 1), {}, {})
+    store.settle("accepted", note, {}, {})
     assert after is not None
     history.tried = []
     history.settled.append(task)

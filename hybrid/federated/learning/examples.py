@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from hybrid.errors import TensorMismatch
+
+TOGETHER_BYTES: Final = 2 << 20
+"""Copied once a training; more stay where they are, for a small box has not the room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,15 @@ class Examples:
             else [self.features[at] for at in kept.tolist()]
         )
         return Examples(rows, self.targets[kept])
+
+    def together(self) -> "Examples":
+        """The same, copied into one array where that is small: batches are then taken in one step."""
+        if isinstance(self.features, np.ndarray) or not self.features:
+            return self
+        first = self.features[0]
+        if len(self) * first.nbytes > TOGETHER_BYTES or any(row.shape != first.shape for row in self.features):
+            return self
+        return Examples(np.stack(list(self.features)), self.targets)
 
     def some(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features and targets of some samples, copied."""

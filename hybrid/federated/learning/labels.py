@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -70,6 +71,7 @@ def _target(found: Any, classes: Sequence[str] | None) -> Target:
     raise DataUnfit(f"a label is {type(found).__name__}; " + _WANTED)
 
 
+@lru_cache(maxsize=4096)
 def is_held_out(sample_id: str, ratio: float = HELD_OUT_RATIO) -> bool:
     """Whether a sample is kept for evaluation: by the hash of its id, so that nothing has to be remembered."""
     first = hashlib.sha256(_SALT + sample_id.encode()).digest()[:8]

@@ -146,7 +146,7 @@ class LocalTraining:
         first = examples.some(np.arange(min(2, len(examples))))[0]
         with np.errstate(all="ignore"):
             program.check_rows(self._weights(), first)
-            self._examples = examples.fitting(program.n_scores(self._weights(), first))
+            self._examples = examples.fitting(program.n_scores(self._weights(), first)).together()
             self._rows = rows_at_once(program, self._weights(), self._examples)
         if not len(self._examples):
             raise TensorMismatch("no sample's class is one that the model has; see what its labels are")
