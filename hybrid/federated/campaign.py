@@ -28,6 +28,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         proximal: FedProx's mu.
         max_steps: 0 for no bound.
         personal: patterns of names (fnmatch) of tensors that never leave the box.
+        label_smoothing: share of each label that is spread over all classes; of cross-entropy alone. Losses are told
+            without it.
     """
 
     epochs: int = 5
@@ -38,6 +40,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     proximal: float = 0.0
     max_steps: int = 0
     personal: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
 
 
 class Aggregation(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +180,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (training.epochs < 1 or training.batch < 1, "a box trains for an epoch or more, a sample a step or more"),
             (not 0 < training.learning_rate < math.inf, f"the learning rate is {training.learning_rate}"),
             (training.proximal < 0 or training.weight_decay < 0, "proximal and weight decay are 0 or more"),
+            (
+                not 0 <= training.label_smoothing < 1,
+                f"label smoothing is {training.label_smoothing:g}, 0 to below 1 is possible",
+            ),
             (not 0 <= training.momentum < 1 or not 0 <= aggregation.momentum < 1, "momentum is 0 to below 1"),
             (not 0 < aggregation.learning_rate < math.inf, f"the server's rate is {aggregation.learning_rate}"),
             (not 0 < aggregation.share < 0.5, f"a share of {aggregation.share} bad updates: 0 to 0.5 can be borne"),

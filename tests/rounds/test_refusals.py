@@ -342,6 +342,8 @@ async def test_rounds_that_close_at_once_starve_no_box(lab: Lab) -> None:
         ({"promotion": Promotion(tolerance=-0.01)}, "not -0.01"),
         ({"promotion": Promotion(tolerance=float("nan"))}, "not nan"),
         ({"goal": 0}, "1 or more"),
+        ({"training": Training(label_smoothing=1.0)}, "smoothing is 1, 0 to below 1"),
+        ({"training": Training(label_smoothing=float("nan"))}, "smoothing is nan"),
     ],
 )
 async def test_what_cannot_be_is_refused_at_once(lab: Lab, order: dict, why: str) -> None:

@@ -50,7 +50,7 @@ def add_campaign_commands(app: typer.Typer) -> None:
 
 
 def create(
-    model: Annotated[str, typer.Argument(metavar="MODEL[:VERSION]", help="What learns; without VERSION what most boxes hold.")],  # noqa: ARG001 (in the order)
+    model: Annotated[str, typer.Argument(metavar="MODEL[:VERSION]", help="What learns; else what most boxes hold.")],  # noqa: ARG001 (in the order)
     order: Campaign,
     evaluate: Annotated[
         Path | None, typer.Option("--evaluate", help="Inputs on which each step is measured: .npz, or .npy for one.")

@@ -46,6 +46,9 @@ _FLAGS: Final = (
     _Flag("training.weight_decay", "--weight-decay", "Of a box's SGD."),
     _Flag("training.proximal", "--proximal", "FedProx's mu: the pull back to the step."),
     _Flag("training.max_steps", "--max-steps", "Of a task; 0 for no bound."),
+    _Flag(
+        "training.label_smoothing", "--label-smoothing", "Share of each label spread over all classes, 0 to below 1."
+    ),
     _Flag("training.personal", "--personal", "Pattern of tensors that never leave a box (FedRep); may be repeated."),
     _Flag("aggregation.rule", "--rule", "Over the updates of a round."),
     _Flag("aggregation.share", "--bad-share", "Of updates that trimmed-mean and multi-krum are to bear."),

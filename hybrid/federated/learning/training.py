@@ -61,10 +61,12 @@ def check_plan(plan: Training, examples: Examples) -> None:
     """
     rates = (plan.learning_rate, plan.momentum, plan.weight_decay, plan.proximal)
     is_counted = 1 <= plan.epochs <= _MOST_EPOCHS and plan.batch >= 1 and plan.max_steps >= 0
-    if not is_counted or not all(0 <= rate < math.inf for rate in rates) or plan.momentum >= 1:
+    is_below_one = plan.momentum < 1 and 0 <= plan.label_smoothing < 1
+    if not is_counted or not all(0 <= rate < math.inf for rate in rates) or not is_below_one:
         raise BadMessage(
-            f"a training of {plan.epochs} epochs, batches of {plan.batch}, rate {plan.learning_rate:g} and momentum "
-            f"{plan.momentum:g}; 1 or more, rates from 0 on and a momentum below 1 are wanted"
+            f"a training of {plan.epochs} epochs, batches of {plan.batch}, rate {plan.learning_rate:g}, momentum "
+            f"{plan.momentum:g} and label smoothing {plan.label_smoothing:g}; 1 or more, rates from 0 on, momentum and "
+            "smoothing from 0 to below 1 are wanted"
         )
     if not len(examples):
         raise TensorMismatch("there is no labelled sample to train on")
@@ -118,7 +120,6 @@ class LocalTraining:
         examples: at least one.
         plan: how.
         start: what it begins with.
-        smoothing: of labels; 0 for none.
 
     Raises:
         TensorMismatch: vectors that do not fit the layout, or no examples.
@@ -128,12 +129,11 @@ class LocalTraining:
 
     def __init__(
         self, program: HeadProgram, layout: Layout, examples: Examples, plan: Training, *,
-        start: Start, smoothing: float = 0.0,
+        start: Start,
     ) -> None:  # fmt: skip
         check_plan(plan, examples)
         shared, personal = divided(layout, plan.personal)
         self._program, self._plan, self._start = program, plan, start
-        self._smoothing = smoothing
         self._loss = loss_name(examples.targets)
         self._shared = _Part(shared, start.shared)
         self._personal = None if personal is None else _Part(personal, _given(start.personal, personal))
@@ -212,7 +212,7 @@ class LocalTraining:
         for first in range(0, len(indices), self._rows):
             some = indices[first : first + self._rows]
             features, targets = self._examples.some(some)
-            loss_at = loss_of(self._loss, targets, n=len(indices), smoothing=self._smoothing)
+            loss_at = loss_of(self._loss, targets, n=len(indices), smoothing=self._plan.label_smoothing)
             with np.errstate(all="ignore"):
                 loss, found = yield from self._program.gradients_in_pieces(weights, features, loss_at, part.names)
             part.take(found, is_first=first == 0)
@@ -275,18 +275,18 @@ def _diverged(plan: Training) -> TrainingDiverged:
 
 def train(
     program: HeadProgram, layout: Layout, examples: Examples, plan: Training, *,
-    start: Start, between: Between = no_pause, smoothing: float = 0.0,
+    start: Start, between: Between = no_pause,
 ) -> Trained:  # fmt: skip
     """All of a training in one call.
 
     Args:
-        program, layout, examples, plan, start, smoothing: as `LocalTraining` takes them.
+        program, layout, examples, plan, start: as `LocalTraining` takes them.
         between: called after each piece; may block while requests are answered, or raise to give up.
 
     Raises:
         TensorMismatch, ModelUntrainable, TrainingDiverged: as `LocalTraining`.
     """
-    training = LocalTraining(program, layout, examples, plan, start=start, smoothing=smoothing)
+    training = LocalTraining(program, layout, examples, plan, start=start)
     for _ in training.pieces():
         between()
     assert training.trained is not None
