@@ -82,10 +82,10 @@ def traced(module: torch.nn.Module, example: Mapping[str, np.ndarray], output_na
             if not error <= TOLERANCE:
                 raise NotExportable(f"the graph with folded normalisations is {error:.1e} off; it cannot be trained so")
     model, graph = exported(folded, example, output_names)
-    return Traced(_plain(graph), model, dict(example), tuple(one.name for one in model.graph.output))
+    return Traced(plain_graph(graph), model, dict(example), tuple(one.name for one in model.graph.output))
 
 
-def _plain(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def plain_graph(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """An ordinary module of an exported one: without guards, with both modes, returning a tensor or a tuple of them."""
     plain = torch.fx.Graph()
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
@@ -107,7 +107,7 @@ def _without_dead(graph: torch.fx.Graph) -> None:
 
 
 def _folded(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    made = copy.deepcopy(_plain(graph))  # with weights of its own
+    made = copy.deepcopy(plain_graph(graph))  # with weights of its own
     for node in list(made.graph.nodes):
         if node.op == "call_function" and node.target in _NORMALISATIONS:
             _fold(made, node)

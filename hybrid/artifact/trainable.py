@@ -146,7 +146,7 @@ def _input_meant(model: "onnx.ModelProto", said: str) -> str:
             f"the model has {len(inputs)} inputs ({', '.join(inputs[:5])}), a whole model learns from one; name a "
             "tensor that a head stands on, or `auto`"
         )
-    return inputs[0]
+    return str(inputs[0])
 
 
 def declared(artifact: Artifact, apart: Separated) -> Artifact:

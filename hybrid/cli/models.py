@@ -124,10 +124,8 @@ def push(
     check_label(name, version)
     if golden is not None or head:
         _refuse_artifact(file)
-    if rank is not None and not head:
-        raise typer.BadParameter("--rank is of a head that learns: say with --head where that begins, or --head auto")
-    if lite_body is not None and not head:
-        raise typer.BadParameter("--lite-body ends where a head begins: say with --head where, or --head auto")
+    if not head:
+        _refuse_headless(rank, lite_body)
     private_key = read_key(key_path(sign)) if sign is not None else None
     with (
         showing(f"pushing {file.name}") as begin,
@@ -151,6 +149,13 @@ def push(
 
         pushed, along = ask_registry(gateway, token, work)
     _tell_pushed(pushed, along, json=json)
+
+
+def _refuse_headless(rank: int | None, lite_body: Path | None) -> None:
+    if rank is not None:
+        raise typer.BadParameter("--rank is of a head that learns: say with --head where that begins, or --head auto")
+    if lite_body is not None:
+        raise typer.BadParameter("--lite-body ends where a head begins: say with --head where, or --head auto")
 
 
 def _refuse_artifact(file: Path) -> None:

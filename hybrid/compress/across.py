@@ -9,7 +9,7 @@ import onnxruntime
 
 from devices.errors import DeviceError
 from devices.onnx_engine import open_session
-from devices.tflite_magic import is_lite, is_tflite
+from devices.tflite_magic import is_headed, is_lite, is_tflite
 from hybrid.calibration.judge import distance
 from hybrid.calibration.samples import Feeds
 
@@ -67,6 +67,10 @@ def runtimes_of(path: Path) -> Runtimes:
 
 def refusals(path: Path) -> list[str]:
     """Runtimes that are not here and must not run this file, one remark each; sessions there refuse it too."""
+    if is_headed(path):
+        from hybrid.federated.learning.lite_form import BODY_FILE
+
+        path = path.with_name(BODY_FILE)
     if not is_tflite(path):
         return []
     from compression.tflite.runtimes import refusal_on_old_runtime

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from compression.errors import NotPrunable, TrainingNeeded
+from compression.errors import CompressionError, NotPrunable, TrainingNeeded
 from hybrid.calibration.samples import Feeds
 from hybrid.compress.journal import Journal, Kept
+from hybrid.compress.lite_heads import headed_files
 from hybrid.compress.material import Material
 from hybrid.compress.recipe import Recipe
 from hybrid.compress.trainable_heads import around_head, body_alone, filed, nodes_of_head
+from hybrid.errors import ModelUntrainable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -89,7 +91,8 @@ class Maker:
         kept = self.journal.find(self._key(recipe))
         if kept is None:
             kept = self._made(recipe)
-        return kept.path(FILES[recipe.engine]), msgspec.json.decode(kept.content, type=Made)
+        made = msgspec.json.decode(kept.content, type=Made)
+        return kept.path(FILES["onnxruntime" if made.feature_tensor else recipe.engine]), made
 
     def sensitivities(self, recipe: Recipe) -> list[Sensitive]:
         """Operators of the uncompressed model, the most sensitive to int8 first; raises `CompressionError`."""
@@ -187,19 +190,48 @@ class Maker:
         return self._kept(recipe, made, _told(found[0], ()))
 
     def _lite(self, recipe: Recipe) -> Kept:
-        """TensorFlow Lite, from the module: int8 with ranges of the samples, dynamic range, or as it is."""
+        """TensorFlow Lite, from the module: int8 with ranges of the samples, dynamic range, or as it is.
+
+        With a trainable head it is the body that becomes such a file, where it can; the head stays as its ONNX model's.
+        """
         from compression.tflite.int8 import quantized
 
-        key = ["lite", recipe.float_part]
+        part = recipe.float_part
+        twin, feature_tensor = self._twin(part)
+        key = ["lite", part, feature_tensor] if feature_tensor else ["lite", part]
         kept = self.journal.find(key)
         if kept is None:
-            written, told = self._needed().lite(recipe, self.material.feeds[0])
-            kept = self.journal.keep(key, Made(notes=told), {FILES["tflite"]: written})
+            kept = self.journal.keep(key, *self._lite_float(part, twin, feature_tensor))
         made = msgspec.json.decode(kept.content, type=Made)
         plain = kept.path(FILES["tflite"]).read_bytes()
         if recipe.precision != "float32":
             plain = quantized(plain, self._samples(recipe), "int8" if recipe.precision == "int8" else "dynamic")
-        return self.journal.keep(self._key(recipe), made, {FILES["tflite"]: plain})
+        if not made.feature_tensor:
+            return self.journal.keep(self._key(recipe), made, {FILES["tflite"]: plain})
+        files = headed_files(plain, twin, made.feature_tensor, FILES["onnxruntime"])
+        return self.journal.keep(self._key(recipe), made, files)
+
+    def _lite_float(self, part: Recipe, twin: Path, feature_tensor: str) -> tuple[Made, dict[str, bytes | Path]]:
+        """The body of the twin, in float, where it has a head apart and that can be had; else the whole module."""
+        notes: tuple[str, ...] = ()
+        if feature_tensor:
+            try:
+                written, told = self._needed().lite_body(part, twin, feature_tensor, self.material.feeds)
+            except (CompressionError, ModelUntrainable) as exc:
+                notes = (f"its head cannot learn in TensorFlow Lite: {exc}",)
+            else:
+                return Made(notes=told, feature_tensor=feature_tensor), {FILES["tflite"]: written}
+        written, told = self._needed().lite(part, self.material.feeds[0])
+        return Made(notes=(*told, *notes)), {FILES["tflite"]: written}
+
+    def _twin(self, part: Recipe) -> tuple[Path, str]:
+        """The ONNX model of a float recipe, and what its head stands on; empty where it has none apart."""
+        if not self.head:
+            return self.path, ""
+        if part == Recipe():
+            return self.path, self.head
+        path, made = self.model(part)
+        return path, made.feature_tensor
 
     def _reduced(self, recipe: Recipe) -> Kept:
         """A float32 model with channels taken away, or a student."""

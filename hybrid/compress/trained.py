@@ -116,6 +116,19 @@ class Trainer:
         module, notes = self._module(recipe.float_part)
         return export(module, example, self.output_names), notes
 
+    def lite_body(
+        self, recipe: Recipe, twin: Path, feature_tensor: str, feeds: Sequence[Feeds]
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """The part before the head of a float recipe's model, `twin`, as a TensorFlow Lite file, and remarks.
+
+        Raises:
+            CompressionError, ModelUntrainable: as `hybrid.compress.lite_heads.body_file`.
+        """
+        from hybrid.compress.lite_heads import body_file
+
+        module, notes = self._module(recipe)
+        return body_file(module, twin, feature_tensor, feeds), notes
+
     @property
     def output_names(self) -> tuple[str, ...]:
         """Of the uncompressed model."""

@@ -224,3 +224,37 @@ def test_rounding_is_trained_as_it_was_measured(maker, monkeypatch):
         maker.model(Recipe(precision="int8", trained_int8="qat", epochs=12))
     [recipe] = seen
     assert (recipe.learning_rate, recipe.rise_ratio, recipe.weight_decay, recipe.epochs) == (2e-3, 0.1, 0.0, 6)
+
+
+@pytest.mark.litert
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensorflow_lite_variant_has_the_originals_head(maker, tmp_path):
+    """Its body alone becomes such a file, here in 8 bits; head and file names are as a variant has them."""
+    pytest.importorskip("litert_torch", exc_type=ImportError)
+    from hybrid.artifact.trainable import separated
+    from hybrid.calibration.trial import opened
+    from hybrid.compress.across import faults, refusals
+    from hybrid.federated.learning.body import Body
+    from hybrid.federated.learning.head import read_head
+
+    apart = separated(maker.path, "auto", tmp_path / "apart")
+    maker = replace(maker, path=apart.path, head=apart.feature_tensor, module_head=apart.feature_tensor)
+    path, made = maker.model(Recipe(engine="tflite", precision="int8"))
+    assert made.feature_tensor == apart.feature_tensor
+    assert made.notes == ()
+    assert {file.name for file in path.parent.iterdir()} >= {"body.tflite", "head.bin", "model.onnx"}
+    assert path.with_name("head.bin").read_bytes() == apart.path.with_name("head.bin").read_bytes()
+    feeds = maker.material.feeds[:8]
+    lite, whole = opened(path), opened(apart.path)
+    found, wanted = ([one.run(None, each)[0] for each in feeds] for one in (lite, whole))
+    assert [port.name for port in lite.get_outputs()] == [port.name for port in whole.get_outputs()]
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(wanted), atol=0.05 * np.abs(wanted).max())
+    assert not faults(path, feeds, tolerance=0.01)
+    assert not refusals(path)
+    head = read_head(path, made.feature_tensor, {"head.bin": apart.n_bytes})
+    features = Body(head).features(feeds[0])
+    np.testing.assert_allclose(head.program.answer(head.arrays, features), found[0], atol=1e-5)
+    strange = replace(maker, head="x", path=apart.path)
+    told = strange._lite_float(Recipe(), apart.path, "x")[0]
+    assert told.feature_tensor == ""
+    assert "cannot learn in TensorFlow Lite" in told.notes[0]
