@@ -9,6 +9,7 @@ from aiohttp import web
 from cloud_gateway.fleet.admission.routes import body_of
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.evaluation import MOST_BYTES, EvaluationSets
+from cloud_gateway.rounds.exports import Exports
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, RoundsKey
 from cloud_gateway.rounds.public import Public
 from cloud_gateway.uploads import answering, check_body, read_body
@@ -28,6 +29,7 @@ class Orders(Protocol):
 
     public: Public
     sets: EvaluationSets
+    exports: Exports
     key: RoundsKey
 
     async def create(self, wish: CampaignWish, who: str) -> Course:
@@ -58,6 +60,7 @@ def add_admin_routes(app: web.Application, rounds: Orders, *, bodies: BodyBudget
     app.router.add_post(CAMPAIGNS_PATH, answering(calls.create))
     app.router.add_get(one, answering(calls.show))
     app.router.add_get(one + "/report", answering(calls.report))
+    app.router.add_get(one + "/export", answering(calls.export))
     app.router.add_post(one + "/{order}", answering(calls.order))
     app.router.add_put(SETS_PATH, answering(calls.put_set))
     app.router.add_get(KEY_PATH, answering(calls.key))
@@ -88,6 +91,12 @@ class _Calls:
     async def report(self, request: web.Request) -> web.StreamResponse:
         require(request, "admin")
         return json_reply(await self._rounds.public.report(request.match_info["campaign"]))
+
+    async def export(self, request: web.Request) -> web.StreamResponse:
+        require(request, "admin")
+        step = _whole(request, "step", -1) if "step" in request.query else None
+        found = await self._rounds.exports.part(request.match_info["campaign"], step, _whole(request, "first", 0))
+        return json_reply(found)
 
     async def order(self, request: web.Request) -> web.StreamResponse:
         who = _admin(request)

@@ -4,7 +4,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from hybrid.artifact.manifest import LineageStep
 from hybrid.federated.campaign import Campaign, PromotionPolicy
+from hybrid.federated.layout import Layout
 
 CampaignState = Literal["running", "paused", "completed", "stalled", "spent", "stopped", "failed", "lost"]
 ENDED: Final[frozenset[CampaignState]] = frozenset({"completed", "spent", "stopped", "failed", "lost"})
@@ -189,6 +191,31 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     boxes: tuple[BoxTotal, ...] = ()
     n_bytes_up: int = 0
     n_bytes_down: int = 0
+
+
+class LearnedPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a step's weights, and what belongs to all of them.
+
+    Attributes:
+        model, version, variant, base_digest: of the base.
+        layout: of the weights, without personal tensors.
+        lineage: of a model with these weights, the oldest first.
+        sha256, n_bytes: of all of them: float32, little-endian.
+        first: byte with which `content` begins.
+    """
+
+    campaign: str
+    step: int
+    model: str
+    version: str
+    variant: str
+    base_digest: str
+    layout: Layout
+    lineage: tuple[LineageStep, ...]
+    sha256: str
+    n_bytes: int
+    first: int
+    content: bytes
 
 
 class RoundsKey(msgspec.Struct, frozen=True, kw_only=True):

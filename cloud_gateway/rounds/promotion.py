@@ -24,13 +24,12 @@ from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.messages import PromoteWish, PromotionView
 from cloud_gateway.rounds.origin import Library, laid_out
 from cloud_gateway.rounds.rounds_key import Signer
+from cloud_gateway.rounds.statements import statement_of
 from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore, put_promotion
 from hybrid.errors import Conflict, CorruptContent, Forbidden, HybridError, NotFound, StorageError
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate
-from hybrid.federated.privacy.account import Account
-from hybrid.federated.privacy.statement import Statement, spent_before
 
 ENOUGH: Final = 3
 """So many boxes that evaluated a candidate are asked for at least, where the cohort has them."""
@@ -200,15 +199,7 @@ class Promotions:
         version = version_word(order.version, step, course.id)
         sequence = self._sequence(order.model, version)
         with laid_out(home.library, course.row.base_digest, home.folder) as base:
-            noise = order.privacy.noise
-            before = spent_before(each.detail for each in base.manifest.lineage)
-            statement = Statement(
-                rounds=step,
-                boxes=home.store.boxes_counted(course.id),
-                secure=order.privacy.secure,
-                delta=order.privacy.delta,
-                cost=self._cost(course, before) if noise > 0 else float("inf"),
-            )
+            detail = statement_of(home.store, course.row, step, base.manifest.lineage).detail()
             made = candidate(
                 base,
                 order.variant,
@@ -216,22 +207,13 @@ class Promotions:
                 version=version,
                 sequence=sequence,
                 campaign=course.id,
-                detail=statement.detail(),
+                detail=detail,
             )
         for content in made.files.values():
             self._put(content)
         signature = home.signer.signature(made.manifest_bytes)
         record = home.library.commit_version(made.manifest_bytes, signature, name=order.model)
         return record.version, record.artifact_digest
-
-    def _cost(self, course: Course, before: float) -> float:
-        """Mu squared of the box that spent most: in all campaigns of the model here, or in the base's lineage and this.
-
-        A base that was learned here stands in both, and counts once.
-        """
-        accounts = self._home.store.accounts(course.order.model).values()
-        own = max((Account.decoded(body).cost_in(course.id) for body in accounts), default=0.0)
-        return max(course.row.cost, before + own)
 
     def _sequence(self, model: str, version: str) -> int:
         """Above all others of the model; the same again for a version that is here."""

@@ -26,6 +26,7 @@ from cloud_gateway.rounds.commits import Commits
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.desk import RoundsDesk
 from cloud_gateway.rounds.evaluation import EvaluationSets
+from cloud_gateway.rounds.exports import Exports
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish
 from cloud_gateway.rounds.metrics import rounds_families
@@ -146,6 +147,7 @@ class Rounds:
         )
         self.campaigns = Campaigns(ground, self.desk.courses, self.desk.maskings)
         self.public = Public(self.campaigns, self._store, clock_s=clock_s)
+        self.exports = Exports(around.library, self._store, self.campaigns)
         lost = self.campaigns.load()
         self._closings = self._closer(spool, wall_s)
         signer = Signer(folder)

@@ -11,6 +11,7 @@ from devices.tflite_magic import engine_of
 from hybrid.artifact.cache import fresh_sha256
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, sync_folder, write_atomically
+from hybrid.artifact.lineage_note import noted_lineage
 from hybrid.artifact.manifest import (
     MAX_MANIFEST_BYTES,
     SCHEMA,
@@ -83,6 +84,7 @@ def from_onnx(path: Path, name: str, version: str, *, sequence: int = 1) -> Arti
         model_digest=digest_of_files(files),
         files={file.name: FileEntry(sha256=file.sha256, size=file.size) for file in files},
         variants=(Variant(id="original", engine=engine, precision="native", files=tuple(file.name for file in files)),),
+        lineage=noted_lineage(path) if engine == "onnxruntime" else (),
     )
     return Artifact(folder=path.parent, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
 

@@ -23,6 +23,7 @@ from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, write_atomically
 from hybrid.artifact.folder import Artifact, open_folder, place_folder, verify
 from hybrid.artifact.golden_files import write_golden
+from hybrid.artifact.lineage_note import noted_lineage
 from hybrid.artifact.manifest import SCHEMA, FileEntry, Golden, LineageStep, Manifest, Variant, canonical_bytes
 from hybrid.artifact.names import MANIFEST_NAME, check_word
 from hybrid.artifact.trainable import HEAD_FILE
@@ -162,9 +163,16 @@ def _laid_out(folder: Path, job: Job, base: Base, material: Material, shipment: 
         post=known.post if known is not None else msgspec.Raw(b"null"),
         golden=golden,
         splits=splits or msgspec.UNSET,
-        lineage=(*(known.lineage if known is not None else ()), step),
+        lineage=(*_came_from(base), step),
     )
     write_atomically(folder / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)
+
+
+def _came_from(base: Base) -> tuple[LineageStep, ...]:
+    """How the model came to be, by its artifact or by what the bare file says."""
+    if base.artifact is not None:
+        return base.artifact.manifest.lineage
+    return noted_lineage(base.path) if engine_of(base.path) == "onnxruntime" else ()
 
 
 @dataclass(frozen=True, slots=True)

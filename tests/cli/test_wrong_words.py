@@ -157,6 +157,8 @@ rounds resume nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
 rounds stop nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
 rounds promote nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
 rounds report nosuch --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds export nosuch --out new.onnx --gateway LIVE --token TOKEN | NOT_FOUND   | not_found
+rounds export nosuch --out text.txt {NOWHERE} | REFUSED     | conflict
 rounds key --gateway LIVE           | PERMISSION  | unauthenticated
 rounds simulate --data no.npz       | NOT_FOUND   | not_found
 rounds simulate --machine nosuch    | NOT_FOUND   | catalog_unknown

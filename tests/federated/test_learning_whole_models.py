@@ -8,6 +8,9 @@ import onnxruntime as ort
 import pytest
 
 from cloud_gateway.rounds.evaluation import judge_of
+from hybrid.artifact.folder import from_onnx
+from hybrid.artifact.lineage_note import LINEAGE_KEY, noted_lineage
+from hybrid.artifact.manifest import LineageStep
 from hybrid.errors import ModelInvalid
 from hybrid.federated.campaign import Training
 from hybrid.federated.learning.evaluation import right_of
@@ -16,7 +19,7 @@ from hybrid.federated.learning.head import Head, open_head
 from hybrid.federated.learning.operators import by_torch
 from hybrid.federated.learning.torch_needs import torch_operators
 from hybrid.federated.learning.training import Start, train
-from hybrid.federated.learning.whole_file import whole_model
+from hybrid.federated.learning.whole_file import whole_model, write_whole
 from tests.federated.learning_making import external, made, node
 from tests.federated.test_learning_whole_program import CASES, opened
 from tests.federated.whole_making import digit_images, whole_artifact
@@ -87,6 +90,28 @@ def test_one_file_has_what_was_learned_and_all_else_as_it_was(head: Head, tmp_pa
     assert np.array_equal(found["last.b"], head.arrays["last.b"])
     assert np.array_equal(found["norm.mean"], np.full(8, 0.2, np.float32))
     ort.InferenceSession(str(tmp_path / "one.onnx"), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.torch
+def test_a_model_too_large_for_one_message_has_its_weights_beside_it(head: Head, tmp_path: Path) -> None:
+    step = LineageStep(step="rounds:abc", artifact_digest="0" * 64, detail="learned")
+    write_whole(whole_model(head, {}), tmp_path / "m.onnx", (step,), most_bytes=1000)
+    assert {one.name for one in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
+    x = digit_images()[0][:5]
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(None, {"image": x})[0] - head.program.answer(head.arrays, x)).max() <= 1e-5
+    assert noted_lineage(tmp_path / "m.onnx") == (step,)
+
+
+def test_a_lineage_that_is_none_is_refused(head: Head, tmp_path: Path) -> None:
+    model = whole_model(head, {})
+    onnx.helper.set_model_props(model, {LINEAGE_KEY: "[1]", "other": "x"})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelInvalid, match=r"metadata entry hybrid\.lineage is no lineage"):
+        from_onnx(tmp_path / "m.onnx", "m", "1")
+    onnx.helper.set_model_props(model, {"other": "x"})
+    onnx.save(model, tmp_path / "m.onnx")
+    assert from_onnx(tmp_path / "m.onnx", "m", "1").manifest.lineage == ()
 
 
 @pytest.mark.parametrize("name", CASES)

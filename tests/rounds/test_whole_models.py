@@ -6,11 +6,16 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from cloud_gateway.rounds import exports
+from cloud_gateway.rounds.commands.export import _written, export
 from edge_agent.learning import offers
 from edge_agent.trust.identity import BoxKey
-from hybrid.artifact.manifest import parse
+from hybrid.artifact.folder import Artifact, from_onnx
+from hybrid.artifact.manifest import Manifest, parse
+from hybrid.errors import Conflict, NotFound
 from hybrid.federated.campaign import Aggregation, Privacy, Promotion, Training
 from hybrid.fleet.sample import Sample, packed_arrays
 from tests.federated.whole_making import NAME, digit_images, whole_artifact
@@ -65,11 +70,14 @@ async def fleet(folder: Path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("secure", "rounds", "reached"), [(False, 6, 0.7), (True, 3, 0.4)], ids=["clear", "masked"])
-async def test_a_network_learns_whole(tmp_path: Path, secure: bool, rounds: int, reached: float) -> None:
+async def test_a_network_learns_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool, rounds: int, reached: float
+) -> None:
     """int8 up and down, averaged; masked the gateway sees sums alone."""
     hidden = {
         "privacy": Privacy(secure=True, clip=4.0), "aggregation": Aggregation(weights="uniform"), "over_selection": 1.0,
     } if secure else {}  # fmt: skip
+    monkeypatch.setattr(exports, "PART_BYTES", 5000)
     async with fleet(tmp_path) as (lab, boxes, evaluation):
         campaign = await lab.create(
             evaluation, model=NAME, goal=N_BOXES, least=N_BOXES, rounds=rounds, training=TRAINING,
@@ -91,6 +99,32 @@ async def test_a_network_learns_whole(tmp_path: Path, secure: bool, rounds: int,
                 base = parse(lab.registry.manifest_bytes(manifest.base))
                 changed = {name for name, entry in manifest.files.items() if base.files[name] != entry}
                 assert changed == {"head.bin", *manifest.golden.outputs.values()}
+                await exported(lab, boxes[0].artifact, campaign, manifest, tmp_path / "learned.onnx")
+
+
+async def exported(lab: Lab, base: Artifact, campaign: str, home: Manifest, out: Path) -> None:
+    """The step as one file answers as the version that it became, and says how it came to be."""
+    parts = [await lab.rounds.exports.part(campaign, None, 0)]
+    while len(content := b"".join(part.content for part in parts)) < parts[0].n_bytes:
+        parts.append(await lab.rounds.exports.part(campaign, parts[0].step, len(content)))
+    assert len(parts) == 2
+    n_bytes = _written(parts[0], content, base, out)
+    assert n_bytes > parts[0].n_bytes
+    golden = home.golden
+    feeds, [wanted] = (
+        [np.load(lab.registry.find_blob(home.files[name].sha256)) for name in names.values()]
+        for names in (golden.inputs, golden.outputs)
+    )
+    session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(None, {"image": feeds[0]})[0] - wanted).max() <= 1e-4
+    learned, left = from_onnx(out, NAME, "2").manifest.lineage
+    assert (learned, left.step) == (home.lineage[-1], "export")
+    assert learned.detail.startswith("learned rounds=6 boxes=3 secure=no epsilon=inf")
+    for asked, said in ((7, "has steps 1 to 6, not 7"), (0, "has steps 1 to 6, not 0")):
+        with pytest.raises(NotFound, match=said):
+            await lab.rounds.exports.part(campaign, asked, 0)
+    with pytest.raises(Conflict, match="there is a file already"):
+        export(campaign, out)
 
 
 async def test_a_box_without_torch_offers_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

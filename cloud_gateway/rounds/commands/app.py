@@ -3,6 +3,7 @@
 import typer
 
 from cloud_gateway.rounds.commands.campaigns import add_campaign_commands
+from cloud_gateway.rounds.commands.export import export
 from cloud_gateway.rounds.commands.report import report
 from cloud_gateway.rounds.commands.simulate import add_simulate_command
 from cloud_gateway.rounds.commands.watch import watch
@@ -23,6 +24,7 @@ app = typer.Typer(
       hybrid rounds stop k3p9w2xa --promote candidate
       hybrid rounds promote k3p9w2xa --step 12
       hybrid rounds report k3p9w2xa
+      hybrid rounds export k3p9w2xa --out learned.onnx
       hybrid rounds key
       hybrid rounds simulate --boxes 200 --goal 20
     """,
@@ -30,4 +32,5 @@ app = typer.Typer(
 add_campaign_commands(app)
 app.command("watch")(watch)
 app.command("report")(report)
+app.command("export")(export)
 add_simulate_command(app)

@@ -1,19 +1,27 @@
 """A model with all its weights inside: what boxes learned in place of what it began with, as any engine opens it."""
 
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto
+from onnx.external_data_helper import set_external_data
 
+from hybrid.artifact.durable import storing, sync_file, write_atomically
+from hybrid.artifact.lineage_note import LINEAGE_KEY, lineage_note
+from hybrid.artifact.manifest import LineageStep
 from hybrid.errors import EngineFailed
 from hybrid.federated.learning.evaluation import right_scores
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.head import Head
 from hybrid.federated.learning.program import Arrays
 
-_ROWS = 64
+MOST: Final = (1 << 31) - (1 << 20)
+"""Bytes of a model that go into one message."""
+
+_ROWS: Final = 64
 
 
 def whole_model(head: Head, learned: Arrays) -> onnx.ModelProto:
@@ -34,6 +42,39 @@ def whole_model(head: Head, learned: Arrays) -> onnx.ModelProto:
         tensor.ClearField("data_location")
         tensor.raw_data = content
     return made
+
+
+def write_whole(model: onnx.ModelProto, path: Path, lineage: Sequence[LineageStep], *, most_bytes: int = MOST) -> None:
+    """Writes a model as one file, or with its weights beside it where it is too large for one message.
+
+    Raises:
+        DiskFull, StorageError: nothing is half-written: the model's name appears last.
+    """
+    kept = [entry for entry in model.metadata_props if entry.key != LINEAGE_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=LINEAGE_KEY, value=lineage_note(lineage))])
+    if model.ByteSize() > most_bytes:
+        _move_weights(model, path)
+    write_atomically(path, model.SerializeToString(deterministic=True), is_shown=True)
+
+
+def _move_weights(model: onnx.ModelProto, path: Path) -> None:
+    beside = path.with_name(f"{path.name}.data")
+    with storing(beside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = beside.with_name(f".tmp-{beside.name}")
+        try:
+            with part.open("wb") as file:
+                for tensor in model.graph.initializer:
+                    if tensor.raw_data:
+                        offset, content = file.tell(), tensor.raw_data
+                        file.write(content)
+                        set_external_data(tensor, location=beside.name, offset=offset, length=len(content))
+                        tensor.ClearField("raw_data")
+            sync_file(part)
+            part.replace(beside)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
