@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_agent.learning.offers import Candidate
 from edge_agent.learning.personal import DAMAGED
 from edge_agent.models.room import ModelRoom
+from edge_agent.models.version import ModelVersion, PersonalCopy
 from hybrid.artifact.folder import Artifact, open_folder
+from hybrid.artifact.manifest import CascadeRule
 from hybrid.artifact.names import MANIFEST_NAME
 from hybrid.errors import EngineFailed, NotFound
 from hybrid.federated.campaign import Training
@@ -24,6 +28,7 @@ from hybrid.federated.layout import Layout
 from hybrid.federated.learning.head import open_head
 from hybrid.federated.learning.labels import is_held_out
 from tests.edge_agent.model_room import ask, model_room
+from tests.federated.lite_making import kept_artifact
 from tests.learning.lab import CAMPAIGN, Box, Desk, at_work, made, version_of
 from tests.learning.nets import N_CLASSES, N_INPUTS, rows
 from tests.outbox.lab import until
@@ -92,6 +97,17 @@ def standing(box: Box) -> Any:
     return found[0] if found else None
 
 
+async def personal(box: Box, wanted: bool = True) -> None:
+    """Requests are answered with a copy, or plainly."""
+
+    def is_so() -> bool:
+        copy, loaded = box.answering.personal("net"), box.room.models.opened("net", "")
+        digest = copy.digest if copy is not None else box.answering.named("net").model_digest
+        return (copy is not None) == wanted and loaded is not None and loaded.model.model_digest == digest
+
+    await until(is_so)
+
+
 async def settled(box: Box) -> None:
     """The version that answers was looked at."""
     await until(lambda: standing(box) is not None and (standing(box).answers or standing(box).why_not))
@@ -122,7 +138,7 @@ async def test_the_version_that_came_home_answers_with_them(home: Any, tmp_path:
     async with lives(tmp_path, version, desk) as box:
         room = box.room
         await room.host.answer(version_of(version))
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         copy, told = box.answering.personal("net"), standing(box)
         mine = await asked(room, inputs)
         np.testing.assert_allclose(mine, answers_of(version, inputs, copy.tensors), atol=1e-5)
@@ -143,41 +159,38 @@ async def test_the_version_that_came_home_answers_with_them(home: Any, tmp_path:
 
 
 async def test_a_kill_at_any_time_costs_nothing(home: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service ends before, while and after what was found is kept; the next life answers as it should."""
+    """The service ends before and right after what was found is kept; the next life answers as it should."""
     _, version, desk = home
     inputs = rows(8, 3)[0]
-    kept: list[np.ndarray] = []
-    for n_changes in (0, 1, 9, 9):
+    for end in ("before", "after"):
         async with lives(tmp_path, version, desk) as box:
-            store, n = box.learning.store, 0
-            real = store._put_note
+            store = box.learning.store
+            kept = store.keep
 
-            def cut(*given: Any, n_changes: int = n_changes, real: Any = real) -> None:
-                nonlocal n
-                real(*given)
-                n += 1
-                if n > n_changes:
-                    raise OSError("the power is gone")
+            def cut(*given: Any, end: str = end, kept: Any = kept) -> None:
+                if end == "after":
+                    kept(*given)
+                raise OSError("the power is gone")
 
-            monkeypatch.setattr(store, "_put_note", cut)
-            if n_changes == 0:
-                await until(lambda n=n: box.learning.status().why_not.startswith("the disk fails"))
-                assert box.answering.personal("net") is None
-                np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
-                continue
-            await until(lambda: box.answering.personal("net") is not None)
-            kept.append(await asked(box.room, inputs))
-            assert box.learning.status().n_judged == (len(kept) == 1), "what was kept is not found out anew"
-    assert len(kept) == 3
-    for one in kept:
-        np.testing.assert_array_equal(one, kept[0])
+            monkeypatch.setattr(store, "keep", cut)
+            await until(lambda: box.learning.status().why_not.startswith("the disk fails"))
+            assert box.answering.personal("net") is None
+            np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
+            assert box.learning.status().n_judged >= 1
+    found = []
+    for _ in range(2):
+        async with lives(tmp_path, version, desk) as box:
+            await personal(box)
+            assert box.learning.status().n_judged == 0, "what was kept is not found out anew"
+            found.append(await asked(box.room, inputs))
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 async def test_forgotten_for_good(home: Any, tmp_path: Path) -> None:
     _, version, desk = home
     inputs = rows(8, 3)[0]
     async with lives(tmp_path, version, desk) as box:
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         with pytest.raises(NotFound, match="keeps no personal layers of 'other'"):
             await box.learning.personal.forget("other")
         copy = box.answering.personal("net")
@@ -230,7 +243,7 @@ async def test_damaged_layers(home: Any, tmp_path: Path) -> None:
     _, version, desk = home
     inputs = rows(8, 3)[0]
     async with lives(tmp_path, version, desk) as box:
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         first = await asked(box.room, inputs)
     damage(tmp_path, "fitted")
     async with lives(tmp_path, version, desk, mode="off") as box:
@@ -240,7 +253,7 @@ async def test_damaged_layers(home: Any, tmp_path: Path) -> None:
         np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
         box.mode = "idle"
         box.learning.wake()
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         assert not box.learning.problems()
         np.testing.assert_array_equal(await asked(box.room, inputs), first, "the same fitting gives the same layers")
     damage(tmp_path, "fitted", "personal")
@@ -257,7 +270,7 @@ async def test_a_copy_that_fails_leaves_no_request_without_an_answer(home: Any, 
     _, version, desk = home
     inputs = rows(8, 3)[0]
     async with lives(tmp_path, version, desk) as box:
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         room, copy = box.room, box.answering.personal("net")
 
         class Broken:
@@ -270,7 +283,7 @@ async def test_a_copy_that_fails_leaves_no_request_without_an_answer(home: Any, 
         assert computed.place.fallback.startswith(EngineFailed.code)
         assert computed.place.model_digest == version.manifest.model_digest
         box.learning.wake()
-        await until(lambda: box.answering.personal("net") is None)
+        await personal(box, False)
         assert [one.code for one in box.learning.problems()] == ["personal_failed"]
         np.testing.assert_allclose(await asked(room, inputs), answers_of(version, inputs), atol=1e-5)
         assert room.host.runs("net").n_errors == 0
@@ -295,7 +308,7 @@ async def test_other_versions_answer_plainly(home: Any, tmp_path: Path) -> None:
         assert box.answering.personal("net") is None
         box.why_not = ""
         box.learning.wake()
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         for n, other in enumerate((learned(artifact, desk.steps[-1], tmp_path / "other", "0th3r"), artifact)):
             copy = box.answering.personal("net")
             await box.room.host.answer(version_of(other))
@@ -303,7 +316,7 @@ async def test_other_versions_answer_plainly(home: Any, tmp_path: Path) -> None:
             assert box.answering.personal("net") is None
             assert box.room.executor.sessions.peek((copy.digest,)) is None
             await box.room.host.answer(version_of(version))  # taken back
-            await until(lambda: box.answering.personal("net") is not None)
+            await personal(box)
             assert box.learning.status().n_judged == 1, f"judged once, taken back {n + 1} times"
 
 
@@ -311,7 +324,7 @@ async def test_a_candidate_is_held_against_what_answers(home: Any, tmp_path: Pat
     """What answers now has personal layers, and so would the candidate: fitted to it, on samples of no training."""
     _, version, desk = home
     async with lives(tmp_path, version, desk) as box:
-        await until(lambda: box.answering.personal("net") is not None)
+        await personal(box)
         told = standing(box)
         desk.kind, desk.most_steps, desk.salt, desk.ended = "evaluate", 3, "e", ()
         box.learning.wake()
@@ -320,3 +333,50 @@ async def test_a_candidate_is_held_against_what_answers(home: Any, tmp_path: Pat
         assert (counts.n, counts.n_base_right) == (told.n, told.n_right), "personal layers answer now"
         assert counts.n_right >= told.n_plain_right + counts.n // 3, "and would then"
         assert counts.n_right - counts.n_base_right == counts.n_won - counts.n_lost
+
+
+@pytest.mark.parametrize("form", ["onnx", "lite"])
+async def test_every_engine_with_a_head_takes_them(form: str, tmp_path: Path) -> None:
+    """Twice the head is twice the scores; the version beside stays what it is, and so does memory: one session."""
+    artifact = kept_artifact() if form == "lite" else made()[0]
+    manifest = artifact.manifest
+    variant = next(one for one in manifest.variants if (one.engine == "tflite-head") == (form == "lite"))
+    version = ModelVersion(
+        name="net", version="1", model_digest="6" * 64, artifact_digest=artifact.digest, folder=artifact.folder,
+        path=artifact.folder / variant.files[0], variant=variant.id, priority=7,
+    )  # fmt: skip
+    inputs = rows(1, 3)[0]
+    async with model_room(tmp_path) as room:
+        await room.host.answer(version)
+        plain = await asked(room, inputs)
+        head = open_head(artifact.folder, manifest, variant.id).arrays["head"]
+        copy = PersonalCopy(version=version, digest="7" * 64, tensors={"head": head * np.float32(2)})
+        await room.host.personalize(copy)
+        np.testing.assert_allclose(await asked(room, inputs), 2 * plain, rtol=1e-4, atol=1e-6)
+        assert [key for key, _ in room.executor.sessions.sessions()] == [(copy.digest,)]
+        assert room.answering.priority(copy.digest) == 7
+        await room.host.answer(replace(version, priority=3))  # the assignment says another priority
+        np.testing.assert_allclose(await asked(room, inputs), 2 * plain, rtol=1e-4, atol=1e-6)
+        assert room.answering.priority(copy.digest) == 3
+        await room.host.plainly("net")
+        np.testing.assert_array_equal(await asked(room, inputs), plain)
+        with pytest.raises(NotFound):
+            await room.host.personalize(replace(copy, version=replace(version, artifact_digest="8" * 64)))
+        np.testing.assert_array_equal(await asked(room, inputs), plain)
+
+
+async def test_the_small_one_of_a_cascade_stays_as_it_is(tmp_path: Path) -> None:
+    artifact, desk = with_personal_head()
+    async with model_room(tmp_path / "room") as room:
+        part = Box(tmp_path / "box", artifact, desk, room=room).learning.personal
+        assert part is not None
+        rule = CascadeRule(
+            small="original", output="scores", kind="logits", temperature=1.0, threshold=0.5, max_accuracy_drop=0.01
+        )
+        for manifest, why in (
+            (artifact.manifest, ""),
+            (msgspec.structs.replace(artifact.manifest, cascade=rule), "threshold"),
+        ):
+            one = Candidate(version=version_of(artifact), manifest=manifest, variant="original")
+            assert why in part._obstacle(one)
+            assert bool(why) == bool(part._obstacle(one))
