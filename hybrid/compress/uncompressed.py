@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression.errors import NotTrainable
+from devices.tflite_magic import is_lite
 from hybrid.artifact.digest import files_of_model, model_digest
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.folder import Artifact
@@ -73,7 +74,7 @@ def base_of(
         path = artifact.model_path
     if not path.is_file():
         raise ModelMissing(f"{path}: no such file; give the path of an ONNX model or an artifact", path=str(path))
-    if path.suffix.lower() == ".tflite":
+    if path.suffix.lower() == ".tflite" or is_lite(path):
         raise ModelUnsupported(
             f"{path}: a TensorFlow Lite file cannot be compressed further",
             advice="Give the ONNX file that it was made from, or its torch module by --train-script.",

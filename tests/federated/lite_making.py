@@ -21,11 +21,15 @@ def body_weights(n_features: int = N_FEATURES, seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, N_INPUTS**-0.5, (N_INPUTS, n_features)).astype(np.float32)
 
 
-def model_file(path: Path, *, n_features: int = N_FEATURES) -> Path:
+def model_file(path: Path, *, n_features: int = N_FEATURES, body: np.ndarray | None = None) -> Path:
     """`x` to `scores` and `chances`; the head stands on `mixed`."""
     rng = np.random.default_rng(5)
     head = rng.normal(0, 0.3, (n_features, N_CLASSES)).astype(np.float32)
-    weights = {"body": body_weights(n_features), "head": head, "offset": np.zeros(N_CLASSES, np.float32)}
+    weights = {
+        "body": body_weights(n_features) if body is None else body,
+        "head": head,
+        "offset": np.zeros(N_CLASSES, np.float32),
+    }
     nodes = [
         helper.make_node("MatMul", ["x", "body"], ["mixed"], name="body"),
         helper.make_node("Relu", ["mixed"], ["features"], name="relu"),

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -141,6 +142,35 @@ def test_a_head_in_memory_stands_in_for_the_file() -> None:
     zero = {"head": np.zeros((N_FEATURES, 3), np.float32), "offset": np.array([1, 2, 3], np.float32)}
     session = LiteHeadSession(artifact.model_path, 1, changed=zero)
     np.testing.assert_array_equal(session.run(["scores"], {"x": X})[0], [[1, 2, 3]])
+    facts, settings = facts_of(artifact.model_path), EngineSettings(n_intra_threads=1)
+    service = open_engine(artifact.model_path, settings, facts, zero)
+    np.testing.assert_array_equal(service.run({"x": X}, ["scores"])[0], [[1, 2, 3]])
+
+
+def test_an_8_bit_body_is_told_and_its_twin_is_given_room(tmp_path: Path) -> None:
+    whole = np.random.default_rng(2).integers(-20, 21, (N_FEATURES, N_INPUTS)).astype(np.int8)
+    body = dense(tmp_path / "b.tflite", whole, kind=schema().TensorType.INT8)  # its scale is 0.05
+    model = model_file(tmp_path / "net.onnx", body=(whole.T * np.float32(0.05)).astype(np.float32))
+    artifact = lite_artifact(model, body, tmp_path / "artifact", name="net", head="mixed")
+    first, twin = artifact.manifest.variants
+    assert (first.precision, twin.precision) == ("int8", "native")
+    golden = artifact.manifest.golden
+    assert golden is not None
+    assert golden.tolerance["tflite-head"] == 1e-3
+    assert 1e-3 < golden.tolerance["onnxruntime"] < 0.1
+    feeds = golden_arrays(Path.read_bytes, artifact.folder, golden.inputs)
+    found = dict(zip(("scores", "chances"), twin_answers(artifact, feeds["x"]), strict=True))
+    wanted = golden_arrays(Path.read_bytes, artifact.folder, golden.outputs)
+    compare(found, wanted, golden.tolerance["onnxruntime"], "net")
+    assert max(np.abs(found[name] - wanted[name]).max() for name in found) > 1e-4
+
+
+def test_a_body_is_never_what_learns() -> None:
+    manifest = kept_artifact().manifest
+    first = msgspec.structs.replace(manifest.variants[0], trainable_files=("body.tflite", "head.bin"))
+    wrong = msgspec.structs.replace(manifest, variants=(first, manifest.variants[1]))
+    with pytest.raises(ModelUntrainable, match=r"body\.tflite is named as trainable, but no weight"):
+        open_head(kept_artifact().folder, wrong, "original")
 
 
 def test_bodies_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -134,6 +134,9 @@ def read_head(path: Path, feature: str, files: Mapping[str, int], *, output: str
     learning = places(model, dict.fromkeys(locations.values()))
     if not learning:
         raise ModelUntrainable(f"{path.name} has no tensor in {', '.join(files)}; nothing of it may learn")
+    idle = sorted(set(locations.values()) - {place.location for place in learning})
+    if idle:
+        raise ModelUntrainable(f"{idle[0]} is named as trainable, but no weight of {path.name} lies in it")
 
     def read(location: str, offset: int, length: int) -> bytes:
         with path.parent.joinpath(*PurePosixPath(location).parts).open("rb") as file:
