@@ -139,11 +139,12 @@ class Doing:
 
         def compare() -> Comparison:
             work = Work(task=task, terms=terms, learnable=learnable, left=self.left(task.campaign))
-            mine = [] if work.left.personal is None else ids
-            trained_on = self.material.examples(candidate, mine, held_out=False)
             held_out = self.material.examples(candidate, ids, held_out=True)
             if not len(held_out):
                 raise DataUnfit("this box has no labelled sample that is kept for evaluation")
+            trained_on = None
+            if work.left.personal is not None:
+                trained_on = self.material.examples(candidate, ids, held_out=False)
             return work.compared(now, learned, trained_on, held_out, self._yielding.between)
 
         return await self._on_thread(compare, deadline_s)

@@ -184,7 +184,8 @@ class Learning:
         is_off = self._mode() == "off"
         why_not = "" if is_off else await self._conditions.lately()
         if self.personal is not None:
-            await self.personal.look(candidates, None if is_off or why_not else self._tasks.fitted)
+            may_fit = not is_off and not why_not and answer is None  # a task in hand has a lease
+            await self.personal.look(candidates, self._tasks.fitted if may_fit else None)
         if is_off:
             self._why_not = ""
             return LOOK_S, None

@@ -176,7 +176,12 @@ class Work:
         )
 
     def compared(
-        self, now: Arrays, candidate: np.ndarray, trained_on: Examples, held_out: Examples, between: Callable[[], None]
+        self,
+        now: Arrays,
+        candidate: np.ndarray,
+        trained_on: Examples | None,
+        held_out: Examples,
+        between: Callable[[], None],
     ) -> Comparison:
         """How what would answer here answers beside what answers now, on samples that no training saw.
 
@@ -184,14 +189,14 @@ class Work:
             now: all that learns, as it answers here; personal layers that are in use among it.
             candidate: what travels of the candidate. The campaign's personal layers, where this box has any, count
                 as they would be used: fitted to it, and not at all where it answers better without.
-            trained_on: what personal layers are fitted to.
+            trained_on: what personal layers are fitted to; None where this box has none.
             held_out: the others.
             between: as in `trained`.
         """
         learnable, personal = self.learnable, self.left.personal
         layout, kept = learnable.parts(self.terms)
         would = dict(learnable.arrays) | layout.arrays(candidate)
-        if kept is not None and personal is not None and personal.shape == (kept.n_elements,):
+        if kept is not None and personal is not None and trained_on is not None and personal.size == kept.n_elements:
             seed = _seed(self.task, b"fitting")
             beside = Beside(program=learnable.program, layout=learnable.layout, arrays=would)
             found = fitted(beside, self.terms, personal, trained_on, held_out, seed=seed, between=between)
