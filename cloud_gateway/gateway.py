@@ -150,6 +150,7 @@ class Gateway:
             raise_alarm=fleet.desk.alarms.raise_alarm,
             steering=fleet.steering,
             is_delegated=fleet.desk.trust.is_rounds_key,
+            root_sha256=fleet.desk.trust.root_sha256,
         )
         self._rounds = await asyncio.to_thread(Rounds, data, around)
         stack.callback(self._rounds.close)

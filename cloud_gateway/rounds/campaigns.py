@@ -193,7 +193,7 @@ class Campaigns:
         order = wish.order
         order.check()
         check_campaign(order.privacy, order.rounds)
-        self.cohorts.check(order)
+        self.cohorts.check(order, [row.order for row in self.rows.values()])
         row, course, judge = await asyncio.to_thread(self._prepare, wish, who, self.cohorts.held(order))
 
         def write(db: sqlite3.Connection) -> None:

@@ -1,7 +1,7 @@
 """Which boxes a campaign means, and what keeps the others out by what they told last."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from cloud_gateway.fleet.assignments import matches, n_boxes, shown
@@ -9,10 +9,11 @@ from cloud_gateway.fleet.steering.desired import BoxDirectory, BoxView
 from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.left_out import words
 from cloud_gateway.rounds.offers import Asked, keeps_out
+from cloud_gateway.rounds.rosters import check_roster, is_listed
 from hybrid.errors import CampaignImpossible
 from hybrid.federated.campaign import Campaign
 
-_APART: Final = ("admission", "tags")
+_APART: Final = ("admission", "tags", "roster")
 """What keeps a box out of the cohort; all else may change while the campaign runs."""
 
 
@@ -27,20 +28,27 @@ class Standing(NamedTuple):
 class Cohorts:
     """The boxes of campaigns. Belongs to the event loop."""
 
-    def __init__(self, boxes: BoxDirectory, asked: Mapping[str, Asked]) -> None:
+    def __init__(
+        self,
+        boxes: BoxDirectory,
+        asked: Mapping[str, Asked],
+        root_sha256: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
         """Nothing is touched.
 
         Args:
             boxes: the registry of boxes.
             asked: what each told with its last call for a task.
+            root_sha256: fingerprint of the fleet's root; None for a fleet without.
         """
         self._boxes = boxes
         self._asked = asked
+        self._root_sha256 = root_sha256
 
     def of(self, order: Campaign) -> Iterator[str]:
-        """Ids of the admitted boxes with a campaign's tags."""
+        """Ids of the admitted boxes with a campaign's tags, of those on its device list where it has one."""
         for box in self._boxes.all():
-            if box.admission == "admitted" and matches(order.cohort.tags, box.tags):
+            if box.admission == "admitted" and matches(order.cohort.tags, box.tags) and is_listed(order, box.id):
                 yield box.id
 
     def name_of(self, box_id: str) -> str:
@@ -53,12 +61,18 @@ class Cohorts:
         told = (self._asked[box_id].offers.get(order.model) for box_id in self.of(order) if box_id in self._asked)
         return Counter(offer.artifact_digest for offer in told if offer is not None)
 
-    def check(self, order: Campaign) -> None:
-        """Refuse a goal that the cohort cannot reach.
+    def check(self, order: Campaign, before: Iterable[Campaign] = ()) -> None:
+        """Refuse a goal that the cohort cannot reach, and a device list that it would not take.
+
+        Args:
+            order: what is ordered.
+            before: orders of earlier campaigns.
 
         Raises:
             CampaignImpossible: says who is left out and why.
+            BadMessage, CorruptContent: its roster is no device list.
         """
+        check_roster(order, self._root_sha256(), before)
         found = self._counted(order, lambda asked: order.model in asked.offers, {})
         n = sum(found[why] for why in found if why not in _APART)
         if n >= order.goal:
@@ -91,6 +105,8 @@ class Cohorts:
             return "admission"
         if not matches(order.cohort.tags, box.tags):
             return "tags"
+        if not is_listed(order, box.id):
+            return "roster"
         asked = self._asked.get(box.id)
         if asked is None:
             return "silent"

@@ -22,6 +22,7 @@ from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.offers import Asked, keeps_out
 from cloud_gateway.rounds.papers import TaskNames, task_seed
+from cloud_gateway.rounds.rosters import is_listed
 from cloud_gateway.rounds.steps import payload
 from cloud_gateway.rounds.store import put_counts
 from cloud_gateway.rounds.taking import Taking
@@ -320,7 +321,8 @@ class RoundsDesk:
             return None
         for course in self.courses.values():
             held = asked.holds(course)
-            if not matches(course.order.cohort.tags, box.tags) or held is None:
+            order = course.order
+            if held is None or not matches(order.cohort.tags, box.tags) or not is_listed(order, box.id):
                 continue
             task = self._evaluate_task(course, box.id) or self._train_task(course, box.id, asked, held)
             if task is not None:

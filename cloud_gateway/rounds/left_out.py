@@ -6,6 +6,7 @@ from typing import Final
 _WORDS: Final = {
     "admission": "not admitted",
     "tags": "with other tags",
+    "roster": "not on the device list",
     "silent": "never heard asking for a task since the gateway's start (off, `--learn off`, or no labelled samples)",
     "model": "with another version or variant of the model, or none",
     "samples": "with too few labelled samples",

@@ -67,6 +67,7 @@ class Neighbours:
         files: of that registry; None where it takes none.
         steering: begins rollouts; None where there are none.
         is_delegated: whether boxes believe the key with that id in what rounds learn.
+        root_sha256: fingerprint of the fleet's root; None for a fleet without.
     """
 
     library: Library
@@ -76,6 +77,7 @@ class Neighbours:
     files: BlobStore | None = None
     steering: Steering | None = None
     is_delegated: Callable[[str], bool] = lambda _key_id: True
+    root_sha256: Callable[[], bytes | None] = lambda: None
 
 
 class Rounds:
@@ -138,7 +140,7 @@ class Rounds:
         ground = Desk(
             folder=folder,
             library=around.library,
-            cohorts=Cohorts(around.boxes, self.desk.asked),
+            cohorts=Cohorts(around.boxes, self.desk.asked, around.root_sha256),
             spool=spool,
             sets=self.sets,
             names=names,

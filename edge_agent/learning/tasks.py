@@ -16,7 +16,7 @@ from edge_agent.learning.records import CampaignNote, Outcome, Waiting
 from edge_agent.learning.store import LearningStore, Vectors
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
-from hybrid.errors import BadMessage, HybridError, LinkError, ModelError, TensorMismatch
+from hybrid.errors import BadMessage, Forbidden, HybridError, LinkError, ModelError, TensorMismatch
 from hybrid.federated.messages import EvaluationCall, Task, Terms
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Tasks:
             self.give_up(task, "the disk failed")
             raise
         except HybridError as exc:
-            if isinstance(exc, ModelError | TensorMismatch | BadMessage):
+            if isinstance(exc, ModelError | TensorMismatch | BadMessage | Forbidden):
                 self.unfit = f"campaign {task.campaign} cannot be learned here: {exc}"
             return self.give_up(task, str(exc))
         finally:
