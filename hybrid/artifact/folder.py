@@ -84,7 +84,7 @@ def from_onnx(path: Path, name: str, version: str, *, sequence: int = 1) -> Arti
         model_digest=digest_of_files(files),
         files={file.name: FileEntry(sha256=file.sha256, size=file.size) for file in files},
         variants=(Variant(id="original", engine=engine, precision="native", files=tuple(file.name for file in files)),),
-        lineage=noted_lineage(path) if engine == "onnxruntime" else (),
+        lineage=noted_lineage(path) if engine != "tflite" else (),
     )
     return Artifact(folder=path.parent, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
 

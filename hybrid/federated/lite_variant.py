@@ -24,12 +24,12 @@ from hybrid.artifact.digest import hashed_files
 from hybrid.artifact.durable import storing, write_atomically
 from hybrid.artifact.folder import Artifact, from_onnx, open_folder, place_folder, verify
 from hybrid.artifact.golden_files import write_golden
-from hybrid.artifact.manifest import FileEntry, Variant, canonical_bytes
+from hybrid.artifact.manifest import FileEntry, Manifest, Variant, canonical_bytes
 from hybrid.artifact.names import MANIFEST_NAME
 from hybrid.artifact.trainable import TOLERANCE, Separated, declared, drawn_inputs, separated
 from hybrid.errors import Conflict, ModelInvalid, ModelUntrainable
 from hybrid.federated.learning.body import Body
-from hybrid.federated.learning.head import read_head
+from hybrid.federated.learning.head import read_head, variant_of
 from hybrid.federated.learning.lite_form import BODY_FILE, as_bytes, with_lite_body
 from hybrid.federated.learning.lite_session import LiteHeadSession
 from hybrid.graph.model_file import load_proto
@@ -137,6 +137,24 @@ def with_twin(artifact: Artifact, made: LiteHeaded, twin: Separated) -> Artifact
         artifact.manifest, variants=(shipped, second), files=artifact.manifest.files | found
     )
     return replace(artifact, manifest=manifest, manifest_bytes=canonical_bytes(manifest))
+
+
+def onnx_twin(manifest: Manifest, variant_id: str) -> Variant:
+    """The variant for onnxruntime whose head is the very same bytes; the variant itself, where it is one.
+
+    Raises:
+        NotFound: no such variant.
+        ModelUntrainable: there is none.
+    """
+    variant = variant_of(manifest, variant_id)
+    wanted = [manifest.files[name].sha256 for name in variant.trainable_files]
+    for one in (variant, *manifest.variants):
+        if one.engine == "onnxruntime" and [manifest.files[name].sha256 for name in one.trainable_files] == wanted:
+            return one
+    raise ModelUntrainable(
+        f"variant {variant_id!r} is for {variant.engine}, and no variant for onnxruntime beside it has its head; its "
+        "learned version is what `hybrid rounds promote` makes"
+    )
 
 
 def tolerances(made: LiteHeaded, tolerance: float) -> dict[str, float]:

@@ -11,6 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import hybrid
+from cloud_gateway.rounds.commands import export
+from cloud_gateway.rounds.messages import LearnedPart
 from devices.errors import ModelRejected
 from devices.tflite_magic import engine_of
 from edge_agent.install import rehearsal
@@ -18,6 +20,7 @@ from edge_agent.install.golden import compare, golden_arrays
 from edge_agent.install.rehearsal import chosen_variant, runs_here
 from edge_agent.install.rehearsing import play
 from hybrid.artifact.folder import Artifact, open_folder, verify
+from hybrid.artifact.manifest import LineageStep
 from hybrid.errors import ModelInvalid, ModelUnsupported, ModelUntrainable
 from hybrid.federated.campaign import Training
 from hybrid.federated.candidate import candidate
@@ -28,7 +31,7 @@ from hybrid.federated.learning.head import open_head
 from hybrid.federated.learning.lite_form import LiteBody
 from hybrid.federated.learning.lite_session import LiteFeatures, LiteHeadSession
 from hybrid.federated.learning.training import Start, train
-from hybrid.federated.lite_variant import lite_artifact
+from hybrid.federated.lite_variant import lite_artifact, onnx_twin
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.worker import prepare_into
 from hybrid.serving.engines.model_facts import facts_of
@@ -135,6 +138,29 @@ def test_the_head_learns_and_the_twin_gets_it_too(tmp_path: Path) -> None:
     wanted = golden_arrays(Path.read_bytes, made.folder, golden.outputs)
     feeds = golden_arrays(Path.read_bytes, made.folder, golden.inputs)
     compare(dict(zip(("scores", "chances"), session.run(None, feeds), strict=True)), wanted, 1e-6, "net")
+
+
+def test_a_step_leaves_as_the_twins_file(tmp_path: Path) -> None:
+    """`hybrid rounds export`: what comes of it is an ordinary ONNX model."""
+    artifact = kept_artifact()
+    head = open_head(artifact.folder, artifact.manifest, "original")
+    step = LineageStep(step="rounds:k3p9")
+    part = LearnedPart(
+        campaign="k3p9", step=1, model="net", version="1", variant="original", base_digest=artifact.digest,
+        layout=head.layout, lineage=(step, step), sha256="", n_bytes=0, first=0, content=b"",
+    )  # fmt: skip
+    doubled = {name: 2 * array for name, array in head.arrays.items()}
+    out = tmp_path / "learned.onnx"
+    export._written(part, head.layout.vector(doubled).astype("<f4").tobytes(), artifact, out)
+    (found,) = onnxruntime.InferenceSession(out).run(["scores"], {"x": X})
+    lite = LiteHeadSession(artifact.model_path, 1, changed=doubled)
+    np.testing.assert_allclose(found, lite.run(["scores"], {"x": X})[0], atol=1e-5)
+    body = body_file(tmp_path / "b.tflite")
+    made = lite_artifact(out, body, tmp_path / "next", name="net", head="mixed")
+    assert made.manifest.lineage[0] == step
+    alone = msgspec.structs.replace(artifact.manifest, variants=artifact.manifest.variants[:1])
+    with pytest.raises(ModelUntrainable, match="no variant for onnxruntime beside it has its head"):
+        onnx_twin(alone, "original")
 
 
 def test_a_head_in_memory_stands_in_for_the_file() -> None:

@@ -81,15 +81,14 @@ def _written(part: LearnedPart, weights: bytes, base: "Artifact", out: Path) -> 
     """Bytes of the file. Raises `ModelUntrainable`, `DiskFull`, `StorageError`."""
     import numpy as np
 
-    from hybrid.federated.learning.head import open_head, variant_of
+    from hybrid.federated.learning.head import open_head
     from hybrid.federated.learning.whole_file import whole_model, write_whole
+    from hybrid.federated.lite_variant import onnx_twin
 
-    engine = variant_of(base.manifest, part.variant).engine
-    if engine != "onnxruntime":
-        raise ModelUntrainable(
-            f"variant {part.variant!r} is for {engine}; its learned version is what `hybrid rounds promote` makes"
-        )
-    head = open_head(base.folder, base.manifest, part.variant)
+    twin = onnx_twin(base.manifest, part.variant)
+    head = open_head(base.folder, base.manifest, twin.id)
+    if head.layout != part.layout:
+        raise ModelUntrainable(f"variant {twin.id!r} has the bytes of this head and other tensors in them")
     learned = part.layout.arrays(np.frombuffer(weights, "<f4"))
     model = whole_model(head, learned)
     write_whole(model, out, part.lineage)

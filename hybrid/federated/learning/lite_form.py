@@ -125,6 +125,7 @@ def with_lite_body(
     whole = onnx.ModelProto(ir_version=model.ir_version, producer_name=HEADED)
     whole.opset_import.extend(one for one in model.opset_import if one.domain != DOMAIN)
     whole.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    whole.metadata_props.extend(model.metadata_props)
     whole.graph.name = graph.name or "graph"
     whole.graph.node.append(_node(feature, inputs, output, n_bytes))
     whole.graph.node.extend(behind)
