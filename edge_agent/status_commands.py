@@ -55,9 +55,11 @@ def lines(answer: Mapping[str, Any]) -> list[str]:
         )
         found.insert(-1, f"devices  {counts}")
     installing = {model["name"]: model for model in parts.get("install", {}).get("models", [])}
+    waiting = _waiting(installing)
     rows = _models(answer["models"], installing)
     nobody = ["no models: none is assigned, and none is named with --model"]
     found += table([HEADINGS, *rows]) if rows else nobody
+    found += waiting
     found += ["", *_problems(answer["problems"])]
     return found
 
@@ -80,6 +82,15 @@ def _models(models: Sequence[Mapping[str, Any]], installing: dict[str, Mapping[s
     for name, about in installing.items():
         rows.append((name, about.get("version", ""), _phase(about), "", "", "", "", "", "", ""))
     return rows
+
+
+def _waiting(installing: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why versions are put off where nothing is wrong."""
+    return [
+        f"{name}: {about['detail']}"
+        for name, about in sorted(installing.items())
+        if about.get("phase") == "deferred" and about.get("detail") and not about.get("code")
+    ]
 
 
 def _phase(about: Mapping[str, Any]) -> str:

@@ -305,10 +305,18 @@ class Campaigns:
     ) -> None:
         if course.row.state not in allowed:
             raise Conflict(
-                f"campaign {course.id} is {course.row.state}; {what} is for one that is {' or '.join(allowed)}"
+                f"campaign {course.id} is {course.row.state}; {what} is for one that is {' or '.join(allowed)}",
+                advice=f"hybrid rounds show {course.id} tells how it stands.",
             )
         row = msgspec.structs.replace(course.row, state=following, reason="", n_abandoned=0)
-        await self._around.spool.commits.write(lambda db: put_campaign(db, row))
+        view = course.shown(self._around.clock_s())
+
+        def write(db: sqlite3.Connection) -> None:
+            put_campaign(db, row)
+            if following in ENDED:  # what came to the open round is told, though it makes no step
+                put_round(db, course.id, msgspec.structs.replace(view, state="abandoned", n_leases=0))
+
+        await self._around.spool.commits.write(write)
         course.row = self.rows[course.id] = row
         course.opened_s = self._around.clock_s()
         course.serial += 1
@@ -322,7 +330,10 @@ class Campaigns:
         course = self.courses.get(campaign)
         if course is None:
             row = self.row(campaign)
-            raise Conflict(f"campaign {row.id} is {row.state} and goes on no more")
+            raise Conflict(
+                f"campaign {row.id} is {row.state} and goes on no more",
+                advice=f"Begin another: hybrid rounds create; what came of this one: hybrid rounds report {row.id}.",
+            )
         return course
 
     def row(self, campaign: str) -> CampaignRow:
@@ -332,7 +343,7 @@ class Campaigns:
             return course.row
         row = self.rows.get(campaign)
         if row is None:
-            raise NotFound(f"no campaign {campaign[:40]!r} here; `hybrid rounds ls` lists them")
+            raise NotFound(f"there is no campaign {campaign[:40]!r} here", advice="hybrid rounds ls lists them.")
         return row
 
     def forget(self, course: Course) -> None:

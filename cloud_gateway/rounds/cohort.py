@@ -86,8 +86,8 @@ class Cohorts:
         raise CampaignImpossible(
             f"{told}, the goal is {order.goal} updates a round{others}"
             + (f"; of those {n}: {within}" if within else ""),
-            advice=(f"Take --goal {n} or less, or " if n else "")
-            + "mean more boxes: fewer --tags, hybrid fleet tag BOX KEY=VALUE, hybrid fleet boxes admit BOX.",
+            advice=(f"Take --goal {n} or less, or mean" if n else "Mean")
+            + " more boxes: fewer --tags; hybrid fleet tag BOX KEY=VALUE; hybrid fleet boxes admit BOX.",
         )
 
     def standing(self, course: Course) -> Standing:

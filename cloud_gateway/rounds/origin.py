@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -115,9 +116,10 @@ def laid_out(library: Library, digest: str, within: Path) -> Iterator[Artifact]:
 
 
 def meant(library: Library, name: str, held: Mapping[str, int]) -> Version:
-    """The version that a campaign begins with where none was named: what most boxes hold, of these the newest.
+    """The version that a campaign begins with where none was named: with which most boxes can train, then the newest.
 
-    Where nobody told, it is the newest of a publisher: a candidate that nobody rolled out is on no box.
+    With a base train also those that hold what was learned from it. Where nobody told, it is the newest of a
+    publisher: a candidate that nobody rolled out is on no box.
 
     Args:
         library: the registry.
@@ -128,13 +130,17 @@ def meant(library: Library, name: str, held: Mapping[str, int]) -> Version:
         NotFound: there is no such model.
     """
     versions = library.list_versions(name)
-    told = [version for version in versions if held.get(version.artifact_digest)]
+    able, own = Counter(held), []
+    for version in versions:
+        manifest = parse(library.manifest_bytes(version.artifact_digest))
+        if not is_learned(manifest):
+            own.append(version)
+        elif manifest.base:
+            able[manifest.base] += held.get(version.artifact_digest, 0)
+    told = [version for version in versions if able[version.artifact_digest]]
     if told:
-        return max(told, key=lambda version: (held[version.artifact_digest], version.sequence))
-    for version in reversed(versions):
-        if not is_learned(parse(library.manifest_bytes(version.artifact_digest))):
-            return version
-    return library.resolve(name)
+        return max(told, key=lambda version: (able[version.artifact_digest], version.sequence))
+    return own[-1] if own else library.resolve(name)
 
 
 def shared(head: Head, personal: tuple[str, ...]) -> tuple[Layout, np.ndarray]:

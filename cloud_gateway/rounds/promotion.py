@@ -84,13 +84,20 @@ class Promotions:
         """
         step = course.row.step if wish.step is None else wish.step
         if course.candidate_step is not None:
-            raise Conflict(f"step {course.candidate_step} of campaign {course.id} is being evaluated; wait for it")
+            raise Conflict(
+                f"step {course.candidate_step} of campaign {course.id} is being evaluated",
+                advice=f"Wait until that is over: hybrid rounds watch {course.id}.",
+            )
         if not course.row.step:
             raise NotFound(
-                f"campaign {course.id} has made no step yet: no round of it has closed, nothing can come home"
+                f"campaign {course.id} has made no step yet: no round of it has closed, nothing can come home",
+                advice=f"hybrid rounds show {course.id} tells how its rounds stand.",
             )
         if not 1 <= step <= course.row.step:
-            raise NotFound(f"campaign {course.id} has steps 1 to {course.row.step}, not {step}")
+            raise NotFound(
+                f"campaign {course.id} has steps 1 to {course.row.step}, not {step}",
+                advice="Name one of these with --step, or none for the newest.",
+            )
         file = await asyncio.to_thread(course.steps.read, step)
         right = await asyncio.to_thread(self._campaigns.accuracy, course, as_vector(file.weights))
         view = PromotionView(

@@ -58,7 +58,7 @@ def told_of(slots: Slots, runs: Runs, trouble: HybridError | None) -> Installed:
     phase = slots.phase
     if slots.next is not None and wanted is not None:
         phase, code = "deferred", ""
-        detail = f"{slots.next.version} waits until {wanted.version}, the only version here, has been through its trial"
+        detail = f"{slots.next.version} waits until {wanted.version}, all that is here, has been through its trial"
         wanted = slots.next
     return Installed(
         name=slots.name,

@@ -7,6 +7,7 @@ import pytest
 
 from cloud_gateway.fleet.assignments import Terms
 from edge_agent.install.preparing import base_words
+from edge_agent.status_commands import _waiting
 from hybrid.errors import NotFound
 from hybrid.fleet.messages import Trial
 from tests.install.box_lab import Fleet, Made, Shelf, committed, live, make
@@ -149,3 +150,12 @@ def test_a_rollout_of_what_was_learned_waits_for_bases_on_trial_and_completes(
 
     slow = Terms(report_within_s=600.0, trial=Trial(n_good=10_000, most_s=500.0))
     run(tmp_path, fleet, [base, learned], story, first=slow, begun=lambda found: found.told().phase == "trial")
+
+
+def test_the_status_says_why_a_version_waits() -> None:
+    waiting = {"net": {"phase": "deferred", "code": "", "detail": "2.r7-k3p9w2xa waits until 2"}}
+    assert _waiting(waiting) == ["net: 2.r7-k3p9w2xa waits until 2"]
+    assert (
+        _waiting({"net": {"phase": "deferred", "code": "disk_full", "detail": "no room"}}) == []
+    )  # a problem tells it
+    assert _waiting({"net": {"phase": "trial", "code": "", "detail": ""}}) == []

@@ -167,9 +167,22 @@ async def test_the_version_that_is_meant_is_one_that_boxes_hold(lab: Lab) -> Non
     lab.desk.asked.clear()
     assert (await lab.shown(await lab.create(goal=2))).order.version == "1", "nobody told: the publisher's"
     offer = Offer(model=MODEL, artifact_digest=candidate.artifact_digest, variant="original", n_samples=100)
-    for at in range(3):
-        await Box(lab, at).task(offers=(offer,))
-    assert (await lab.shown(await lab.create(goal=2))).order.version == candidate.version
+    await Box(lab, 0).task(offers=(offer,))
+    await Box(lab, 1).task()
+    assert (await lab.shown(await lab.create(goal=2))).order.version == "1", "both of them can train with the base"
+    await Box(lab, 1).task(offers=(offer,))
+    assert (await lab.shown(await lab.create(goal=2))).order.version == candidate.version, "of equals the newest"
+
+
+async def test_what_came_to_a_round_that_a_person_stopped_is_told(lab: Lab) -> None:
+    campaign = await lab.create(goal=3, rounds=2, coding=PLAIN)
+    first, second = Box(lab, 0), Box(lab, 1)
+    await first.once(campaign)
+    task = await second.task()
+    await second.send(second.update(task, np.full(650, np.nan, np.float32)))
+    await lab.rounds.order("stop", campaign)
+    (view,) = (await lab.shown(campaign)).rounds
+    assert (view.state, view.n_counted, view.outcomes) == ("abandoned", 1, {"accepted": 1, "rejected:finite": 1})
 
 
 async def test_a_campaign_without_a_step_says_so(lab: Lab) -> None:

@@ -71,7 +71,8 @@ def create(
         content = packed_set(evaluate, labels, lambda: input_name(gateway, token, order))
         evaluation = asker.put(SETS_PATH, content, EvaluationSet).sha256
     view = asker.post(CAMPAIGNS_PATH, CampaignWish(order=order, evaluation=evaluation), CampaignView)
-    text = f"campaign {view.id} of {label(view)}: {order.rounds} rounds, {order.goal} of {n_boxes(view.n_boxes)} each"
+    n_rounds = f"{order.rounds} round{'s' * (order.rounds != 1)}"
+    text = f"campaign {view.id} of {label(view)}: {n_rounds}, {order.goal} of {n_boxes(view.n_boxes)} each"
     result(view, text, json=json)
     for line in thin_line(view):
         note(line)
@@ -134,7 +135,11 @@ def stop(
     if promoted == "none":
         _order("stop", campaign, asker, json=json)
         return
-    asker.post(campaign_path(campaign, "stop"), {}, CampaignView)
+    view = asker.post(campaign_path(campaign, "stop"), {}, CampaignView)
+    if not view.step:
+        result(view, headline(view), json=json)
+        note("nothing is promoted: no round has closed, so there is no step")
+        return
     view = asker.post(campaign_path(campaign, "promote"), PromoteWish(policy=promoted), CampaignView)
     result(view, "\n".join([headline(view), *map(promotion_line, view.promotions[-1:])]), json=json)
 

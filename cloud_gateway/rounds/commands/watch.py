@@ -44,7 +44,7 @@ def _stream(asker: Asker, view: CampaignView, *, json: bool) -> None:
     while True:
         told = _line(view)
         news: object = view.serial if json else told
-        if news != said:
+        if news != said and (json or not is_over(view)):  # the end is told whole below
             event(view, told, json=json)
             said = news
         if is_over(view):
