@@ -14,7 +14,7 @@ from hybrid.federated.learning.operators import by_torch
 from hybrid.federated.learning.operators.call import Call, Step
 from hybrid.federated.learning.operators.products import pointwise_conv
 from hybrid.federated.learning.operators.windows import conv_by_torch
-from hybrid.federated.learning.pieces import STEP_PRODUCTS
+from hybrid.federated.learning.pieces import STEP_PRODUCTS, driven
 from tests.federated.learning_making import external, made, node
 
 RANDOM = np.random.default_rng(11)
@@ -168,7 +168,7 @@ def test_a_large_step_is_followed_by_a_pause(tmp_path: Path) -> None:
     path = external(made(nodes, {"k": drawn(32, 32, 3, 3)}, ["n", 32, 56, 56], {"y": None}), ["k"], tmp_path)
     program = (head := read_head(path, "x", {"head.bin": path.with_name("head.bin").stat().st_size})).program
     x = drawn(1, 32, 56, 56)
-    assert program.load_of(head.arrays, x).n_products == 32 * 56 * 56 * 32 * 9 > STEP_PRODUCTS
+    assert driven(program.load_in_pieces(head.arrays, x)).n_products == 32 * 56 * 56 * 32 * 9 > STEP_PRODUCTS
     loss_at = loss_of("cross-entropy", np.array([3]), n=1)
     assert len(list(program.gradients_in_pieces(head.arrays, x, loss_at, frozenset(["k"])))) == 2
     assert len(list(program.scores_in_pieces(head.arrays, x))) == 1

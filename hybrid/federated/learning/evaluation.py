@@ -47,17 +47,18 @@ def no_pause() -> None:
     """Nobody else wants the machine."""
 
 
-def rows_at_once(program: HeadProgram, weights: Arrays, examples: Examples) -> int:
-    """Samples that are computed at once."""
+def rows_at_once(program: HeadProgram, weights: Arrays, examples: Examples) -> Generator[None, None, int]:
+    """Samples that are computed at once, which is what the generator returns; it yields after each piece."""
     if not program.by_torch or not len(examples):
         return rows_of_piece(sum(array.size for array in weights.values()))
-    return program.load_of(weights, examples.some(np.arange(1))[0]).rows
+    load = yield from program.load_in_pieces(weights, examples.some(np.arange(1))[0])
+    return load.rows
 
 
 def mean_loss(program: HeadProgram, weights: Arrays, examples: Examples) -> Generator[None, None, float]:
     """The mean loss, which is what the generator returns; it yields after each piece."""
     name, total = loss_name(examples.targets), 0.0
-    rows = rows_at_once(program, weights, examples)
+    rows = yield from rows_at_once(program, weights, examples)
     for first in range(0, len(examples), rows):
         features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
         with np.errstate(all="ignore"):
@@ -87,7 +88,8 @@ def compare(
 ) -> Comparison:
     """Two heads of one program side by side; samples with a class that the model has not are left out."""
     if len(examples):
-        examples = examples.fitting(program.n_scores(base, examples.some(np.arange(1))[0]))
+        scores = driven(program.scores_in_pieces(base, examples.some(np.arange(1))[0]), between)
+        examples = examples.fitting(scores.size)
     before, after = (list(_answers(program, weights, examples, between)) for weights in (base, candidate))
     n_lost = sum(int((old & ~new).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
     n_won = sum(int((new & ~old).sum()) for (old, _), (new, _) in zip(before, after, strict=True))
@@ -107,7 +109,7 @@ def _answers(
     program: HeadProgram, weights: Arrays, examples: Examples, between: Between
 ) -> Generator[tuple[np.ndarray, float], None, None]:
     """Of each piece: which answers are right, and the sum of losses."""
-    name, rows = loss_name(examples.targets), rows_at_once(program, weights, examples)
+    name, rows = loss_name(examples.targets), driven(rows_at_once(program, weights, examples), between)
     for first in range(0, len(examples), rows):
         features, targets = examples.some(np.arange(first, min(first + rows, len(examples))))
         with np.errstate(all="ignore"):

@@ -50,6 +50,7 @@ class HeadProgram:
     form: Form
     by_torch: tuple[str, ...] = ()
     _needs: dict[frozenset[str], tuple[tuple[bool, ...], ...]] = field(default_factory=dict, repr=False)
+    _loads: dict[tuple[int, ...], Load] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -143,15 +144,20 @@ class HeadProgram:
                     yield
         return loss, {name: found[name] for name in wanted if name in found}
 
-    def load_of(self, weights: Arrays, features: np.ndarray) -> Load:
-        """What a sample costs, seen from one."""
-        values: dict[str, np.ndarray] = {**self.constants, **weights, self.feature: features[:1]}
-        most = n_bytes = 0
-        for step, needs in zip(self.steps, self._needs_of(frozenset()), strict=True):
-            values[step.output] = _apply(step, values, needs)[0]
-            most = max(most, products_of(step, values))
-            n_bytes += values[step.output].nbytes
-        return Load(n_products=most, n_bytes=n_bytes)
+    def load_in_pieces(self, weights: Arrays, features: np.ndarray) -> Generator[None, None, Load]:
+        """What a sample costs, seen from one; the generator returns it, and yields between steps."""
+        key = features.shape[1:]
+        if key not in self._loads:
+            values: dict[str, np.ndarray] = {**self.constants, **weights, self.feature: features[:1]}
+            most, n_bytes, meter = 0, 0, Meter()
+            for step, needs in zip(self.steps, self._needs_of(frozenset()), strict=True):
+                values[step.output] = _apply(step, values, needs)[0]
+                n_products = products_of(step, values)
+                most, n_bytes = max(most, n_products), n_bytes + values[step.output].nbytes
+                if meter.is_full(n_products):
+                    yield
+            self._loads[key] = Load(n_products=most, n_bytes=n_bytes)
+        return self._loads[key]
 
     def check_rows(self, weights: Arrays, features: np.ndarray) -> None:
         """See that a row's scores do not hang on the rows beside it.
@@ -159,10 +165,14 @@ class HeadProgram:
         Raises:
             ModelUntrainable: they do, as in a model that was exported for one sample and reshapes by fixed sizes.
         """
+        driven(self.checked_in_pieces(weights, features))
+
+    def checked_in_pieces(self, weights: Arrays, features: np.ndarray) -> Generator[None, None, None]:
+        """As `check_rows`; it yields between steps."""
         if len(features) < 2:
             return
-        both = self.scores_of(weights, features[:2])
-        alone = self.scores_of(weights, features[1:2])
+        both = yield from self.scores_in_pieces(weights, features[:2])
+        alone = yield from self.scores_in_pieces(weights, features[1:2])
         if both.shape[0] != 2 or not np.allclose(both[1:], alone, _ROW_TOLERANCE, _ROW_TOLERANCE, equal_nan=True):
             raise ModelUntrainable(
                 f"the head behind {self.feature!r} mixes the samples of a batch; export the model with an open batch "

@@ -10,7 +10,7 @@ Collins et al.: Exploiting shared representations for personalized federated lea
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -23,6 +23,7 @@ from hybrid.federated.layout import Layout
 from hybrid.federated.learning.evaluation import Between, mean_loss, no_pause, rows_at_once
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.losses import loss_name, loss_of
+from hybrid.federated.learning.pieces import driven
 from hybrid.federated.learning.program import HeadProgram
 
 _MOST_EPOCHS: Final = 100_000
@@ -143,20 +144,19 @@ class LocalTraining:
         self._n_steps = 0
         self._losses: list[float] = []
         self.trained: Trained | None = None
-        first = examples.some(np.arange(min(2, len(examples))))[0]
-        with np.errstate(all="ignore"):
-            program.check_rows(self._weights(), first)
-            self._examples = examples.fitting(program.n_scores(self._weights(), first)).together()
-            self._rows = rows_at_once(program, self._weights(), self._examples)
-        if not len(self._examples):
-            raise TensorMismatch("no sample's class is one that the model has; see what its labels are")
+        self._examples, self._rows = examples, 1
+        if not program.by_torch:  # else it takes too long to be done at once
+            driven(self._begin())
 
     def pieces(self) -> Iterator[None]:
         """Yields after every few milliseconds of work; all is done when it ends.
 
         Raises:
             TrainingDiverged: loss or weights are not finite.
+            TensorMismatch, ModelUntrainable: as the class says, where torch is needed.
         """
+        if self._program.by_torch:
+            yield from self._begin()
         yield from self._measure()
         if self._personal is not None:
             yield from self._learn(self._personal)
@@ -174,6 +174,18 @@ class LocalTraining:
             delta=delta, personal=personal, n_samples=len(self._examples), n_steps=self._n_steps, loss_before=before,
             loss_after=after,
         )  # fmt: skip
+
+    def _begin(self) -> Generator[None, None, None]:
+        """See that the head can be trained with these samples, and how many at once."""
+        program, weights = self._program, self._weights()
+        first = self._examples.some(np.arange(min(2, len(self._examples))))[0]
+        with np.errstate(all="ignore"):
+            yield from program.checked_in_pieces(weights, first)
+            scores = yield from program.scores_in_pieces(weights, first)
+            self._examples = self._examples.fitting(scores.size // len(first)).together()
+            self._rows = yield from rows_at_once(program, weights, self._examples)
+        if not len(self._examples):
+            raise TensorMismatch("no sample's class is one that the model has; see what its labels are")
 
     def _weights(self) -> dict[str, np.ndarray]:
         return {**self._shared.arrays, **(self._personal.arrays if self._personal is not None else {})}
