@@ -125,7 +125,7 @@ def check_learned(papers: Papers, bases: tuple[Papers, ...], trust: TrustKeys) -
     if base is None:
         raise Forbidden(
             f"{learned.name}:{learned.version} is signed by a rounds key, and its base {str(learned.base)[:16]} is "
-            f"neither on this box nor at its gateway; assign the publisher's base first",
+            f"not here; assign the publisher's base first, or import it",
             base=learned.base or "",
         )
     verify(base.manifest, base.signature, trust.trusted("publisher"), what=f"base of {learned.name}:{learned.version}")

@@ -124,7 +124,28 @@ def test_without_its_base_anywhere_it_is_refused(fleet: Fleet, base: Made, learn
     for shelf in (Shelf(learned), Shelf(forged, learned)):
         box = install(Image(), shelf, fleet, learned, ended("failed"))
         assert box.told().code == "forbidden"
-        assert ("not trusted" if len(shelf.made) > 1 else "nor at its gateway") in box.told().detail
+        assert ("not trusted" if len(shelf.made) > 1 else "is not here") in box.told().detail
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_a_power_cut_at_any_operation_leads_to_what_was_learned(
+    fleet: Fleet, base: Made, learned: Made, is_waiting: bool
+) -> None:
+    """On a box that fetches the papers of its base, and on one whose base is on trial: that answers over every cut."""
+    shelf, trust, first = Shelf(base, learned), fleet.trust(), Image()
+    if is_waiting:
+        install(first, shelf, fleet, base, ended("trial"), prepare=lambda box: None)
+    for cut_after in range(int(is_waiting), 10_000, 2):
+        image = first.copy()
+        box = install(image, shelf, fleet, learned, committed(LEARNED), cut_after=cut_after, seed=cut_after)
+        if not box.disk.is_dead:
+            break
+        image.cut_power(Random(cut_after))
+        after = live(image, shelf, trust, until=lambda box: box.install.begun.is_set(), seed=cut_after)
+        assert after.host.version() in (("2", LEARNED) if is_waiting else ("", LEARNED)), cut_after
+        again = install(image, shelf, fleet, learned, committed(LEARNED), seed=cut_after)
+        assert (again.host.version(), again.told().phase) == (LEARNED, "committed"), (cut_after, again.phases)
+    assert cut_after > 40
 
 
 def test_the_words_of_a_base() -> None:
