@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ from hybrid.hosting.private_file import write_once
 
 KEY_FILE: Final = "tasks.key"
 _KEY_BYTES: Final = 32
+_REMEMBERED: Final = 4096
+"""Names: each is asked for when the task is given, when its update comes, and when it is given up."""
 
 
 class TaskNames:
@@ -20,6 +23,7 @@ class TaskNames:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._name)
 
     @classmethod
     def opened(cls, folder: Path) -> "TaskNames":
@@ -35,6 +39,9 @@ class TaskNames:
 
     def name(self, campaign: str, step: int, box_id: str, kind: TaskKind) -> str:
         """20 characters."""
+        return self._remembered(campaign, step, box_id, kind)
+
+    def _name(self, campaign: str, step: int, box_id: str, kind: TaskKind) -> str:
         return base64.b32encode(self._mac("task", campaign, step, box_id, kind)[:12]).decode().lower().rstrip("=")
 
     def is_right(self, name: str, campaign: str, step: int, box_id: str, kind: TaskKind) -> bool:

@@ -1,7 +1,9 @@
 """What a round learns, as one vector: names and shapes of its tensors, and where each lies in it."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -11,6 +13,18 @@ from hybrid.errors import BadMessage, TensorMismatch
 
 MAX_TENSORS: Final = 4096
 MAX_ELEMENTS: Final = 1 << 31
+
+_REMEMBERED: Final = 32
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _sizes(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape) for shape in shapes)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _n_elements(shapes: tuple[tuple[int, ...], ...]) -> int:
+    return sum(_sizes(shapes))
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,18 +55,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sizes(self) -> tuple[int, ...]:
         """Elements of each tensor."""
-        sizes = []
-        for shape in self.shapes:
-            n_elements = 1
-            for size in shape:
-                n_elements *= size
-            sizes.append(n_elements)
-        return tuple(sizes)
+        return _sizes(self.shapes)
 
     @property
     def n_elements(self) -> int:
         """Elements of all tensors."""
-        return sum(self.sizes)
+        return _n_elements(self.shapes)
 
     @property
     def digest(self) -> str:

@@ -24,6 +24,7 @@ from hybrid.errors import (
 from hybrid.fleet.enrolment_token import EnrolmentToken
 from hybrid.fleet.messages import AccessAnswer, AccessCall, EnrollAnswer, EnrollCall
 from hybrid.fleet.signing import access_bytes, enroll_bytes
+from hybrid.transport.environment_proxy import EnvironmentProxy, environment_proxy
 from hybrid.transport.fleet_hello import Met
 from hybrid.transport.fleet_paths import ACCESS_PATH, ENROLL_PATH
 from hybrid.transport.http_reply import ended_in_a_call, error_of_reply, plainly, whole_body
@@ -115,6 +116,7 @@ class FleetLink:
         self._life_s = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._pin: tuple[str, aiohttp.Fingerprint] | None = None
+        self._proxy: tuple[str, EnvironmentProxy] | None = None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -134,6 +136,7 @@ class FleetLink:
         Raises:
             LinkError: it is nowhere, or what is there is not it.
         """
+        self._proxy = None
         try:
             self.met = await self._locate()
         except HybridError as exc:
@@ -299,15 +302,17 @@ class FleetLink:
                 connector=aiohttp.TCPConnector(limit=16),
                 auto_decompress=False,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-                trust_env=True,
             )
+        url, proxy = URL(met.url), await self._proxied(met.url)
         headers = request.headers | ({"Authorization": f"Bearer {self.token.text}"} if authorized else {})
         try:
             async with self._session.request(
                 request.method,
-                URL(met.url).joinpath(request.path.lstrip("/")),
+                url.joinpath(request.path.lstrip("/")),
                 data=request.data,
-                headers=headers,
+                headers=headers if url.scheme == "https" else {**proxy.headers, **headers},
+                proxy=proxy.url,
+                proxy_headers=proxy.headers,
                 ssl=self._pinned(met.certificate_sha256) if met.certificate_sha256 else True,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=request.answer_s),
                 allow_redirects=False,
@@ -321,6 +326,12 @@ class FleetLink:
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             self.trouble = _link_error(met.url, exc)
             raise self.trouble from exc
+
+    async def _proxied(self, url: str) -> EnvironmentProxy:
+        """The environment's proxy; aiohttp would look into files for it, in two threads, at each call."""
+        if self._proxy is None or self._proxy[0] != url:
+            self._proxy = (url, await asyncio.to_thread(environment_proxy, URL(url)))
+        return self._proxy[1]
 
     def _pinned(self, certificate_sha256: str) -> aiohttp.Fingerprint:
         """The same object for the same certificate: aiohttp uses a connection again only for the very same one."""

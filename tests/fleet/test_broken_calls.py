@@ -1,17 +1,35 @@
 """A box's calls over a link that breaks in the middle of an answer: what is raised is one of ours."""
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from hybrid.errors import ConnectionLost
 from hybrid.fleet.messages import Hello
+from hybrid.transport import fleet_link
+from hybrid.transport.environment_proxy import environment_proxy
 from hybrid.transport.fleet_hello import Met
 from hybrid.transport.fleet_link import FleetLink
 
 
 async def _nowhere() -> Met:
     raise AssertionError("it is met already")
+
+
+def _link(url: str) -> FleetLink:
+    """A link to a gateway that was met."""
+    link = FleetLink(_nowhere, learn_time=lambda time_s: None)
+    link.token.text = "hyb_token"
+    link.met = Met(
+        url=url,
+        hello=Hello(protocol=1, authority_key=b"", nonce=b"", time_s=0.0, signature=b""),
+        spki_sha256=b"",
+        certificate_sha256=None,
+        protocol=1,
+    )
+    return link
 
 
 async def test_an_error_that_is_cut_off_is_a_lost_connection():
@@ -22,15 +40,7 @@ async def test_an_error_that_is_cut_off_is_a_lost_connection():
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    link = FleetLink(_nowhere, learn_time=lambda time_s: None)
-    link.token.text = "hyb_token"
-    link.met = Met(
-        url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
-        hello=Hello(protocol=1, authority_key=b"", nonce=b"", time_s=0.0, signature=b""),
-        spki_sha256=b"",
-        certificate_sha256=None,
-        protocol=1,
-    )
+    link = _link(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     try:
         with pytest.raises(ConnectionLost):
             async with link.call("GET", "/v2/anything"):
@@ -39,3 +49,37 @@ async def test_an_error_that_is_cut_off_is_a_lost_connection():
     finally:
         await link.close()
         server.close()
+
+
+async def test_the_environments_proxy_is_asked_for_once_and_logins_in_files_disturb_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    asked = []
+    monkeypatch.setattr(fleet_link, "environment_proxy", lambda url: (asked.append(url), environment_proxy(url))[1])
+    (tmp_path / "netrc").write_text("default login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # a login beside the token would be an error of every call
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    monkeypatch.setenv("http_proxy", f"http://box:word@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    link = _link("http://gateway.invalid:8080")
+    try:
+        for _ in range(3):
+            async with link.call("GET", "/v2/anything") as response:
+                assert await response.read() == b"ok"
+    finally:
+        await link.close()
+        server.close()
+    assert [head.split()[1] for head in heads] == ["http://gateway.invalid:8080/v2/anything"] * 3
+    assert all("Authorization: Bearer hyb_token" in head for head in heads)
+    assert all("Proxy-Authorization: Basic Ym94OndvcmQ=" in head for head in heads)
+    assert len(asked) == 1

@@ -6,7 +6,8 @@ smaller than a step. Blocks end with their tensor, since tensors differ in size 
 """
 
 import struct
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,27 @@ from hybrid.federated.layout import Layout
 
 _HEADER: Final = struct.Struct("<BB")
 _STORED, _SQUEEZED = 0, 1
+
+
+class _Blocks(NamedTuple):
+    """Where each block begins in the vector, and how long it is; int64 (n_blocks,)."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def spread(self, scales: np.ndarray) -> np.ndarray:
+        """The scale of each element."""
+        return np.repeat(scales, self.lengths)
+
+
+@lru_cache(maxsize=8)
+def _blocks_of(sizes: tuple[int, ...], block_elements: int) -> _Blocks:
+    """Of tensors of these sizes; computed once, for each update of a round asks twice."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    starts = np.concatenate(
+        [np.arange(end - size, end, block_elements) for end, size in zip(ends.tolist(), sizes, strict=True)]
+    )
+    return _Blocks(starts, np.diff(starts, append=ends[-1]))
 
 
 class Quantized:
@@ -34,16 +56,16 @@ class Quantized:
 
     def max_bytes(self, layout: Layout) -> int:
         """Header, scales and integers without the zstd stage."""
-        return _HEADER.size + 4 * len(self._starts(layout)) + self._n_level_bytes(layout)
+        return _HEADER.size + 4 * len(self._blocks(layout).starts) + self._n_level_bytes(layout)
 
     def encode(
         self, vector: np.ndarray, layout: Layout, rng: np.random.Generator, residual: np.ndarray | None = None
     ) -> Encoded:
         """Within one step of each element, and right in the mean."""
         wanted = target(vector, layout, residual)
-        starts = self._starts(layout)
-        scales = (np.maximum.reduceat(np.abs(wanted), starts) / np.float32(self._top)).astype(np.float32)
-        steps = self._spread(np.where(scales > 0, scales, np.float32(1)), starts, layout)
+        blocks = self._blocks(layout)
+        scales = (np.maximum.reduceat(np.abs(wanted), blocks.starts) / np.float32(self._top)).astype(np.float32)
+        steps = blocks.spread(np.where(scales > 0, scales, np.float32(1)))
         with np.errstate(over="ignore"):
             scaled = wanted / steps
         levels = np.floor(scaled + rng.random(layout.n_elements, dtype=np.float32))
@@ -52,25 +74,26 @@ class Quantized:
         squeezed = squeeze(plain)
         stage, body = (_SQUEEZED, squeezed) if len(squeezed) < len(plain) else (_STORED, plain)
         content = _HEADER.pack(self._n_bits, stage) + scales.astype("<f4").tobytes() + body
-        said = levels.astype(np.float32) * self._spread(scales, starts, layout)
+        said = levels.astype(np.float32) * blocks.spread(scales)
         return Encoded(content, wanted - said)
 
     def decode(self, content: bytes | memoryview, layout: Layout) -> np.ndarray:
         """Raises `BadMessage` for another length, a scale that is no finite number ≥ 0, or a level out of range."""
         refuse_longer(content, self, layout)
-        starts = self._starts(layout)
-        n_before = _HEADER.size + 4 * len(starts)
+        blocks = self._blocks(layout)
+        n_scales = len(blocks.starts)
+        n_before = _HEADER.size + 4 * n_scales
         if len(content) < n_before:
             raise BadMessage(f"an {self.name} content of {len(content)} bytes ends before its scales")
         n_bits, stage = _HEADER.unpack_from(content)
         if n_bits != self._n_bits or stage not in {_STORED, _SQUEEZED}:
             raise BadMessage(f"a content begins with {n_bits}, {stage}: {self.name} was to be read")
-        scales = np.frombuffer(content, "<f4", count=len(starts), offset=_HEADER.size).astype(np.float32)
+        scales = np.frombuffer(content, "<f4", count=n_scales, offset=_HEADER.size).astype(np.float32)
         largest = np.finfo(np.float32).max / np.float32(self._top)
         if not ((scales >= 0) & (scales <= largest)).all():
             raise BadMessage(f"an {self.name} content has a scale that is no finite number from 0 to {largest:.3g}")
         levels = self._unpacked(self._level_bytes(memoryview(content)[n_before:], stage, layout), layout)
-        vector: np.ndarray = levels.astype(np.float32) * self._spread(scales, starts, layout)
+        vector: np.ndarray = levels.astype(np.float32) * blocks.spread(scales)
         return vector
 
     def _level_bytes(self, body: memoryview, stage: int, layout: Layout) -> bytes:
@@ -84,16 +107,8 @@ class Quantized:
             raise BadMessage(f"an {self.name} content holds {len(body)} bytes of levels, the layout needs {n_bytes}")
         return bytes(body)
 
-    def _starts(self, layout: Layout) -> np.ndarray:
-        """Where each block begins, int64 (n_blocks,)."""
-        return np.concatenate(
-            [np.arange(place.start, place.stop, self._block_elements) for _, _, place in layout.places()]
-        )
-
-    @staticmethod
-    def _spread(scales: np.ndarray, starts: np.ndarray, layout: Layout) -> np.ndarray:
-        """The scale of each element."""
-        return np.repeat(scales, np.diff(starts, append=layout.n_elements))
+    def _blocks(self, layout: Layout) -> "_Blocks":
+        return _blocks_of(layout.sizes, self._block_elements)
 
     def _n_level_bytes(self, layout: Layout) -> int:
         return (layout.n_elements * self._n_bits + 7) // 8
