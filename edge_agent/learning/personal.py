@@ -112,10 +112,7 @@ class Personal:
         """Answer a name, or all of them, with what was shipped."""
         for version in self._answering.versions():
             if name in ("", version.name) and self._answering.personal(version.name) is not None:
-                try:
-                    await self._host.plainly(version.name)
-                except HybridError as exc:
-                    _log.warning("personal.plain_later model=%s error=%s", version.name, exc)
+                await self._host.plainly(version.name)
 
     async def forget(self, what: str) -> Sequence[str]:
         """Remove personal layers, by campaign or model; the campaigns whose layers are gone.

@@ -116,17 +116,13 @@ class Host:
             if current is None or self._answering.personal(version.name) is not copy:
                 self._executor.sessions.drop(copy.digest)
                 raise NotFound(f"{version.name}:{version.version} answers no more")
-            await self._models.load(version.name)
+            await self._models.refresh(version.name)
             self._let_copy_go(before)
             self._keep_one_in_memory(version)
         _log.info("model.personal name=%s version=%s", version.name, version.version)
 
     async def plainly(self, name: str) -> None:
-        """A name is answered with its version as it was shipped; requests that run end as they began.
-
-        Raises:
-            HybridError: it could not be opened now; the next request tries again.
-        """
+        """A name is answered with its version as it was shipped; requests that run end as they began."""
         async with self._changing:
             copy = self._answering.personal(name)
             if copy is None:
@@ -134,13 +130,11 @@ class Host:
             with suppress(HybridError):  # opened beside, where there is room: no request waits for it
                 await self._executor.open_whole(served(copy.version))
             self._answering.personalize(name, None)
-            try:
-                await self._models.load(name)
-            except HybridError:
-                await self._models.forget(name, copy.version.version)
-                raise
-            finally:
-                self._let_copy_go(copy)
+            await self._models.refresh(name)
+            loaded = self._models.opened(name, "")
+            if loaded is not None and loaded.model.model_digest == copy.digest:
+                await self._models.forget(name, copy.version.version)  # no room for it now: the next request tries
+            self._let_copy_go(copy)
         _log.info("model.plain name=%s", name)
 
     def runs(self, name: str) -> Runs:

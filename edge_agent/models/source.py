@@ -103,7 +103,7 @@ class Answering:
         if found is None or version not in ("", found.version):
             held = ", ".join(sorted(self._versions)) or "none"
             raise NotFound(f"no model {name!r} {version} is on this box; it has {held}")
-        return served(found, self._copies.get(name))
+        return served(found, self._copy(found))
 
     def find_digest(self, model_digest: str) -> ServedModel:
         """See `ModelSource`."""
@@ -117,7 +117,12 @@ class Answering:
 
     def models(self) -> Sequence[ServedModel]:
         """See `ModelSource`."""
-        return [served(version, self._copies.get(name)) for name, version in self._versions.items()]
+        return [served(version, self._copy(version)) for version in self._versions.values()]
+
+    def _copy(self, version: ModelVersion) -> PersonalCopy | None:
+        """What answers in a version's place; threads may look while another version takes the name."""
+        copy = self._copies.get(version.name)
+        return copy if copy is not None and copy.is_of(version) else None
 
     def wanted(self, name: str) -> bool:
         """See `ModelSource`."""

@@ -216,11 +216,11 @@ class UpdateAnswer(Packed, frozen=True):
 
 
 class EvaluationCall(Packed, frozen=True):
-    """How a candidate and its base answered on samples of the box that no training saw; counts alone.
+    """How a candidate and what answers on the box now did on its samples that no training saw; counts alone.
 
     Attributes:
         n: samples.
-        n_right, n_base_right: answers that were right.
+        n_right, n_base_right: right answers of the candidate, and of what answers now, each as it is used there.
         n_lost, n_won: right before and wrong now, and the reverse.
     """
 
