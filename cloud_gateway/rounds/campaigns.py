@@ -16,6 +16,7 @@ import numpy as np
 from cloud_gateway.rounds.cohort import Cohorts
 from cloud_gateway.rounds.course import Course, gates_of
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
+from cloud_gateway.rounds.masked_rows import forget_others
 from cloud_gateway.rounds.masking import Masking
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, RoundView
 from cloud_gateway.rounds.origin import Library, laid_out, meant, only_variant, shared
@@ -112,6 +113,7 @@ class Campaigns:
                 put_campaign(db, row)
             self.rows[row.id] = row
         sweep(folder, self.rows)
+        forget_others(self._around.spool, self.maskings)
         self._around.sets.sweep({row.evaluation for row in self.rows.values()})
         return [f"campaign {row.id} is {row.state}: {row.reason}" for row in ended]
 
@@ -351,6 +353,8 @@ class Campaigns:
         self.maskings.pop(course.id, None)
         self.rows[course.id] = course.row
         self._around.spool.forget_all(course.id)
+        if course.order.privacy.secure:
+            forget_others(self._around.spool, {*self.maskings})
 
     def accuracy(self, course: Course, vector: np.ndarray) -> float | None:
         """Of a vector on the campaign's evaluation set; None without one."""

@@ -42,6 +42,10 @@ from hybrid.federated.secure.quantized import Sum
 
 AGAIN_S: Final = 5.0
 _PRUNE_EVERY: Final = 16
+_ONE_INPUT: Final = (
+    ". A box masks one input a step: those that did in vain sit the step out. Resume once other boxes are there, or "
+    "promote the newest step and begin a campaign from it"
+)
 _log = logging.getLogger("hybrid.gateway.rounds")
 
 
@@ -75,6 +79,7 @@ class Closings:
 
     def __init__(self, around: Around) -> None:
         self._around = around
+        self._charging = asyncio.Lock()  # campaigns of one model close side by side, and a box has one account of it
 
     async def close(self, course: Course, masking: Masking | None = None) -> None:
         """Close the open round of a campaign, or begin it anew; tried again while the disk refuses.
@@ -125,14 +130,14 @@ class Closings:
         now_s = self._around.clock_s()
         rows = sorted(course.counted.values(), key=lambda row: row.id)
         if course.round.state != "closing":
-            if course.order.privacy.noise > 0:  # another campaign of the model may have charged a box meanwhile
-                rows = [row for row in rows if has_left(course.order.privacy, course.spent.get(row.box_id, 0.0))]
-            if len(rows) < course.n_least:
-                await self._begin_anew(course, now_s)
-                return
-            chosen, left_out = _outliers(course, rows)
-            noise = secrets.token_bytes(32) if course.order.privacy.noise > 0 else b""
-            await self._choose(course, chosen, left_out, noise, now_s)
+            async with self._charging:
+                rows = [row for row in rows if _can_pay(course, row)]
+                if len(rows) < course.n_least:
+                    await self._begin_anew(course, now_s)
+                    return
+                chosen, left_out = _outliers(course, rows)
+                noise = secrets.token_bytes(32) if course.order.privacy.noise > 0 else b""
+                await self._choose(course, chosen, left_out, noise, now_s)
         else:
             noise = await self._drawn(course)
             chosen = [row for row in rows if row.outcome != "outlier"]
@@ -144,14 +149,21 @@ class Closings:
         """The same where there is a sum alone; the round begins anew where there is none."""
         now_s = self._around.clock_s()
         if masking.sum is None:
-            await self._begin_anew(course, now_s)
+            await masking.begin_anew()
+            await self._begin_anew(course, now_s, masking.trouble)
             return
         live = [_masked_row(course, box_id) for box_id in masking.live_box_ids]
-        if course.round.state != "closing":
-            noise = secrets.token_bytes(32) if course.order.privacy.noise > 0 else b""
+        is_begun = course.round.state == "closing"
+        async with self._charging:
+            if not is_begun and not all(_can_pay(course, row) for row in live):
+                await masking.begin_anew("a box in the sum has no privacy left to pay for it")
+                await self._begin_anew(course, now_s, masking.trouble)
+                return
+            noise = await self._drawn(course) if is_begun else b""
+            if course.order.privacy.noise > 0 and not noise:
+                noise = secrets.token_bytes(32)
+            # also once more after a kill: where the disk then lost an input, the sum is that of other boxes
             await self._choose(course, live, [], noise, now_s)
-        else:
-            noise = await self._drawn(course)
         made, accuracy = await asyncio.to_thread(self._made, course, live, noise, masking.sum)
         await self._make_current(course, made, live, [], accuracy)
 
@@ -271,8 +283,8 @@ class Closings:
             spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self._around.cohort(course)}
             check_round(course.order.privacy, spent, course.n_least)
 
-    async def _begin_anew(self, course: Course, now_s: float) -> None:
-        """Too few came in time: what came stays, the time begins anew."""
+    async def _begin_anew(self, course: Course, now_s: float, why: str = "") -> None:
+        """Too few came in time, or no sum of them: what came stays, the time begins anew."""
         row = msgspec.structs.replace(course.row, n_abandoned=course.row.n_abandoned + 1)
         if row.n_abandoned >= course.order.most_abandoned:
             row.state = "stalled"
@@ -280,6 +292,9 @@ class Closings:
                 f"round {course.round.number} was begun {row.n_abandoned} times, {len(course.counted)} updates came "
                 f"and {course.n_least} are needed: are there boxes that may take part?"
             )
+            if course.order.privacy.secure:
+                row.reason = f"round {course.round.number} was begun {row.n_abandoned} times and came to no sum: {why}"
+                row.reason = row.reason.removesuffix(": ") + _ONE_INPUT
         shown = course.shown(now_s)
         view = msgspec.structs.replace(shown, state="open", n_abandoned=shown.n_abandoned + 1)
 
@@ -306,6 +321,11 @@ class Closings:
 def _goes_on(course: Course) -> bool:
     """Whether a round is to be closed now: a person may have stopped or paused the campaign meanwhile."""
     return course.is_running or (course.round.state == "closing" and not course.has_ended)
+
+
+def _can_pay(course: Course, row: ReceivedRow) -> bool:
+    """Whether what a box has left pays for this round: another campaign of the model may have charged it meanwhile."""
+    return has_left(course.order.privacy, course.spent.get(row.box_id, 0.0))
 
 
 def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow], list[ReceivedRow]]:

@@ -351,7 +351,7 @@ class RoundsDesk:
         if keeps_out(course.order, asked, course.spent.get(box_id, 0.0)):
             return None
         masking = self.maskings.get(course.id)
-        if masking is not None and masking.is_under_way:
+        if masking is not None and not masking.has_room:
             return None
         now_s = self._clock_s()
         if box_id not in course.leases and not course.has_room() and not (course.expire(now_s) and course.has_room()):

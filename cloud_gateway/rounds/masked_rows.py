@@ -1,9 +1,11 @@
 """What is kept of masked rounds: their journals, and masked inputs until they are summed."""
 
 import sqlite3
+from collections.abc import Collection
+from contextlib import suppress
 
 from cloud_gateway.rounds.spool import Spool
-from hybrid.errors import CorruptContent
+from hybrid.errors import CorruptContent, StorageError
 
 ROW_BYTES = 64 << 10
 """A masked input up to this size lies in its row, a larger one in a file that is on the disk before the row."""
@@ -59,3 +61,14 @@ class MaskedRows:
         """Remove the files of a step's inputs."""
         for box_id in box_ids:
             self._spool.path(self._campaign, step, box_id).unlink(missing_ok=True)
+
+
+def forget_others(spool: Spool, running: Collection[str]) -> None:
+    """Drop the rows of campaigns that are none of these: their sums are known, or never will be.
+
+    What the disk does not let go of now, the next start drops.
+    """
+    with suppress(StorageError), spool.store.database.writing() as db:
+        for (campaign,) in db.execute("SELECT DISTINCT campaign FROM masked").fetchall():
+            if campaign not in running:
+                db.execute("DELETE FROM masked WHERE campaign = ?", (campaign,))

@@ -18,18 +18,22 @@ from cloud_gateway.rounds.course import Course
 from cloud_gateway.rounds.masked_rows import ROW_BYTES, MaskedRows
 from cloud_gateway.rounds.papers import TaskNames
 from cloud_gateway.rounds.spool import Spool
-from hybrid.errors import Conflict, CorruptContent
+from hybrid.errors import CampaignImpossible, Conflict, CorruptContent
 from hybrid.federated.messages import SecureAnswer, SecureCall
+from hybrid.federated.secure.bounds import MAX_DEVICES
 from hybrid.federated.secure.device_list import DeviceList, opened_by_own_root
 from hybrid.federated.secure.gateway import MaskedRound
 from hybrid.federated.secure.invitation import Invitation
 from hybrid.federated.secure.quantized import Sum
+from hybrid.federated.secure.ring import packed_size, ring_bits
 from hybrid.federated.secure.task import LEAST_DEVICES, SecureTask
 from hybrid.federated.secure.unmask import unmasked
 
 MOST_WAIT_S: Final = 60.0
 MOST_ATTEMPTS: Final = 8
-"""At one round: more wait for the round's own deadline."""
+"""In a row: more wait until the round's time is over and it begins anew."""
+MOST_INPUT_BYTES: Final = (8 << 20) - (4 << 10)
+"""Of a masked input, which travels in one message."""
 RANGE_RATIO: Final = 6.0
 """Largest element over the root mean square of a vector as long as the clip."""
 _LEVELS: Final = {"int8": 127, "int4": 7, "float32": 32767}
@@ -56,6 +60,7 @@ class Masking:
 
     Attributes:
         sum: of the round, once there is one.
+        trouble: why the last attempt at this step failed; empty where none did.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Masking:
 
         Raises:
             BadMessage, Forbidden, CorruptContent: the campaign's roster is no device list.
+            CampaignImpossible: an update of this model is too large for a masked round.
         """
         self._course, self._names, self._times, self._clock_s = course, names, times, clock_s
         self._commits = spool.commits
@@ -88,8 +94,11 @@ class Masking:
         self._changed = asyncio.Event()
         self.sum: Sum | None = None
         self._since_s = clock_s()
-        self._is_ahead = False
+        self._is_ahead = self._is_asked = False
         self._round = self._restored()
+        self._last_attempt = self._round.task.attempt + MOST_ATTEMPTS - 1
+        self.trouble = ""
+        self._check_size()
 
     @property
     def invitation(self) -> bytes:
@@ -104,6 +113,12 @@ class Masking:
     def live_box_ids(self) -> list[str]:
         """Boxes whose updates are in the sum."""
         return [self._round.roster.box_ids[index] for index in sorted(self._round.live)] if self._round.live else []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a box that comes now could take part in the attempt that is open."""
+        masked = self._round
+        return masked.task.step != self._course.row.step or masked.stage == "advertise"
 
     @property
     def is_under_way(self) -> bool:
@@ -151,7 +166,23 @@ class Masking:
             elif self._is_due(now_s):
                 await self._write(self._round.close())
                 self._since_s = now_s
+                self._wake()
         return self.sum is not None
+
+    async def begin_anew(self, reason: str = "") -> None:
+        """The round begins anew, or its sum must not be used: another attempt, whatever became of those before.
+
+        Keys of boxes that have left meanwhile go with the attempt; who waits brings fresh ones at once.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+        async with self._lock:
+            await self._caught_up()
+            task = self._round.task
+            attempt = task.attempt + 1 if task.step == self._course.row.step else 1
+            await self._begin(attempt)
+            self._last_attempt, self.trouble = attempt + MOST_ATTEMPTS - 1, reason or self.trouble
 
     def _final(self, box_id: str, call: SecureCall) -> SecureAnswer | None:
         """What is said to a box that takes no part in this round, or no more; None to one that does."""
@@ -168,6 +199,7 @@ class Masking:
         """What a box must do now; None while it waits."""
         masked = self._round
         if self._is_ahead or masked.task.step != self._course.row.step:
+            self._is_asked = True  # what is not told now is told once the disk has it
             return None
         if attempt < masked.task.attempt:
             return SecureAnswer(state="go-on", stage="again", content=self.invitation)
@@ -184,7 +216,7 @@ class Masking:
         """What is said once an attempt came to its end; None where another one will begin, or the sum is looked at."""
         masked = self._round
         if masked.stage == "excluded":
-            is_last = masked.task.attempt >= MOST_ATTEMPTS
+            is_last = masked.task.attempt >= self._last_attempt
             return SecureAnswer(state="excluded", reason=masked.reason) if is_last else None
         if self.sum is None:
             return None
@@ -196,7 +228,7 @@ class Masking:
         if masked.stage == "advertise":
             n_boxes = len(masked.box_ids)
             if n_boxes >= course.order.goal:
-                return n_boxes >= course.most_at_once or waited_s >= self._times.gather_s
+                return n_boxes >= min(course.most_at_once, MAX_DEVICES) or waited_s >= self._times.gather_s
             return course.is_over(now_s) and masked.is_enough
         if not masked.waits_for or (masked.stage in {"consent", "unmask"} and masked.is_enough):
             return True
@@ -206,6 +238,7 @@ class Masking:
         async with self._lock:
             await self._caught_up()
             step, is_input = self._round.task.step, self._round.stage == "mask"
+            n_before = len(self._round.box_ids)
             entry = self._round.take(box_id, content)
             if entry is None:
                 return
@@ -214,26 +247,28 @@ class Masking:
                 row = None
                 await self._kept(asyncio.to_thread(self._rows.put_file, step, box_id, content))
             await self._write(entry, box_id, row)
-            if self._round.stage == "advertise" and len(self._round.box_ids) == self._course.order.goal:
+            if self._round.stage == "advertise" and n_before < self._course.order.goal == len(self._round.box_ids):
                 self._since_s = self._clock_s()
 
     async def _write(self, entry: bytes, box_id: str = "", content: bytes | None = None) -> None:
-        """Bring an entry onto the disk, and tell those who wait."""
+        """Bring an entry onto the disk."""
         at = (self._round.task.step, self._round.task.attempt)
         await self._kept(self._commits.write(lambda db: self._rows.put(db, at, entry, box_id, content)))
-        self._wake()
 
     async def _kept(self, writing: Awaitable[None]) -> None:
         """Wait for the disk; until it has it, the round in memory is ahead of it, and nobody is told of it."""
         self._is_ahead = True
         await writing
         self._is_ahead = False
+        if self._is_asked:
+            self._wake()
 
     async def _caught_up(self) -> None:
         """Where the disk refused something, what it holds counts."""
         if self._is_ahead:
             self._round = await asyncio.to_thread(self._restored)
             self._is_ahead = False
+            self._wake()
 
     async def _add_up(self) -> None:
         masked = self._round
@@ -247,7 +282,8 @@ class Masking:
 
     async def _again(self, reason: str) -> None:
         """The attempt failed: another one with fresh keys, with whoever has not masked an input yet."""
-        if self._round.task.attempt < MOST_ATTEMPTS:
+        self.trouble = reason
+        if self._round.task.attempt < self._last_attempt:
             _log.warning(
                 "rounds.masked_again campaign=%s attempt=%d why=%s", self._course.id, self._round.task.attempt, reason
             )
@@ -264,6 +300,7 @@ class Masking:
         await self._commits.write(write)
         if before != step:
             await asyncio.to_thread(self._rows.forget_files, before, sorted(self._round.box_ids))
+            self._last_attempt, self.trouble = MOST_ATTEMPTS, ""
         self._round, self.sum = MaskedRound(self._task(attempt), listed=self._listed), None
         self._since_s = self._clock_s()
         self._wake()
@@ -298,6 +335,16 @@ class Masking:
             devices_digest="" if self._list is None else self._list.digest,
         )
 
+    def _check_size(self) -> None:
+        task, most = self._task(1), min(self._course.most_at_once, MAX_DEVICES)
+        n_bytes = packed_size(task.n_masked, ring_bits(task.n_levels, most))
+        if n_bytes > MOST_INPUT_BYTES:
+            raise CampaignImpossible(
+                f"a masked update of {task.n_elements} elements for sums of {most} boxes has {n_bytes} bytes; "
+                f"{MOST_INPUT_BYTES} at most: let fewer tensors learn, or order int4 up"
+            )
+
     def _wake(self) -> None:
+        self._is_asked = False
         self._changed.set()
         self._changed = asyncio.Event()

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from cloud_gateway.rounds.desk import RoundsDesk
+from cloud_gateway.rounds.masking import MOST_INPUT_BYTES
 from cloud_gateway.uploads import answering, check_body, read_body
 from hybrid.errors import BadMessage
 from hybrid.federated.messages import INLINE_BYTES, EvaluationCall, SecureCall, TaskCall, UpdateCall
@@ -18,7 +19,7 @@ from hybrid.transport.rounds_paths import EVALUATION_PATH, SECURE_PATH, STEPS_PA
 
 MAX_TASK_BYTES: Final = 64 << 10
 MAX_UPDATE_BYTES: Final = INLINE_BYTES + MAX_TASK_BYTES
-MAX_SECURE_BYTES: Final = 8 << 20
+MAX_SECURE_BYTES: Final = MOST_INPUT_BYTES + (4 << 10)
 _PACKED: Final = "application/msgpack"
 _T = TypeVar("_T")
 BoxOf = Callable[[Identity, str | None], str]

@@ -253,6 +253,7 @@ class Rounds:
 
     async def _mask(self, course: Course, masking: Masking) -> None:
         """What is due in a masked round: a stage, the sum, or too few boxes in time."""
+        had_room = masking.has_room
         try:
             is_over = course.is_over(self._clock_s()) and not masking.is_under_way
             if await masking.tick(self._clock_s()) or (is_over and not masking.is_under_way):
@@ -261,6 +262,8 @@ class Rounds:
         except StorageError as exc:
             _log.error("rounds.masked_not_kept campaign=%s error=%s", course.id, exc)
             await asyncio.sleep(TICK_S)
+        if masking.has_room and not had_room:
+            self.desk.wake()
 
     async def _take_up(self) -> None:
         """Promotions that were under way when the process ended."""

@@ -42,12 +42,14 @@ class MaskedOutcome:
         reason: why, where not done.
         residual: to be kept for the campaign's next task, None for what was there before.
         n_bytes: that were brought.
+        has_masked: whether an input left: this box takes no further part in the step. Without one it may come again.
     """
 
     state: Literal["done", "excluded", "refused"]
     reason: str = ""
     residual: np.ndarray | None = None
     n_bytes: int = 0
+    has_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,7 @@ def _ended(
     residual = made.residual
     if is_lost:
         residual = residual + made.levels[: asked.n_elements] * np.float32(asked.step_size)
-    return MaskedOutcome(state=state, reason=reason, residual=residual, n_bytes=part.n_bytes)
+    return MaskedOutcome(state=state, reason=reason, residual=residual, n_bytes=part.n_bytes, has_masked=True)
 
 
 class _Part:
@@ -175,7 +177,7 @@ class _Part:
             except HybridError as exc:
                 n_refusals += 1
                 if n_refusals >= _MOST_REFUSALS:
-                    return _ended(self, "excluded", str(exc), is_lost=False)
+                    return _ended(self, "refused", str(exc), is_lost=False)
                 content = b""  # it is not taken: what comes next is asked for
                 await asyncio.sleep(PAUSE_S)
                 continue

@@ -46,11 +46,12 @@ def settle(store: LearningStore, answer: UpdateAnswer) -> None:
 
 
 def drop(store: LearningStore, outcome: Outcome, why: str) -> None:
-    """The update that waits can never be sent: it is gone; blocks."""
+    """The update that waits can never be sent again: it is gone. What it may have cost counts as spent. Blocks."""
     waiting = store.waiting
     note = store.notes.get(waiting.campaign) if waiting is not None else None
-    if note is not None:
-        store.settle(outcome, msgspec.structs.replace(note, n_lost=note.n_lost + 1, last=why), {}, {})
+    if waiting is not None and note is not None:
+        note, accounts = charged(store, note, waiting)  # it may have come and counted before its answer was lost
+        store.settle(outcome, msgspec.structs.replace(note, n_lost=note.n_lost + 1, last=why), {}, accounts)
 
 
 def ended(store: LearningStore, campaigns: tuple[str, ...]) -> None:

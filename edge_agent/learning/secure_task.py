@@ -1,6 +1,7 @@
 """A masked task on this box: what it trains is masked, what it must never do twice is on the disk before it does it."""
 
 import asyncio
+import logging
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from hybrid.federated.secure.invitation import Invitation
 
 _SAID: Final = {"done": "a masked update is in a sum", "excluded": "a masked round went on without this box"}
 _OUTCOMES: Final[dict[str, Outcome]] = {"done": "accepted", "excluded": "closed"}
+_log = logging.getLogger("hybrid.agent.learning")
 
 
 class SecureTasks:
@@ -70,6 +72,9 @@ class SecureTasks:
                 residual, note = _bytes(outcome.residual), self._store.note(task.campaign, terms)
                 await asyncio.to_thread(self._store.keep, note, {"residual": residual})
             return outcome.reason
+        if outcome.state == "excluded" and not outcome.has_masked:
+            _log.info("learning.masked_without campaign=%s why=%s", task.campaign, outcome.reason)
+            return ""  # nothing of it was said: the same task may come again, with another attempt or a new lease
         await asyncio.to_thread(self._keep, task, terms, outcome)
         return ""
 

@@ -201,15 +201,19 @@ class LearningStore:
         self._remember(task, outcome)
 
     def n_masked(self, campaign: str, step: int) -> int:
-        """How many inputs of this step this box has masked, in all its lives."""
-        return int(self._fact(f"masked/{campaign}/{step}") or 0)
+        """How many inputs of this step, or of a later one, this box has masked, in all its lives."""
+        newest = self._fact(f"masked/{campaign}")
+        return int(newest != "" and int(newest) >= step)
 
     def note_masked(self, step: int, note: CampaignNote, accounts: Mapping[str, bytes]) -> None:
-        """One more input is about to leave, masked: with it the residual, and what privacy it costs."""
+        """One more input is about to leave, masked: with it the residual, and what privacy it costs.
+
+        The newest step stays: a gateway that goes back gets no second input of an older one.
+        """
+        newest = max(step, int(self._fact(f"masked/{note.id}") or step))
 
         def write(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM fact WHERE name LIKE ?", (f"masked/{note.id}/%",))
-            db.execute("INSERT INTO fact VALUES (?, '1')", (f"masked/{note.id}/{step}",))
+            db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (f"masked/{note.id}", str(newest)))
             for model, content in accounts.items():
                 db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
 

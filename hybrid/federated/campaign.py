@@ -13,6 +13,14 @@ Rule = Literal["mean", "norm-clip", "median", "trimmed-mean", "multi-krum"]
 OptimizerName = Literal["plain", "momentum", "adam", "yogi"]
 PromotionPolicy = Literal["none", "candidate", "rollout"]
 
+LEAST_NOISE: Final = 1e-6
+MOST_NOISE: Final = 1e6
+LEAST_CLIP: Final = 1e-9
+MOST_CLIP: Final = 1e9
+LEAST_DELTA: Final = 1e-300
+"""Beyond these, figures of privacy and whole steps of sums are no numbers any more."""
+MOST_MASKED: Final = 1024
+"""Boxes of one masked round."""
 ROBUST: Final[frozenset[Rule]] = frozenset({"median", "trimmed-mean", "multi-krum"})
 """Rules that must see each update; clipping to a norm works on a stream."""
 
@@ -178,6 +186,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (not (self.deadline_s > 0 and self.lease_s > 0), "a deadline and a lease are more than 0 s"),
             (not 0.0 <= self.target <= 1.0, f"the target accuracy is {self.target}, 0 to 1 is possible"),
             (training.epochs < 1 or training.batch < 1, "a box trains for an epoch or more, a sample a step or more"),
+            (training.max_steps < 0, f"a task has {training.max_steps} steps at most; 0 is for no bound"),
+            (self.most_abandoned < 1, f"{self.most_abandoned} rounds are begun anew in a row; 1 or more is possible"),
             (not 0 < training.learning_rate < math.inf, f"the learning rate is {training.learning_rate}"),
             (training.proximal < 0 or training.weight_decay < 0, "proximal and weight decay are 0 or more"),
             (
@@ -189,12 +199,23 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (not 0 < aggregation.share < 0.5, f"a share of {aggregation.share} bad updates: 0 to 0.5 can be borne"),
             (aggregation.max_staleness < 0, f"a staleness of {aggregation.max_staleness} steps"),
             (not 0 < self.coding.share <= 1, f"top-k of a share of {self.coding.share}; it is above 0, at most 1"),
-            (privacy.noise < 0 or privacy.clip < 0 or privacy.max_epsilon < 0, "noise, clip and epsilon are 0 or more"),
+            (not 0 <= privacy.max_epsilon < math.inf, "a budget of epsilon is 0 for none, or more"),
+            (
+                privacy.noise != 0 and not LEAST_NOISE <= privacy.noise <= MOST_NOISE,
+                f"noise is 0 for none, or {LEAST_NOISE:g} to {MOST_NOISE:g} clip norms, not {privacy.noise:g}",
+            ),
+            (
+                privacy.clip != 0 and not LEAST_CLIP <= privacy.clip <= MOST_CLIP,
+                f"a clip norm is 0 for none, or {LEAST_CLIP:g} to {MOST_CLIP:g}, not {privacy.clip:g}",
+            ),
             (
                 not 0 <= self.promotion.tolerance <= 1,
                 f"a result may lie 0 to 1 of accuracy below the base, not {self.promotion.tolerance:g}",
             ),
-            (not 0 < privacy.delta < 1, f"delta is {privacy.delta}, 0 to 1 is possible"),
+            (
+                not LEAST_DELTA <= privacy.delta < 1,
+                f"delta is {privacy.delta}; above {LEAST_DELTA:g}, below 1 is possible",
+            ),
         )
 
     def _wrong_pairs(self) -> tuple[tuple[bool, str], ...]:
@@ -212,6 +233,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (privacy.secure and by_samples, "secure aggregation shows no numbers of samples: take uniform weights"),
             (privacy.secure and privacy.clip == 0, "secure aggregation needs a clip norm: its common scale"),
             (privacy.secure and self.goal < 3, f"a sum of {self.goal} updates hides nobody: a goal of 3 or more"),
+            (
+                privacy.secure and self.goal > MOST_MASKED,
+                f"a masked round has {MOST_MASKED} boxes at most, a goal of {self.goal} is wanted",
+            ),
             (privacy.noise > 0 and by_samples, "noise hides a box only with uniform weights"),
             (privacy.noise > 0 and privacy.clip == 0, "noise needs a clip norm"),
             (privacy.noise > 0 and is_robust, f"the noise is made for means, not for {aggregation.rule}"),

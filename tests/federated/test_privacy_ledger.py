@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from hybrid.errors import BadMessage, Conflict, PrivacySpent
-from hybrid.federated.campaign import Privacy
+from hybrid.errors import BadMessage, CampaignImpossible, Conflict, PrivacySpent
+from hybrid.federated.campaign import Aggregation, Campaign, Privacy
 from hybrid.federated.privacy.account import (
     Account,
     check_campaign,
@@ -35,6 +35,22 @@ def test_another_amount_for_the_same_step_is_a_conflict():
     with pytest.raises(Conflict, match="was charged"):
         account.charge("a", 1, 2 * COST)
     assert account.cost == COST
+
+
+@pytest.mark.parametrize(("privacy", "words"), [
+    ({"noise": 1e-9, "clip": 1.0}, "noise is 0"), ({"noise": 1e7, "clip": 1.0}, "noise is 0"),
+    ({"noise": -1.0}, "noise is 0"), ({"noise": math.nan}, "noise is 0|finite"), ({"clip": 1e-20}, "clip norm is 0"),
+    ({"clip": math.inf}, "clip norm is 0|finite"), ({"delta": 1e-310}, "delta is"), ({"delta": 1.0}, "delta is"),
+    ({"max_epsilon": -1.0}, "budget of epsilon"), 
+    ({"secure": True, "clip": 1.0}, "1024 boxes at most"),
+])  # fmt: skip
+def test_what_no_accountant_and_no_sum_can_bear_is_no_campaign(privacy, words):
+    order = Campaign(
+        model="m", version="1", variant="v", goal=2000, privacy=Privacy(**privacy),
+        aggregation=Aggregation(weights="uniform"),
+    )  # fmt: skip
+    with pytest.raises(CampaignImpossible, match=words):
+        order.check()
 
 
 def test_a_closed_campaign_keeps_its_sum_and_takes_no_more():

@@ -6,6 +6,7 @@ large, are stored by the caller as they came and read once, when they are summed
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Final, Literal
 
@@ -39,6 +40,8 @@ from hybrid.federated.secure.task import SecureTask
 
 Stage = Literal["advertise", "share", "mask", "consent", "unmask", "done", "excluded"]
 STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "mask", "consent", "unmask", "done")
+MOST_ADVERTS: Final = 8
+"""Keys that one box may bring for an attempt, each in place of those before: its journal stays bounded."""
 KINDS: Final[dict[str, type[msgspec.Struct]]] = {
     "advertise": Advert,
     "share": Dealt,
@@ -65,6 +68,7 @@ class MaskedRound:
         self.members: Members | None = None
         self._listed = listed
         self._adverts: dict[str, Advert] = {}
+        self._n_adverts: Counter[str] = Counter()
         self.dealt: dict[int, Dealt] = {}
         self.masked: dict[int, MaskedDigest] = {}
         self.consents: dict[int, bytes] = {}
@@ -252,13 +256,14 @@ class MaskedRound:
         return taken if before is None else None
 
     def _judged_advert(self, box_id: str, advert: Advert) -> Advert | None:
-        if box_id in self._adverts:
-            if self._adverts[box_id] != advert:
-                raise Conflict(f"box {box_id} advertised other keys for this attempt before; the first ones count")
+        if self._adverts.get(box_id) == advert:
             return None
-        if len(self._adverts) >= MAX_DEVICES:
+        if self._n_adverts[box_id] >= MOST_ADVERTS:  # a box that began anew has other keys: the newest ones count
+            raise Conflict(f"box {box_id} advertised {MOST_ADVERTS} keys for this attempt before; the last ones count")
+        if box_id not in self._adverts and len(self._adverts) >= MAX_DEVICES:
             raise TooLarge(f"a masked round has {MAX_DEVICES} devices at most: this one waits for the next round")
-        if any({one.cipher_key, one.mask_key} & {advert.cipher_key, advert.mask_key} for one in self._adverts.values()):
+        keys = {advert.cipher_key, advert.mask_key}
+        if any(keys & {one.cipher_key, one.mask_key} for other, one in self._adverts.items() if other != box_id):
             raise BadMessage(f"box {box_id} advertises another box's key: leave it out")
         if check_advert(advert, self.task, self._listed) != box_id:
             raise Forbidden(f"box {box_id} brought keys of another box")
@@ -347,6 +352,7 @@ class MaskedRound:
             return
         if isinstance(taken, Advert):
             self._adverts[entry.box_id] = taken
+            self._n_adverts[entry.box_id] += 1
             return
         index = self.roster.index_of(entry.box_id)
         if index is None:

@@ -1,6 +1,7 @@
 """Box and gateway as the services compose them: the box's loop against a desk with a real database, over no socket."""
 
 import asyncio
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cloud_gateway.rounds.store import CampaignRow, RoundStore
 from edge_agent.learning.masked import Insisting, MaskedOutcome, masked
 from edge_agent.trust.identity import BoxKey
 from hybrid.artifact.signature import public_key_of
-from hybrid.errors import DiskFull, GatewayUnreachable, StorageError
+from hybrid.errors import CampaignImpossible, DiskFull, GatewayUnreachable, StorageError
 from hybrid.federated.campaign import Aggregation, Campaign, Cohort, Privacy
 from hybrid.federated.layout import Layout
 from hybrid.federated.messages import SecureAnswer, SecureCall, Task, Terms, Weights
@@ -290,6 +291,59 @@ async def test_a_box_that_masked_sits_the_step_out_and_a_wrong_invitation_is_ref
     desk.terms = Terms(model="other", artifact_digest="a" * 64, variant="fp32", layout=desk.terms.layout)
     with pytest.raises(Exception, match="another task"):
         await box.play(desk)
+
+
+async def test_a_box_whose_lease_ended_while_it_waited_comes_again(tmp_path) -> None:
+    """Nothing of it was masked: it is in the same attempt with fresh keys, and with its old ones it would be lost."""
+    desk, boxes = Desk(tmp_path), [Box(n) for n in range(4)]
+    first = await boxes[0].play(desk, lease_s=0.05)
+    assert (first.state, first.reason, first.has_masked) == ("excluded", "the lease ended", False)
+    assert desk.masking.has_room
+    *outcomes, _ = await asyncio.gather(*(box.play(desk) for box in boxes), desk.run())
+    assert [(outcome.state, outcome.has_masked) for outcome in outcomes] == [("done", True)] * 4
+    assert not desk.masking.has_room
+    check_mean(desk, boxes)
+
+
+async def test_after_its_last_attempt_a_round_may_begin_anew(tmp_path, monkeypatch) -> None:
+    """Who masked nothing comes again; before that nobody is asked to train in vain."""
+    monkeypatch.setattr("cloud_gateway.rounds.masking.MOST_ATTEMPTS", 1)
+    desk, boxes = Desk(tmp_path, goal=5), [Box(n) for n in range(5)]
+    played = [asyncio.create_task(box.play(desk, gone_after=1 if n < 2 else None)) for n, box in enumerate(boxes)]
+    ticking = asyncio.create_task(desk.run())
+    outcomes = await asyncio.gather(*played[2:])
+    assert [(outcome.state, outcome.has_masked) for outcome in outcomes] == [("excluded", False)] * 3
+    assert "3 devices came through stage share" in outcomes[0].reason
+    await until(lambda: asyncio.sleep(0, desk.masking.trouble == outcomes[0].reason))
+    assert not desk.masking.has_room
+    desk.course.opened_s = -1e9
+    await desk.masking.begin_anew()
+    assert desk.masking.has_room
+    outcomes = await asyncio.gather(*(box.play(desk) for box in boxes[2:]))
+    assert [outcome.state for outcome in outcomes] == ["done"] * 3
+    await ticking
+    for task in played[:2]:
+        task.cancel()
+    check_mean(desk, boxes[2:])
+
+
+async def test_a_box_that_waits_looks_once_a_stage(tmp_path, monkeypatch) -> None:
+    """Were it woken by each message of each other one, a thousand boxes would keep the loop for minutes."""
+    n_looks, look = Counter(), Masking._next
+
+    def counted(masking, box_id, attempt):
+        n_looks[box_id] += 1
+        return look(masking, box_id, attempt)
+
+    monkeypatch.setattr(Masking, "_next", counted)
+    desk, boxes = Desk(tmp_path, goal=12), [Box(n) for n in range(12)]
+    await asyncio.gather(*(box.play(desk) for box in boxes), desk.run())
+    assert max(n_looks.values()) <= 3 * 5
+
+
+async def test_a_model_too_large_for_one_message_is_refused_at_once(tmp_path) -> None:
+    with pytest.raises(CampaignImpossible, match="7000000 elements for sums of 6 boxes has 9625000 bytes"):
+        Desk(tmp_path, n_elements=7_000_000)
 
 
 async def test_what_was_masked_in_vain_is_said_again(tmp_path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hybrid.errors import BadMessage, Conflict, CorruptContent, Forbidden, TensorMismatch, TooLarge
 from hybrid.federated.secure.device import Device
-from hybrid.federated.secure.gateway import MaskedRound
+from hybrid.federated.secure.gateway import MOST_ADVERTS, MaskedRound
 from hybrid.federated.secure.messages import Advert, Dealt, Masked, Reveal, decoded, encoded
 from hybrid.federated.secure.roster import Members
 from hybrid.federated.secure.shares import commitment
@@ -49,15 +49,34 @@ def test_a_message_sent_again_is_counted_once(stage) -> None:
     np.testing.assert_array_equal(cohort.sum().levels, cohort.expected(range(4)))
 
 
-@pytest.mark.parametrize("stage", STAGES[:3])
+def test_a_box_that_began_anew_brings_other_keys_until_the_roster_is_settled() -> None:
+    """Its secrets were in memory alone: with its first keys it could deal nothing."""
+    cohort = at("advertise")
+    for box in cohort.boxes:
+        cohort.take(box, box.begin(cohort.task))
+    restarted = cohort.boxes[0]
+    for _ in range(MOST_ADVERTS - 1):
+        assert cohort.take(restarted, restarted.begin(cohort.task))
+    last = restarted.state
+    with pytest.raises(Conflict, match="8 keys for this attempt"):
+        cohort.round.take(restarted.id, restarted.begin(cohort.task))
+    restarted.state = last
+    assert len(cohort.round.box_ids) == 4
+    cohort.close()
+    for _ in STAGES[1:]:
+        for box in cohort.boxes:
+            cohort.take(box, box.answer(cohort.round.message_for(box.id)))
+        cohort.close()
+    assert cohort.round.stage == "done"
+
+
+@pytest.mark.parametrize("stage", STAGES[1:3])
 def test_another_message_under_the_same_name_is_a_conflict(stage) -> None:
     cohort = at(stage)
     box = cohort.boxes[0]
     message = next_of(cohort, box)
     cohort.take(box, message)
-    if stage == "advertise":
-        other = Device.begin(cohort.task, box.public, sign=box.sign, random=box.random).advert()
-    elif stage == "share":
+    if stage == "share":
         dealt = decoded(message, Dealt)
         other = encoded(msgspec.structs.replace(dealt, commitment=bytes(32)))
     else:

@@ -1,0 +1,108 @@
+"""What releases cost the boxes in them, where campaigns close side by side, sums change, or a box has nothing left."""
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cloud_gateway.rounds.store import RoundStore
+from hybrid.federated.campaign import Aggregation, Coding, Privacy
+from hybrid.federated.privacy.account import Account
+from hybrid.federated.secure.quantized import Sum
+from tests.rounds.lab import MODEL, Box, Lab, box_id, running, until
+
+UNIFORM = Aggregation(weights="uniform")
+
+
+def costs(lab: Lab) -> dict[str, float]:
+    return {box: Account.decoded(body).cost for box, body in lab.rounds._store.accounts(MODEL).items()}
+
+
+async def test_campaigns_of_one_model_that_close_at_once_both_charge(tmp_path: Path, monkeypatch) -> None:
+    """Each reads an account, adds to it and writes it: one after the other, or a charge is lost."""
+    read = RoundStore.accounts
+
+    def slowly(store, model):
+        found = read(store, model)
+        time.sleep(0.1)
+        return found
+
+    lab = Lab(tmp_path, n_boxes=2)
+    async with running(lab):
+        order = {"goal": 2, "rounds": 1, "coding": Coding(up="float32"), "aggregation": UNIFORM}
+        for _ in range(2):
+            await lab.create(**order, privacy=Privacy(noise=2.0, clip=1.0, max_epsilon=50.0))
+        monkeypatch.setattr(RoundStore, "accounts", slowly)
+        for _ in range(2):
+            for number in range(2):
+                assert (await Box(lab, number).once("")).state == "accepted"
+        await until(lambda: not lab.desk.courses)
+    monkeypatch.undo()
+    assert costs(lab) == {box_id(0): 0.5, box_id(1): 0.5}
+    lab.close()
+
+
+class Masked:
+    """A masked round that came to a sum of some boxes, or to none."""
+
+    def __init__(self, boxes: list[int], n_elements: int = 0) -> None:
+        self.live_box_ids = [box_id(number) for number in boxes]
+        zeros = np.zeros(n_elements, np.int64)
+        self.sum = Sum(levels=zeros, bits=0, n_devices=len(boxes), step_size=0.01) if boxes else None
+        self.trouble = "too few dealt"
+        self.n_anew = 0
+
+    async def begin_anew(self, reason: str = "") -> None:
+        self.n_anew, self.trouble = self.n_anew + 1, reason or self.trouble
+
+
+@pytest.fixture
+async def secure(tmp_path: Path):
+    """A campaign whose closings are called by hand."""
+    lab = Lab(tmp_path, n_boxes=4)
+    privacy = Privacy(secure=True, noise=2.0, clip=1.0, max_epsilon=50.0)
+    campaign = await lab.create(goal=3, rounds=5, most_abandoned=1, privacy=privacy, aggregation=UNIFORM)
+    course = lab.desk.courses[campaign]
+    yield SimpleNamespace(lab=lab, course=course, closings=lab.rounds._closings, n=course.layout.n_elements)
+    lab.close()
+
+
+async def test_another_sum_after_a_kill_is_paid_for_by_the_boxes_in_it(secure, monkeypatch) -> None:
+    """The seed was drawn and three boxes charged; then the disk lost an input, and the next attempt had another."""
+
+    def cut(*_):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(secure.closings, "_made", cut)
+    with pytest.raises(asyncio.CancelledError):
+        await secure.closings._close_masked(secure.course, Masked([0, 1, 2], secure.n))
+    drawn = secure.lab.rounds._store.rounds(secure.course.id, 1)[-1].noise
+    assert len(drawn) == 32
+    monkeypatch.undo()
+    used = []
+    made = secure.closings._made
+    monkeypatch.setattr(secure.closings, "_made", lambda *args: used.append(args[2]) or made(*args))
+    await secure.closings._close_masked(secure.course, Masked([1, 2, 3], secure.n))
+    assert used == [drawn], "a seed is drawn once a round"
+    assert secure.course.row.step == 1
+    assert costs(secure.lab) == {box_id(number): 0.25 for number in range(4)}
+    assert secure.lab.rounds._store.rounds(secure.course.id)[0].noise == b""
+
+
+async def test_a_sum_that_a_box_cannot_pay_for_is_not_released(secure) -> None:
+    """Another campaign charged it while it masked: a sum cannot be had without it."""
+    secure.course.spent[box_id(1)] = 1e6
+    masked = Masked([0, 1, 2], secure.n)
+    await secure.closings._close_masked(secure.course, masked)
+    assert (masked.n_anew, secure.course.row.step, costs(secure.lab)) == (1, 0, {})
+    assert "no privacy left" in secure.course.row.reason
+
+
+async def test_a_masked_campaign_that_stalls_says_what_its_rounds_lacked(secure) -> None:
+    masked = Masked([])
+    await secure.closings._close_masked(secure.course, masked)
+    assert (masked.n_anew, secure.course.row.state) == (1, "stalled")
+    assert "came to no sum: too few dealt. A box masks one input a step" in secure.course.row.reason
