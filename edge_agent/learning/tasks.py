@@ -195,9 +195,11 @@ class Tasks:
             n_won=found.n_won,
         )
         answer = await self._around.calls.evaluation(call)
+        known = self._store.notes.get(task.campaign)
         note = self._store.note(task.campaign, terms)
-        said = f"a candidate was right on {call.n_right} of {call.n} samples, its base on {call.n_base_right}"
-        note = msgspec.structs.replace(note, n_evaluated=note.n_evaluated + 1, last=said)
+        said = f"a candidate was right on {call.n_right} of {call.n} samples, what answers now on {call.n_base_right}"
+        is_over = known is not None and known.is_over  # its rounds may be, long before its result is judged
+        note = msgspec.structs.replace(note, n_evaluated=note.n_evaluated + 1, last=said, is_over=is_over)
         outcome: Outcome = "accepted" if answer.state == "accepted" else "closed"
         await asyncio.to_thread(self._store.finish, task.id, outcome, note)
 

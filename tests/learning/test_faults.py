@@ -96,6 +96,10 @@ async def test_a_campaign_that_ended_meanwhile(tmp_path: Path) -> None:
     assert note.n_accepted == 1
     assert note.step == -1
     assert list((tmp_path / "box" / "learning").glob("vectors/*")) == []
+    desk.kind, desk.most_steps, desk.salt, desk.ended = "evaluate", 2, "e", ()
+    box.started()
+    await worked(box, lambda: any(note.n_evaluated for note in box.learning.store.notes.values()))
+    assert box.learning.store.notes[CAMPAIGN].is_over, "its result is judged, its rounds are over all the same"
 
 
 async def test_a_lease_that_ends_is_given_up(tmp_path: Path) -> None:
