@@ -50,7 +50,7 @@ def headed_files(body: bytes, twin: Path, feature_tensor: str, name: str) -> Map
     from hybrid.federated.learning.lite_form import BODY_FILE, as_bytes, with_lite_body
     from hybrid.graph.model_file import load_proto
 
-    inputs = [(port.name, port.name) for port in TfliteSession(body, 1).get_inputs()]
+    inputs = [(port.name, port) for port in TfliteSession(body, 1).get_inputs()]
     model = load_proto(twin)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:

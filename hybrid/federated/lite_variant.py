@@ -102,7 +102,7 @@ def with_body(twin: Separated, body: Path, folder: Path, *, samples: Sequence[Fe
     path = folder / twin.path.name
     write_atomically(path, as_bytes(whole), is_shown=True)
     requests = list(samples) or [drawn_inputs(onnx_session, seed) for seed in range(_N_COMPARED)]
-    _check_features(twin, lite, requests[0], dict(inputs), output)
+    _check_features(twin, lite, requests[0], {name: port.name for name, port in inputs}, output)
     distance = _distance(onnx_session, _headed(path), requests)
     if not distance <= MOST_APART:
         raise ModelUntrainable(
@@ -230,8 +230,8 @@ def _headed(path: Path) -> LiteHeadSession:
         raise ModelUntrainable(f"the body does not fit: {exc}") from exc
 
 
-def _matched(wanted: Sequence[Port], lite: TfliteSession, body: Path) -> tuple[list[tuple[str, str]], str]:
-    """The model's inputs with the body's names of them, by name, else by their order; and the body's one output."""
+def _matched(wanted: Sequence[Port], lite: TfliteSession, body: Path) -> tuple[list[tuple[str, Port]], str]:
+    """The model's inputs with the body's, by name, else by their order; and the name of the body's one output."""
     given, outputs = lite.get_inputs(), lite.get_outputs()
     if len(outputs) != 1:
         raise ModelUntrainable(
@@ -256,7 +256,7 @@ def _matched(wanted: Sequence[Port], lite: TfliteSession, body: Path) -> tuple[l
                 f"{body.name} reads {theirs.name!r} as {theirs.type} {list(theirs.shape)}, the model's {port.name!r} "
                 f"is {port.type} {list(port.shape)}; convert the body with the model's own layout and float inputs"
             )
-    return [(port.name, theirs.name) for port, theirs in pairs], outputs[0].name
+    return [(port.name, theirs) for port, theirs in pairs], outputs[0].name
 
 
 def _check_features(twin: Separated, lite: TfliteSession, feeds: Feeds, inputs: Mapping[str, str], output: str) -> None:

@@ -32,6 +32,7 @@ from hybrid.federated.learning.lite_form import LiteBody
 from hybrid.federated.learning.lite_session import LiteFeatures, LiteHeadSession
 from hybrid.federated.learning.training import Start, train
 from hybrid.federated.lite_variant import lite_artifact, onnx_twin
+from hybrid.graph.model_file import declared_inputs
 from hybrid.graph.shape_key import ShapeKey
 from hybrid.partition.worker import prepare_into
 from hybrid.serving.engines.model_facts import facts_of
@@ -54,6 +55,8 @@ def test_it_answers_as_the_model_does() -> None:
     assert (first.engine, first.files) == ("tflite-head", ("net.onnx", "body.tflite", "head.bin"))
     assert (second.engine, second.id) == ("onnxruntime", "onnx")
     assert engine_of(artifact.model_path) == "tflite-head"
+    declared = declared_inputs(onnx.load(artifact.model_path, load_external_data=False))
+    assert declared == {"x": (1, N_INPUTS)}, "the body's sizes, which are fixed"
     wanted = twin_answers(artifact)
     with hybrid.InferenceSession(artifact.folder) as session:
         here = session.run(None, {"x": X})

@@ -18,12 +18,12 @@ from tests.live_agent import LiveAgent
 from tests.live_gateway import LiveGateway
 
 
-def answered(agent: LiveAgent, x: np.ndarray) -> dict[str, np.ndarray]:
+def answered(agent: LiveGateway, x: np.ndarray) -> dict[str, np.ndarray]:
     tensor = {"name": "x", "shape": [1, N_INPUTS], "datatype": "FP32", "data": x.ravel().tolist()}
     call = urllib.request.Request(
         f"{agent.url}/v2/models/net/infer",
         json.dumps({"inputs": [tensor]}).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", "Authorization": f"Bearer {agent.token}"},
     )
     with urllib.request.urlopen(call, timeout=10) as answer:
         found = json.load(answer)["outputs"]
@@ -70,7 +70,8 @@ def test_it_answers_learns_and_answers_what_was_learned(tmp_path: Path, hybrid_h
         until(lambda: version_of(one) == "1")
         (wanted,) = onnxruntime.InferenceSession(model).run(["scores"], {"x": inputs[:1]})
         before = answered(one, inputs[:1])
-        np.testing.assert_allclose(before["scores"], wanted, atol=1e-5)
+        for found in (before, answered(gateway, inputs[:1])):
+            np.testing.assert_allclose(found["scores"], wanted, atol=1e-5)
 
         bring(one, 40, seed=1)
         order = {

@@ -14,6 +14,7 @@ from typing import Final
 import onnx
 from onnx import TensorProto, helper
 
+from devices.onnx_engine import Port
 from devices.tflite_magic import HEADED
 from hybrid.errors import ModelInvalid, ModelUntrainable
 from hybrid.federated.learning.graph_part import nodes_behind
@@ -94,14 +95,20 @@ def _file(held: onnx.TensorProto, path: Path) -> Path | bytes:
 
 
 def with_lite_body(
-    model: onnx.ModelProto, feature: str, *, inputs: Sequence[tuple[str, str]], output: str, n_bytes: int
+    model: onnx.ModelProto,
+    feature: str,
+    *,
+    inputs: Sequence[tuple[str, Port]],
+    output: str,
+    n_bytes: int,
 ) -> onnx.ModelProto:
     """The same model with a TensorFlow Lite file in place of what its feature tensor is made by.
 
     Args:
         model: its head in a file of its own, whose place it keeps; not changed.
         feature: the tensor.
-        inputs: the model's inputs that the body reads, each with what the body calls it.
+        inputs: the model's inputs that the body reads, each with the body's own; sizes that are fixed there are so in
+            the file.
         output: what the body calls the feature tensor.
         n_bytes: of the body's file, `BODY_FILE`.
 
@@ -130,8 +137,13 @@ def with_lite_body(
     whole.graph.node.append(_node(feature, inputs, output, n_bytes))
     whole.graph.node.extend(behind)
     whole.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in reads)
-    wanted = {name for name, _ in inputs}
-    whole.graph.input.extend(value for value in graph.input if value.name in wanted)
+    declared = {value.name: value for value in graph.input}
+    for name, port in inputs:
+        value = whole.graph.input.add()
+        value.CopyFrom(declared[name])
+        for dim, size in zip(value.type.tensor_type.shape.dim, port.shape, strict=False):
+            if isinstance(size, int):
+                dim.dim_value = size
     whole.graph.output.extend(graph.output)
     return whole
 
@@ -142,12 +154,12 @@ def as_bytes(model: onnx.ModelProto) -> bytes:
     return written
 
 
-def _node(feature: str, inputs: Sequence[tuple[str, str]], output: str, n_bytes: int) -> onnx.NodeProto:
+def _node(feature: str, inputs: Sequence[tuple[str, Port]], output: str, n_bytes: int) -> onnx.NodeProto:
     file = TensorProto(name="file", data_type=TensorProto.UINT8, dims=[n_bytes], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", BODY_FILE), ("offset", "0"), ("length", str(n_bytes))):
         file.external_data.add(key=key, value=value)
     node: onnx.NodeProto = helper.make_node(
         BODY, [name for name, _ in inputs], [feature], name="body", domain=DOMAIN, form=_FORM, file=file,
-        reads=[name for _, name in inputs], gives=output,
+        reads=[port.name for _, port in inputs], gives=output,
     )  # fmt: skip
     return node
