@@ -292,6 +292,8 @@ class Box:
                 )
             )  # fmt: skip
         await asyncio.to_thread(shelf.put, found, (), 0.0)
+        for one in found:
+            self.learning.relabelled(one.id)
         self.learning.wake()
         return [one.id for one in found]
 
