@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 import hybrid
 from cloud_gateway.rounds.commands import export
+from cloud_gateway.rounds.evaluation import judge_of
 from cloud_gateway.rounds.messages import LearnedPart
 from devices.errors import ModelRejected
 from devices.tflite_magic import engine_of
@@ -119,6 +120,10 @@ def test_the_head_learns_and_the_twin_gets_it_too(tmp_path: Path) -> None:
     arrays = head.layout.arrays(head.vector + trained.delta)
     after = evaluate(head.program, arrays, examples)
     assert after.n_right > before.n_right + 3
+    judge = judge_of(head, {"x": inputs, "labels": classes})
+    assert judge.accuracy(arrays) == after.n_right / len(inputs), (
+        "a gateway, whose set has more rows than the body takes"
+    )
 
     found = candidate(artifact, "original", arrays, version="2", sequence=2)
     assert (found.sharing, found.unmatched, found.unchecked) == (("original", "onnx"), (), ())
