@@ -178,6 +178,20 @@ def test_the_live_picture_holds_the_same():
         assert words in text, words
 
 
+def test_a_narrow_terminal_is_shown_less_of_a_round_and_no_word_in_pieces(monkeypatch):
+    from rich.console import Console
+
+    from cloud_gateway.rounds.commands.watch import _pictured
+
+    monkeypatch.setenv("COLUMNS", "40")
+    console = Console(file=io.StringIO(), width=40)
+    console.print(_pictured(view()))
+    told = console.file.getvalue().split("\n")
+    (head,) = (line for line in told if "round" in line and "state" in line)
+    assert head.split() == ["round", "state", "updates", "accuracy"]
+    assert any(line.split() == ["2", "closed,", "7", "75.0%"] for line in told)
+
+
 def test_who_watches_is_let_go_where_only_a_person_can_help():
     evaluating = PromotionView(step=2, state="evaluating")
     assert [is_over(view(state=state)) for state in ("running", "paused", "stalled", "completed")] == [

@@ -1,5 +1,6 @@
 """`hybrid rounds watch`: a campaign as it goes on, until it is over."""
 
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 _WAIT_S = 25.0
 _AGAIN_S = 2.0
 _SHOWN = 12
+_WIDE_CHARACTERS = 72
+_MOST_WANTED = tuple(map(ROUND_HEAD.index, ("round", "state", "updates", "accuracy")))
+"""Of a round, where a terminal has no room for all of it."""
 
 
 def watch(campaign: CampaignId, gateway: Gateway = "auto", token: AdminToken = None, json: Json = False) -> None:
@@ -101,10 +105,13 @@ def _pictured(view: CampaignView) -> "Group":
     parts += [Text(line, style="dim") for line in privacy_lines(view)]
     parts.append(ProgressBar(total=view.order.rounds, completed=view.step, width=60))
     picture = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ROUND_HEAD:
-        picture.add_column(column, overflow="fold")
+    is_narrow = shutil.get_terminal_size().columns < _WIDE_CHARACTERS
+    shown = _MOST_WANTED if is_narrow else range(len(ROUND_HEAD))
+    for column in shown:
+        picture.add_column(ROUND_HEAD[column], overflow="fold")
     for each in view.rounds[-_SHOWN:]:
-        picture.add_row(*round_row(each))
+        row = round_row(each)
+        picture.add_row(*(row[column] for column in shown))
     parts.append(picture)
     parts += [Text(line) for line in promotion_lines(view)]
     return Group(*parts)
