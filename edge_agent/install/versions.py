@@ -74,4 +74,5 @@ def told_of(slots: Slots, runs: Runs, trouble: HybridError | None) -> Installed:
         n_crashes=slots.n_crashes,
         p50_s=runs.quantile_s(0.5),
         p95_s=runs.quantile_s(0.95),
+        is_on_trial=slots.next is not None,
     )

@@ -121,6 +121,7 @@ class Installed(Message, frozen=True):
         detail: the error's message, without inputs or secrets, at most 500 characters.
         n_good, n_errors, n_crashes: runs of the answering version since it was installed.
         p50_s, p95_s: its latency over the last window; 0 where there were no runs.
+        is_on_trial: the answering version is, while the wanted one waits for the end of that.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Installed(Message, frozen=True):
     n_crashes: int = 0
     p50_s: float = 0.0
     p95_s: float = 0.0
+    is_on_trial: bool = False
 
 
 class Health(Message, frozen=True):

@@ -1,11 +1,13 @@
 """What rounds learned comes to boxes whose base is on trial, was tried in another slot, or was never there."""
 
+import asyncio
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from cloud_gateway.fleet.assignments import Terms
+from cloud_gateway.fleet.steering.status import fleet_status
 from edge_agent.install.preparing import base_words
 from edge_agent.status_commands import _waiting
 from hybrid.errors import NotFound
@@ -161,6 +163,13 @@ def test_a_rollout_of_what_was_learned_waits_for_bases_on_trial_and_completes(
 
     async def story(field: Field) -> None:
         rollout = await field.steering.start(field.plan())
+        while not any(found.told().phase == "deferred" for found in field.boxes):  # noqa: ASYNC110 (nobody's event)
+            await asyncio.sleep(5.0)
+        await asyncio.sleep(30.0)
+        found = await fleet_status(field.steering, 1.7e9, selector={}, only_trouble=False, limit=0)
+        shown = {row.version: row.phases for row in found.versions}
+        assert shown["2"] == {"trial": len(field.boxes)}
+        assert set(shown[LEARNED]) == {"deferred"}, "named by its rollout, though no box has it yet"
         await field.until(lambda found: found.host.version() == LEARNED, 20_000.0)
         await field.until(lambda found: state_of(field, rollout) == "completed", 20_000.0)
         for found in field.boxes:

@@ -53,7 +53,7 @@ async def fleet_status(
         n_boxes=len(rows),
         states=dict(Counter(row.state for row in rows)),
         problems=dict(Counter(problem for row in rows for problem in row.problems).most_common()),
-        versions=_versions(rows),
+        versions=_versions(rows, _words(steering)),
         rollouts=tuple(rollout_view(steering, rollout) for rollout in steering.ledger.running()),
         boxes=tuple(listed[:limit]),
         n_more=max(0, len(listed) - limit),
@@ -100,18 +100,25 @@ def box_state(steering: Steering, box: BoxView, now_s: float) -> str:
     return "ready" if state.health is None or state.health.ready else "not_ready"
 
 
-def _versions(rows: list[BoxRow]) -> tuple[VersionRow, ...]:
+def _words(steering: Steering) -> dict[tuple[str, str], str]:
+    """What versions are called that boxes are told to have, by model and artifact digest."""
+    found = {(each.model, each.artifact_digest): each.version for each in steering.ledger.assignments}
+    plans = (rollout.plan for rollout in steering.ledger.running())
+    return found | {(plan.model, plan.artifact_digest): plan.version for plan in plans}
+
+
+def _versions(rows: list[BoxRow], words: Mapping[tuple[str, str], str]) -> tuple[VersionRow, ...]:
     """Versions that answer on boxes, and those on their way there."""
     counts: dict[tuple[str, str, str], Counter[str]] = {}
     for row in rows:
         for one in row.models:
             is_moving = one.wanted_digest not in ("", one.artifact_digest)
             if one.artifact_digest:
-                phase = "committed" if is_moving else one.phase
+                phase = "trial" if one.is_on_trial else "committed" if is_moving else one.phase
                 counts.setdefault((one.name, one.version, one.artifact_digest), Counter())[phase] += 1
             if is_moving:
                 counts.setdefault((one.name, "", one.wanted_digest), Counter())[one.phase] += 1
-    named = {(name, digest): version for name, version, digest in counts if version}
+    named = dict(words) | {(name, digest): version for name, version, digest in counts if version}
     joined: dict[tuple[str, str, str], Counter[str]] = {}
     for (name, version, digest), phases in counts.items():
         joined.setdefault((name, version or named.get((name, digest), ""), digest), Counter()).update(phases)
