@@ -57,8 +57,9 @@ class Chosen:
 
     @property
     def weights(self) -> list[float]:
-        """How much each counts, by its samples or uniformly."""
-        by_samples = self.order.aggregation.weights == "samples"
+        """How much each counts, by its samples or uniformly; SCAFFOLD's variates are a plain mean of all boxes'."""
+        aggregation = self.order.aggregation
+        by_samples = aggregation.weights == "samples" and not aggregation.scaffold
         return [float(row.body.n_samples) if by_samples else 1.0 for row in self.rows]
 
     @property
@@ -123,8 +124,7 @@ def _combined(chosen: Chosen) -> np.ndarray:
     if aggregation.rule == "multi-krum":
         return multi_krum(chosen.spool, layout, n_attackers(aggregation.share, len(chosen.rows))).delta
     if aggregation.rule == "norm-clip":
-        weights = [weight * damping for weight, damping in zip(chosen.weights, chosen.dampings, strict=True)]
-        return norm_clipped(chosen.spool, layout, weights).delta
+        return norm_clipped(chosen.spool, layout, chosen.weights, chosen.dampings).delta
     return _running(chosen, layout).mean()
 
 

@@ -105,9 +105,7 @@ def judge_of(head: Head, arrays: dict[str, np.ndarray]) -> Judge:
     inputs = {name: array for name, array in arrays.items() if name != LABELS}
     body = Body(head)
     n_samples = len(labels)
-    found = np.concatenate(
-        [_features(body, inputs, first, min(first + _ROWS, n_samples)) for first in range(0, n_samples, _ROWS)]
-    )
+    found = features_of(body, inputs)
     if len(found) != n_samples:
         raise BadMessage(f"{n_samples} labels for {len(found)} rows of features: one label a sample is wanted")
     n_bad = int(np.count_nonzero(~np.isfinite(found.reshape(n_samples, -1)).all(axis=1)))
@@ -117,6 +115,14 @@ def judge_of(head: Head, arrays: dict[str, np.ndarray]) -> Judge:
         )
     targets = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32)
     return Judge(head, Examples(found, targets))
+
+
+def features_of(body: Body, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Of all samples, at least one, some at a time; raises as `judge_of`."""
+    n_samples = len(next(iter(inputs.values())))
+    return np.concatenate(
+        [_features(body, inputs, first, min(first + _ROWS, n_samples)) for first in range(0, n_samples, _ROWS)]
+    )
 
 
 def _features(body: Body, inputs: dict[str, np.ndarray], first: int, last: int) -> np.ndarray:

@@ -15,7 +15,8 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
 
     Args:
         path: .npy or .npz with whole numbers in the samples' order; .csv or .tsv with rows of file and label (a first
-            row that names no sample is a heading); else one label a line in the samples' order.
+            row that names no sample is a heading); else, and where rows have one column, one label a line in the
+            samples' order.
         names: the samples'.
         classes: names that labels may have instead of numbers.
 
@@ -46,7 +47,11 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
 def _of_table(path: Path, names: Sequence[str], delimiter: str) -> list[str]:
     """Labels by file: its path below the folder, or its name alone where that is enough."""
     by_file: dict[str, str] = {}
-    for row in csv.reader(_text(path).splitlines(), delimiter=delimiter):
+    rows = [row for row in csv.reader(_text(path).splitlines(), delimiter=delimiter) if row]
+    if all(len(row) == 1 for row in rows):
+        values = [row[0].strip() for row in rows]
+        return values[1:] if len(values) == len(names) + 1 and not values[0].isdigit() else values
+    for row in rows:
         if len(row) >= 2:
             by_file[row[0].strip()] = row[1].strip()
     short: dict[str, list[str]] = {}

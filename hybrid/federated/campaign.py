@@ -59,9 +59,9 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True):
         share: of trimmed-mean and multi-krum: the share of updates that may be bad.
         optimizer: of the server.
         learning_rate: of it; 1 for plain.
-        momentum: of `momentum`.
-        scaffold: control variates.
-        weights: of the updates.
+        momentum: of `momentum`; adam's and yogi's first decay.
+        scaffold: control variates; every box weighs the same.
+        weights: of the updates; `samples` believes what boxes say of theirs.
         max_staleness: 0 is synchronous.
     """
 
@@ -180,6 +180,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     def _wrong_numbers(self) -> tuple[tuple[bool, str], ...]:
         training, aggregation, privacy = self.training, self.aggregation, self.privacy
         return (
+            (self.seed < 0, f"the seed is {self.seed}, 0 or more is possible"),
             (self.rounds < 1 or self.goal < 1, f"{self.rounds} rounds with a goal of {self.goal}: both are 1 or more"),
             (not 0 <= self.least <= self.goal, f"a round closes with {self.least} of {self.goal} updates at least"),
             (not 1.0 <= self.over_selection <= 10.0, f"over-selection is {self.over_selection}, 1 to 10 is possible"),
@@ -216,6 +217,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
                 not LEAST_DELTA <= privacy.delta < 1,
                 f"delta is {privacy.delta}; above {LEAST_DELTA:g}, below 1 is possible",
             ),
+            *(
+                (not math.isfinite(value), f"{name} is {value}: a finite number is wanted")
+                for name, value in _floats(self)
+            ),
         )
 
     def _wrong_pairs(self) -> tuple[tuple[bool, str], ...]:
@@ -245,7 +250,35 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (aggregation.scaffold and is_stale, "SCAFFOLD's variates belong to one step: set max_staleness to 0"),
             (aggregation.scaffold and bool(self.training.personal), "SCAFFOLD and personal tensors exclude each other"),
             (
+                aggregation.scaffold and by_samples,
+                "SCAFFOLD's variates are a plain mean of all boxes': take uniform weights",
+            ),
+            (
+                aggregation.scaffold and (aggregation.rule != "mean" or aggregation.optimizer != "plain"),
+                f"SCAFFOLD takes means and plain steps, not {aggregation.rule} with {aggregation.optimizer}",
+            ),
+            (aggregation.scaffold and privacy.clip > 0, "a clip norm would shorten SCAFFOLD's variates: leave it out"),
+            (
+                privacy.noise > 0 and aggregation.rule == "norm-clip",
+                "with noise each update is clipped already: take the mean, not norm-clip",
+            ),
+            (
+                privacy.is_adaptive and privacy.noise == 0,
+                "the clip norm adapts by a noisy count: it needs noise",
+            ),
+            (
+                coding.up == "top-k" and aggregation.rule in {"median", "trimmed-mean"},
+                f"most boxes leave most elements out of top-k, and {aggregation.rule} keeps those at zero: take int8",
+            ),
+            (
                 self.cohort.roster is not None and not privacy.secure,
                 "a roster is for secure aggregation: it keeps invented boxes out of a sum",
             ),
         )
+
+
+def _floats(order: Campaign) -> list[tuple[str, float]]:
+    """Every number with a fraction in an order, by its name."""
+    groups = (order, order.training, order.aggregation, order.coding, order.privacy, order.promotion)
+    named = [(name, value) for group in groups for name, value in msgspec.structs.asdict(group).items()]
+    return [(name, value) for name, value in named if isinstance(value, float)]

@@ -8,7 +8,7 @@ from compression.tensor import TensorSpec
 from hybrid.calibration.labels import read_labels
 from hybrid.calibration.pixels import PRESETS, Pixels, load_image, parse_pixels
 from hybrid.calibration.samples import chosen, feed_digest, open_samples
-from hybrid.errors import BadMessage, HybridError, NotFound, TensorMismatch
+from hybrid.errors import BadMessage, DataUnfit, HybridError, NotFound, TensorMismatch
 from hybrid.graph.shape_key import ShapeKey
 
 IMAGE = TensorSpec(name="x", dtype="FP32", shape=(None, 3, 4, 6))
@@ -174,6 +174,8 @@ NAMES = ["cats/1.png", "cats/2.png", "dogs/1.png", "dogs/3.png"]
         ("l.txt", "0\n0\n1\n\n1\n"),
         ("l.txt", "cat\ncat\ndog\n1\n"),
         ("l.csv", "file,label\ncats/1.png,cat\ndogs/1.png,dog\n2.png,0\n3.png,dog\n"),
+        ("l.csv", "0\n0\ndog\n1\n"),
+        ("l.csv", "label\n0\n0\n\n1\n1\n"),
         ("l.tsv", "cats/1.png\t0\ncats/2.png\t0\ndogs/1.png\t1\ndogs/3.png\tdog\n"),
     ],
 )
@@ -186,7 +188,7 @@ def test_labels_as_an_array(tmp_path):
     np.save(tmp_path / "l.npy", np.array([0, 0, 1, 1]))
     assert read_labels(tmp_path / "l.npy", NAMES) == (0, 0, 1, 1)
     np.save(tmp_path / "f.npy", np.array([0.5, 0, 1, 1]))
-    with pytest.raises(BadMessage, match="whole numbers"):
+    with pytest.raises(DataUnfit, match="whole numbers"):
         read_labels(tmp_path / "f.npy", NAMES)
 
 
@@ -200,7 +202,7 @@ def test_labels_as_an_array(tmp_path):
 )
 def test_labels_that_do_not_fit_are_named(tmp_path, name, content, said):
     (tmp_path / name).write_text(content)
-    with pytest.raises(BadMessage, match=said):
+    with pytest.raises(DataUnfit, match=said):
         read_labels(tmp_path / name, NAMES, ("cat", "dog"))
 
 

@@ -88,6 +88,13 @@ def test_clipping_shortens_to_the_median_of_the_norms():
     assert np.linalg.norm(combined.delta) <= np.median(norms)
 
 
+def test_what_is_late_is_shortened_further_by_clipping_too():
+    """As by the mean: a round of old updates makes a smaller step."""
+    same = np.tile(updates(1), (3, 1))
+    combined = rules.norm_clipped(spool(same), LAYOUT, [1.0, 2.0, 3.0], [0.5, 0.5, 0.5])
+    np.testing.assert_allclose(combined.delta, 0.5 * same[0], rtol=1e-6)
+
+
 def test_clipping_updates_of_zero_is_no_division():
     assert not rules.norm_clipped(spool(np.zeros((3, 97), np.float32)), LAYOUT, [1, 1, 1]).delta.any()
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import typer
 
+from cloud_gateway.rounds.commands import watch
 from cloud_gateway.rounds.commands.order_flags import with_order
 from cloud_gateway.rounds.commands.telling import (
     duration,
@@ -18,9 +19,10 @@ from cloud_gateway.rounds.commands.telling import (
     promotion_lines,
     seconds_left,
     size,
+    text_of,
 )
 from cloud_gateway.rounds.messages import CampaignView, PromotionView, RoundView
-from hybrid.errors import CampaignImpossible
+from hybrid.errors import CampaignImpossible, LinkError
 from hybrid.federated.campaign import Campaign, Privacy
 
 
@@ -62,6 +64,8 @@ def test_without_flags_it_is_the_orders_own_defaults():
 def test_what_privacy_wants_follows_where_nobody_said_otherwise():
     assert made(privacy_noise=4.0, privacy_clip=1.0).aggregation.weights == "uniform"
     assert made(privacy_secure=True, privacy_clip=1.0).aggregation.weights == "uniform"
+    assert made(aggregation_scaffold=True).aggregation.weights == "uniform"
+    assert made(privacy_clip=1.0).aggregation.weights == "samples"
     with pytest.raises(CampaignImpossible, match="uniform weights"):
         made(privacy_noise=4.0, privacy_clip=1.0, aggregation_weights="samples")
 
@@ -136,6 +140,36 @@ def test_a_campaign_is_told_in_lines():
         assert words in text, words
 
 
+@pytest.mark.parametrize("n_columns", [40, 80])
+def test_what_is_told_fits_the_terminal(monkeypatch, n_columns):
+    monkeypatch.setenv("COLUMNS", str(n_columns))
+    told = lines(view(state="stalled", reason="too few boxes " * 12, n_able=1, left_out={"power": 3, "silent": 16}))
+    assert max(map(len, text_of(told).splitlines())) <= n_columns
+    monkeypatch.delenv("COLUMNS")
+    assert max(map(len, text_of(lines(view())).splitlines())) > 80  # a pipe gets whole lines
+
+
+def test_who_watches_hears_of_a_gateway_that_is_away_once(monkeypatch, capsys):
+    answers = [LinkError("refused"), LinkError("refused"), LinkError("reset"), view(step=3)]
+
+    class Away:
+        def get(self, path, kind):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(watch.time, "sleep", lambda s: None)
+    assert watch._next(Away(), view()).step == 3
+    assert capsys.readouterr().err == "refused; trying again\nreset; trying again\n"
+
+
+def test_who_watches_is_told_what_keeps_boxes_out():
+    thin = view(n_able=1, left_out={"power": 19})
+    assert "1 box of 20 could begin a task now" in watch._line(thin)
+    assert "could begin" not in watch._line(view(n_able=20))
+
+
 def test_the_time_left_is_the_median_rounds_less_what_is_done():
     assert seconds_left(view()) == 110.0 * 8 - 30.0
     assert seconds_left(view(state="paused")) is None
@@ -169,10 +203,8 @@ def test_why_it_does_not_go_on_stands_below_the_headline():
 def test_the_live_picture_holds_the_same():
     from rich.console import Console
 
-    from cloud_gateway.rounds.commands.watch import _pictured
-
     console = Console(file=io.StringIO(), width=140)
-    console.print(_pictured(view(state="stalled", reason="too few boxes")))
+    console.print(watch._pictured(view(state="stalled", reason="too few boxes")))
     text = console.file.getvalue()
     for words in ("stalled, step 2 of 10", "too few boxes", "2 norm, 1 stale", "75.0%", "in all 10 rounds"):
         assert words in text, words
@@ -202,5 +234,7 @@ def test_who_watches_is_let_go_where_only_a_person_can_help():
 
 def test_amounts_for_people():
     assert [size(n) for n in (0, 999, 1500, 2_500_000, 3e9)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "3.0 GB"]
-    assert [duration(s) for s in (0.0, 1.25, 30.0, 600.0, 7200.0)] == ["0 s", "1.2 s", "30 s", "10 min", "2.0 h"]
+    assert [duration(s) for s in (0.0, 1e-5, 0.028, 0.96, 1.25, 9.96, 30.0, 600.0, 7200.0)] == [
+        "0 s", "1 ms", "28 ms", "1.0 s", "1.2 s", "10 s", "30 s", "10 min", "2.0 h",
+    ]  # fmt: skip
     assert outcomes({"accepted": 3}) == "-"

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud_gateway.rounds.closing import n_attackers, trimmed_ratio
-from hybrid.federated.campaign import Aggregation, Coding, Privacy
+from cloud_gateway.rounds.closing import Chosen, n_attackers, trimmed_ratio
+from cloud_gateway.rounds.store import Received, ReceivedRow
+from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
 from hybrid.federated.coding.catalog import form
+from hybrid.federated.layout import Layout
 from hybrid.federated.messages import UpdateCall
 from tests.rounds.lab import Box, Lab, running, until
 
@@ -48,6 +50,20 @@ def test_so_much_may_be_trimmed_or_bad_that_something_is_left(n_updates: int) ->
     for share in (0.01, 0.2, 0.34, 0.49):
         assert 2 * math.ceil(trimmed_ratio(share, n_updates) * n_updates - 1e-9) < n_updates
         assert n_updates < 3 or n_updates >= 2 * n_attackers(share, n_updates) + 3
+
+
+def test_scaffolds_variates_are_a_plain_mean_also_in_campaigns_that_began_by_samples() -> None:
+    layout, form_of = Layout(names=("w",), shapes=((2,),)), form("float32")
+    rows = [ReceivedRow(id=at, step=0, box_id=f"box-{at}", round=1, outcome="chosen",
+                        body=Received(sha256="", n_bytes=0, n_samples=10**at)) for at in range(3)]  # fmt: skip
+
+    def weights(*, scaffold: bool) -> list[float]:
+        order = Campaign(model="m", version="1", variant="v", aggregation=Aggregation(scaffold=scaffold))
+        return Chosen(order=order, layout=layout, update_layout=layout, up=form_of, clip=0.0, noise=b"", rows=rows,
+                      contents=lambda: iter(()), n_boxes=3).weights  # fmt: skip
+
+    assert weights(scaffold=True) == [1.0, 1.0, 1.0]
+    assert weights(scaffold=False) == [1.0, 10.0, 100.0]
 
 
 @pytest.mark.parametrize("way", WAYS)

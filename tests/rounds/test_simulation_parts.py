@@ -6,8 +6,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from cloud_gateway.rounds.simulation.attack import attacked
-from cloud_gateway.rounds.simulation.model import OneModel, features_of, head_of, input_of, opened, perceptron
+from cloud_gateway.rounds.evaluation import features_of
+from cloud_gateway.rounds.simulation.attack import attacked, attacked_levels
+from cloud_gateway.rounds.simulation.model import OneModel, head_of, input_of, opened, perceptron
 from cloud_gateway.rounds.simulation.samples import divided, held_out, made_up
 from cloud_gateway.rounds.simulation.settings import Fleet, Link, attackers, machines
 from cloud_gateway.rounds.simulation.virtual_loop import VirtualLoop
@@ -17,6 +18,7 @@ from hybrid.errors import BadMessage, NotFound, TensorMismatch
 from hybrid.federated.campaign import Training
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.layout import Layout
+from hybrid.federated.learning.body import Body
 
 
 def test_an_hour_passes_at_once_and_in_order():
@@ -109,7 +111,8 @@ def test_stragglers_and_attackers_are_as_many_as_ordered():
 
 @pytest.mark.parametrize("wrong", [
     {"boxes": 0}, {"drops_ratio": 1.5}, {"away_ratio": 1.0}, {"slow_factor": 0.5}, {"alpha": 0.0}, {"shards": 0},
-    {"most_s": 0.0}, {"attackers_ratio": -0.1},
+    {"most_s": 0.0}, {"attackers_ratio": -0.1}, {"alpha": float("inf")}, {"slow_factor": float("inf")},
+    {"drops_ratio": float("nan")}, {"boxes": 10_001},
 ])  # fmt: skip
 def test_fleets_that_cannot_be_are_refused(wrong):
     with pytest.raises(BadMessage):
@@ -137,13 +140,26 @@ def test_attacks_do_what_they_say():
         packed.decode(attacked("garbage", packed.encode(vector, layout, rng).content, packed, layout, rng), layout)
 
 
+def test_attackers_of_masked_rounds_do_not_clip_but_keep_within_the_levels():
+    rng = np.random.default_rng(0)
+    levels = rng.integers(-20, 20, size=400, dtype=np.int32)
+    assert np.array_equal(attacked_levels("flip", levels, 127, rng), np.clip(-5 * levels, -127, 127))
+    assert set(np.abs(attacked_levels("scale", levels[levels != 0], 127, rng))) == {127}
+    noise = attacked_levels("noise", levels, 127, rng)
+    assert np.linalg.norm(noise) == pytest.approx(np.linalg.norm(levels), rel=0.05)
+    garbage = attacked_levels("garbage", levels, 127, rng)
+    assert garbage.dtype == np.int32
+    assert np.abs(garbage).max() == 127
+    assert np.linalg.norm(garbage) > 3 * np.linalg.norm(levels)
+
+
 @pytest.mark.parametrize("n_hidden", [0, 16])
 def test_the_network_is_an_artifact_whose_weights_all_learn(tmp_path, n_hidden):
     artifact = perceptron(tmp_path / "model", 8, n_hidden, 3, 0)
     variant, head = head_of(artifact, "")
     assert head.layout.n_elements == (8 * 3 + 3 if n_hidden == 0 else 8 * 16 + 16 + 16 * 3 + 3)
     inputs = np.random.default_rng(0).normal(size=(700, 8)).astype(np.float32)
-    assert np.array_equal(features_of(head, {"x": inputs}), inputs)
+    assert np.array_equal(features_of(Body(head), {"x": inputs}), inputs)
     assert input_of(artifact) == "x"
     library = OneModel(artifact)
     assert library.resolve("simulated").artifact_digest == artifact.digest

@@ -1,5 +1,6 @@
 """Whole campaigns on virtual boxes: the gateway's desk and the boxes' learner as they are, hours in a moment."""
 
+import gc
 import json
 import logging
 
@@ -7,13 +8,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from cloud_gateway.rounds.simulation.box import VirtualBox
 from cloud_gateway.rounds.simulation.model import perceptron
 from cloud_gateway.rounds.simulation.run import Material, Outcome, simulate
 from cloud_gateway.rounds.simulation.samples import apart, made_up
 from cloud_gateway.rounds.simulation.settings import Fleet
 from hybrid.cli.main import main
-from hybrid.errors import BadMessage, CampaignImpossible, ExitCode
-from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
+from hybrid.errors import CampaignImpossible, ExitCode
+from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy, Training
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_a_late_update_is_held_to_the_norm_that_its_box_was_told(material):
 
 
 @pytest.mark.parametrize("order", [
-    {"aggregation": Aggregation(scaffold=True)},
+    {"aggregation": Aggregation(scaffold=True, weights="uniform")},
     {"aggregation": Aggregation(max_staleness=3)},
     {"aggregation": Aggregation(optimizer="adam", learning_rate=0.03)},
     {"aggregation": Aggregation(rule="median")},
@@ -131,9 +133,37 @@ def test_masked_rounds_come_to_their_sums_though_boxes_fall_over(material, priva
     assert (found.campaign.epsilon > 0) == (privacy.noise > 0)
 
 
-def test_attackers_and_masks_are_not_simulated_together(material):
-    with pytest.raises(BadMessage, match="attackers"):
-        run(material, {"attackers_ratio": 0.1}, privacy=Privacy(secure=True, clip=1.0))
+def test_attackers_steer_masked_rounds_that_nobody_looks_into_and_too_large_a_sum_is_not_used(material):
+    secure = {"privacy": Privacy(secure=True, clip=3.0), "aggregation": Aggregation(weights="uniform"),
+              "goal": 8, "rounds": 2, "deadline_s": 7200.0}  # fmt: skip
+    honest = run(material, {"boxes": 20}, **secure)
+    turned = run(material, {"boxes": 20, "attackers_ratio": 0.3, "attack": "flip"}, **secure)
+    assert turned.n_attackers == 6
+    assert turned.attackers_outcomes["accepted"] > 0
+    assert closed(turned)[-1].accuracy < closed(honest)[-1].accuracy - 0.2
+    scaled = run(material, {"boxes": 20, "attackers_ratio": 0.2, "attack": "scale"}, **secure)
+    assert scaled.outcomes["refused"] > 0
+    assert closed(scaled)[-1].accuracy > 0.3
+
+
+def test_boxes_that_cannot_do_a_task_give_it_up_once_and_are_counted(material):
+    training = Training(learning_rate=1e38)
+    found = run(material, {"boxes": 12}, goal=10, training=training, most_abandoned=2, deadline_s=600.0)
+    assert found.campaign.state == "stalled"
+    assert found.failures == {"training_diverged": 2 * 12}
+
+
+def test_an_interruption_ends_all_that_runs(material, caplog, monkeypatch):
+    """As Ctrl-C while a box trains; no task is left that would be complained of when it is collected."""
+
+    async def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VirtualBox, "_view", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(material, {"boxes": 10}, goal=5)
+    gc.collect()
+    assert "pending" not in caplog.text
 
 
 def test_an_order_that_cannot_be_is_refused_as_by_a_gateway(material):
@@ -155,6 +185,36 @@ def test_the_command_tells_people_and_programs(capsys):
     assert data["campaign"]["state"] == "completed"
     assert len(data["campaign"]["rounds"]) == 3
     assert logging.getLogger("hybrid.gateway").level == logging.NOTSET  # as before: a service may follow
+
+
+@pytest.mark.parametrize(("labels", "said"), [
+    (np.linspace(0, 1, 60, dtype=np.float32), "a class number from 0 on"),
+    (np.zeros((60, 1), np.int64), "a class number from 0 on"),
+    (np.full(60, -1), "a class number from 0 on"),
+    (np.full(60, 2_000_000_000), "without gaps"),
+    (np.zeros(3, np.int64), "samples to learn from for 20 boxes"),
+])  # fmt: skip
+def test_labels_that_are_no_classes_are_told(capsys, tmp_path, labels, said):
+    np.savez(tmp_path / "mine.npz", x=np.zeros((len(labels), 4), np.float32), labels=labels)
+    words = ["rounds", "simulate", "--boxes", "20", "--data", str(tmp_path / "mine.npz")]
+    assert main(words) != ExitCode.OK
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [
+    ["--goal", "21"], ["--attackers", "101"], ["--drops", "-1"], ["--away", "100"], ["--slow-factor", "0.5"],
+])  # fmt: skip
+def test_figures_that_cannot_be_are_wrong_usage(capsys, words):
+    assert main(["rounds", "simulate", "--boxes", "20", *words]) == ExitCode.USAGE
+    assert words[0] in capsys.readouterr().err
+
+
+def test_the_command_tells_of_attackers_and_of_what_failed(capsys):
+    words = ["rounds", "simulate", "--boxes", "10", "--goal", "5", "--rounds", "2", "--hidden", "0"]
+    assert main([*words, "--attackers", "20", "--attack", "garbage"]) == ExitCode.OK
+    assert "attackers (garbage): 2 boxes; 0 updates accepted" in capsys.readouterr().out
+    assert main([*words, "--learning-rate", "1e38", "--most-abandoned", "1"]) == ExitCode.OK
+    assert "tasks that boxes could not do: 10 training_diverged" in capsys.readouterr().out
 
 
 def test_the_command_takes_samples_of_ones_own(capsys, tmp_path):

@@ -17,6 +17,7 @@ from cloud_gateway.rounds.commands.telling import (
     lines,
     newest_accuracy,
     promotion_line,
+    text_of,
     thin_line,
     torch_lines,
 )
@@ -110,7 +111,7 @@ def ls(gateway: Gateway = "auto", token: AdminToken = None, json: Json = False) 
 def show(campaign: CampaignId, gateway: Gateway = "auto", token: AdminToken = None, json: Json = False) -> None:
     """Show how a campaign stands: its newest rounds, what was rejected, what became of its result."""
     view = Asker(gateway, token).get(campaign_path(campaign), CampaignView)
-    result(view, "\n".join(lines(view)), json=json)
+    result(view, text_of(lines(view)), json=json)
 
 
 def pause(campaign: CampaignId, gateway: Gateway = "auto", token: AdminToken = None, json: Json = False) -> None:
@@ -141,7 +142,7 @@ def stop(
         note("nothing is promoted: no round has closed, so there is no step")
         return
     view = asker.post(campaign_path(campaign, "promote"), PromoteWish(policy=promoted), CampaignView)
-    result(view, "\n".join([headline(view), *map(promotion_line, view.promotions[-1:])]), json=json)
+    result(view, text_of([headline(view), *map(promotion_line, view.promotions[-1:])]), json=json)
 
 
 def promote(

@@ -51,16 +51,18 @@ _FLAGS: Final = (
     ),
     _Flag("training.personal", "--personal", "Pattern of tensors that never leave a box (FedRep); may be repeated."),
     _Flag("aggregation.rule", "--rule", "Over the updates of a round."),
-    _Flag("aggregation.share", "--bad-share", "Of updates that trimmed-mean and multi-krum are to bear."),
+    _Flag("aggregation.share", "--bad-share", "Of updates, 0 to 0.5, that trimmed-mean and multi-krum are to bear."),
     _Flag("aggregation.optimizer", "--optimizer", "Of the gateway; plain is FedAvg."),
     _Flag("aggregation.learning_rate", "--server-rate", "Of the gateway's optimizer; 0: what suits it."),
-    _Flag("aggregation.momentum", "--server-momentum", "Of the gateway's optimizer."),
+    _Flag("aggregation.momentum", "--server-momentum", "Of the gateway's optimizer; adam's and yogi's first decay."),
     _Flag("aggregation.scaffold", "--scaffold", "Control variates: fewer rounds, two vectors each way."),
-    _Flag("aggregation.weights", "--weights", "Of updates: samples or uniform; auto: uniform where privacy wants it."),
+    _Flag(
+        "aggregation.weights", "--weights", "Of updates: samples; uniform: for privacy and SCAFFOLD; auto: which fits."
+    ),
     _Flag("aggregation.max_staleness", "--max-staleness", "Steps that an update may be late; 0 is synchronous."),
     _Flag("coding.up", "--up", "Form of updates."),
     _Flag("coding.down", "--down", "Form of differences between steps."),
-    _Flag("coding.share", "--top-share", "Of the elements where a form is top-k."),
+    _Flag("coding.share", "--top-share", "Of the elements, 0 to 1, where a form is top-k."),
     _Flag("privacy.secure", "--secure", "Secure aggregation: the gateway sees sums only."),
     _Flag("privacy.noise", "--noise", "Differential privacy: noise over the clip norm; 0 for none."),
     _Flag("privacy.clip", "--clip", "Norm to which boxes clip; 0 for none."),
@@ -181,8 +183,8 @@ def _meant(field: str, value: Any, told: Mapping[str, object]) -> object:
     if field == "aggregation.weights":
         if value not in {_AUTO_WEIGHTS, "samples", "uniform"}:
             raise typer.BadParameter(f"{value!r}: samples, uniform or auto is wanted", param_hint="--weights")
-        is_private = bool(told.get("privacy.secure")) or bool(told.get("privacy.noise"))
-        return ("uniform" if is_private else "samples") if value == _AUTO_WEIGHTS else value
+        is_uniform = any(told.get(each) for each in ("privacy.secure", "privacy.noise", "aggregation.scaffold"))
+        return ("uniform" if is_uniform else "samples") if value == _AUTO_WEIGHTS else value
     if field == "aggregation.learning_rate":
         return value or _SUITS[str(told.get("aggregation.optimizer", "plain"))]
     if field == "cohort.tags":

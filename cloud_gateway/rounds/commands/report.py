@@ -6,7 +6,7 @@ import typer
 
 from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.rounds.commands.campaigns import CampaignId, campaign_path
-from cloud_gateway.rounds.commands.telling import all_outcomes, duration, lines, outcomes, size
+from cloud_gateway.rounds.commands.telling import all_outcomes, duration, lines, outcomes, size, text_of
 from cloud_gateway.rounds.messages import BoxTotal, Report, RoundView
 from hybrid.cli.output import result
 from hybrid.cli.registry_asking import Gateway, Json
@@ -31,7 +31,7 @@ def report(
         shown = next((each for each in found.campaign.rounds if each.number == number), None)
         if shown is None:
             raise typer.BadParameter(f"there is no round {number} yet", param_hint="--round")
-    result(found, "\n".join(_told(found, shown, with_boxes=boxes)), json=json)
+    result(found, text_of(_told(found, shown, with_boxes=boxes)), json=json)
 
 
 def _told(found: Report, shown: RoundView | None, *, with_boxes: bool) -> list[str]:

@@ -12,16 +12,20 @@ import typer
 from cloud_gateway.rounds.commands.order_flags import with_order
 from cloud_gateway.rounds.simulation.attack import Attack
 from cloud_gateway.rounds.simulation.samples import Split
-from cloud_gateway.rounds.simulation.settings import Fleet
+from cloud_gateway.rounds.simulation.settings import MOST_BOXES, Fleet
 from hybrid.cli.output import progress, result
 from hybrid.cli.registry_asking import Json
+from hybrid.errors import DataUnfit
 from hybrid.federated.campaign import Campaign
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cloud_gateway.rounds.messages import CampaignView
     from cloud_gateway.rounds.simulation.run import Material, Outcome
 
-_LEFT_OUT = ("cohort", "promotion", "variant")
+_LABELS_ADVICE = "Check --labels, or `labels` in the .npz."
+_LEFT_OUT = ("cohort", "promotion")
 Model = Annotated[
     Path | None,
     typer.Argument(metavar="[MODEL]", help="An artifact's folder with a head that learns; without it a network."),
@@ -32,7 +36,7 @@ Data = Annotated[
 Labels = Annotated[Path | None, typer.Option("--labels", help="Their classes: .npy, .csv or one a line.")]
 Count = Annotated[int, typer.Option("--samples", help="Made-up samples a box.", min=1)]
 Hidden = Annotated[int, typer.Option("--hidden", help="Of the network without MODEL; 0: linear.", min=0)]
-Boxes = Annotated[int, typer.Option("--boxes", help="Virtual boxes.", min=1, max=10_000)]
+Boxes = Annotated[int, typer.Option("--boxes", help="Virtual boxes.", min=1, max=MOST_BOXES)]
 Machine = Annotated[
     list[str] | None, typer.Option("--machine", help="Of `hybrid devices`, dealt in turn; may be repeated.")
 ]
@@ -40,11 +44,11 @@ Link = Annotated[list[str] | None, typer.Option("--link", help="A class of links
 SplitWay = Annotated[Split, typer.Option("--split", help="How samples are divided among boxes.")]
 Alpha = Annotated[float, typer.Option("--alpha", help="Of dirichlet: smaller is more unlike.")]
 Shards = Annotated[int, typer.Option("--shards", help="Of shards: pieces of one class a box.", min=1)]
-Drops = Annotated[float, typer.Option("--drops", help="Per cent of tasks in which a box falls over.")]
-Away = Annotated[float, typer.Option("--away", help="Per cent of the time that boxes are away.")]
-Slow = Annotated[float, typer.Option("--slow", help="Per cent of boxes that are stragglers.")]
-SlowFactor = Annotated[float, typer.Option("--slow-factor", help="How much slower stragglers are.")]
-Attackers = Annotated[float, typer.Option("--attackers", help="Per cent of boxes that attack.")]
+Drops = Annotated[float, typer.Option("--drops", help="Per cent of tasks in which a box falls over.", min=0, max=100)]
+Away = Annotated[float, typer.Option("--away", help="Per cent of the time that boxes are away.", min=0, max=99)]
+Slow = Annotated[float, typer.Option("--slow", help="Per cent of boxes that are stragglers.", min=0, max=100)]
+SlowFactor = Annotated[float, typer.Option("--slow-factor", help="How much slower stragglers are.", min=1)]
+Attackers = Annotated[float, typer.Option("--attackers", help="Per cent of boxes that attack.", min=0, max=100)]
 AttackKind = Annotated[
     Attack, typer.Option("--attack", help="flip: -5 times; scale: 1000 times; noise: as long; garbage: no update.")
 ]
@@ -96,6 +100,10 @@ def simulate(
         most_s=3600.0 * most_hours,
     )
     fleet.check()
+    if order.goal > boxes:
+        raise typer.BadParameter(
+            f"{order.goal} updates a round of {boxes} boxes: give more --boxes", param_hint="--goal"
+        )
     if data is None and (labels is not None or model is not None):
         raise typer.BadParameter("a model or labels of your own want samples of your own", param_hint="--data")
     with tempfile.TemporaryDirectory(prefix="hybrid-model-") as folder:
@@ -105,8 +113,9 @@ def simulate(
             material = _given(Path(folder), model, (data, labels), fleet, hidden)
         found = _run(order, fleet, material)
     from cloud_gateway.rounds.commands.simulated import lines
+    from cloud_gateway.rounds.commands.telling import text_of
 
-    result(found, "\n".join(lines(found)), json=json)
+    result(found, text_of(lines(found)), json=json)
 
 
 def _run(order: Campaign, fleet: Fleet, material: "Material") -> "Outcome":
@@ -167,7 +176,7 @@ def _given(folder: Path, model: Path | None, files: tuple[Path, Path | None], fl
 
     artifact = opened(model) if model is not None else None
     arrays = read_set(*files, lambda: "x" if artifact is None else input_of(artifact))
-    labels = arrays.pop(LABELS).astype(np.int64)
+    labels = _classes(arrays.pop(LABELS))
     if artifact is None:
         rows = [array.reshape(len(labels), -1).astype(np.float32) for array in arrays.values()]
         arrays = {"x": np.concatenate(rows, axis=1)}
@@ -181,3 +190,21 @@ def _given(folder: Path, model: Path | None, files: tuple[Path, Path | None], fl
         test_inputs={name: array[test] for name, array in arrays.items()},
         test_labels=labels[test],
     )
+
+
+def _classes(labels: "np.ndarray") -> "np.ndarray":
+    """Class numbers of samples. Raises `DataUnfit` where they are none, or more than a set of this size can teach."""
+    import numpy as np
+
+    whole = labels.astype(np.int64) if labels.dtype.kind in "iuf" and np.isfinite(labels).all() else None
+    if whole is None or labels.ndim != 1 or not len(labels) or (whole != labels).any() or whole.min() < 0:
+        raise DataUnfit(
+            f"labels are {labels.dtype} {labels.shape}: a class number from 0 on is wanted for each sample",
+            advice=_LABELS_ADVICE,
+        )
+    if whole.max() >= len(whole):
+        raise DataUnfit(
+            f"a label is {whole.max()}, there are {len(whole)} samples: number the classes from 0, without gaps",
+            advice=_LABELS_ADVICE,
+        )
+    return whole

@@ -7,7 +7,7 @@ from statistics import median
 from cloud_gateway.fleet.assignments import n_boxes, shown
 from cloud_gateway.rounds.left_out import words
 from cloud_gateway.rounds.messages import ENDED, CampaignView, PromotionView, RoundView
-from hybrid.cli.table import table
+from hybrid.cli.table import table, wrapped
 from hybrid.federated.learning.operators.call import INSTALL_TORCH
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
 
@@ -67,7 +67,13 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
         told += ["", *table([ROUND_HEAD, *map(round_row, rounds)])]
     if len(rounds) < len(view.rounds):
         told.append(f"and {len(view.rounds) - len(rounds)} before; `hybrid rounds report {view.id}` shows them")
-    return told + promotion_lines(view)
+    home = promotion_lines(view)
+    return told + ([""] if home and rounds else []) + home
+
+
+def text_of(told: Sequence[str]) -> str:
+    """Lines as the terminal holds them; tables do already."""
+    return "\n".join(line for text in told for line in wrapped(text))
 
 
 def thin_line(view: CampaignView) -> list[str]:
@@ -171,4 +177,6 @@ def duration(seconds: float) -> str:
         return f"{seconds / 3600.0:.1f} h"
     if seconds >= 90.0:
         return f"{seconds / 60.0:.0f} min"
-    return f"{seconds:.0f} s" if seconds >= 10.0 or seconds == 0.0 else f"{seconds:.1f} s"
+    if 0.0 < seconds < 0.95:
+        return f"{max(1.0, 1e3 * seconds):.0f} ms"
+    return f"{seconds:.0f} s" if seconds >= 9.95 or seconds == 0.0 else f"{seconds:.1f} s"

@@ -15,6 +15,8 @@ from cloud_gateway.rounds.commands.telling import (
     privacy_lines,
     promotion_lines,
     round_row,
+    text_of,
+    thin_line,
 )
 from cloud_gateway.rounds.messages import CampaignView
 from hybrid.cli.output import decorated, event, note
@@ -55,7 +57,7 @@ def _stream(asker: Asker, view: CampaignView, *, json: bool) -> None:
             break
         view = _next(asker, view)
     if not json:
-        event(view, "\n".join(lines(view)), json=False)
+        event(view, text_of(lines(view)), json=False)
     if view.state == "stalled":
         note(f"it waits for a person: hybrid rounds resume {view.id}, or stop {view.id}")
 
@@ -65,17 +67,20 @@ def _line(view: CampaignView) -> str:
     told = headline(view)
     if open_one is not None and open_one.state != "closed":
         told += f"; round {open_one.number}: {open_one.n_counted} of {view.order.goal} updates"
-    return told
+    return "; ".join([told, *thin_line(view)])
 
 
 def _next(asker: Asker, view: CampaignView) -> CampaignView:
     """As it is after a change, or as it still is; a gateway may go and come back."""
     path = f"{campaign_path(view.id)}?since={view.serial}&wait_s={_WAIT_S:g}"
+    said = ""
     while True:
         try:
             return asker.get(path, CampaignView)
         except LinkError as exc:
-            note(f"{exc}; trying again")
+            if str(exc) != said:
+                said = str(exc)
+                note(f"{said}; trying again")
             time.sleep(_AGAIN_S)
 
 
@@ -102,6 +107,7 @@ def _pictured(view: CampaignView) -> "Group":
     parts: list[Text | Table | ProgressBar] = [Text(headline(view), style="bold")]
     if view.reason:
         parts.append(Text(view.reason, style="red"))
+    parts += [Text(line, style="yellow") for line in thin_line(view)]
     parts += [Text(line, style="dim") for line in privacy_lines(view)]
     parts.append(ProgressBar(total=view.order.rounds, completed=view.step, width=60))
     picture = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

@@ -1,6 +1,6 @@
 """What boxes of bad will or bad memory send in place of what they learned."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -8,16 +8,27 @@ from hybrid.federated.coding.form import Form
 from hybrid.federated.layout import Layout
 
 Attack = Literal["flip", "scale", "noise", "garbage"]
+_FLIPPED: Final = -5.0
+_SCALED: Final = 1000.0
 
 
 def attacked(attack: Attack, content: bytes, form: Form, layout: Layout, rng: np.random.Generator) -> bytes:
     """What goes out: five times the contrary, a thousand times as much, noise of the same norm, or no update."""
     if attack == "garbage":
         return rng.bytes(len(content))
-    vector = form.decode(content, layout)
-    if attack == "noise":
-        noise = rng.normal(size=vector.shape)
-        vector = noise * (np.linalg.norm(vector) / np.linalg.norm(noise))
-    else:
-        vector = vector * (-5.0 if attack == "flip" else 1000.0)
+    vector = _turned(attack, form.decode(content, layout), rng)
     return form.encode(vector.astype(np.float32), layout, rng).content
+
+
+def attacked_levels(attack: Attack, levels: np.ndarray, largest: int, rng: np.random.Generator) -> np.ndarray:
+    """The same of levels that are masked: an attacker does not clip, but no level can be beyond the largest."""
+    if attack == "garbage":
+        return rng.integers(-largest, largest, size=levels.shape, endpoint=True, dtype=np.int32)
+    return np.clip(np.rint(_turned(attack, levels, rng)), -largest, largest).astype(np.int32)
+
+
+def _turned(attack: Attack, vector: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if attack != "noise":
+        return vector * (_FLIPPED if attack == "flip" else _SCALED)
+    noise = rng.normal(size=vector.shape)
+    return noise * (np.linalg.norm(vector) / np.linalg.norm(noise))

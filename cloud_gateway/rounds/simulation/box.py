@@ -64,6 +64,7 @@ class Traffic:
 
     Attributes:
         outcomes: of its updates.
+        failures: tasks that it could not do, and calls that were refused, by the error.
         n_dropped: tasks in the middle of which it fell over.
         train_s: that it trained, in virtual seconds.
     """
@@ -74,6 +75,7 @@ class Traffic:
     n_dropped: int = 0
     train_s: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,7 +145,7 @@ class VirtualBox:
                 await asyncio.sleep(float(exc.fields.get("retry_after_s", _AGAIN_S)))
             except HybridError as exc:
                 answer = None
-                self.traffic.outcomes[exc.code] += 1
+                self.traffic.failures[exc.code] += 1
                 await asyncio.sleep(_AGAIN_S)
 
     async def _away(self) -> None:
@@ -165,15 +167,18 @@ class VirtualBox:
         """Do a task and bring what was learned; the next task, where one came along."""
         terms = task.terms or self._terms
         if task.kind == "evaluate" or terms is None:
-            self._told, self._refused = False, (*self._refused, task.id)
-            return None
+            return self._gives_up(task)
         if task.campaign != self._campaign:
             self._campaign, self._held, self._left = task.campaign, None, Left()
         self._terms = terms
         learner = self._learner
         view = await self._view(task, terms)
         work = Work(task=task, terms=terms, learnable=learner.learnable, left=self._left)
-        found = work.trained(view, learner.examples, _go_on)
+        try:
+            found = work.trained(view, learner.examples, _go_on)
+        except HybridError as exc:
+            self.traffic.failures[exc.code] += 1
+            return self._gives_up(task)
         train_s = learner.machine.train_s(found.n_samples, found.n_steps, terms.training)
         if task.kind == "train" and self._rng.random() < learner.drops_ratio:
             await asyncio.sleep(self._rng.random() * train_s)
@@ -187,17 +192,23 @@ class VirtualBox:
         self._held = (task.weights.step, view)
         return await self._brought(task, terms, learned, train_s)
 
+    def _gives_up(self, task: Task) -> None:
+        """The next call says that this task will not be done."""
+        self._told, self._refused = False, (*self._refused, task.id)
+
     async def _masked(self, task: Task, delta: np.ndarray, view: np.ndarray) -> None:
         """Bring an update into a sum that shows nothing of it."""
         assert self._learner.key is not None
         part = MaskedPart(self._learner.key, task, (delta, self._left.residual), self._n_inputs, self._rng)
+        if self._learner.attack is not None:
+            part.turn(self._learner.attack)
         played = await part.play(lambda call: self._call(self._desk.secure, call, SecureAnswer), self._fall)
         self._held = (task.weights.step, view)
         self.traffic.outcomes["accepted" if played.state == "done" else played.state] += 1
         if played.residual is not None:
             self._left = dataclasses.replace(self._left, residual=played.residual)
         if played.state != "done":
-            self._refused = (*self._refused, task.id)
+            self._refused = (*self._refused, task.id)  # told of what it has, as before
 
     def _fall(self) -> None:
         """Fall over at one of the stages of a masked round, about as often as in a task."""

@@ -6,11 +6,13 @@ how often it masked an input for a step.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from random import Random
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from cloud_gateway.rounds.simulation.attack import Attack, attacked_levels
 from hybrid.errors import BadMessage, Conflict, CorruptContent, MaskingRefused
 from hybrid.federated.messages import SecureAnswer, SecureCall, Task
 from hybrid.federated.secure.device import Device, Guard
@@ -75,9 +77,16 @@ class MaskedPart:
     ) -> None:
         self._key, self._task, self._rng, self._n_inputs = key, task, rng, n_inputs
         self._invitation = Invitation.from_bytes(task.secure)
-        generator = np.random.default_rng(rng.getrandbits(63))
-        self._made: Quantized = quantized(*update, self._invitation.task, generator)
+        self._generator = np.random.default_rng(rng.getrandbits(63))
+        self._made: Quantized = quantized(*update, self._invitation.task, self._generator)
         self._device: Device | None = None
+
+    def turn(self, attack: Attack) -> None:
+        """Mask what an attacker would in place of what was learned; the clip bit stays."""
+        task, levels = self._invitation.task, self._made.levels.copy()
+        place = slice(0, task.n_elements)
+        levels[place] = attacked_levels(attack, levels[place], task.n_levels, self._generator)
+        self._made = replace(self._made, levels=levels)
 
     async def play(self, call: Callable[[SecureCall], Awaitable[SecureAnswer]], falls: Callable[[], None]) -> Played:
         """Until the gateway says for good what became of it.

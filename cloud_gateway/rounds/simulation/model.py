@@ -11,7 +11,6 @@ from hybrid.artifact.names import MANIFEST_NAME
 from hybrid.artifact.signature import Signature
 from hybrid.artifact.trainable import HEAD_FILE, Separated, declared
 from hybrid.errors import BadMessage, NotFound
-from hybrid.federated.learning.body import Body
 from hybrid.federated.learning.head import Head, open_head
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 NAME = "simulated"
 _INPUT = "x"
-_ROWS = 256
 
 
 class Version(NamedTuple):
@@ -153,14 +151,3 @@ def head_of(artifact: Artifact, variant: str) -> tuple[str, Head]:
     if not chosen:
         raise BadMessage(f"{len(able)} variants have trainable files ({', '.join(able) or 'none'}): name one")
     return chosen, open_head(artifact.folder, artifact.manifest, chosen)
-
-
-def features_of(head: Head, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """What the head learns from, computed as boxes do."""
-    body = Body(head)
-    n_samples = len(next(iter(inputs.values())))
-    rows = [
-        body.features({name: array[first : first + _ROWS] for name, array in inputs.items()})
-        for first in range(0, n_samples, _ROWS)
-    ]
-    return np.concatenate(rows)

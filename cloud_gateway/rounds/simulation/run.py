@@ -17,20 +17,20 @@ import numpy as np
 
 from cloud_gateway.blobs import BlobStore
 from cloud_gateway.fleet.intake.blobs import FleetBlobs
-from cloud_gateway.rounds.evaluation import LABELS
+from cloud_gateway.rounds.evaluation import LABELS, features_of
 from cloud_gateway.rounds.messages import CampaignView, CampaignWish
 from cloud_gateway.rounds.papers import KEY_FILE
 from cloud_gateway.rounds.service import FOLDER, Neighbours, Rounds
 from cloud_gateway.rounds.simulation.box import Learner, VirtualBox
 from cloud_gateway.rounds.simulation.masked import SimulatedKey
-from cloud_gateway.rounds.simulation.model import OneModel, features_of, head_of
+from cloud_gateway.rounds.simulation.model import OneModel, head_of
 from cloud_gateway.rounds.simulation.samples import divided
 from cloud_gateway.rounds.simulation.settings import Fleet, attackers, machines
 from cloud_gateway.rounds.simulation.virtual_loop import VirtualLoop
 from hybrid.artifact.folder import Artifact
-from hybrid.errors import BadMessage
 from hybrid.federated.box.work import Learnable
 from hybrid.federated.campaign import Campaign, Promotion
+from hybrid.federated.learning.body import Body
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.messages import Offer
 from hybrid.fleet.messages import Admission
@@ -96,6 +96,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         n_dropped: tasks in the middle of which a box fell over.
         train_s: that all boxes trained, virtual.
         outcomes: of updates, as boxes were told.
+        failures: tasks that boxes could not do, and calls that were refused, by the error.
+        n_attackers, attackers_outcomes: how many boxes attack, and the same of theirs alone.
         boxes_by_machine, updates_by_machine: how many of each kind, and how many of their updates were accepted.
         alarms: that the gateway raised.
     """
@@ -109,6 +111,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     n_dropped: int
     train_s: float
     outcomes: dict[str, int]
+    failures: dict[str, int] = {}
+    n_attackers: int = 0
+    attackers_outcomes: dict[str, int] = {}
     boxes_by_machine: dict[str, int]
     updates_by_machine: dict[str, int]
     alarms: tuple[str, ...] = ()
@@ -127,8 +132,6 @@ def simulate(order: Campaign, fleet: Fleet, material: Material, told: Callable[[
         HybridError: what a gateway answers to such an order, or settings that cannot be.
     """
     fleet.check()
-    if order.privacy.secure and fleet.attackers_ratio > 0:
-        raise BadMessage("attackers are simulated in rounds whose updates are seen: leave out --secure or --attackers")
     in_memory = _MEMORY if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else None  # nothing of it need survive
     with tempfile.TemporaryDirectory(prefix="hybrid-rounds-", dir=in_memory) as folder:
         loop = VirtualLoop()
@@ -136,8 +139,18 @@ def simulate(order: Campaign, fleet: Fleet, material: Material, told: Callable[[
             asyncio.set_event_loop(loop)
             return loop.run_until_complete(_run(Path(folder), order, fleet, material, told))
         finally:
+            _end(loop)
             asyncio.set_event_loop(None)
             loop.close()
+
+
+def _end(loop: VirtualLoop) -> None:
+    """What a Ctrl-C left in the middle ends as it would have, so that files are closed before their folder goes."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
 
 async def _run(
@@ -202,8 +215,13 @@ async def _watched(
                 task.result()
         if view.step != step or view.state != "running":
             told(view)
-        if view.state != "running":
-            return view
+        if view.state == "running":
+            continue
+        if left_s <= 0.0:
+            view = msgspec.structs.replace(
+                view, reason=f"the {most_s / 3600.0:g} virtual hours that it may take are over"
+            )
+        return view
 
 
 def _box(at: int, seed: int, learner: Learner) -> Box:
@@ -222,11 +240,11 @@ def _fixed_key(folder: Path, seed: int) -> None:
 def _learners(order: Campaign, fleet: Fleet, material: Material) -> list[Learner]:
     """What each box has."""
     artifact = material.artifact
-    _, head = head_of(artifact, order.variant)
-    features = features_of(head, material.inputs)
     shares = divided(
         material.labels, fleet.boxes, fleet.split, alpha=fleet.alpha, n_shards=fleet.shards, seed=fleet.seed
     )
+    _, head = head_of(artifact, order.variant)
+    features = features_of(Body(head), material.inputs)
     learnable, bad = Learnable.of(head), attackers(fleet)
     return [
         Learner(
@@ -256,9 +274,14 @@ def _packed(material: Material) -> bytes:
 
 def _outcome(view: CampaignView, fleet: Fleet, crowd: list[VirtualBox], learners: list[Learner]) -> Outcome:
     outcomes: Counter[str] = Counter()
+    attackers_outcomes: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
     updates: Counter[str] = Counter()
     for box, learner in zip(crowd, learners, strict=True):
         outcomes.update(box.traffic.outcomes)
+        failures.update(box.traffic.failures)
+        if learner.attack is not None:
+            attackers_outcomes.update(box.traffic.outcomes)
         updates[learner.machine.name] += box.traffic.outcomes["accepted"]
     traffic = [box.traffic for box in crowd]
     return Outcome(
@@ -270,6 +293,9 @@ def _outcome(view: CampaignView, fleet: Fleet, crowd: list[VirtualBox], learners
         n_dropped=sum(each.n_dropped for each in traffic),
         train_s=sum(each.train_s for each in traffic),
         outcomes=dict(sorted(outcomes.items())),
+        failures=dict(sorted(failures.items())),
+        n_attackers=sum(learner.attack is not None for learner in learners),
+        attackers_outcomes=dict(sorted(attackers_outcomes.items())),
         boxes_by_machine=dict(Counter(learner.machine.name for learner in learners)),
         updates_by_machine=dict(updates),
     )

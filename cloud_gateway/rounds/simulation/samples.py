@@ -74,7 +74,10 @@ def divided(
         BadMessage: fewer samples than boxes.
     """
     if len(labels) < n_boxes:
-        raise BadMessage(f"{len(labels)} samples for {n_boxes} boxes: at least one a box is wanted")
+        raise BadMessage(
+            f"{len(labels)} samples to learn from for {n_boxes} boxes: at least one a box is wanted",
+            advice="Give fewer --boxes, or more samples.",
+        )
     rng = np.random.default_rng([seed, 3])
     if split == "even":
         held = np.array_split(rng.permutation(len(labels)), n_boxes)

@@ -1,5 +1,6 @@
 """What a simulated fleet is like: how many boxes, which machines, on which links, and how reliable they are."""
 
+import math
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -17,6 +18,7 @@ STEP_S: Final = 50e-6
 """Of a small batch on the reference core, whatever its size: measured with numpy, rounded."""
 OPERATIONS_PER_S: Final = 4e9
 """Of a larger batch on the reference core: measured with numpy on one thread, rounded."""
+MOST_BOXES: Final = 10_000
 _LADDER: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -54,11 +56,13 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raises `BadMessage` for what cannot be."""
         ratios = (self.drops_ratio, self.slow_ratio, self.attackers_ratio)
-        if not 1 <= self.boxes <= 10_000 or not all(0.0 <= ratio <= 1.0 for ratio in ratios):
-            raise BadMessage(f"{self.boxes} boxes with shares {ratios}: 1 to 10000 boxes, shares from 0 to 1")
-        if not 0.0 <= self.away_ratio < 1.0 or not self.slow_factor >= 1.0 or not self.most_s > 0.0:
-            raise BadMessage("away is from 0 to below 1, slow boxes are 1 or more times slower, time is above 0")
-        if not self.alpha > 0.0 or self.shards < 1:
+        if not 1 <= self.boxes <= MOST_BOXES or not all(0.0 <= ratio <= 1.0 for ratio in ratios):
+            raise BadMessage(f"{self.boxes} boxes with shares {ratios}: 1 to {MOST_BOXES} boxes, shares from 0 to 1")
+        if not 0.0 <= self.away_ratio < 1.0:
+            raise BadMessage(f"boxes are away for {self.away_ratio} of the time: from 0 to below 1 is possible")
+        if not 1.0 <= self.slow_factor < math.inf or not self.most_s > 0.0:
+            raise BadMessage(f"slow boxes {self.slow_factor} times slower, {self.most_s} s at most: 1 or more, above 0")
+        if not 0.0 < self.alpha < math.inf or self.shards < 1:
             raise BadMessage(f"alpha {self.alpha} and {self.shards} shards: above 0, and 1 or more")
 
 

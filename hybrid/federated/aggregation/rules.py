@@ -42,8 +42,10 @@ def mean(spool: Spool, layout: Layout, weights: Sequence[float]) -> Combined:
     return Combined(running.mean())
 
 
-def norm_clipped(spool: Spool, layout: Layout, weights: Sequence[float]) -> Combined:
-    """The weighted mean after shortening every update to the median of the norms.
+def norm_clipped(
+    spool: Spool, layout: Layout, weights: Sequence[float], dampings: Sequence[float] | None = None
+) -> Combined:
+    """The weighted mean after shortening every update to the median of the norms; `dampings` as the mean has them.
 
     Limits: bounds what an attacker gets to what an honest device gets, no more: many that agree still steer. A weight
     that devices state themselves undoes it: use uniform weights against attackers. Honest large updates (of a device
@@ -54,8 +56,9 @@ def norm_clipped(spool: Spool, layout: Layout, weights: Sequence[float]) -> Comb
     norms = [norm(vector) for vector in spool()]
     limit = float(np.median(norms)) if norms else 0.0
     running = RunningMean(layout)
-    for vector, length, weight in zip(spool(), norms, weights, strict=True):
-        running.add(vector if length <= limit else vector * np.float32(limit / length), weight)
+    damped = [1.0] * len(norms) if dampings is None else dampings
+    for vector, length, weight, damping in zip(spool(), norms, weights, damped, strict=True):
+        running.add(vector if length <= limit else vector * np.float32(limit / length), weight, damping)
     return Combined(running.mean())
 
 
