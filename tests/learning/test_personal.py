@@ -1,12 +1,8 @@
 """Personal layers answer: beside the version that came of their campaign, judged, made again, dropped, never seen."""
 
 import asyncio
-import hashlib
-import shutil
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,103 +10,27 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.learning.offers import Candidate
 from edge_agent.learning.personal import DAMAGED
-from edge_agent.models.room import ModelRoom
-from edge_agent.models.version import ModelVersion, PersonalCopy
-from hybrid.artifact.folder import Artifact, open_folder
-from hybrid.artifact.manifest import CascadeRule
-from hybrid.artifact.names import MANIFEST_NAME
+from hybrid.artifact.folder import Artifact
 from hybrid.errors import EngineFailed, NotFound
-from hybrid.federated.campaign import Training
-from hybrid.federated.candidate import candidate
 from hybrid.federated.layout import Layout
-from hybrid.federated.learning.head import open_head
 from hybrid.federated.learning.labels import is_held_out
-from tests.edge_agent.model_room import ask, model_room
-from tests.federated.lite_making import kept_artifact
-from tests.learning.lab import CAMPAIGN, Box, Desk, at_work, made, version_of
-from tests.learning.nets import N_CLASSES, N_INPUTS, rows
+from tests.edge_agent.model_room import ask
+from tests.learning.lab import CAMPAIGN, Desk, version_of
+from tests.learning.nets import N_CLASSES, rows
+from tests.learning.personal_lab import (
+    TURN,
+    answers_of,
+    asked,
+    digests,
+    learned,
+    lives,
+    personal,
+    settled,
+    standing,
+    with_personal_head,
+)
 from tests.outbox.lab import until
-
-TURN = 1
-"""On the box of these tests class 0 is called 1, and so on: what is personal is worth much here."""
-
-
-def with_personal_head() -> tuple[Artifact, Desk]:
-    """A campaign in which the offsets travel and the rest of the head never leaves."""
-    artifact, desk = made()
-    training = Training(epochs=3, learning_rate=0.3, personal=("head",))
-    desk.terms = msgspec.structs.replace(
-        desk.terms, layout=Layout(names=("offset",), shapes=((N_CLASSES,),)), training=training
-    )
-    desk.steps = [desk.head.arrays["offset"].copy()]
-    desk.control = np.zeros_like(desk.steps[0])
-    desk.most_steps = 2
-    return artifact, desk
-
-
-def learned(base: Artifact, offsets: np.ndarray, folder: Path, campaign: str = CAMPAIGN) -> Artifact:
-    """The version that comes home."""
-    made_of = candidate(
-        base, "original", {"offset": offsets}, version=f"1.r2-{campaign}", sequence=2, campaign=campaign
-    )
-    shutil.copytree(base.folder, folder)
-    for name, content in made_of.files.items():
-        (folder / name).write_bytes(content)
-    (folder / MANIFEST_NAME).write_bytes(made_of.manifest_bytes)
-    return open_folder(folder)
-
-
-def answers_of(artifact: Artifact, inputs: np.ndarray, tensors: Any = ()) -> np.ndarray:
-    """What an artifact answers, in numpy; with other tensors in place of its own."""
-    head = open_head(artifact.folder, artifact.manifest, "original")
-    body = next(one for one in head.model.graph.initializer if one.name == "body")
-    features = np.maximum(inputs @ np.frombuffer(body.raw_data, "<f4").reshape(N_INPUTS, -1), 0)
-    return head.program.answer({**head.arrays, **dict(tensors)}, features)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
-
-
-async def asked(room: ModelRoom, inputs: np.ndarray) -> np.ndarray:
-    return (await ask(room, "net", {"x": inputs})).outputs[0]
-
-
-@asynccontextmanager
-async def lives(folder: Path, artifact: Artifact, desk: Desk, **settings: Any) -> AsyncIterator[Box]:
-    """One life of the service: its engine, samples and learning over a folder; it ends without a word."""
-    async with model_room(folder / "room") as room:
-        box = Box(folder / "box", artifact, desk, room=room)
-        for name, value in settings.items():
-            setattr(box, name, value)
-        room.answering.on_change = box.learning.wake
-        room.compute.on_personal_failure = box.learning.personal.failed  # type: ignore[union-attr]
-        async with at_work(box.outbox, box.samples, box.learning):
-            yield box
-
-
-def standing(box: Box) -> Any:
-    """What is said of the personal layers of the one campaign; None where nothing is."""
-    found = [one for one in box.learning.status().personal if one.campaign == CAMPAIGN]
-    return found[0] if found else None
-
-
-async def personal(box: Box, wanted: bool = True) -> None:
-    """Requests are answered with a copy, or plainly."""
-
-    def is_so() -> bool:
-        copy, loaded = box.answering.personal("net"), box.room.models.opened("net", "")
-        digest = copy.digest if copy is not None else box.answering.named("net").model_digest
-        return (copy is not None) == wanted and loaded is not None and loaded.model.model_digest == digest
-
-    await until(is_so)
-
-
-async def settled(box: Box) -> None:
-    """The version that answers was looked at."""
-    await until(lambda: standing(box) is not None and (standing(box).answers or standing(box).why_not))
 
 
 @pytest.fixture
@@ -333,50 +253,3 @@ async def test_a_candidate_is_held_against_what_answers(home: Any, tmp_path: Pat
         assert (counts.n, counts.n_base_right) == (told.n, told.n_right), "personal layers answer now"
         assert counts.n_right >= told.n_plain_right + counts.n // 3, "and would then"
         assert counts.n_right - counts.n_base_right == counts.n_won - counts.n_lost
-
-
-@pytest.mark.parametrize("form", ["onnx", "lite"])
-async def test_every_engine_with_a_head_takes_them(form: str, tmp_path: Path) -> None:
-    """Twice the head is twice the scores; the version beside stays what it is, and so does memory: one session."""
-    artifact = kept_artifact() if form == "lite" else made()[0]
-    manifest = artifact.manifest
-    variant = next(one for one in manifest.variants if (one.engine == "tflite-head") == (form == "lite"))
-    version = ModelVersion(
-        name="net", version="1", model_digest="6" * 64, artifact_digest=artifact.digest, folder=artifact.folder,
-        path=artifact.folder / variant.files[0], variant=variant.id, priority=7,
-    )  # fmt: skip
-    inputs = rows(1, 3)[0]
-    async with model_room(tmp_path) as room:
-        await room.host.answer(version)
-        plain = await asked(room, inputs)
-        head = open_head(artifact.folder, manifest, variant.id).arrays["head"]
-        copy = PersonalCopy(version=version, digest="7" * 64, tensors={"head": head * np.float32(2)})
-        await room.host.personalize(copy)
-        np.testing.assert_allclose(await asked(room, inputs), 2 * plain, rtol=1e-4, atol=1e-6)
-        assert [key for key, _ in room.executor.sessions.sessions()] == [(copy.digest,)]
-        assert room.answering.priority(copy.digest) == 7
-        await room.host.answer(replace(version, priority=3))  # the assignment says another priority
-        np.testing.assert_allclose(await asked(room, inputs), 2 * plain, rtol=1e-4, atol=1e-6)
-        assert room.answering.priority(copy.digest) == 3
-        await room.host.plainly("net")
-        np.testing.assert_array_equal(await asked(room, inputs), plain)
-        with pytest.raises(NotFound):
-            await room.host.personalize(replace(copy, version=replace(version, artifact_digest="8" * 64)))
-        np.testing.assert_array_equal(await asked(room, inputs), plain)
-
-
-async def test_the_small_one_of_a_cascade_stays_as_it_is(tmp_path: Path) -> None:
-    artifact, desk = with_personal_head()
-    async with model_room(tmp_path / "room") as room:
-        part = Box(tmp_path / "box", artifact, desk, room=room).learning.personal
-        assert part is not None
-        rule = CascadeRule(
-            small="original", output="scores", kind="logits", temperature=1.0, threshold=0.5, max_accuracy_drop=0.01
-        )
-        for manifest, why in (
-            (artifact.manifest, ""),
-            (msgspec.structs.replace(artifact.manifest, cascade=rule), "threshold"),
-        ):
-            one = Candidate(version=version_of(artifact), manifest=manifest, variant="original")
-            assert why in part._obstacle(one)
-            assert bool(why) == bool(part._obstacle(one))
