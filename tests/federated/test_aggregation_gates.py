@@ -136,6 +136,16 @@ def test_a_closing_round_looks_again_at_what_came_before_norms_were_known():
     assert gates.n_rejected["norm"] == 1
 
 
+def test_beside_updates_that_say_nothing_an_honest_one_is_no_outlier():
+    """Most boxes have nothing to teach: the median norm is zero, and no bound."""
+    gates = Gates(LIMITS)
+    accepted = [judge(gates, f"idle-{number}", vector=np.zeros(50, np.float32)) for number in range(6)]
+    accepted.append(judge(gates, "box"))
+    assert all(isinstance(each, Accepted) for each in accepted)
+    assert gates.outliers([each.norms for each in accepted]) == ()
+    assert judge(gates, "bad", vector=update(1000)).gate == "norm", "bounded by the base, as at first"
+
+
 def test_an_attackers_norm_that_came_early_is_forgotten_when_its_round_closes():
     """Three of the first five: the round's other seven tell them, and the next round's bar is the honest one."""
     gates = Gates(LIMITS)

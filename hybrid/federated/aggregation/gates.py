@@ -154,7 +154,7 @@ class Gates:
         if len(norms) < 3:
             return ()
         medians = {name: statistics.median(each[name] for each in norms) for name in norms[0]}
-        limits = {name: self._limits.norm_ratio * median for name, median in medians.items()}
+        limits = {name: self._limits.norm_ratio * median for name, median in medians.items() if median > 0}
         found = tuple(index for index, each in enumerate(norms) if any(each[name] > limits[name] for name in limits))
         for name, length in ((name, length) for index in found for name, length in norms[index].items()):
             known = self._state.norms.get(name, [])
@@ -200,9 +200,10 @@ class Gates:
                 n_wrong = int((~np.isfinite(vector)).sum())
                 return Rejection(gate="finite", reason=f"{n_wrong} of {len(vector)} elements are not finite")
             known = self._state.norms.get(name, [])
-            if len(known) >= limits.n_known_norms:
-                limit, beside = limits.norm_ratio * statistics.median(known), "times the running median"
-                ratio = limits.norm_ratio
+            median = statistics.median(known) if len(known) >= limits.n_known_norms else 0.0
+            if median > 0:  # of updates that say nothing yet, any other would be too large
+                ratio, beside = limits.norm_ratio, "times the running median"
+                limit = ratio * median
             elif self._state.is_bounded_by_base:
                 ratio, beside = limits.first_norm_ratio, "times its base's"
                 limit = ratio * max(base_norm, math.sqrt(_LEAST_MEAN_SQUARE * len(vector)))
