@@ -35,7 +35,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         downlink_share: of the elements, where that is top-k.
         n_chosen: devices in each round; 0: all.
         dropout_ratio: chance of a chosen device to train nothing and send nothing.
-        by_samples: whether devices weigh by their samples, or alike.
+        by_samples: whether devices weigh by their samples, or alike; with SCAFFOLD always alike.
         proximal: FedProx's mu.
         n_epochs, batch: of a device's training.
         target: accuracy at which it is done; above 1: never.
@@ -164,6 +164,7 @@ def learn(setting: Setting, problem: task.Problem, seed: int, attack: Attack | N
     uplink = form(setting.uplink, setting.uplink_share)
     rng = np.random.default_rng(20_000 + seed)
     gates = Gates(Limits())
+    by_samples = setting.by_samples and server.scaffold is None  # its variates are a plain mean
     fleet = [_Device(problem.layout.n_elements, server.layout) for _ in problem.held]
     accuracies: list[float] = []
     bytes_up = bytes_down = 0
@@ -193,7 +194,7 @@ def learn(setting: Setting, problem: task.Problem, seed: int, attack: Attack | N
             if isinstance(verdict, Accepted):
                 norms.append(verdict.norms)
                 counted.append(vector)
-                weights.append(len(problem.held[chosen]) if setting.by_samples else 1.0)
+                weights.append(len(problem.held[chosen]) if by_samples else 1.0)
         for late in reversed(gates.outliers(norms)):
             gates.refuse("norm", "too large beside the others of its round")
             del counted[late], weights[late]
