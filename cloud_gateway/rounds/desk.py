@@ -48,6 +48,9 @@ IDLE_CALLS_PER_S: Final = 1.0
 IDLE_CALLS_AT_ONCE: Final = 60.0
 """Of one box, that come to nothing: updates without a lease or for the second time, calls for a task that neither
 got one nor waited. What a lease leads to is bounded by the leases themselves."""
+MASKED_CALLS_PER_S: Final = 20.0
+MASKED_CALLS_AT_ONCE: Final = 200.0
+"""Of one box; a round takes five, and more where calls are lost."""
 _WAITED_S: Final = 1.0
 _REMEMBERED: Final = 20_000
 _TRAINING: Final[tuple[TaskKind, ...]] = ("train", "secure")
@@ -90,6 +93,7 @@ class RoundsDesk:
         self._clock_s = clock_s
         self._limits = limits or HerdLimits(least_poll_after_s=1.0)
         self._rates = RateLimit(per_s=IDLE_CALLS_PER_S, burst=IDLE_CALLS_AT_ONCE)
+        self._masked_rates = RateLimit(per_s=MASKED_CALLS_PER_S, burst=MASKED_CALLS_AT_ONCE)
         self.asked: OrderedDict[str, Asked] = OrderedDict()
         self._calls: OrderedDict[str, int] = OrderedDict()
         self._closed: dict[str, asyncio.Event] = {}
@@ -220,9 +224,12 @@ class RoundsDesk:
         return EvaluationAnswer(state="accepted")
 
     async def secure(self, box_id: str, call: SecureCall) -> SecureAnswer:
-        """One stage of secure aggregation."""
+        """One stage of secure aggregation. Raises `Overloaded` beside what `Masking.answer` does."""
         check_protocol(call.protocol)
         self._known(box_id)
+        if not self._masked_rates.allows(box_id, self._clock_s()):
+            self.n_refused += 1
+            raise Overloaded(f"more than {MASKED_CALLS_PER_S:g} masked calls a second of this box", retry_after_s=2.0)
         masking = self.maskings.get(call.campaign)
         if masking is None:
             return SecureAnswer(state="excluded", reason="no secure campaign of that name runs here")

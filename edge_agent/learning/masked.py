@@ -26,6 +26,7 @@ from hybrid.federated.secure.task import SecureTask
 WAIT_S: Final = 25.0
 PAUSE_S: Final = 2.0
 _MOST_REFUSALS: Final = 8
+_LONGEST_REASON: Final = 400
 _log = logging.getLogger("hybrid.agent.learning")
 
 Update = tuple[np.ndarray, np.ndarray | None]
@@ -184,7 +185,7 @@ class _Part:
             if answer.state == "done":
                 return _ended(self, "done", "", is_lost=False)
             if answer.state == "excluded":
-                return _ended(self, "excluded", answer.reason, is_lost=True)
+                return _ended(self, "excluded", answer.reason[:_LONGEST_REASON], is_lost=True)
             if answer.state == "wait":
                 content = b""
             elif answer.stage == "again":

@@ -185,7 +185,7 @@ class Database:
                 connection.close()
                 raise StorageError(f"{self._path}: closed", path=str(self._path))
             self._open.append(connection)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             _set(connection, pragma)
         self._local.connection = connection
         return connection

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cloud_gateway.rounds.desk import MASKED_CALLS_AT_ONCE
 from cloud_gateway.rounds.store import RoundStore
+from hybrid.errors import Overloaded
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
+from hybrid.federated.messages import SecureCall
 from hybrid.federated.privacy.account import Account
 from hybrid.federated.secure.quantized import Sum
 from tests.rounds.lab import MODEL, Box, Lab, box_id, running, until
@@ -106,3 +109,14 @@ async def test_a_masked_campaign_that_stalls_says_what_its_rounds_lacked(secure)
     await secure.closings._close_masked(secure.course, masked)
     assert (masked.n_anew, secure.course.row.state) == (1, "stalled")
     assert "came to no sum: too few dealt. A box masks one input a step" in secure.course.row.reason
+
+
+async def test_masked_calls_of_one_box_are_bounded(secure) -> None:
+    """Each answer may be as long as the roster: a box that asks and asks costs the others nothing."""
+    call = SecureCall(epoch="e", task="none", campaign=secure.course.id)
+    for _ in range(int(MASKED_CALLS_AT_ONCE)):
+        assert (await secure.lab.desk.secure(box_id(0), call)).state == "excluded"
+    with pytest.raises(Overloaded, match="masked calls a second"):
+        for _ in range(100):
+            await secure.lab.desk.secure(box_id(0), call)
+    assert (await secure.lab.desk.secure(box_id(1), call)).state == "excluded"

@@ -7,6 +7,7 @@ import pytest
 
 from cloud_gateway.rounds.closing import Chosen, next_step
 from cloud_gateway.rounds.messages import PromoteWish
+from cloud_gateway.rounds.statements import _cost
 from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
 from cloud_gateway.rounds.store import Received, ReceivedRow
 from hybrid.artifact.manifest import parse
@@ -113,8 +114,9 @@ async def test_a_version_tells_all_that_its_boxes_have_spent(tmp_path):
             digest = lab.registry.resolve(name, version).artifact_digest
             base = read(parse(lab.registry.manifest_bytes(digest)).lineage[-1].detail).cost
             own = n_rounds / 16.0
-            assert lab.rounds._promotions._cost(course, base) == pytest.approx(base + own)  # on top of this version
-            assert lab.rounds._promotions._cost(course, base - own) == pytest.approx(base)  # on the one before
+            store = lab.rounds._store
+            assert _cost(store, course.row, base) == pytest.approx(base + own)  # on top of this version
+            assert _cost(store, course.row, base - own) == pytest.approx(base)  # on the one before
             told.append(read(parse(lab.registry.manifest_bytes(digest)).lineage[-1].detail))
     lab.close()
     assert [round(each.cost * 16, 6) for each in told] == [2.0, 3.0]

@@ -13,7 +13,7 @@ import msgspec
 
 from hybrid.errors import BadMessage, Conflict, PrivacySpent
 from hybrid.federated.campaign import Privacy
-from hybrid.federated.privacy.accountant import budget_of, cost_of, epsilon_for, fits, noise_for, releases_within
+from hybrid.federated.privacy.accountant import budget_of, cost_of, epsilon_for, fits, noise_for
 
 SCHEMA: Final = 1
 MAX_ACCOUNT_BYTES: Final = 4 << 20
@@ -145,13 +145,6 @@ def check_campaign(privacy: Privacy, rounds: int) -> None:
         f"{_rounded_up(noise_for(privacy.max_epsilon, privacy.delta, rounds)):g} or more, or fewer rounds",
         epsilon_max=privacy.max_epsilon,
     )
-
-
-def rounds_paid(privacy: Privacy) -> int | None:
-    """How many rounds a box that has spent nothing may take part in; None where nothing bounds it."""
-    if privacy.noise == 0.0 or privacy.max_epsilon == 0.0:
-        return None
-    return releases_within(budget_of(privacy.max_epsilon, privacy.delta), privacy.noise)
 
 
 def _rounded_up(x: float) -> float:

@@ -48,13 +48,6 @@ def fits(cost: float, budget: float) -> bool:
     return cost <= budget * (1.0 + _SLACK)
 
 
-def releases_within(budget: float, noise_multiplier: float) -> int:
-    """How many releases with this noise a budget (or what is left of one) pays for."""
-    if budget <= 0.0:
-        return 0
-    return math.floor(budget * (1.0 + _SLACK) / cost_of(noise_multiplier))
-
-
 def noise_for(epsilon: float, delta: float, n_releases: int) -> float:
     """The least noise multiplier with which a device may take part in so many releases.
 

@@ -22,7 +22,6 @@ BITS_RATIO: Final = 0.1
 """The share of a release's cost that its bits take."""
 _BELOW: Final = 1.0 - 2.0**-20
 """A scaled vector is a hair shorter than the bound, so that float32 cannot round it beyond."""
-_N_TRIES: Final = 8
 _BLOCK: Final = 1 << 16
 
 
@@ -47,27 +46,6 @@ def clipped(vector: np.ndarray, clip_norm: float) -> tuple[np.ndarray, float]:
     if norm <= clip_norm:
         return vector.astype(np.float32), norm
     return (vector * np.float32(clip_norm / norm * _BELOW)).astype(np.float32), norm
-
-
-def clipped_to_grid(
-    vector: np.ndarray, clip_norm: float, step: float, generator: np.random.Generator
-) -> tuple[np.ndarray, float]:
-    """A device's part of a masked sum: whole steps (int64) whose own norm is within the bound; and the norm before.
-
-    Rounding is by chance, so that it is right in the mean; where chance makes the vector longer than the bound, it is
-    shortened and rounded again, and towards zero in the end. So the bound holds for what is sent.
-    """
-    floats, norm = clipped(vector, clip_norm)
-    scaled = floats.astype(np.float64) / step
-    limit = clip_norm / step
-    for _ in range(_N_TRIES):
-        floor = np.floor(scaled)
-        whole = floor + (generator.random(len(scaled)) < scaled - floor)
-        length = norm_of(whole)
-        if length <= limit:
-            return whole.astype(np.int64), norm
-        scaled *= limit / length * _BELOW
-    return np.trunc(scaled).astype(np.int64), norm
 
 
 def split_noise(noise: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from cloud_gateway.rounds.store import CampaignRow, RoundStore
 from edge_agent.learning.masked import Insisting, MaskedOutcome, masked
 from edge_agent.trust.identity import BoxKey
 from hybrid.artifact.signature import public_key_of
-from hybrid.errors import CampaignImpossible, DiskFull, GatewayUnreachable, StorageError
+from hybrid.errors import BadMessage, CampaignImpossible, DiskFull, Forbidden, GatewayUnreachable, StorageError
 from hybrid.federated.campaign import Aggregation, Campaign, Cohort, Privacy
 from hybrid.federated.layout import Layout
 from hybrid.federated.messages import SecureAnswer, SecureCall, Task, Terms, Weights
@@ -129,7 +130,7 @@ class Box:
         self.key = BoxKey.fresh()
         self.update = np.random.default_rng(n).standard_normal(40).astype(np.float32) * 0.05
         self.n_inputs = 0
-        self.root_sha256, self.must_be_listed = b"", False
+        self.root_sha256, self.must_be_listed, self.least_sequence = b"", False, 0
 
     def note(self) -> None:
         self.n_inputs += 1
@@ -140,7 +141,7 @@ class Box:
     async def play(self, desk: Desk, lease_s=30.0, **link) -> MaskedOutcome:
         insisting = Insisting(
             key=self.key, n_inputs_before=self.n_inputs, note_input=self.note, root_sha256=self.root_sha256,
-            must_be_listed=self.must_be_listed,
+            must_be_listed=self.must_be_listed, least_sequence=self.least_sequence,
         )  # fmt: skip
         deadline_s = asyncio.get_running_loop().time() + lease_s
         task, calls = desk.task(self.key.box_id), Calls(desk, self.key.box_id, **link)
@@ -293,6 +294,14 @@ async def test_a_box_that_masked_sits_the_step_out_and_a_wrong_invitation_is_ref
         await box.play(desk)
 
 
+async def test_a_common_scale_other_than_the_tasks_clip_is_refused(tmp_path) -> None:
+    desk, box = Desk(tmp_path), Box(0)
+    task = desk.task
+    desk.task = lambda box_id: msgspec.structs.replace(task(box_id), clip=2.0)
+    with pytest.raises(BadMessage, match="another task"):
+        await box.play(desk)
+
+
 async def test_a_box_whose_lease_ended_while_it_waited_comes_again(tmp_path) -> None:
     """Nothing of it was masked: it is in the same attempt with fresh keys, and with its old ones it would be lost."""
     desk, boxes = Desk(tmp_path), [Box(n) for n in range(4)]
@@ -387,6 +396,9 @@ async def test_only_listed_boxes_are_in_a_round_with_a_roster(tmp_path) -> None:
     assert (await strange).state == "excluded"
     check_mean(desk, boxes)
     assert desk.masking.sum.bits == 4
+    boxes[0].n_inputs, boxes[0].least_sequence = 0, 2
+    with pytest.raises(Forbidden, match="sequence 1, 2 was seen"):
+        await boxes[0].play(desk)
     without = Desk(tmp_path / "without")
     boxes[0].must_be_listed, boxes[0].n_inputs = True, 0
     outcome = await boxes[0].play(without)

@@ -129,6 +129,30 @@ def test_consents_count_once_and_only_of_the_roster() -> None:
     refuses(box, msgspec.structs.replace(honest, consents=outside), match="outside the roster")
 
 
+def test_only_what_was_consented_to_is_unmasked() -> None:
+    """A quorum signed another live set, which this device did not; and dead devices are those who are missing."""
+    cohort = at("consent")
+    gone, there = cohort.boxes[0], cohort.boxes[1:]
+    missing = cohort.round.roster.index_of(gone.id)
+    live = tuple(one for one in range(6) if one != missing)
+    for box in there:
+        box.answer(encoded(live_set(cohort, box, live)))
+    everyone = UnmaskCall(live=tuple(range(6)), dead=(), consents=consents_for(cohort, cohort.boxes, tuple(range(6))))
+    signed = consents_for(cohort, there, live)
+    for box in there:
+        refuses(box, everyone, match="not the one that was consented to")
+        refuses(box, UnmaskCall(live=live, dead=(), consents=signed), match="dead are not those")
+        box.answer(encoded(UnmaskCall(live=live, dead=(missing,), consents=signed)))
+
+
+def test_a_roster_below_what_the_task_promised_is_refused() -> None:
+    cohort = at("share", 6, least_devices=5)
+    box, honest = cohort.boxes[0], sent(cohort, cohort.boxes[0])
+    mine = cohort.round.roster.index_of(box.id)
+    few = sorted([mine, *[one for one in range(6) if one != mine][:3]])
+    refuses(box, Roster(adverts=tuple(honest.adverts[one] for one in few)), match="a roster of 4 devices is too small")
+
+
 def test_a_live_set_is_large_enough_and_of_those_who_dealt() -> None:
     cohort = at("consent")
     box = cohort.boxes[0]
@@ -261,6 +285,10 @@ def test_parcels_for_others_or_changed_ones_are_left_out() -> None:
     bad = tuple(msgspec.structs.replace(parcel, sealed=flipped) for parcel in honest.parcels)
     other = cohort.boxes[1]
     refuses(other, Delivery(sharers=honest.sharers, parcels=bad), match="shares of 0 neighbours open")
+    theirs = sent(cohort, other)
+    borrowed = honest.parcels[0].fingerprints
+    bad = tuple(msgspec.structs.replace(parcel, fingerprints=borrowed) for parcel in theirs.parcels)
+    refuses(other, Delivery(sharers=theirs.sharers, parcels=bad), match="shares of 0 neighbours open")
     refuses(other, Delivery(sharers=honest.sharers, parcels=honest.parcels[:2]), BadMessage, "2 parcels for 5")
     refuses(other, Delivery(sharers=(0, 1), parcels=()), MaskingRefused, "2 devices dealt shares")
 

@@ -23,9 +23,11 @@ from hybrid.federated.secure.ring import (
     unpacked,
     words_of,
 )
+from hybrid.federated.secure.roster import Members
 from hybrid.federated.secure.shamir import PRIME, dealt, rebuilt
+from hybrid.federated.secure.shares import pair_key, self_key
 from hybrid.federated.secure.task import SecureTask
-from tests.federated.secure.cohort import task_of
+from tests.federated.secure.cohort import Box, task_of
 
 
 # ------------------------------------------------------------------------------------------------------------- shares
@@ -267,6 +269,31 @@ def test_what_leaves_is_never_longer_than_the_clip(scale, element_range) -> None
     assert made.levels[-1] == (1 if made.norm <= 1.0 else -1)
     assert np.abs(levels).max() <= task.n_levels
     assert np.linalg.norm(made.residual.astype(np.float64)) <= 2.0, "what the clip took is not owed"
+
+
+def test_the_residual_is_added_before_the_clip() -> None:
+    """What leaves is within the clip however much the last rounds held back."""
+    task, rng = task_of(3000, clip_norm=1.0, element_range=10.0), np.random.default_rng(2)
+    update, residual = ((rng.standard_normal(3000) * 0.01).astype(np.float32) for _ in range(2))
+    residual *= 10
+    made = quantized(update, residual, task, rng)
+    assert made.norm == pytest.approx(np.linalg.norm(update + residual), rel=1e-5)
+    assert made.norm > 5
+    assert np.linalg.norm(made.levels * task.step_size) <= task.clip_norm * (1 + 1e-9)
+
+
+def test_two_rosters_share_no_key() -> None:
+    """The same keys on the roster of another attempt, which no honest box brings, give other masks."""
+    boxes = sorted((Box(number) for number in range(3)), key=lambda box: box.id)
+    for box in boxes:
+        box.begin(task_of())
+    adverts = tuple(box.device._state.advert for box in boxes)
+    one, two = Members(task_of(), adverts), Members(task_of(attempt=2), adverts)
+    secrets = boxes[0].device._state.secrets
+    assert one.digest != two.digest
+    assert pair_key(one, secrets.mask, 0, 1) == pair_key(one, boxes[1].device._state.secrets.mask, 1, 0)
+    assert pair_key(one, secrets.mask, 0, 1) != pair_key(two, secrets.mask, 0, 1)
+    assert self_key(one, secrets.seed, 0) != self_key(two, secrets.seed, 0)
 
 
 def test_updates_that_are_none_are_refused() -> None:
