@@ -1,6 +1,7 @@
 """The calls of people about campaigns over HTTP; each handler only reads, asks, and writes."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -13,7 +14,7 @@ from cloud_gateway.rounds.exports import Exports
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, RoundsKey
 from cloud_gateway.rounds.public import Public
 from cloud_gateway.uploads import answering, check_body, read_body
-from hybrid.errors import BadMessage, NotFound
+from hybrid.errors import BadMessage, NotFound, StorageError
 from hybrid.hosting.front_door import IDENTITY, require
 from hybrid.hosting.http_replies import json_reply
 from hybrid.serving.body_budget import BodyBudget
@@ -22,6 +23,7 @@ from hybrid.transport.rounds_paths import CAMPAIGNS_PATH, KEY_PATH, SETS_PATH
 MAX_WISH_BYTES: Final = 4 << 20
 _LONGEST_S: Final = 300.0
 Note = Callable[[str, str, str], None]
+_log = logging.getLogger("hybrid.gateway.rounds")
 
 
 class Orders(Protocol):
@@ -125,7 +127,10 @@ class _Calls:
         return json_reply(self._rounds.key)
 
     async def _kept(self, who: str, what: str, detail: str) -> None:
-        await asyncio.to_thread(self._note, who, what, detail)
+        try:
+            await asyncio.to_thread(self._note, who, what, detail)
+        except StorageError as exc:  # what was ordered is done, and is told so
+            _log.error("rounds.order_not_noted who=%s what=%s detail=%s error=%s", who, what, detail, exc)
 
 
 def _admin(request: web.Request) -> str:

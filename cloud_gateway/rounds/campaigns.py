@@ -132,7 +132,12 @@ class Campaigns:
         store = self._around.spool.store
         assert row.layout is not None
         steps = Steps(self.folder(row.id) / STEPS, row.layout, row.order.coding)
-        steps.load(row.step)
+        try:
+            steps.load(row.step)
+        except (CorruptContent, NotFound):
+            if row.state not in ENDED:
+                raise
+            steps.load(0)  # nothing goes on from its newest step; those before may still become versions
         rounds = [each.view for each in store.rounds(row.id)]
         if not rounds or rounds[-1].number < (row.step if row.state in ENDED else row.step + 1):
             raise CorruptContent(f"the row of round {row.step + 1} is gone or damaged")

@@ -6,6 +6,7 @@ from typing import Final
 from cloud_gateway.rounds.messages import RoundsKey
 from hybrid.artifact.publishers import read_key
 from hybrid.artifact.signature import Signature, key_id, public_key_of, sign
+from hybrid.errors import BadMessage, CorruptContent
 from hybrid.hosting.private_file import write_once
 
 KEY_FILE: Final = "rounds.key"
@@ -18,10 +19,19 @@ class Signer:
         """Blocks.
 
         Raises:
-            StorageError, BadMessage, Forbidden: it can neither be made nor read.
+            StorageError, Forbidden: it can neither be made nor read.
         """
-        write_once(folder / KEY_FILE, _fresh())
-        self._private = read_key(folder / KEY_FILE)
+        path = folder / KEY_FILE
+        write_once(path, _fresh())
+        try:
+            self._private = read_key(path)
+        except BadMessage as exc:
+            raise CorruptContent(
+                f"{path} is damaged: no private key can be read from it",
+                path=str(path),
+                advice="Put its backup back. Without one: move it away, start the gateway, and delegate the new key"
+                " that `hybrid rounds key` shows; what the old one signed stays valid while its key is delegated.",
+            ) from exc
         public = public_key_of(self._private)
         self.public = RoundsKey(public_key=public.hex(), key_id=key_id(public))
 

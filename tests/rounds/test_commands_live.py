@@ -10,7 +10,7 @@ from aiohttp import web
 
 from cloud_gateway.rounds.admin_routes import add_admin_routes
 from hybrid.cli.main import main
-from hybrid.errors import ExitCode
+from hybrid.errors import DiskFull, ExitCode
 from hybrid.hosting.front_door import IDENTITY
 from hybrid.hosting.identity import ANYONE
 from hybrid.serving.body_budget import BodyBudget
@@ -179,6 +179,17 @@ def test_pause_resume_and_stop(gateway, say):
     assert f"campaign {campaign} of digits:1 (original): stopped" in say("stop", campaign, as_json=False)
     assert say("show", campaign)["data"]["state"] == "stopped"
     assert [note[1] for note in gateway.notes][-3:] == ["campaign_pause", "campaign_resume", "campaign_stop"]
+
+
+def test_an_order_that_could_not_be_noted_is_told_as_done(gateway, say, monkeypatch):
+    campaign = say("create", "digits:1", "--goal", "4", "--rounds", "5")["data"]["id"]
+
+    class Full(list):
+        def append(self, note):
+            raise DiskFull("no room")
+
+    monkeypatch.setattr(gateway, "notes", Full())
+    assert say("stop", campaign)["data"]["state"] == "stopped"
 
 
 @pytest.mark.parametrize(("words", "exit_code", "code"), [

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.errors import HybridError
-from hybrid.federated.campaign import Coding
+from cloud_gateway.rounds.messages import PromoteWish
+from hybrid.errors import CorruptContent, HybridError
+from hybrid.federated.campaign import Coding, Promotion
 from tests.rounds.lab import Box, Lab, running, until
 
 PLAIN = Coding(up="float32", down="float32")
@@ -96,3 +97,37 @@ async def test_flipped_bytes_never_keep_the_gateway_from_starting(tmp_path: Path
         for left in path.parent.glob("rounds.db*"):
             left.unlink()
     assert n_changed
+
+
+async def test_a_step_before_a_damaged_one_may_still_become_a_version(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    promotion = Promotion(policy="none", cohort_evaluation=False)
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=2, rounds=9, promotion=promotion)
+        for step in (1, 2):
+            for at in range(2):
+                await Box(lab, at).once(campaign)
+            await until(lambda step=step: lab.desk.courses[campaign].row.step == step)
+    lab.close()
+    path = tmp_path / "rounds" / campaign / "steps" / "00000002.step"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    lab = Lab(tmp_path, n_boxes=2)
+    assert lab.alarms == ["campaign_failed"]
+    async with running(lab):
+        assert (await lab.shown(campaign)).state == "failed"
+        with pytest.raises(CorruptContent):
+            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+        await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
+        await until(lambda: campaign not in lab.desk.courses)
+        assert [view.state for view in (await lab.shown(campaign)).promotions] == ["candidate"]
+    lab.close()
+
+
+def test_a_damaged_rounds_key_is_told_with_what_to_do(tmp_path: Path) -> None:
+    Lab(tmp_path, n_boxes=2, learns=("w2", "b2")).close()
+    (tmp_path / "rounds" / "rounds.key").write_bytes(b"no key")
+    with pytest.raises(CorruptContent, match="key is damaged") as told:
+        Lab(tmp_path, n_boxes=2)
+    assert "backup" in str(told.value.advice)
