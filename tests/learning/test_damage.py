@@ -8,7 +8,10 @@ import msgspec
 from edge_agent.learning.records import CampaignNote
 from edge_agent.learning.store import LearningStore
 from edge_agent.outbox.place import Place
+from tests.learning.lab import Box, at_work, made
+from tests.learning.test_faults import settled
 from tests.learning.test_power_cuts import TERMS, waiting_of
+from tests.outbox.lab import until
 
 
 def kept_in(folder: Path) -> None:
@@ -48,3 +51,22 @@ def test_flipped_bytes_cost_what_was_learned_at_most(tmp_path: Path) -> None:
         for left in tmp_path.glob("learning.db*"):
             left.unlink()
     assert 0 < n_anew < 150
+
+
+async def test_a_damaged_database_is_begun_anew(tmp_path: Path) -> None:
+    artifact, desk = made()
+    desk.most_steps = 1
+    box = Box(tmp_path / "box", artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(12)
+        async with at_work(box.learning):
+            await until(lambda: settled(box))
+        path = tmp_path / "box" / "learning" / "learning.db"
+        path.write_bytes(b"\xff" * len(path.read_bytes()))
+        desk.most_steps = 2
+        box.started()
+        async with at_work(box.learning):
+            await until(lambda: settled(box))
+            assert [problem.code for problem in box.learning.problems()] == ["learning_begun_anew"]
+    assert desk.step == 2
+    assert list(path.parent.glob("learning.db.corrupt-*"))

@@ -169,25 +169,6 @@ async def test_a_damaged_view_is_fetched_again(tmp_path: Path) -> None:
     assert desk.step == 3
 
 
-async def test_a_damaged_database_is_begun_anew(tmp_path: Path) -> None:
-    artifact, desk = made()
-    desk.most_steps = 1
-    box = Box(tmp_path / "box", artifact, desk)
-    async with at_work(box.outbox, box.samples):
-        await box.fill(12)
-        async with at_work(box.learning):
-            await until(lambda: settled(box))
-        path = tmp_path / "box" / "learning" / "learning.db"
-        path.write_bytes(b"\xff" * len(path.read_bytes()))
-        desk.most_steps = 2
-        box.started()
-        async with at_work(box.learning):
-            await until(lambda: settled(box))
-            assert [problem.code for problem in box.learning.problems()] == ["learning_begun_anew"]
-    assert desk.step == 2
-    assert list(path.parent.glob("learning.db.corrupt-*"))
-
-
 async def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is asked while there is no room; where it ends in the middle, the task is given up, nothing is sent."""
     artifact, desk = made()
