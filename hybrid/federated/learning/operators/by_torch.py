@@ -51,7 +51,7 @@ def _load_library(path: Path) -> None:
         with suppress(OSError, AttributeError, TypeError):
             load = ctypes.CDLL(None).dlopen
             load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_int]
-            load(os.fsencode(path), os.RTLD_NOW | os.RTLD_GLOBAL)
+            load(os.fsencode(path), os.RTLD_NOW | os.RTLD_LOCAL)
 
 
 @contextmanager
