@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from hybrid.artifact.folder import open_folder
 from hybrid.artifact.manifest import FileEntry, canonical_bytes
 from hybrid.artifact.trainable import trainable_artifact
 from hybrid.errors import Conflict, ConnectionLost, DiskFull, NotAdmitted
+from hybrid.federated.campaign import Coding
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.messages import TaskAnswer, TaskCall, UpdateAnswer
 from tests.learning.lab import CAMPAIGN, Box, at_work, made
@@ -36,9 +38,12 @@ def settled(box: Box, n: int = 1) -> bool:
 
 
 @pytest.mark.parametrize(("state", "gate"), [("stale", ""), ("closed", ""), ("rejected", "rate")])
-async def test_what_did_not_count_is_said_again(tmp_path: Path, state: str, gate: str) -> None:
-    """The residual takes the content back, so that the next update brings it."""
-    artifact, desk = made()
+@pytest.mark.parametrize("up", ["int8", "top-k"])
+async def test_what_did_not_count_is_owed_as_far_as_it_was_before(
+    tmp_path: Path, state: str, gate: str, up: Literal["int8", "top-k"]
+) -> None:
+    """The residual takes back what top-k said; int8 leaves what it rounded: the next training finds the rest anew."""
+    artifact, desk = made(coding=Coding(up=up, share=0.5))
     desk.judge = lambda call: UpdateAnswer(state=state, gate=gate, reason="too late")  # type: ignore[arg-type]
     desk.most_steps = 1
     box = Box(tmp_path / "box", artifact, desk)
@@ -51,8 +56,14 @@ async def test_what_did_not_count_is_said_again(tmp_path: Path, state: str, gate
         return True
 
     await worked(box, seen)
-    content = form("int8").decode(desk.calls[0].content, desk.layout)
-    np.testing.assert_allclose(left["residual"], content, atol=2 * float(np.abs(content).max()) / 127)
+    content = form(up, 0.5).decode(desk.calls[0].content, desk.layout)
+    largest = float(np.abs(content).max())
+    assert largest > 0
+    if up == "int8":
+        assert np.abs(left["residual"]).max() <= 1.01 * largest / 127
+    else:
+        said = content != 0
+        np.testing.assert_allclose(left["residual"][said], content[said], atol=1.01 * largest / 127)
     assert not desk.updates
     assert box.learning.store.notes[CAMPAIGN].last.startswith(f"an update was {state}")
 

@@ -18,7 +18,7 @@ from hybrid.federated.aggregation.scaffold import control_change, paired
 from hybrid.federated.box.personal import Beside, fitted
 from hybrid.federated.box.views import vector_of
 from hybrid.federated.campaign import Training
-from hybrid.federated.coding.catalog import form
+from hybrid.federated.coding.catalog import TOP_K, form
 from hybrid.federated.coding.form import Encoded, target
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.evaluation import Comparison, compare
@@ -231,8 +231,12 @@ class Work:
 
 
 def given_back(terms: Terms, form_text: str, content: bytes, residual: np.ndarray | None) -> np.ndarray | None:
-    """The residual after an update that did not count: what it said is said again; float32 left none, and is lost."""
-    if form_text == "float32":
+    """The residual after an update that did not count.
+
+    What top-k said is mostly owed from before, and is owed again. Dense forms say all at once: the next training, from
+    newer weights, finds the same anew, and a slow box would add up all that it ever learned until its norm is refused.
+    """
+    if form_text != TOP_K:
         return residual
     try:
         said = form(form_text, terms.coding.share).decode(content, wire_layout(terms))
