@@ -54,6 +54,7 @@ class Learned:
         up_bytes, down_bytes: of one round and all boxes, as TCP carried them; medians; 0 where nobody counted.
         round_s: median from one round's begin to the next one's.
         core_s: of one agent and task.
+        gateway_core_s: of the gateway and one round of all boxes.
         accuracy: of the last step, on the gateway's set.
         to_target: rounds until 95 %, 0 for never.
     """
@@ -63,6 +64,7 @@ class Learned:
     down_bytes: float
     round_s: float
     core_s: float
+    gateway_core_s: float
     accuracy: float
     to_target: int
 
@@ -173,7 +175,8 @@ class Fleet:
             "over_selection": 1.0, "coding": {"up": coding, "down": coding}, "promotion": {"policy": "none"},
         }  # fmt: skip
         watched = [psutil.Process(agent.pid) for agent in self.agents]
-        before_s = sum(_core_s(process) for process in watched)
+        before_s, gateway = sum(_core_s(process) for process in watched), psutil.Process(self.gateway.pid)
+        gateway_before_s = _core_s(gateway)
         wish = {"order": order, "evaluation": await self.evaluation()}
         campaign = (await ask(self.gateway, "POST", CAMPAIGNS, wish))["id"]
         counts: dict[int, tuple[int, int]] = {}
@@ -188,10 +191,11 @@ class Fleet:
                 raise RuntimeError(f"the campaign is {told['state']} at step {told['step']}: {told['reason']}")
             await asyncio.sleep(0.01 if relay is not None else 0.25)
         core_s = (sum(_core_s(process) for process in watched) - before_s) / (rounds * N_BOXES)
-        return _learned(await ask(self.gateway, "GET", f"{CAMPAIGNS}/{campaign}/report"), counts, core_s)
+        cores_s = (core_s, (_core_s(gateway) - gateway_before_s) / rounds)
+        return _learned(await ask(self.gateway, "GET", f"{CAMPAIGNS}/{campaign}/report"), counts, cores_s)
 
 
-def _learned(report: dict[str, Any], counts: dict[int, tuple[int, int]], core_s: float) -> Learned:
+def _learned(report: dict[str, Any], counts: dict[int, tuple[int, int]], cores_s: tuple[float, float]) -> Learned:
     rounds = [one for one in report["campaign"]["rounds"] if one["state"] == "closed"]
     begins = [one["opened_s"] for one in rounds[FIRST_ROUNDS:]]
     steps = sorted(step for step in counts if step >= FIRST_ROUNDS)
@@ -205,7 +209,8 @@ def _learned(report: dict[str, Any], counts: dict[int, tuple[int, int]], core_s:
         up_bytes=up,
         down_bytes=down,
         round_s=statistics.median(later - one for one, later in pairwise(begins)),
-        core_s=core_s,
+        core_s=cores_s[0],
+        gateway_core_s=cores_s[1],
         accuracy=accuracies[-1],
         to_target=next((at for at, accuracy in enumerate(accuracies, 1) if accuracy >= 0.95), 0),
     )

@@ -24,7 +24,7 @@ from hybrid.errors import (
 from hybrid.fleet.enrolment_token import EnrolmentToken
 from hybrid.fleet.messages import AccessAnswer, AccessCall, EnrollAnswer, EnrollCall
 from hybrid.fleet.signing import access_bytes, enroll_bytes
-from hybrid.transport.environment_proxy import EnvironmentProxy, environment_proxy
+from hybrid.transport.environment_proxy import EnvironmentProxies
 from hybrid.transport.fleet_hello import Met
 from hybrid.transport.fleet_paths import ACCESS_PATH, ENROLL_PATH
 from hybrid.transport.http_reply import ended_in_a_call, error_of_reply, plainly, whole_body
@@ -34,6 +34,8 @@ MAX_ANSWER_BYTES: Final = 16 << 20
 CONNECT_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 60.0
 _ERROR_BYTES: Final = 64 << 10
+_TURNS: Final = 4
+"""Of the loop before a call: a connection that ended while the loop was busy is seen to have, and not used again."""
 _T = TypeVar("_T")
 Form = Literal["json", "msgpack"]
 
@@ -116,7 +118,7 @@ class FleetLink:
         self._life_s = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._pin: tuple[str, aiohttp.Fingerprint] | None = None
-        self._proxy: tuple[str, EnvironmentProxy] | None = None
+        self._proxies = EnvironmentProxies()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -136,7 +138,7 @@ class FleetLink:
         Raises:
             LinkError: it is nowhere, or what is there is not it.
         """
-        self._proxy = None
+        self._proxies.forget()
         try:
             self.met = await self._locate()
         except HybridError as exc:
@@ -303,7 +305,9 @@ class FleetLink:
                 auto_decompress=False,
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             )
-        url, proxy = URL(met.url), await self._proxied(met.url)
+        url, proxy = URL(met.url), await self._proxies.of(met.url)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         headers = request.headers | ({"Authorization": f"Bearer {self.token.text}"} if authorized else {})
         try:
             async with self._session.request(
@@ -326,12 +330,6 @@ class FleetLink:
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             self.trouble = _link_error(met.url, exc)
             raise self.trouble from exc
-
-    async def _proxied(self, url: str) -> EnvironmentProxy:
-        """The environment's proxy; aiohttp would look into files for it, in two threads, at each call."""
-        if self._proxy is None or self._proxy[0] != url:
-            self._proxy = (url, await asyncio.to_thread(environment_proxy, URL(url)))
-        return self._proxy[1]
 
     def _pinned(self, certificate_sha256: str) -> aiohttp.Fingerprint:
         """The same object for the same certificate: aiohttp uses a connection again only for the very same one."""

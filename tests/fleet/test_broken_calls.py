@@ -1,6 +1,9 @@
 """A box's calls over a link that breaks in the middle of an answer: what is raised is one of ours."""
 
 import asyncio
+import socket
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,8 +11,7 @@ import pytest
 
 from hybrid.errors import ConnectionLost
 from hybrid.fleet.messages import Hello
-from hybrid.transport import fleet_link
-from hybrid.transport.environment_proxy import environment_proxy
+from hybrid.transport import environment_proxy
 from hybrid.transport.fleet_hello import Met
 from hybrid.transport.fleet_link import FleetLink
 
@@ -64,7 +66,8 @@ async def test_the_environments_proxy_is_asked_for_once_and_logins_in_files_dist
         writer.close()
 
     asked = []
-    monkeypatch.setattr(fleet_link, "environment_proxy", lambda url: (asked.append(url), environment_proxy(url))[1])
+    ask = environment_proxy.environment_proxy
+    monkeypatch.setattr(environment_proxy, "environment_proxy", lambda url: (asked.append(url), ask(url))[1])
     (tmp_path / "netrc").write_text("default login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # a login beside the token would be an error of every call
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -83,3 +86,32 @@ async def test_the_environments_proxy_is_asked_for_once_and_logins_in_files_dist
     assert all("Authorization: Bearer hyb_token" in head for head in heads)
     assert all("Proxy-Authorization: Basic Ym94OndvcmQ=" in head for head in heads)
     assert len(asked) == 1
+
+
+async def test_a_connection_that_ended_while_the_loop_was_busy_is_not_used_again() -> None:
+    ends = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        for is_last in (False, True):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                assert is_last or ends.wait(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        link = _link(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        try:
+            for n_calls in range(2):
+                async with link.call("POST", "/v2/anything", data=b"x") as response:
+                    assert await response.read() == b"ok"
+                if not n_calls:
+                    ends.set()
+                    time.sleep(0.1)  # noqa: ASYNC251 (the loop is busy while the gateway goes)
+        finally:
+            ends.set()
+            await link.close()
+            thread.join(10)
