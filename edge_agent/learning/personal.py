@@ -78,6 +78,7 @@ class Personal:
         self._offers, self._why_not, self._wall_s = offers, why_not, wall_s
         self._failures: dict[str, tuple[str, HybridError]] = {}
         self._campaigns: dict[str, str] = {}
+        self._up: dict[str, str] = {}
         self._waits: dict[str, str] = {}
         self.n_judged = self.n_worse = 0
 
@@ -160,7 +161,8 @@ class Personal:
                 name = note.terms.model
                 is_current = self._campaigns.get(name) == note.id
                 wait = self._waits.get(name, "") if is_current else "another version answers"
-                is_up = self._answering.copy_of(note.judged.digest) is not None
+                copy = self._answering.personal(name)
+                is_up = copy is not None and copy.digest == note.judged.digest == self._up.get(name)
                 found.append(PersonalStatus.of(note, note.judged, is_up=is_up, why_not=note.judged.why_not or wait))
         return tuple(found)
 
@@ -258,6 +260,7 @@ class Personal:
             _log.warning("personal.failed campaign=%s code=%s error=%s", campaign, exc.code, exc)
             return False
         self._failures.pop(one.version.name, None)
+        self._up[one.version.name] = judged.digest
         note = self._store.notes.get(campaign)
         return note is not None and not note.is_forgotten
 
