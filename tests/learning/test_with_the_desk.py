@@ -85,7 +85,7 @@ async def test_rounds_in_the_clear(tmp_path: Path, scaffold: bool) -> None:
             least=N_BOXES,
             rounds=3,
             training=Training(epochs=3, learning_rate=0.1),
-            aggregation=Aggregation(scaffold=scaffold),
+            aggregation=Aggregation(scaffold=scaffold, weights="uniform" if scaffold else "samples"),
         )
         async with at_work(*(box.learning for box in boxes)):
             await completed(lab, campaign)
