@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cloud_gateway.rounds.desk import MASKED_CALLS_AT_ONCE
+from cloud_gateway.rounds.steps import as_vector
 from cloud_gateway.rounds.store import RoundStore
 from hybrid.errors import Overloaded
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
@@ -67,7 +68,7 @@ async def secure(tmp_path: Path):
     """A campaign whose closings are called by hand."""
     lab = Lab(tmp_path, n_boxes=4)
     privacy = Privacy(secure=True, noise=2.0, clip=1.0, max_epsilon=50.0)
-    campaign = await lab.create(goal=3, rounds=5, most_abandoned=1, privacy=privacy, aggregation=UNIFORM)
+    campaign = await lab.create(goal=4, rounds=5, most_abandoned=1, privacy=privacy, aggregation=UNIFORM)
     course = lab.desk.courses[campaign]
     yield SimpleNamespace(lab=lab, course=course, closings=lab.rounds._closings, n=course.layout.n_elements)
     lab.close()
@@ -93,6 +94,14 @@ async def test_another_sum_after_a_kill_is_paid_for_by_the_boxes_in_it(secure, m
     assert secure.course.row.step == 1
     assert costs(secure.lab) == {box_id(number): 0.25 for number in range(4)}
     assert secure.lab.rounds._store.rounds(secure.course.id)[0].noise == b""
+
+
+async def test_a_masked_sum_is_divided_by_the_goal_however_many_came(secure) -> None:
+    """Noise of two clip norms on a sum of three, over the four that were wanted."""
+    before = as_vector(secure.course.steps.newest.weights)
+    await secure.closings._close_masked(secure.course, Masked([0, 1, 2], secure.n))
+    moved = as_vector(secure.course.steps.newest.weights) - before
+    assert np.std(moved) == pytest.approx(2.0 / 4, rel=0.06)
 
 
 async def test_a_sum_that_a_box_cannot_pay_for_is_not_released(secure) -> None:

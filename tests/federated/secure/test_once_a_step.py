@@ -13,11 +13,12 @@ from edge_agent.learning.secure_task import SecureTasks
 from edge_agent.learning.store import LearningStore
 from edge_agent.outbox.place import Place
 from edge_agent.trust.identity import BoxKey
-from hybrid.errors import BadMessage
+from hybrid.errors import BadMessage, CampaignImpossible
 from hybrid.federated.layout import Layout
 from hybrid.federated.messages import SecureAnswer, Task, Terms, Weights
 from hybrid.federated.secure.invitation import Invitation
 from hybrid.federated.secure.task import SecureTask
+from tests.federated.secure.test_composed import Desk
 
 LAYOUT = Layout(names=("w",), shapes=((4,),))
 TERMS = Terms(model="m", artifact_digest="a" * 64, variant="v", layout=LAYOUT, is_uniform=True, noise=2.0)
@@ -76,6 +77,11 @@ async def taken(store, step: int, secure) -> str:
     return await SecureTasks(store, around, SimpleNamespace(trained=trained)).take(
         task_of(step), TERMS, None, deadline_s
     )
+
+
+async def test_a_model_too_large_for_one_message_is_refused_at_once(tmp_path) -> None:
+    with pytest.raises(CampaignImpossible, match="7000000 elements for sums of 6 boxes has 9625000 bytes"):
+        Desk(tmp_path, n_elements=7_000_000)
 
 
 async def test_who_masked_nothing_is_not_done_with_the_step(store, monkeypatch) -> None:

@@ -6,8 +6,10 @@ import pytest
 from hybrid.errors import MaskingRefused
 from hybrid.federated.secure import bounds
 from hybrid.federated.secure.bounds import plan_for
-from hybrid.federated.secure.device import Guard
-from tests.federated.secure.cohort import STAGES, Cohort, task_of
+from hybrid.federated.secure.device import Device, Guard
+from hybrid.federated.secure.messages import Delivery, LiveSet, Roster
+from hybrid.federated.secure.roster import Members
+from tests.federated.secure.cohort import STAGES, Box, Cohort, task_of
 
 
 def wide(n_elements=40, **changes):
@@ -66,6 +68,28 @@ def _sparse_graphs_for_few(monkeypatch):
     monkeypatch.setattr(bounds, "COMPLETE_UP_TO", 8)
     yield
     plan_for.cache_clear()
+
+
+@pytest.mark.usefixtures("_sparse_graphs_for_few")
+def test_on_a_sparse_graph_nobody_is_left_with_few_around() -> None:
+    """A set that is large enough in all, and leaves one device too few holders: neither masked with nor unmasked."""
+    boxes = sorted((Box(number) for number in range(30)), key=lambda box: box.id)
+    task, guard = wide(4, corrupt_percent=5, dropout_percent=20), Guard(corrupt_percent=5)
+    begun = [Device.begin(task, box.public, sign=box.sign, random=box.random, guard=guard) for box in boxes]
+    roster = Roster(adverts=tuple(device._state.advert for device in begun))
+    device = begun[0]
+    device.take_roster(roster)
+    members = Members(task, roster.adverts)
+    around = members.graph.neighbours(0)
+    gone = set(around[: members.plan.degree + 2 - members.plan.threshold])
+    few = tuple(one for one in range(30) if one not in gone)
+    assert not members.plan.is_complete
+    assert len(few) >= members.least_live
+    with pytest.raises(MaskingRefused, match="for or around this one"):
+        device.take_delivery(Delivery(sharers=few, parcels=()))
+    device._state.sharers, device._state.input_digest = tuple(range(30)), b"masked"
+    with pytest.raises(MaskingRefused, match="too few live neighbours"):
+        device.take_live(LiveSet(live=few, signatures=()), boxes[0].sign)
 
 
 @pytest.mark.usefixtures("_sparse_graphs_for_few")
