@@ -362,9 +362,9 @@ async def test_privacy_is_spent_once_and_never_beyond_the_budget(tmp_path: Path)
 
 def epsilon_steps(epsilon: float) -> int:
     """Updates that an epsilon pays for at noise 2."""
-    from hybrid.federated.privacy.accountant import budget_of, releases_within
+    from hybrid.federated.privacy.accountant import budget_of, cost_of, fits
 
-    return releases_within(budget_of(epsilon, 1e-5), 2.0)
+    return max(n for n in range(1, 100) if fits(cost_of(2.0, n), budget_of(epsilon, 1e-5)))
 
 
 async def test_news_end_a_poll(tmp_path: Path) -> None:
