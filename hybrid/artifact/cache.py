@@ -5,7 +5,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 _SETTLED_NS: Final = 2_000_000_000
 _MAX_ENTRIES: Final = 4096
@@ -50,7 +53,7 @@ def fresh_sha256(path: Path) -> str:
         return _sha256(file)
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: "BufferedReader") -> str:
     import hashlib
 
     return hashlib.file_digest(file, "sha256").hexdigest()
