@@ -34,7 +34,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         A box with exactly the base holds view 0; one with a version that was learned from it holds none.
         """
         offer = self.offers.get(course.order.model)
-        if offer is None or course.order.variant not in (offer.variant, *offer.same_head):
+        if offer is None or offer.variant != course.order.variant:
             return None
         if offer.artifact_digest == course.row.base_digest:
             return self.held.get(course.id, 0)

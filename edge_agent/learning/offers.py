@@ -12,7 +12,7 @@ import numpy as np
 from edge_agent.models.source import Answering
 from edge_agent.models.version import ModelVersion
 from hybrid.artifact.folder import open_folder
-from hybrid.artifact.manifest import Manifest, Variant, same_head
+from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.errors import HybridError
 from hybrid.federated.learning.labels import is_held_out
 from hybrid.federated.learning.operators.call import INSTALL_TORCH
@@ -45,13 +45,7 @@ class Candidate:
     def fits(self, terms: Terms) -> bool:
         """Whether a campaign is about exactly this, or about the version that this one was learned from."""
         is_same = terms.artifact_digest in {self.version.artifact_digest, self.manifest.base}
-        return is_same and terms.model == self.version.name and terms.variant in (self.variant, *self.same_head)
-
-    @property
-    def same_head(self) -> tuple[str, ...]:
-        """Variants for other engines, such as LiteRT's beside onnxruntime's, that learn the same head."""
-        mine = next(one for one in self.manifest.variants if one.id == self.variant)
-        return same_head(self.manifest, mine)
+        return is_same and terms.model == self.version.name and terms.variant == self.variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +125,6 @@ class Offers:
                         artifact_digest=one.version.artifact_digest,
                         variant=one.variant,
                         n_samples=seen.n_training,
-                        same_head=one.same_head,
                     )
                 )
         names = ", ".join(one.version.name for one in candidates)

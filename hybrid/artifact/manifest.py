@@ -209,16 +209,6 @@ def variant_files(manifest: Manifest, variant: Variant) -> tuple[HashedFile, ...
         raise BadMessage(f"variant {variant.id!r} has a file outside the folder of {variant.files[0]!r}") from exc
 
 
-def same_head(manifest: Manifest, variant: Variant) -> tuple[str, ...]:
-    """Ids of the other variants whose trainable files are the very same bytes, in the same order."""
-    wanted = [manifest.files[name].sha256 for name in variant.trainable_files]
-    return tuple(
-        one.id
-        for one in manifest.variants
-        if wanted and one.id != variant.id and [manifest.files[name].sha256 for name in one.trainable_files] == wanted
-    )
-
-
 def _check(manifest: Manifest) -> None:
     if manifest.schema != SCHEMA:
         raise BadMessage(f"the manifest is of schema {manifest.schema}, this version reads {SCHEMA}; upgrade hybrid")

@@ -24,7 +24,7 @@ from hybrid.artifact.digest import hashed_files
 from hybrid.artifact.durable import storing, write_atomically
 from hybrid.artifact.folder import Artifact, from_onnx, open_folder, place_folder, verify
 from hybrid.artifact.golden_files import write_golden
-from hybrid.artifact.manifest import FileEntry, Manifest, Variant, canonical_bytes, same_head
+from hybrid.artifact.manifest import FileEntry, Manifest, Variant, canonical_bytes
 from hybrid.artifact.names import MANIFEST_NAME
 from hybrid.artifact.trainable import TOLERANCE, Separated, declared, drawn_inputs, separated
 from hybrid.errors import Conflict, ModelInvalid, ModelUntrainable
@@ -147,8 +147,9 @@ def onnx_twin(manifest: Manifest, variant_id: str) -> Variant:
         ModelUntrainable: there is none.
     """
     variant = variant_of(manifest, variant_id)
-    for one in (variant, *(variant_of(manifest, twin) for twin in same_head(manifest, variant))):
-        if one.engine == "onnxruntime":
+    wanted = [manifest.files[name].sha256 for name in variant.trainable_files]
+    for one in (variant, *manifest.variants):
+        if one.engine == "onnxruntime" and [manifest.files[name].sha256 for name in one.trainable_files] == wanted:
             return one
     raise ModelUntrainable(
         f"variant {variant_id!r} is for {variant.engine}, and no variant for onnxruntime beside it has its head; its "

@@ -34,14 +34,12 @@ class Offer(Packed, frozen=True):
     Attributes:
         model, artifact_digest, variant: what answers there now.
         n_samples: labelled samples that it may train on.
-        same_head: other variants whose head is the very same bytes: what is asked of them can be learned here.
     """
 
     model: str
     artifact_digest: str
     variant: str
     n_samples: int
-    same_head: tuple[str, ...] = ()
 
 
 class Condition(Packed, frozen=True):
