@@ -240,6 +240,19 @@ async def test_other_versions_answer_plainly(home: Any, tmp_path: Path) -> None:
             assert box.learning.status().n_judged == 1, f"judged once, taken back {n + 1} times"
 
 
+async def test_a_variant_of_another_head_answers_plainly(home: Any, tmp_path: Path) -> None:
+    _, version, desk = home
+    async with lives(tmp_path, version, desk, mode="off") as box:
+        await until(lambda: CAMPAIGN in box.learning.store.notes)
+        (one,) = box.learning._offers.candidates()
+        store, part = box.learning.store, box.learning.personal
+        assert part._note(one) is store.notes[CAMPAIGN]
+        note = store.notes[CAMPAIGN]
+        terms = msgspec.structs.replace(note.terms, variant="another")
+        store.keep(msgspec.structs.replace(note, terms=terms), {})
+        assert part._note(one) is None
+
+
 async def test_a_candidate_is_held_against_what_answers(home: Any, tmp_path: Path) -> None:
     """What answers now has personal layers, and so would the candidate: fitted to it, on samples of no training."""
     _, version, desk = home
