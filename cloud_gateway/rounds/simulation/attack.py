@@ -24,11 +24,13 @@ def attacked_levels(attack: Attack, levels: np.ndarray, largest: int, rng: np.ra
     """The same of levels that are masked: an attacker does not clip, but no level can be beyond the largest."""
     if attack == "garbage":
         return rng.integers(-largest, largest, size=levels.shape, endpoint=True, dtype=np.int32)
-    return np.clip(np.rint(_turned(attack, levels, rng)), -largest, largest).astype(np.int32)
+    turned: np.ndarray = np.clip(np.rint(_turned(attack, levels, rng)), -largest, largest).astype(np.int32)
+    return turned
 
 
 def _turned(attack: Attack, vector: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if attack != "noise":
-        return vector * (_FLIPPED if attack == "flip" else _SCALED)
-    noise = rng.normal(size=vector.shape)
-    return noise * (np.linalg.norm(vector) / np.linalg.norm(noise))
+    turned: np.ndarray = _FLIPPED * vector if attack == "flip" else _SCALED * vector
+    if attack == "noise":
+        noise = rng.normal(size=vector.shape)
+        turned = noise * (np.linalg.norm(vector) / np.linalg.norm(noise))
+    return turned

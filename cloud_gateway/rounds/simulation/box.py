@@ -167,7 +167,8 @@ class VirtualBox:
         """Do a task and bring what was learned; the next task, where one came along."""
         terms = task.terms or self._terms
         if task.kind == "evaluate" or terms is None:
-            return self._gives_up(task)
+            self._gives_up(task)
+            return None
         if task.campaign != self._campaign:
             self._campaign, self._held, self._left = task.campaign, None, Left()
         self._terms = terms
@@ -178,7 +179,8 @@ class VirtualBox:
             found = work.trained(view, learner.examples, _go_on)
         except HybridError as exc:
             self.traffic.failures[exc.code] += 1
-            return self._gives_up(task)
+            self._gives_up(task)
+            return None
         train_s = learner.machine.train_s(found.n_samples, found.n_steps, terms.training)
         if task.kind == "train" and self._rng.random() < learner.drops_ratio:
             await asyncio.sleep(self._rng.random() * train_s)
