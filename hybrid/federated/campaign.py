@@ -247,6 +247,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
             (privacy.noise > 0 and is_robust, f"the noise is made for means, not for {aggregation.rule}"),
             (privacy.noise > 0 and aggregation.scaffold, "SCAFFOLD's control variates would leave without noise"),
             (privacy.max_epsilon > 0 and privacy.noise == 0, "a budget of epsilon needs noise"),
+            (
+                aggregation.rule == "multi-krum" and self.goal < 3,
+                f"multi-krum compares 3 updates, the goal is {self.goal}",
+            ),
             (aggregation.scaffold and is_stale, "SCAFFOLD's variates belong to one step: set max_staleness to 0"),
             (aggregation.scaffold and bool(self.training.personal), "SCAFFOLD and personal tensors exclude each other"),
             (

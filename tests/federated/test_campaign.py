@@ -21,6 +21,7 @@ def order(**more) -> Campaign:
         ({"seed": -1}, "the seed is -1"),
         ({"most_abandoned": 0}, "1 or more"),
         ({"training": Training(max_steps=-3)}, "-3 steps"),
+        ({"goal": 2, "aggregation": Aggregation(rule="multi-krum")}, "compares 3 updates, the goal is 2"),
         ({"aggregation": Aggregation(scaffold=True)}, "uniform weights"),
         ({"aggregation": Aggregation(scaffold=True, weights="uniform", rule="median")}, "not median with plain"),
         ({"aggregation": Aggregation(scaffold=True, weights="uniform", optimizer="adam")}, "not mean with adam"),
