@@ -19,6 +19,7 @@ import msgspec
 from yarl import URL
 
 from hybrid.errors import GatewayUnreachable, GatewayUntrusted, HybridError, Overloaded
+from hybrid.transport.environment_proxy import EnvironmentProxy, environment_proxy
 from hybrid.transport.http_reply import plainly
 from hybrid.transport.proof_mac import NONCE_BYTES, proof_mac, spki_sha256
 from hybrid.transport.token import Token
@@ -132,6 +133,7 @@ async def ask_seeing(
     if base.scheme != "https":
         raise GatewayUntrusted(f"{url} is not https: a gateway proves itself over TLS only", url=url)
     connected_s = 0.0
+    proxy = await asyncio.to_thread(environment_proxy, base) if trust_env else EnvironmentProxy()
 
     async def on_sent(*_: object) -> None:
         nonlocal connected_s
@@ -146,9 +148,13 @@ async def ask_seeing(
                 connector=aiohttp.TCPConnector(force_close=True, ssl=seen),
                 trace_configs=[trace],
                 auto_decompress=False,
-                trust_env=trust_env,
             ) as session,
-            session.get(base.joinpath(path.lstrip("/")).with_query(query), allow_redirects=False) as response,
+            session.get(
+                base.joinpath(path.lstrip("/")).with_query(query),
+                proxy=proxy.url,
+                proxy_headers=proxy.headers,
+                allow_redirects=False,
+            ) as response,
         ):
             rtt_s = time.perf_counter() - connected_s
             return response.status, await _read(url, response), rtt_s

@@ -1,5 +1,6 @@
 """The registry of a gateway as a client sees it: its calls over HTTP, each under a timeout, each error typed."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from hybrid.errors import (
     RefusedError,
     from_code,
 )
+from hybrid.transport.environment_proxy import EnvironmentProxy, environment_proxy
 from hybrid.transport.http_reply import ended_in_a_call, plainly
 from hybrid.transport.trust import Trust, Verifier
 
@@ -105,6 +107,7 @@ class RegistryClient:
         self._timeouts = timeouts or Timeouts()
         self._verifier = Verifier(_base(self.url), token, trust or Trust())
         self._session: aiohttp.ClientSession | None = None
+        self._proxy = EnvironmentProxy()
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,6 +117,7 @@ class RegistryClient:
         if self._session is not None:
             return self._session
         tls = await self._verifier.tls()
+        self._proxy = await asyncio.to_thread(environment_proxy, URL(self.url))
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.answer_s
@@ -124,7 +128,6 @@ class RegistryClient:
             timeout=limits,
             auto_decompress=False,
             skip_auto_headers=("Accept-Encoding",),
-            trust_env=True,
         )
         return self._session
 
@@ -252,10 +255,18 @@ class RegistryClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; an answer of 400 and above is raised as the error that it names, unless `fine`."""
         session = await self._connected()
+        url = URL(f"{self.url}/{path}")
+        headers = dict(headers or {}) if url.scheme == "https" else {**self._proxy.headers, **(headers or {})}
         body = None if data is None else BytesIO(data)  # aiohttp writes a stream block by block
         try:
             async with session.request(
-                method, URL(f"{self.url}/{path}"), data=body, headers=headers, allow_redirects=False
+                method,
+                url,
+                data=body,
+                headers=headers,
+                proxy=self._proxy.url,
+                proxy_headers=self._proxy.headers,
+                allow_redirects=False,
             ) as response:
                 if response.status >= 300 and response.status not in fine:
                     raise await _refusal(self.url, response)
