@@ -36,13 +36,17 @@ from edge_agent.install.versions import compare_golden, told_of, version_in
 from edge_agent.models.version import ModelVersion, Runs
 from hybrid.artifact.manifest import Manifest, parse
 from hybrid.errors import CorruptContent, EngineFailed, Forbidden, HybridError, ModelError, StorageError
-from hybrid.fleet.messages import Assigned, Installed, Trial
+from hybrid.fleet.messages import Assigned, Installed
 
 _log = logging.getLogger("hybrid.agent.install")
 
 _CLOCK_SLACK_S: Final = 3600.0
-_WAITS_MOST_S: Final = Trial().most_s
-"""So long another version waits for a trial at most; one without errors has passed it then."""
+_WAITS_MOST_S: Final = 10.0
+"""So long another version waits for the trial of all that is here; without an error until then it has passed.
+
+A trial decides whether to go back. With nothing good to go back to it protects nothing, and who assigns another version
+over one that does badly must not wait for it.
+"""
 _ANY: Final = Held(artifact_digest="", version="", sequence=0)
 
 

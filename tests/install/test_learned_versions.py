@@ -76,7 +76,7 @@ def test_what_waits_is_not_kept_waiting_by_a_trial_without_end(fleet: Fleet, bas
     endless = base.assigned(trial=Trial(n_good=1000, most_s=1e6))
     live(image, shelf, fleet.trust(), endless, until=ended("trial"), prepare=lambda box: None)
     assert (
-        install(image, shelf, fleet, learned, committed(LEARNED), prepare=lambda box: None, within_s=900.0)
+        install(image, shelf, fleet, learned, committed(LEARNED), prepare=lambda box: None, within_s=120.0)
         .told()
         .version
         == LEARNED
