@@ -50,6 +50,22 @@ def twin_answers(artifact: Artifact, x: np.ndarray = X) -> list[np.ndarray]:
     return onnxruntime.InferenceSession(artifact.path_of("onnx/net.onnx")).run(None, {"x": x})
 
 
+@pytest.mark.parametrize("part", ["body.tflite", "head.bin"])
+def test_weights_outside_of_its_folder_are_never_read(part: str, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(kept_artifact().folder, folder)
+    (folder / part).rename(tmp_path / part)
+    data = (folder / "net.onnx").read_bytes()
+    model = onnx.ModelProto.FromString(data)
+    held = [one for one in model.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    held += [one.t for node in model.graph.node for one in node.attribute if one.HasField("t")]
+    for entry in (entry for one in held for entry in one.external_data if entry.value == part):
+        entry.value = f"../{part}"
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRejected, match="must lie in the model.s folder"):
+        LiteHeadSession(folder / "net.onnx")
+
+
 def test_it_answers_as_the_model_does() -> None:
     artifact = kept_artifact()
     first, second = artifact.manifest.variants
