@@ -4,6 +4,8 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +27,7 @@ from hybrid.artifact.manifest import (
 from hybrid.artifact.names import ATTACHMENTS_NAME, MANIFEST_NAME, SIGNATURE_NAME, check_relative
 from hybrid.artifact.plain_file import read_plain
 from hybrid.artifact.signature import MAX_SIGNATURE_BYTES, Signature
-from hybrid.errors import BadMessage, CorruptContent, ModelInvalid
+from hybrid.errors import BadMessage, Conflict, CorruptContent, ModelInvalid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +155,30 @@ def write_papers(artifact: Artifact, folder: Path) -> None:
     write_atomically(folder / MANIFEST_NAME, artifact.manifest_bytes)
     if artifact.signature is not None:
         write_atomically(folder / SIGNATURE_NAME, artifact.signature.file_bytes)
+
+
+@contextmanager
+def made_at(out: Path) -> Iterator[Path]:
+    """A folder to write an artifact into; at the end it is verified and placed as a whole, or nothing is.
+
+    Raises:
+        Conflict: something is at its place.
+        ModelInvalid, CorruptContent: what was written is no artifact.
+        DiskFull, StorageError: there is no room.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Conflict(f"{out} is not empty; name a new folder")
+    with storing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=".tmp-"))
+        try:
+            yield staging
+            verify(open_folder(staging))
+            if out.is_dir():
+                out.rmdir()
+            place_folder(staging, out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def place_folder(staging: Path, destination: Path) -> None:

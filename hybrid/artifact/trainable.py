@@ -5,8 +5,6 @@ Design: the body's bytes never change when the head learns, so that a version th
 changes, and the file has A and B, which are added to what its products answer.
 """
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hybrid.artifact.durable import storing, write_atomically
-from hybrid.artifact.folder import Artifact, from_onnx, open_folder, place_folder, verify
+from hybrid.artifact.durable import write_atomically
+from hybrid.artifact.folder import Artifact, from_onnx, made_at, open_folder
 from hybrid.artifact.golden_files import write_golden
 from hybrid.artifact.manifest import canonical_bytes
 from hybrid.artifact.names import MANIFEST_NAME
-from hybrid.errors import Conflict, ModelInvalid
+from hybrid.errors import ModelInvalid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,24 +184,13 @@ def trainable_artifact(  # noqa: PLR0913  (what is named is the artifact's or th
         DeviceError: the engine refuses the model.
         Conflict: something is at the artifact's place.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Conflict(f"{out} is not empty; name a new folder")
-    with storing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=".tmp-"))
-        try:
-            apart = separated(model, head, staging, rank=rank)
-            bare = declared(from_onnx(apart.path, name, version, sequence=sequence), apart)
-            feeds, outputs = _answered(apart.path, inputs)
-            golden, entries = write_golden(staging, feeds, outputs, {"onnxruntime": tolerance})
-            manifest = msgspec.structs.replace(bare.manifest, golden=golden, files={**bare.manifest.files, **entries})
-            write_atomically(staging / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)
-            verify(open_folder(staging))
-            if out.is_dir():
-                out.rmdir()
-            place_folder(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with made_at(out) as staging:
+        apart = separated(model, head, staging, rank=rank)
+        bare = declared(from_onnx(apart.path, name, version, sequence=sequence), apart)
+        feeds, outputs = _answered(apart.path, inputs)
+        golden, entries = write_golden(staging, feeds, outputs, {"onnxruntime": tolerance})
+        manifest = msgspec.structs.replace(bare.manifest, golden=golden, files={**bare.manifest.files, **entries})
+        write_atomically(staging / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)
     return open_folder(out)
 
 

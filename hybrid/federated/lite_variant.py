@@ -5,8 +5,6 @@ itself, in the model's own layout. Nothing about it is believed: names, types an
 model, then both answer the same requests.
 """
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +19,13 @@ from devices.onnx_engine import Port, open_session, ports
 from devices.tflite_engine import TfliteSession
 from devices.tflite_magic import is_tflite
 from hybrid.artifact.digest import hashed_files
-from hybrid.artifact.durable import storing, write_atomically
-from hybrid.artifact.folder import Artifact, from_onnx, open_folder, place_folder, verify
+from hybrid.artifact.durable import write_atomically
+from hybrid.artifact.folder import Artifact, from_onnx, made_at, open_folder
 from hybrid.artifact.golden_files import write_golden
 from hybrid.artifact.manifest import FileEntry, Manifest, Variant, canonical_bytes
 from hybrid.artifact.names import MANIFEST_NAME
 from hybrid.artifact.trainable import TOLERANCE, Separated, declared, drawn_inputs, separated
-from hybrid.errors import Conflict, ModelInvalid, ModelUntrainable
+from hybrid.errors import ModelInvalid, ModelUntrainable
 from hybrid.federated.learning.body import Body
 from hybrid.federated.learning.head import read_head, variant_of
 from hybrid.federated.learning.lite_form import BODY_FILE, as_bytes, with_lite_body
@@ -191,29 +189,18 @@ def lite_artifact(  # noqa: PLR0913  (as `trainable_artifact`, with a body)
             `with_body`; nothing is left behind.
         Conflict: something is at the artifact's place.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Conflict(f"{out} is not empty; name a new folder")
-    with storing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=".tmp-"))
-        try:
-            twin = separated(model, head, staging / TWIN, rank=rank)
-            made = with_body(twin, body, staging, samples=[inputs] if inputs is not None else ())
-            bare = declared(from_onnx(made.apart.path, name, version, sequence=sequence), made.apart)
-            both = with_twin(bare, made, twin)
-            feeds = inputs if inputs is not None else drawn_inputs(_opened(twin.path))
-            session = _headed(made.apart.path)
-            names = [port.name for port in session.get_outputs()]
-            outputs = dict(zip(names, session.run(names, feeds), strict=True))
-            golden, entries = write_golden(staging, feeds, outputs, tolerances(made, tolerance))
-            manifest = msgspec.structs.replace(both.manifest, golden=golden, files={**both.manifest.files, **entries})
-            write_atomically(staging / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)
-            verify(open_folder(staging))
-            if out.is_dir():
-                out.rmdir()
-            place_folder(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with made_at(out) as staging:
+        twin = separated(model, head, staging / TWIN, rank=rank)
+        made = with_body(twin, body, staging, samples=[inputs] if inputs is not None else ())
+        bare = declared(from_onnx(made.apart.path, name, version, sequence=sequence), made.apart)
+        both = with_twin(bare, made, twin)
+        feeds = inputs if inputs is not None else drawn_inputs(_opened(twin.path))
+        session = _headed(made.apart.path)
+        names = [port.name for port in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
+        golden, entries = write_golden(staging, feeds, outputs, tolerances(made, tolerance))
+        manifest = msgspec.structs.replace(both.manifest, golden=golden, files={**both.manifest.files, **entries})
+        write_atomically(staging / MANIFEST_NAME, canonical_bytes(manifest), is_shown=True)
     return open_folder(out)
 
 

@@ -268,3 +268,8 @@ class Box:
         """One task, with an invented update."""
         task = await self.task()
         return await self.send(self.update(task)) if task is not None else None
+
+
+def boxes_of(lab: Lab, n: int = 6) -> list[Box]:
+    """The first boxes of a gateway."""
+    return [Box(lab, at) for at in range(n)]

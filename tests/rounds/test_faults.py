@@ -12,21 +12,9 @@ from hybrid.errors import (
     DiskFull,
 )
 from hybrid.federated.campaign import Coding
-from tests.rounds.lab import Box, Lab, box_id, running, until
+from tests.rounds.lab import Box, Lab, box_id, boxes_of, running, until
 
 PLAIN = Coding(up="float32", down="float32")
-
-
-@pytest.fixture
-async def lab(tmp_path: Path):
-    made = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
-    async with running(made):
-        yield made
-    made.close()
-
-
-def boxes_of(lab: Lab, n: int = 6) -> list[Box]:
-    return [Box(lab, at) for at in range(n)]
 
 
 async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab, monkeypatch) -> None:

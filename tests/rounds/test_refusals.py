@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,21 +17,9 @@ from hybrid.errors import (
 )
 from hybrid.federated.campaign import Aggregation, Coding, Cohort, Promotion, Training
 from hybrid.federated.messages import Condition, EvaluationCall, Offer
-from tests.rounds.lab import MODEL, Box, FakeBox, Lab, running, until
+from tests.rounds.lab import MODEL, Box, FakeBox, Lab, boxes_of, until
 
 PLAIN = Coding(up="float32", down="float32")
-
-
-@pytest.fixture
-async def lab(tmp_path: Path):
-    made = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
-    async with running(made):
-        yield made
-    made.close()
-
-
-def boxes_of(lab: Lab, n: int = 6) -> list[Box]:
-    return [Box(lab, at) for at in range(n)]
 
 
 async def test_the_same_again_is_accepted_again_and_counts_once(lab: Lab) -> None:

@@ -1,7 +1,5 @@
 """Who may take part and how often: rounds that nobody can fill, calls of no use, cohorts that are too small."""
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -10,21 +8,9 @@ from cloud_gateway.rounds.commands.telling import lines
 from hybrid.errors import CampaignImpossible, NotFound, Overloaded
 from hybrid.federated.campaign import Coding, Cohort
 from hybrid.federated.messages import Condition, Offer
-from tests.rounds.lab import MODEL, Box, FakeBox, Lab, running, until
+from tests.rounds.lab import MODEL, Box, FakeBox, Lab, boxes_of, until
 
 PLAIN = Coding(up="float32", down="float32")
-
-
-@pytest.fixture
-async def lab(tmp_path: Path):
-    made = Lab(tmp_path, n_boxes=6, learns=("w2", "b2"))
-    async with running(made):
-        yield made
-    made.close()
-
-
-def boxes_of(lab: Lab, n: int = 6) -> list[Box]:
-    return [Box(lab, at) for at in range(n)]
 
 
 @pytest.mark.parametrize("how", ["rejected", "gave up", "revoked"])
