@@ -87,6 +87,7 @@ class Public:
         return await asyncio.to_thread(report, view, self._store, self._campaigns.cohorts.name_of)
 
     async def _view(self, row: CampaignRow) -> CampaignView:
+        serial = self._serial(row.id)  # of before the waits: what changes meanwhile is told as a change
         course = self._campaigns.courses.get(row.id)
         promotions = await asyncio.to_thread(self._store.promotions, row.id)
         return campaign_view(
@@ -96,7 +97,7 @@ class Public:
             promotions=tuple(promotions),
             standing=self._standing(row, course),
             now_s=self._clock_s(),
-            serial=self._serial(row.id),
+            serial=serial,
         )
 
     def _standing(self, row: CampaignRow, course: Course | None) -> Standing:

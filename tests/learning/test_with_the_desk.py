@@ -1,79 +1,25 @@
 """Boxes beside the gateway's own desk: rounds in the clear and masked, candidates, all over a real database."""
 
-import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from edge_agent.trust.identity import BoxKey
 from hybrid.federated.campaign import Aggregation, Cohort, Privacy, Training
-from hybrid.federated.messages import (
-    EvaluationAnswer,
-    EvaluationCall,
-    SecureAnswer,
-    SecureCall,
-    TaskAnswer,
-    TaskCall,
-    UpdateAnswer,
-    UpdateCall,
-    Weights,
-)
-from tests.learning.lab import Box, again, at_work
+from tests.learning.desk_lab import boxes_at_a_desk, completed
+from tests.learning.lab import Box, at_work
 from tests.learning.nets import N_FEATURES, kept_artifact
-from tests.rounds.lab import FakeBox, Lab, put_version, running, until
+from tests.rounds.lab import Lab, until
 
 N_BOXES = 3
 
 
-class Wire:
-    """`RoundCalls` of one box at a lab's desk; every message is read as on the wire."""
-
-    def __init__(self, lab: Lab, box_id: str) -> None:
-        self._desk, self._id = lab.desk, box_id
-
-    async def task(self, call: TaskCall) -> TaskAnswer:
-        return again(await self._desk.task(self._id, again(call)))
-
-    async def weights(self, campaign: str, step: int, have: int) -> Weights:
-        return again(await self._desk.weights(self._id, campaign, step, have))
-
-    async def update(self, call: UpdateCall) -> UpdateAnswer:
-        return again(await self._desk.update(self._id, again(call)))
-
-    async def evaluation(self, call: EvaluationCall) -> EvaluationAnswer:
-        return again(await self._desk.evaluation(self._id, again(call)))
-
-    async def secure(self, call: SecureCall) -> SecureAnswer:
-        return again(await self._desk.secure(self._id, again(call)))
-
-
 @asynccontextmanager
-async def fleet(folder: Path):
+async def fleet(folder: Path) -> AsyncIterator[tuple[Lab, list[Box]]]:
     """Three boxes with labelled samples at a desk, none learning yet."""
-    artifact = kept_artifact(N_FEATURES)
-    lab = Lab(folder / "gateway", n_boxes=0)
-    put_version(lab.registry, lab._blobs, artifact)
-    boxes = []
-    for n in range(N_BOXES):
-        key = BoxKey.fresh()
-        lab.boxes.known[key.box_id] = FakeBox(key.box_id, f"box-{n}")
-        boxes.append(Box(folder / f"box{n}", artifact, Wire(lab, key.box_id), key))
-    try:
-        async with running(lab), AsyncExitStack() as stack:
-            for n, box in enumerate(boxes):
-                await stack.enter_async_context(at_work(box.outbox, box.samples))
-                await box.fill(25, seed=n)
-            yield lab, boxes
-    finally:
-        lab.close()
-
-
-async def completed(lab: Lab, campaign: str) -> None:
-    async with asyncio.timeout(30.0):
-        while (await lab.shown(campaign)).state == "running":  # noqa: ASYNC110 (what is waited for is no event of ours)
-            await asyncio.sleep(0.02)
-    assert (await lab.shown(campaign)).state == "completed"
+    async with boxes_at_a_desk(folder, kept_artifact(N_FEATURES), N_BOXES, lambda box, n: box.fill(25, seed=n)) as made:
+        yield made
 
 
 @pytest.mark.parametrize("scaffold", [False, True])

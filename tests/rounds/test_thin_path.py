@@ -51,3 +51,22 @@ async def test_the_digits_are_learned(tmp_path: Path) -> None:
     assert all(each.n_bytes_up <= 4_840 * len(view.rounds) for each in report.boxes)
     views = [box.views[campaign] for box in boxes]
     assert len({(step, view.tobytes()) for step, view in views}) == 1
+
+
+async def test_a_change_while_a_view_is_made_is_told_as_a_change(tmp_path: Path, monkeypatch) -> None:
+    lab = Lab(tmp_path, n_boxes=4)
+    async with running(lab):
+        campaign = await lab.create()
+        loop, read = asyncio.get_running_loop(), lab.rounds._store.promotions
+
+        def read_while_it_stops(campaign: str):
+            monkeypatch.undo()
+            asyncio.run_coroutine_threadsafe(lab.rounds.order("stop", campaign), loop).result(10.0)
+            return read(campaign)
+
+        monkeypatch.setattr(lab.rounds._store, "promotions", read_while_it_stops)
+        seen = await lab.shown(campaign)
+        async with asyncio.timeout(5.0):
+            told = await lab.rounds.public.shown(campaign, since=seen.serial, wait_s=60.0)
+        assert told.state == "stopped"
+    lab.close()

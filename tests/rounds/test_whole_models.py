@@ -1,7 +1,7 @@
 """A whole network that learns over rounds: boxes beside the gateway's own desk, in the clear and masked, and home."""
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -12,16 +12,15 @@ import pytest
 from cloud_gateway.rounds import exports
 from cloud_gateway.rounds.commands.export import _written, export
 from edge_agent.learning import offers
-from edge_agent.trust.identity import BoxKey
 from hybrid.artifact.folder import Artifact, from_onnx
 from hybrid.artifact.manifest import Manifest, parse
 from hybrid.errors import Conflict, NotFound
 from hybrid.federated.campaign import Aggregation, Privacy, Promotion, Training
 from hybrid.fleet.sample import Sample, packed_arrays
 from tests.federated.whole_making import NAME, digit_images, whole_artifact
+from tests.learning.desk_lab import boxes_at_a_desk, completed
 from tests.learning.lab import Box, at_work
-from tests.learning.test_with_the_desk import Wire, completed
-from tests.rounds.lab import FakeBox, Lab, put_version, running, until
+from tests.rounds.lab import Lab, until
 
 N_BOXES = 3
 N_EACH = 150
@@ -47,25 +46,15 @@ async def give(box: Box, x: np.ndarray, y: np.ndarray) -> None:
 async def fleet(folder: Path):
     """Three boxes with digits at a desk, and the digest of the gateway's evaluation set."""
     artifact = whole_artifact(folder / "made" / "eyes")
-    lab = Lab(folder / "gateway", n_boxes=0)
-    put_version(lab.registry, lab._blobs, artifact)
     x, y = digit_images()
     packed = BytesIO()
     np.savez(packed, image=x[-300:], labels=y[-300:])
-    evaluation = lab.rounds.sets.put(packed.getvalue()).sha256
-    boxes = []
-    for n in range(N_BOXES):
-        key = BoxKey.fresh()
-        lab.boxes.known[key.box_id] = FakeBox(key.box_id, f"box-{n}")
-        boxes.append(Box(folder / f"box{n}", artifact, Wire(lab, key.box_id), key))
-    try:
-        async with running(lab), AsyncExitStack() as stack:
-            for n, box in enumerate(boxes):
-                await stack.enter_async_context(at_work(box.outbox, box.samples))
-                await give(box, *(some[n * N_EACH : (n + 1) * N_EACH] for some in (x, y)))
-            yield lab, boxes, evaluation
-    finally:
-        lab.close()
+
+    async def fill(box: Box, n: int) -> None:
+        await give(box, *(some[n * N_EACH : (n + 1) * N_EACH] for some in (x, y)))
+
+    async with boxes_at_a_desk(folder, artifact, N_BOXES, fill) as (lab, boxes):
+        yield lab, boxes, lab.rounds.sets.put(packed.getvalue()).sha256
 
 
 @pytest.mark.torch
