@@ -79,7 +79,12 @@ class TimingBench:
             EngineFailed: a model that does not run here with these inputs.
             EngineCrashed: the worker ended by itself, or did not end in time.
         """
-        from hybrid.compress.timing import BLOCK_S, LEAST_ROUNDS, MOST_ROUNDS, WORKER  # an idle agent needs no lab
+        from hybrid.compress.timing.timer import (  # an idle agent needs no lab
+            BLOCK_S,
+            LEAST_ROUNDS,
+            MOST_ROUNDS,
+            WORKER,
+        )
 
         task = {
             "models": [str(folder / name) for name in call.models],

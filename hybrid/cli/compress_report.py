@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 from hybrid.cli.table import fits, table, wrapped
 
 if TYPE_CHECKING:
-    from hybrid.compress.report import Candidate, Report, SplitTold
+    from hybrid.compress.report.report import Candidate, Report, SplitTold
     from hybrid.compress.run import Result
 
 HEADINGS: Final = ("candidate", "status", "drop", "at most", "p", "time", "bytes", "p50 ms", "p95 ms", "MB", "why")

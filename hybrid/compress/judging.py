@@ -7,11 +7,11 @@ from typing import Final
 
 from compression.measuring import Timing
 from hybrid.compress.across import FLOAT_TOLERANCE, N_COMPARED, TOLERANCE, Runtimes, faults, refusals
-from hybrid.compress.bench import Bench, bytes_of
 from hybrid.compress.grading import Grade, graded
 from hybrid.compress.job import Job
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.making.recipe import Recipe, distinct_ids
 from hybrid.compress.rules import Facts, Status, verdict
+from hybrid.compress.search.bench import Bench, bytes_of
 
 MOST_JUDGED: Final = 6
 """Finalists of an engine; each one more is one more chance to pass by luck."""
@@ -48,9 +48,11 @@ class Judgement:
     original_memory_bytes: int
 
     @property
-    def shipped(self) -> list[Judged]:
-        """Those that every rule lets pass."""
-        return [each for each in self.finalists if each.status == "shipped"]
+    def shipped(self) -> dict[str, Judged]:
+        """Those that every rule lets pass, by the id that each has as a variant of the artifact."""
+        passed = [each for each in self.finalists if each.status == "shipped"]
+        ids = distinct_ids([each.recipe for each in passed])
+        return {ids[each.recipe]: each for each in passed}
 
 
 def judged(

@@ -12,24 +12,25 @@ import onnxruntime
 from devices.catalog.load import link_class
 from devices.machine import processor
 from hybrid.artifact.folder import Artifact
-from hybrid.compress.bench import Bench
-from hybrid.compress.counterpart import counterpart
 from hybrid.compress.job import THIS, Job, Watch
 from hybrid.compress.journal import Journal
 from hybrid.compress.judging import MOST_JUDGED, Judgement, judged
-from hybrid.compress.making import Maker
+from hybrid.compress.making.counterpart import counterpart
+from hybrid.compress.making.maker import Maker
+from hybrid.compress.making.trained import Trainer, digest, matched
 from hybrid.compress.material import Material, gathered, refuse_overlap
-from hybrid.compress.report import Refused, Report
-from hybrid.compress.search import best_int8, best_pair, next_step
-from hybrid.compress.shipping import Shipment, check_place, untold, variant_ids, write_artifact, write_report
-from hybrid.compress.space import Steps, multiple_of, space_of, staircase_of
+from hybrid.compress.report.files import untold, write_report
+from hybrid.compress.report.report import Refused, Report
+from hybrid.compress.report.telling import CUT_SHORT, Searched, told
+from hybrid.compress.search.bench import Bench
+from hybrid.compress.search.next_step import best_int8, best_pair, next_step
+from hybrid.compress.search.space import Steps, multiple_of, space_of, staircase_of
+from hybrid.compress.search.standing import Space, finalists, runners_up
+from hybrid.compress.shipping import Shipment, check_place, write_artifact
 from hybrid.compress.splits.bottlenecks import WHAT
 from hybrid.compress.splits.work import SPLITTING, Found, SplitWork
-from hybrid.compress.standing import Space, finalists, runners_up
-from hybrid.compress.telling import CUT_SHORT, Searched, told
-from hybrid.compress.timer_choice import timer_for
-from hybrid.compress.timing import Timer
-from hybrid.compress.trained import Trainer, digest, matched
+from hybrid.compress.timing.choice import timer_for
+from hybrid.compress.timing.timer import Timer
 from hybrid.compress.uncompressed import Base, base_of
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _result(
         splits=divided.told,
         remarks=divided.remarks,
     )
-    shipped = variant_ids(judgement.shipped)
+    shipped = judgement.shipped
     artifact = None
     if shipped or divided.shipped:
         shipment, work = Shipment(shipped, divided.shipped), bench.journal.folder
@@ -197,7 +198,7 @@ def _splits(
             link=link_class(job.link),
             gateway=gateway,
             original=judgement.original,
-            variants=variant_ids(judgement.shipped),
+            variants=judgement.shipped,
             int8=best_int8(space, bench.done) or best_pair(space, bench.done),
             training_set=trainer.training_set if trainer is not None else None,
             left_s=left_s,

@@ -1,8 +1,8 @@
 """The artifact of a search: the original, the variants that won, golden files, calibrations and the report.
 
 Design: everything is laid out in the journal's folder, beside the place where it belongs, verified there, and renamed
-into it: an artifact is there whole or not at all. The report lies beside it too, so that it is there also where nothing
-was won.
+into it: an artifact is there whole or not at all. The report lies beside it too (`report/files.py`), so that it is
+there also where nothing was won.
 """
 
 import os
@@ -18,7 +18,7 @@ import msgspec
 import onnxruntime
 
 from devices.tflite_magic import engine_of
-from hybrid.artifact.attachments import attach, attachment_of, attachments_in
+from hybrid.artifact.attachments import attach, attachment_of
 from hybrid.artifact.digest import digest_of_files, hashed_files
 from hybrid.artifact.durable import storing, sync_file, write_atomically
 from hybrid.artifact.folder import Artifact, open_folder, place_folder, verify
@@ -33,8 +33,7 @@ from hybrid.calibration.trial import opened
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged
 from hybrid.compress.material import Material
-from hybrid.compress.page import page
-from hybrid.compress.report import Report, wanted_of
+from hybrid.compress.report.report import Report
 from hybrid.compress.splits.filing import laid_out
 from hybrid.compress.splits.ways import ShippedWay
 from hybrid.compress.uncompressed import Base
@@ -62,37 +61,6 @@ def check_place(job: Job) -> None:
     for word, what in ((job.name, "model name"), (job.version, "version")):
         if word:
             check_word(word, what)
-
-
-def report_paths(out: Path) -> tuple[Path, Path]:
-    """Where the report's JSON and its page lie."""
-    return out.with_name(f"{out.name}.report.json"), out.with_name(f"{out.name}.report.html")
-
-
-def write_report(report: Report, out: Path) -> tuple[Path, Path]:
-    """Writes both forms of the report; raises `DiskFull`, `StorageError`."""
-    as_json, as_page = report_paths(out)
-    write_atomically(as_json, report.content, is_shown=True)
-    write_atomically(as_page, page(report).encode(), is_shown=True)
-    return as_json, as_page
-
-
-def untold(job: Job) -> tuple[Artifact, Report] | None:
-    """An artifact that this job has made, with the report in it, of which no report lies beside it.
-
-    A call that was killed between the two leaves it so; the report is whole, and wants only to be written.
-    """
-    if not (job.out / MANIFEST_NAME).is_file() or any(path.exists() for path in report_paths(job.out)):
-        return None
-    artifact = open_folder(job.out)
-    for attached in attachments_in(job.out, artifact.manifest.model_digest, "report"):
-        try:
-            report = msgspec.json.decode(attached.content, type=Report)
-        except msgspec.MsgspecError:
-            continue
-        if report.wanted == wanted_of(job):
-            return artifact, report
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +213,3 @@ def _calibration(base: Base, material: Material, job: Job, variant: str, cells: 
         made_s=time.time(),
         cells=tuple(cells),
     )
-
-
-def variant_ids(shipped: Sequence[Judged]) -> dict[str, Judged]:
-    """A variant id for each."""
-    from hybrid.compress.report import distinct_ids
-
-    ids = distinct_ids([each.recipe for each in shipped])
-    return {ids[each.recipe]: each for each in shipped}

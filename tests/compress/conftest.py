@@ -9,7 +9,7 @@ import pytest
 
 from compression.measuring import Feeds, Timing
 from hybrid.compress import Job, Result, compress
-from hybrid.compress.timing import DeviceTold
+from hybrid.compress.timing.timer import DeviceTold
 from hybrid.cost.energy import GENERIC_POWER, Power
 from tests.compress import nets
 
@@ -75,8 +75,8 @@ def by_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], BySize]:
 
     That int8 loses nothing on these samples spares it no step either: there shall be some to interrupt.
     """
-    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
-    monkeypatch.setattr("hybrid.compress.search.is_lossless", lambda _grade: False)
+    monkeypatch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
+    monkeypatch.setattr("hybrid.compress.search.next_step.is_lossless", lambda _grade: False)
     return lambda _job: BySize()
 
 
@@ -86,6 +86,6 @@ def whole(net: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
     out = tmp_path_factory.mktemp("whole") / "small"
     job = Job(model=net, data=data / "x.npz", labels=data / "y.npy", out=out, max_drop=MAX_DROP)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
-        patch.setattr("hybrid.compress.search.is_lossless", lambda _grade: False)
+        patch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
+        patch.setattr("hybrid.compress.search.next_step.is_lossless", lambda _grade: False)
         return compress(job, timer=lambda _job: BySize())

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression.measuring import Feeds, Timing
 from hybrid.compress.job import THIS, Job
-from hybrid.compress.timing import DeviceTold
+from hybrid.compress.timing.timer import DeviceTold
 from hybrid.cost.energy import GENERIC_POWER, Power
 
 N_CLASSES, SHAPE, WAIST = 5, (1, 3, 48, 48), "r2"

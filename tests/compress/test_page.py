@@ -6,10 +6,10 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from hybrid.compress.page import page
-from hybrid.compress.page_chart import BOTTOM, HEIGHT, ticks
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.report import (
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.report.chart import BOTTOM, HEIGHT, ticks
+from hybrid.compress.report.page import page
+from hybrid.compress.report.report import (
     Baseline,
     Candidate,
     Data,
@@ -21,7 +21,7 @@ from hybrid.compress.report import (
     Wanted,
     with_front,
 )
-from hybrid.compress.timing import DeviceTold
+from hybrid.compress.timing.timer import DeviceTold
 
 EMPTY = ("br", "meta", "line", "circle", "polyline")
 

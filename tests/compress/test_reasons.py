@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from hybrid.calibration.intervals import paired_drop
 from hybrid.compress.grading import Grade, held_together
-from hybrid.compress.telling import headless
+from hybrid.compress.report.telling import headless
 
 
 def grade(n_lost: int, n_won: int = 0, n: int = 2000) -> Grade:

@@ -19,7 +19,7 @@ from hybrid.artifact.attachments import attachments_in
 from hybrid.artifact.folder import open_folder, verify
 from hybrid.calibration.record import parse_calibration
 from hybrid.compress import Job, Result, Watch, compress
-from hybrid.compress.report import Report
+from hybrid.compress.report.report import Report
 from hybrid.errors import Conflict, DataUnfit, DiskFull, ModelMissing, ModelUnsupported
 from tests.compress.conftest import BySize
 
@@ -139,11 +139,11 @@ def test_ended_at_any_stage_the_same_command_gives_the_same(job, by_size, whole,
 
 
 def _work(job, told) -> None:
-    import hybrid.compress.search
-    import hybrid.compress.space
+    import hybrid.compress.search.next_step
+    import hybrid.compress.search.space
 
-    hybrid.compress.space.prunings = lambda _bench: ()
-    hybrid.compress.search.is_lossless = lambda _grade: False
+    hybrid.compress.search.space.prunings = lambda _bench: ()
+    hybrid.compress.search.next_step.is_lossless = lambda _grade: False
     compress(job, Watch(stepped=lambda: told.send(1)), timer=lambda _job: BySize())
 
 

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from hybrid.compress.grading import Grade
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.search import best_int8, next_step
-from hybrid.compress.standing import Cost, Done, Space, finalists, runners_up
-from hybrid.compress.step import Step
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.search.next_step import best_int8, next_step
+from hybrid.compress.search.standing import Cost, Done, Space, finalists, runners_up
+from hybrid.compress.search.step import Step
 
 N = 1000
 U8S8, S8S8 = Recipe(precision="int8"), Recipe(precision="int8", activations="int8")

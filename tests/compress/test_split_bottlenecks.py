@@ -22,15 +22,15 @@ from compression.measuring import Timing  # noqa: E402
 from compression.training.training_set import TrainingSet  # noqa: E402
 from devices.catalog.load import link_class  # noqa: E402
 from hybrid.artifact.manifest import FileEntry  # noqa: E402
-from hybrid.compress.bench import Bench  # noqa: E402
 from hybrid.compress.job import THIS, Job  # noqa: E402
 from hybrid.compress.journal import Journal  # noqa: E402
-from hybrid.compress.making import Maker  # noqa: E402
+from hybrid.compress.making.maker import Maker  # noqa: E402
 from hybrid.compress.material import gathered  # noqa: E402
+from hybrid.compress.search.bench import Bench  # noqa: E402
 from hybrid.compress.splits import bottlenecks, work  # noqa: E402
 from hybrid.compress.splits.filing import laid_out  # noqa: E402
 from hybrid.compress.splits.work import Found, SplitWork  # noqa: E402
-from hybrid.compress.timing import DeviceTold  # noqa: E402
+from hybrid.compress.timing.timer import DeviceTold  # noqa: E402
 from hybrid.compress.uncompressed import base_of  # noqa: E402
 from tests.compress import split_nets  # noqa: E402
 

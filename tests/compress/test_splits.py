@@ -17,7 +17,7 @@ from hybrid.artifact.signature import public_key_of
 from hybrid.artifact.splits import splits_of
 from hybrid.calibration.record import parse_calibration
 from hybrid.compress import Job, Result, compress
-from hybrid.compress.report import Report, SplitTold
+from hybrid.compress.report.report import Report, SplitTold
 from tests.compress import split_nets
 from tests.compress.conftest import BySize
 
@@ -48,7 +48,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture(scope="module")
 def whole(asked: Job) -> Iterator[Result]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+        patch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
         yield compress(asked, timer=split_nets.slow_device)
 
 
@@ -142,7 +142,7 @@ def test_what_is_shipped_is_offered_and_answers_within_the_drop(
 def known(whole: Result, asked: Job, job: Job, monkeypatch: pytest.MonkeyPatch) -> Result:
     """What an earlier call has done."""
     shutil.copytree(asked.out.with_name("small.work"), job.out.with_name("small.work"))
-    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+    monkeypatch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
     return whole
 
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from compression.errors import NotMeasurable
 from devices.catalog.load import device
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.timer_choice import timer_for
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.timing.choice import timer_for
 from tests.compress import nets
 
 FEEDS = {"x": nets.samples(1, 1)[0]}
@@ -71,7 +71,7 @@ def test_the_workers_own_speed_is_no_part_of_the_ratio(job, pair):
 
 
 def test_the_staircase_is_measured_in_one_thread_and_in_int8_where_that_is_shipped(job):
-    from hybrid.compress.space import _in_one_thread, _int8_stack
+    from hybrid.compress.search.space import _in_one_thread, _int8_stack
 
     with timer_for(replace(job, threads=4)) as timer:
         alone = _in_one_thread(timer)

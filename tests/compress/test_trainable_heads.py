@@ -17,11 +17,11 @@ from hybrid.artifact.digest import digest_of_files
 from hybrid.artifact.folder import open_folder, verify
 from hybrid.artifact.manifest import canonical_bytes, variant_files
 from hybrid.compress import Job, Result, Watch, compress
-from hybrid.compress.agent_timer import _in_one_piece
 from hybrid.compress.journal import Journal
-from hybrid.compress.making import Maker
+from hybrid.compress.making.maker import Maker
+from hybrid.compress.making.recipe import Recipe
 from hybrid.compress.material import gathered
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.timing.agent_timer import _in_one_piece
 from hybrid.compress.uncompressed import base_of
 from tests.compress import nets
 from tests.compress.conftest import MAX_DROP, BySize
@@ -38,7 +38,7 @@ def made(net: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     )  # fmt: skip
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+        patch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
         return compress(job, Watch(said=said.append), timer=lambda _job: BySize()), said
 
 
@@ -165,7 +165,7 @@ def test_where_bytes_are_wanted_pruning_saves_weights(maker, monkeypatch):
 def test_a_rank_freezes_the_head_and_every_variant_has_the_same_update(
     net: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: ())
+    monkeypatch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
     job = Job(
         model=net, data=data / "x.npz", labels=data / "y.npy", out=tmp_path / "small", max_drop=MAX_DROP,
         head="auto", rank=1,

@@ -17,12 +17,12 @@ from compression.training.heads import unpacked  # noqa: E402
 from compression.training.script import load_script  # noqa: E402
 from hybrid.artifact.folder import open_folder, verify  # noqa: E402
 from hybrid.compress import Job, compress  # noqa: E402
-from hybrid.compress.counterpart import counterpart  # noqa: E402
 from hybrid.compress.journal import Journal  # noqa: E402
-from hybrid.compress.making import Maker  # noqa: E402
+from hybrid.compress.making.counterpart import counterpart  # noqa: E402
+from hybrid.compress.making.maker import Maker  # noqa: E402
+from hybrid.compress.making.recipe import Recipe  # noqa: E402
+from hybrid.compress.making.trained import Trainer, digest, matched  # noqa: E402
 from hybrid.compress.material import gathered  # noqa: E402
-from hybrid.compress.recipe import Recipe  # noqa: E402
-from hybrid.compress.trained import Trainer, digest, matched  # noqa: E402
 from hybrid.compress.uncompressed import base_of  # noqa: E402
 from hybrid.errors import DataUnfit  # noqa: E402
 from tests.compress.conftest import MAX_DROP, N  # noqa: E402
@@ -141,7 +141,7 @@ def test_rounding_is_trained_and_ends_in_int8(maker, way, monkeypatch):
     """Also by a budget that leaves it a second, and with a head that stays float in a file of its own."""
     from hybrid.compress.grading import graded
 
-    monkeypatch.setattr("hybrid.compress.trained.LEAST_S", 1.0)
+    monkeypatch.setattr("hybrid.compress.making.trained.LEAST_S", 1.0)
     head = stand_of(onnx.load(maker.path)).tensor
     maker = replace(maker, trainer=replace(maker.trainer, left_s=lambda: 1.0), head=head, module_head=head)
     path, made = maker.model(Recipe(precision="int8", trained_int8=way, epochs=2))
@@ -159,11 +159,11 @@ def test_a_student_is_the_scripts_own(maker):
 
 @pytest.mark.slow
 def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, script, by_size, monkeypatch):
-    monkeypatch.setattr("hybrid.compress.space.prunings", lambda _bench: (Recipe(pruned="module"),))
+    monkeypatch.setattr("hybrid.compress.search.space.prunings", lambda _bench: (Recipe(pruned="module"),))
     monkeypatch.setattr("hybrid.compress.run.staircase_of", _steps)
-    monkeypatch.setattr("hybrid.compress.ratios.N_RATIOS", 2)
-    monkeypatch.setattr("hybrid.compress.search._student", lambda _space, _done: None)
-    monkeypatch.setattr("hybrid.compress.space.engines", lambda _bench: ())
+    monkeypatch.setattr("hybrid.compress.search.ratios.N_RATIOS", 2)
+    monkeypatch.setattr("hybrid.compress.search.next_step._student", lambda _space, _done: None)
+    monkeypatch.setattr("hybrid.compress.search.space.engines", lambda _bench: ())
     result = compress(replace(job, model=None, train_script=script, epochs=4), timer=by_size)
     assert result.artifact is not None
     verify(open_folder(job.out))
@@ -177,7 +177,7 @@ def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, sc
 
 
 def _steps(_bench, _int8=None):
-    from hybrid.compress.space import Steps
+    from hybrid.compress.search.space import Steps
 
     return Steps(multiple=8, clear=True, seconds={64: 1.0})
 

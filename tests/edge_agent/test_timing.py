@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression.errors import NotMeasurable
 from edge_agent.timing.bench import TimingBench
-from hybrid.compress.agent_timer import on_agent
+from hybrid.compress.timing.agent_timer import on_agent
 from hybrid.errors import BadMessage, TooLarge
 from hybrid.wire.timing_call import FEEDS, PATH, TimingCall, TimingFile, head_of, header_bytes, parse
 from tests.live_agent import LiveAgent

@@ -5,7 +5,7 @@ from typing import Final
 
 from hybrid.calibration.record import Cell
 from hybrid.compress.material import Material
-from hybrid.compress.report import SplitStatus, SplitTold
+from hybrid.compress.report.report import SplitStatus, SplitTold
 from hybrid.compress.splits.front import Weighed, beaten
 from hybrid.compress.splits.heads import MeasuredCut
 from hybrid.compress.splits.prices import Prices, Spent

@@ -15,12 +15,12 @@ from compression.errors import NotQuantizable
 from compression.measuring import Timing
 from hybrid.calibration.trial import opened
 from hybrid.compress.across import N_COMPARED, TOLERANCE, faults
-from hybrid.compress.bench import device_key
 from hybrid.compress.journal import Journal, Kept
-from hybrid.compress.making import Maker
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.making.maker import Maker
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.search.bench import device_key
 from hybrid.compress.splits.ways import CODECS, Head
-from hybrid.compress.timing import Timer
+from hybrid.compress.timing.timer import Timer
 from hybrid.errors import PlanError
 from hybrid.partition.crossing import crossed, fed
 from hybrid.partition.cut import Cut

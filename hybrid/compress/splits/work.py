@@ -13,12 +13,12 @@ from compression.measuring import Timing
 from devices.link_class import LinkClass
 from devices.machine import processor
 from hybrid.artifact.splits import Role
-from hybrid.compress.bench import FAILURES, Bench
 from hybrid.compress.job import Job
 from hybrid.compress.journal import SPLITS
 from hybrid.compress.judging import Judged
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.report import Refused, SplitTold
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.report.report import Refused, SplitTold
+from hybrid.compress.search.bench import FAILURES, Bench
 from hybrid.compress.splits.bottlenecks import LEAST_S, MOST_CUTS, WHAT, Bottlenecks, fits, places_of
 from hybrid.compress.splits.contest import LOCAL, Alone, Contest
 from hybrid.compress.splits.filing import filed
@@ -27,7 +27,7 @@ from hybrid.compress.splits.places import FLOAT_HOPE, INT8_HOPE, LEARNED_HOPE, H
 from hybrid.compress.splits.prices import Prices
 from hybrid.compress.splits.trying import Tries
 from hybrid.compress.splits.ways import CARRIERS, CODECS, LEARNED, Head, ShippedWay, Way
-from hybrid.compress.timing import Timer
+from hybrid.compress.timing.timer import Timer
 from hybrid.compress.uncompressed import Base
 from hybrid.errors import HybridError, StorageError
 from hybrid.partition.cut import Cut

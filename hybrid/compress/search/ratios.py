@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from hybrid.compress.grading import Grade
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.standing import GAIN_RATIO, Cost, Done, Space, holds, measured, value
-from hybrid.compress.step import Step
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.search.standing import GAIN_RATIO, Cost, Done, Space, holds, measured, value
+from hybrid.compress.search.step import Step
 
 N_RATIOS: Final = 16
 """Ratios of pruning are multiples of 1 / 16."""

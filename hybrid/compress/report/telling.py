@@ -11,13 +11,12 @@ import numpy as np
 from compression.errors import CompressionError
 from compression.measuring import Timing
 from hybrid.calibration.trial import opened
-from hybrid.compress.bench import Bench, Timed
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged, Judgement
-from hybrid.compress.making import Made, Sensitive
-from hybrid.compress.reasons import Reasons, together
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.report import (
+from hybrid.compress.making.maker import Made, Sensitive
+from hybrid.compress.making.recipe import Recipe, distinct_ids
+from hybrid.compress.report.reasons import Reasons, together
+from hybrid.compress.report.report import (
     MOST_SHOWN,
     N_SHOWN,
     Baseline,
@@ -27,15 +26,14 @@ from hybrid.compress.report import (
     Report,
     Shown,
     SplitTold,
-    distinct_ids,
     drop_of,
     environment,
     seconds_of,
     wanted_of,
     with_front,
 )
-from hybrid.compress.shipping import variant_ids
-from hybrid.compress.standing import Space
+from hybrid.compress.search.bench import Bench, Timed
+from hybrid.compress.search.standing import Space
 from hybrid.compress.uncompressed import Base
 from hybrid.cost.energy import Power
 
@@ -64,7 +62,7 @@ def told(
 ) -> Report:
     """The report of a search that has ended."""
     material, timer = bench.material, bench.timer
-    shipped = variant_ids(judgement.shipped)
+    shipped = judgement.shipped
     ids = _ids(bench, judgement, shipped)
     candidates = with_front(_candidates(bench, judgement, Reasons(job, bench, judgement, searched.space, ids), ids))
     said = [*timer.told.remarks, *([base.head_text] if base.head else []), *bench.material.remarks, *remarks]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.making.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 
 from hybrid.compress.grading import Grade
-from hybrid.compress.ratios import N_RATIOS, largest_ratios
-from hybrid.compress.recipe import Precision, Ranges, Recipe
-from hybrid.compress.standing import GAIN_RATIO, Done, Space, finalists, holds, value
-from hybrid.compress.step import Step
+from hybrid.compress.making.recipe import Precision, Ranges, Recipe
+from hybrid.compress.search.ratios import N_RATIOS, largest_ratios
+from hybrid.compress.search.standing import GAIN_RATIO, Done, Space, finalists, holds, value
+from hybrid.compress.search.step import Step
 
 FEWEST_FLOAT: Final = 1
 MOST_FLOAT: Final = 16

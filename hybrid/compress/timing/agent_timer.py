@@ -14,7 +14,7 @@ import numpy as np
 from compression.errors import NotMeasurable
 from compression.measuring import Feeds, Timing
 from hybrid.artifact.digest import files_of_model
-from hybrid.compress.timing import DeviceTold, timing_of
+from hybrid.compress.timing.timer import DeviceTold, timing_of
 from hybrid.cost.device_power import power_of, this_power
 from hybrid.cost.energy import Power
 from hybrid.errors import HybridError, ModelInvalid, Overloaded

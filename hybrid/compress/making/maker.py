@@ -15,10 +15,10 @@ import msgspec
 from compression.errors import CompressionError, NotPrunable, TrainingNeeded
 from hybrid.calibration.samples import Feeds
 from hybrid.compress.journal import Journal, Kept
-from hybrid.compress.lite_heads import headed_files
+from hybrid.compress.making.lite_heads import headed_files
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.making.trainable_heads import around_head, body_alone, filed, nodes_of_head
 from hybrid.compress.material import Material
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.trainable_heads import around_head, body_alone, filed, nodes_of_head
 from hybrid.errors import ModelUntrainable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from compression.pruning.without_source import PrunedGraph
     from compression.quantization.recipe import Int8Recipe, Quantized
-    from hybrid.compress.trained import Trainer
+    from hybrid.compress.making.trained import Trainer
 
 FILES: Final = {"onnxruntime": "model.onnx", "tflite": "model.tflite"}
 """What a model's file is called, by its engine."""
@@ -154,7 +154,7 @@ class Maker:
             return self._lite(recipe)
         if recipe.trained_int8:
             from compression.quantization.static import quantize
-            from hybrid.compress.trained import quantizer
+            from hybrid.compress.making.trained import quantizer
 
             int8, samples = self.int8_recipe(recipe), self._samples(recipe)
             model, ranges, notes = self._needed().rounded(recipe, quantizer(samples, int8, self.module_head))

@@ -36,7 +36,7 @@ SLOWED_BLOCK_S: Final = 0.005
 
 LEAST_ROUNDS: Final = 7
 MOST_ROUNDS: Final = 200
-WORKER: Final = "hybrid.compress.timing_worker"
+WORKER: Final = "hybrid.compress.timing.worker"
 _LIMIT_S: Final = 600.0
 
 

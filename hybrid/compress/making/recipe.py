@@ -1,6 +1,7 @@
 """How one candidate is made, as data: what is taken away, how it is trained, how numbers are kept."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -118,3 +119,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, order=False, omit_defaul
         words += [f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"] if self.epochs else []
         words += [f"head of {self.cut}"] if self.cut else []
         return " ".join(words)
+
+
+def distinct_ids(recipes: Sequence[Recipe]) -> Mapping[Recipe, str]:
+    """An id for each recipe; the second of a name is called `NAME-2`, in the order given."""
+    counts: dict[str, int] = {}
+    ids = {}
+    for recipe in recipes:
+        counts[recipe.id] = counts.get(recipe.id, 0) + 1
+        ids[recipe] = recipe.id if counts[recipe.id] == 1 else f"{recipe.id}-{counts[recipe.id]}"
+    return ids

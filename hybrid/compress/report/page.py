@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
-from hybrid.compress.page_chart import chart
-from hybrid.compress.report import Candidate, Drop, Report, Seconds, Shown, SplitTold
+from hybrid.compress.report.chart import chart
+from hybrid.compress.report.report import Candidate, Drop, Report, Seconds, Shown, SplitTold
 
 UNSEEN = "–"
 """What was not measured."""
@@ -21,7 +21,7 @@ METRICS = {
 def page(report: Report) -> str:
     """The whole page as HTML text."""
     title = escape(f"{report.model}, compressed for {report.device.words}")
-    style = files("hybrid.compress").joinpath("page.css").read_text("utf-8")
+    style = files("hybrid.compress.report").joinpath("page.css").read_text("utf-8")
     picture = chart(report.candidates, report.wanted.max_drop)
     body = [
         f"<h1>{title}</h1>",

@@ -3,9 +3,9 @@
 from devices.device import Device
 from devices.errors import EmulationUnavailable
 from devices.lab.machine import Slowdown
-from hybrid.compress.agent_timer import on_agent
 from hybrid.compress.job import THIS, Job
-from hybrid.compress.timing import DeviceTold, Here, Timer
+from hybrid.compress.timing.agent_timer import on_agent
+from hybrid.compress.timing.timer import DeviceTold, Here, Timer
 from hybrid.cost.device_power import power_of, this_power
 
 

@@ -16,8 +16,8 @@ from compression.training.training_set import TrainingSet
 from hybrid.calibration.judge import distance
 from hybrid.calibration.samples import Feeds
 from hybrid.compress.journal import Journal
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.trainable_heads import nodes_of_head
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.making.trainable_heads import nodes_of_head
 
 if TYPE_CHECKING:
     import torch
@@ -122,9 +122,9 @@ class Trainer:
         """The part before the head of a float recipe's model, `twin`, as a TensorFlow Lite file, and remarks.
 
         Raises:
-            CompressionError, ModelUntrainable: as `hybrid.compress.lite_heads.body_file`.
+            CompressionError, ModelUntrainable: as `hybrid.compress.making.lite_heads.body_file`.
         """
-        from hybrid.compress.lite_heads import body_file
+        from hybrid.compress.making.lite_heads import body_file
 
         module, notes = self._module(recipe)
         return body_file(module, twin, feature_tensor, feeds), notes

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hybrid.compress.agent_timer import OnAgent
-from hybrid.compress.bench import Bench, device_key
 from hybrid.compress.job import Job
-from hybrid.compress.recipe import Engine, Recipe
-from hybrid.compress.standing import Space
-from hybrid.compress.timing import Here, Timer
+from hybrid.compress.making.recipe import Engine, Recipe
+from hybrid.compress.search.bench import Bench, device_key
+from hybrid.compress.search.standing import Space
+from hybrid.compress.timing.agent_timer import OnAgent
+from hybrid.compress.timing.timer import Here, Timer
 from hybrid.compress.uncompressed import Base
 
 if TYPE_CHECKING:

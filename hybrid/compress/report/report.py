@@ -1,7 +1,7 @@
 """The report of a search as data: what was asked, measured, tried, shipped, kept off and why; see docs/compress.md."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -11,10 +11,10 @@ from compression.measuring import Timing
 from hybrid.calibration.record import Metric
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Job
-from hybrid.compress.making import Sensitive
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.making.maker import Sensitive
+from hybrid.compress.making.recipe import Recipe
 from hybrid.compress.rules import Status
-from hybrid.compress.timing import DeviceTold
+from hybrid.compress.timing.timer import DeviceTold
 
 SCHEMA: Final = 1
 N_SHOWN: Final = 8
@@ -276,13 +276,3 @@ def _point(candidate: Candidate) -> Point | None:
 
 def _dominates(one: Point, other: Point) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
-
-
-def distinct_ids(recipes: Sequence[Recipe]) -> Mapping[Recipe, str]:
-    """An id for each recipe; the second of a name is called `NAME-2`, in the order given."""
-    counts: dict[str, int] = {}
-    ids = {}
-    for recipe in recipes:
-        counts[recipe.id] = counts.get(recipe.id, 0) + 1
-        ids[recipe] = recipe.id if counts[recipe.id] == 1 else f"{recipe.id}-{counts[recipe.id]}"
-    return ids

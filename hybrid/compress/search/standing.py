@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Objective
-from hybrid.compress.recipe import Engine, Recipe
+from hybrid.compress.making.recipe import Engine, Recipe
 
 GAIN_RATIO: Final = 0.98
 """What takes more than this share of another one's cost is not worth trying."""

@@ -5,7 +5,7 @@ from html import escape
 from math import ceil, floor, log10
 from typing import Final, NamedTuple
 
-from hybrid.compress.report import Candidate, Drop
+from hybrid.compress.report.report import Candidate, Drop
 
 WIDTH: Final = 760
 HEIGHT: Final = 380

@@ -14,12 +14,12 @@ from devices.errors import DeviceError
 from hybrid.artifact.digest import files_of_model
 from hybrid.compress.grading import Grade, graded
 from hybrid.compress.journal import Journal
-from hybrid.compress.making import Maker
+from hybrid.compress.making.maker import Maker
+from hybrid.compress.making.recipe import Recipe
 from hybrid.compress.material import Material
-from hybrid.compress.recipe import Recipe
-from hybrid.compress.standing import Cost, Done
-from hybrid.compress.step import Step
-from hybrid.compress.timing import DeviceTold, Timer
+from hybrid.compress.search.standing import Cost, Done
+from hybrid.compress.search.step import Step
+from hybrid.compress.timing.timer import DeviceTold, Timer
 from hybrid.errors import EngineFailed, StorageError
 
 log = logging.getLogger("hybrid.compress")

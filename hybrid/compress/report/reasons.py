@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from hybrid.compress.bench import Bench, Timed
 from hybrid.compress.grading import Grade
 from hybrid.compress.job import Job
 from hybrid.compress.judging import Judged, Judgement
-from hybrid.compress.recipe import Recipe
+from hybrid.compress.making.recipe import Recipe
 from hybrid.compress.rules import FASTER_RATIO, SMALLER_RATIO, Status
-from hybrid.compress.standing import Space, better_than, cheaper_than, value
+from hybrid.compress.search.bench import Bench, Timed
+from hybrid.compress.search.standing import Space, better_than, cheaper_than, value
 
 
 class Reasons:
@@ -26,7 +26,7 @@ class Reasons:
         self._job, self._bench, self._space, self._ids = job, bench, space, ids
         self._done = bench.done
         self._finalists = judgement.finalists
-        self._shipped = [each.recipe for each in judgement.shipped]
+        self._shipped = [each.recipe for each in judgement.shipped.values()]
 
     def of(self, recipe: Recipe, judged: Judged | None) -> tuple[Status, str]:
         """What became of a candidate, and why."""
