@@ -8,9 +8,9 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from cloud_gateway.fleet.admission.routes import body_of
-from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.course.course import Course
 from cloud_gateway.rounds.evaluation import MOST_BYTES, EvaluationSets
-from cloud_gateway.rounds.exports import Exports
+from cloud_gateway.rounds.home.exports import Exports
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish, RoundsKey
 from cloud_gateway.rounds.public import Public
 from cloud_gateway.uploads import answering, check_body, read_body

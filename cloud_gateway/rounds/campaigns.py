@@ -13,18 +13,18 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cloud_gateway.rounds.cohort import Cohorts
-from cloud_gateway.rounds.course import Course, gates_of
+from cloud_gateway.rounds.cohort.cohorts import Cohorts
+from cloud_gateway.rounds.course.course import Course, gates_of
+from cloud_gateway.rounds.course.masking import Masking
+from cloud_gateway.rounds.course.papers import TaskNames
 from cloud_gateway.rounds.evaluation import EvaluationSets, Judge, Judges, judge_of
-from cloud_gateway.rounds.masked_rows import forget_others
-from cloud_gateway.rounds.masking import Masking
+from cloud_gateway.rounds.kept.masked_rows import forget_others
+from cloud_gateway.rounds.kept.recovery import ID_LENGTH, LETTERS, STEPS, lost_rows, sweep
+from cloud_gateway.rounds.kept.spool import Spool
+from cloud_gateway.rounds.kept.steps import StepFile, Steps, as_bytes, as_vector
+from cloud_gateway.rounds.kept.store import ORDER_FILE, CampaignRow, put_campaign, put_round
 from cloud_gateway.rounds.messages import ENDED, CampaignState, CampaignWish, RoundView
 from cloud_gateway.rounds.origin import Library, laid_out, meant, only_variant, shared
-from cloud_gateway.rounds.papers import TaskNames
-from cloud_gateway.rounds.recovery import ID_LENGTH, LETTERS, STEPS, lost_rows, sweep
-from cloud_gateway.rounds.spool import Spool
-from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
-from cloud_gateway.rounds.store import ORDER_FILE, CampaignRow, put_campaign, put_round
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.manifest import parse
 from hybrid.errors import Conflict, CorruptContent, HybridError, NotFound

@@ -18,14 +18,14 @@ from cloud_gateway.fleet.assignments import matches
 from cloud_gateway.fleet.steering.desired import BoxDirectory, BoxView
 from cloud_gateway.fleet.steering.herd import WAIT_MOST_S, HerdLimits
 from cloud_gateway.fleet.steering.polls import WaitingPolls
-from cloud_gateway.rounds.course import Course
-from cloud_gateway.rounds.masking import Masking
-from cloud_gateway.rounds.offers import Asked, keeps_out
-from cloud_gateway.rounds.papers import TaskNames, task_seed
-from cloud_gateway.rounds.rosters import is_listed
-from cloud_gateway.rounds.steps import payload
-from cloud_gateway.rounds.store import put_counts
-from cloud_gateway.rounds.taking import Taking
+from cloud_gateway.rounds.cohort.offers import Asked, keeps_out
+from cloud_gateway.rounds.cohort.rosters import is_listed
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.course.masking import Masking
+from cloud_gateway.rounds.course.papers import TaskNames, task_seed
+from cloud_gateway.rounds.course.taking import Taking
+from cloud_gateway.rounds.kept.steps import payload
+from cloud_gateway.rounds.kept.store import put_counts
 from hybrid.errors import BadMessage, Forbidden, NotFound, Overloaded, VersionUnsupported
 from hybrid.federated.messages import (
     EXACT,

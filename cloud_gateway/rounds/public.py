@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 
 from cloud_gateway.rounds.campaigns import Campaigns
-from cloud_gateway.rounds.cohort import Standing
-from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.cohort.cohorts import Standing
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.kept.store import CampaignRow, RoundStore
 from cloud_gateway.rounds.messages import CampaignList, CampaignView, Report, RoundView
-from cloud_gateway.rounds.store import CampaignRow, RoundStore
 from cloud_gateway.rounds.views import campaign_view, report
 
 _HELD: Final = 64

@@ -7,8 +7,8 @@ from typing import Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from cloud_gateway.rounds.course.masking import MOST_INPUT_BYTES
 from cloud_gateway.rounds.desk import RoundsDesk
-from cloud_gateway.rounds.masking import MOST_INPUT_BYTES
 from cloud_gateway.uploads import answering, check_body, read_body
 from hybrid.errors import BadMessage
 from hybrid.federated.messages import INLINE_BYTES, EvaluationCall, SecureCall, TaskCall, UpdateCall

@@ -20,25 +20,25 @@ from cloud_gateway.fleet.steering.desired import BoxDirectory
 from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.admin_routes import add_admin_routes
 from cloud_gateway.rounds.campaigns import Campaigns, Desk, wants_home
-from cloud_gateway.rounds.closings import Around, Closings
-from cloud_gateway.rounds.cohort import Cohorts
-from cloud_gateway.rounds.commits import Commits
-from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.cohort.cohorts import Cohorts
+from cloud_gateway.rounds.course.closings import Around, Closings
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.course.masking import Masking
+from cloud_gateway.rounds.course.papers import TaskNames
+from cloud_gateway.rounds.course.taking import Taking
 from cloud_gateway.rounds.desk import RoundsDesk
 from cloud_gateway.rounds.evaluation import EvaluationSets
-from cloud_gateway.rounds.exports import Exports
-from cloud_gateway.rounds.masking import Masking
+from cloud_gateway.rounds.home.exports import Exports
+from cloud_gateway.rounds.home.promotion import Home, Promotions
+from cloud_gateway.rounds.home.rounds_key import Signer
+from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.spool import Spool
+from cloud_gateway.rounds.kept.store import RoundStore
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish
 from cloud_gateway.rounds.metrics import rounds_families
 from cloud_gateway.rounds.origin import Library
-from cloud_gateway.rounds.papers import TaskNames
-from cloud_gateway.rounds.promotion import Home, Promotions
 from cloud_gateway.rounds.public import Public
-from cloud_gateway.rounds.rounds_key import Signer
 from cloud_gateway.rounds.routes import BoxOf, add_rounds_routes
-from cloud_gateway.rounds.spool import Spool
-from cloud_gateway.rounds.store import RoundStore
-from cloud_gateway.rounds.taking import Taking
 from hybrid.errors import HybridError, StorageError
 from hybrid.serving.body_budget import BodyBudget
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from cloud_gateway.rounds.cohort import Standing
-from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.cohort.cohorts import Standing
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.kept.store import CampaignRow, ReceivedRow, RoundStore
 from cloud_gateway.rounds.messages import (
     BoxTotal,
     CampaignView,
@@ -15,7 +16,6 @@ from cloud_gateway.rounds.messages import (
     RoundView,
     Share,
 )
-from cloud_gateway.rounds.store import CampaignRow, ReceivedRow, RoundStore
 from hybrid.federated.privacy.accountant import epsilon_for
 
 

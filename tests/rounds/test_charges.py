@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cloud_gateway.rounds.desk import MASKED_CALLS_AT_ONCE
-from cloud_gateway.rounds.steps import as_vector
-from cloud_gateway.rounds.store import RoundStore
+from cloud_gateway.rounds.kept.steps import as_vector
+from cloud_gateway.rounds.kept.store import RoundStore
 from hybrid.errors import Overloaded
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
 from hybrid.federated.messages import SecureCall

@@ -108,9 +108,9 @@ async def test_a_damaged_database_loses_campaigns_and_says_so(tmp_path: Path) ->
 
 
 async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cloud_gateway.rounds.steps.INLINE_BYTES", 1000)
+    monkeypatch.setattr("cloud_gateway.rounds.kept.steps.INLINE_BYTES", 1000)
     for module in ("taking", "closings"):
-        monkeypatch.setattr(f"cloud_gateway.rounds.{module}.ROW_BYTES", 1000)
+        monkeypatch.setattr(f"cloud_gateway.rounds.course.{module}.ROW_BYTES", 1000)
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
     async with running(lab):
         campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
@@ -133,7 +133,7 @@ async def test_large_updates_come_as_blobs_and_large_views_are_fetched(tmp_path:
 
 @pytest.mark.parametrize("order", ["stop", "pause"])
 async def test_a_step_that_finds_no_room_keeps_no_person_waiting(lab: Lab, monkeypatch, order: str) -> None:
-    monkeypatch.setattr("cloud_gateway.rounds.closings.AGAIN_S", 0.05)
+    monkeypatch.setattr("cloud_gateway.rounds.course.closings.AGAIN_S", 0.05)
     campaign = await lab.create(coding=PLAIN, goal=2, rounds=2)
     course = lab.desk.courses[campaign]
 
@@ -164,7 +164,7 @@ async def test_a_step_that_finds_no_room_keeps_no_person_waiting(lab: Lab, monke
 async def test_an_update_that_the_disk_damaged_ends_the_campaign_with_the_reason(
     tmp_path: Path, monkeypatch, is_large: bool
 ) -> None:
-    monkeypatch.setattr("cloud_gateway.rounds.taking.ROW_BYTES", 1000 if is_large else 1 << 20)
+    monkeypatch.setattr("cloud_gateway.rounds.course.taking.ROW_BYTES", 1000 if is_large else 1 << 20)
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
     async with running(lab):
         campaign = await lab.create(coding=PLAIN, goal=2)

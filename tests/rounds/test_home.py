@@ -12,8 +12,8 @@ import pytest
 from cloud_gateway.fleet.admission.store import open_store
 from cloud_gateway.fleet.admission.trust_desk import TrustDesk
 from cloud_gateway.fleet.assignments import Assignment
+from cloud_gateway.rounds.home.promotion import rollout_tags
 from cloud_gateway.rounds.messages import PromoteWish
-from cloud_gateway.rounds.promotion import rollout_tags
 from edge_agent.install.rules import Papers, check_learned
 from hybrid.artifact.manifest import parse
 from hybrid.artifact.signature import key_id, new_private_key, public_key_of, sign

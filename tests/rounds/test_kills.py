@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud_gateway.rounds import closings
-from cloud_gateway.rounds.commits import Commits
-from cloud_gateway.rounds.steps import Steps
+from cloud_gateway.rounds.course import closings
+from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.steps import Steps
 from hybrid.errors import HybridError
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
 from hybrid.federated.messages import UpdateCall

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud_gateway.rounds.closing import Chosen, n_attackers, trimmed_ratio
-from cloud_gateway.rounds.store import Received, ReceivedRow
+from cloud_gateway.rounds.course.next_step import Chosen, n_attackers, trimmed_ratio
+from cloud_gateway.rounds.kept.store import Received, ReceivedRow
 from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.layout import Layout

@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from cloud_gateway.rounds.closing import Chosen, next_step
+from cloud_gateway.rounds.course.next_step import Chosen, next_step
+from cloud_gateway.rounds.home.statements import _cost
+from cloud_gateway.rounds.kept.steps import StepFile, Steps, as_bytes, as_vector
+from cloud_gateway.rounds.kept.store import Received, ReceivedRow
 from cloud_gateway.rounds.messages import PromoteWish
-from cloud_gateway.rounds.statements import _cost
-from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
-from cloud_gateway.rounds.store import Received, ReceivedRow
 from hybrid.artifact.manifest import parse
 from hybrid.federated.campaign import Aggregation, Campaign, Coding, Privacy, Promotion
 from hybrid.federated.coding.catalog import form

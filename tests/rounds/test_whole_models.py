@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from cloud_gateway.rounds import exports
 from cloud_gateway.rounds.commands.export import _written, export
+from cloud_gateway.rounds.home import exports
 from edge_agent.learning import offers
 from hybrid.artifact.folder import Artifact, from_onnx
 from hybrid.artifact.manifest import Manifest, parse

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from cloud_gateway.fleet.assignments import n_boxes, shown
-from cloud_gateway.rounds.left_out import words
+from cloud_gateway.rounds.cohort.left_out import words
 from cloud_gateway.rounds.messages import ENDED, CampaignView, PromotionView, RoundView
 from hybrid.cli.table import table, wrapped
 from hybrid.federated.learning.operators.call import INSTALL_TORCH

@@ -7,13 +7,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud_gateway.rounds.commits import Commits
-from cloud_gateway.rounds.course import Course
-from cloud_gateway.rounds.masking import Masking, StageTimes
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.course.masking import Masking, StageTimes
+from cloud_gateway.rounds.course.papers import TaskNames
+from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.spool import Spool
+from cloud_gateway.rounds.kept.store import CampaignRow, RoundStore
 from cloud_gateway.rounds.messages import RoundView
-from cloud_gateway.rounds.papers import TaskNames
-from cloud_gateway.rounds.spool import Spool
-from cloud_gateway.rounds.store import CampaignRow, RoundStore
 from edge_agent.learning.masked import Insisting, MaskedOutcome, masked
 from edge_agent.trust.identity import BoxKey
 from hybrid.artifact.signature import public_key_of
@@ -313,7 +313,7 @@ async def test_a_box_whose_lease_ended_while_it_waited_comes_again(tmp_path) -> 
 
 async def test_after_its_last_attempt_a_round_may_begin_anew(tmp_path, monkeypatch) -> None:
     """Who masked nothing comes again; before that nobody is asked to train in vain."""
-    monkeypatch.setattr("cloud_gateway.rounds.masking.MOST_ATTEMPTS", 1)
+    monkeypatch.setattr("cloud_gateway.rounds.course.masking.MOST_ATTEMPTS", 1)
     desk, boxes = Desk(tmp_path, goal=5), [Box(n) for n in range(5)]
     played = [asyncio.create_task(box.play(desk, gone_after=1 if n < 2 else None)) for n, box in enumerate(boxes)]
     ticking = asyncio.create_task(desk.run())

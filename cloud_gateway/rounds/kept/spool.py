@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from cloud_gateway.rounds.commits import Commits
-from cloud_gateway.rounds.store import ReceivedRow, RoundStore
+from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.store import ReceivedRow, RoundStore
 from hybrid.artifact.durable import write_atomically
 from hybrid.errors import CorruptContent
 

@@ -6,10 +6,10 @@ from typing import Final, NamedTuple
 
 from cloud_gateway.fleet.assignments import matches, n_boxes, shown
 from cloud_gateway.fleet.steering.desired import BoxDirectory, BoxView
-from cloud_gateway.rounds.course import Course
-from cloud_gateway.rounds.left_out import words
-from cloud_gateway.rounds.offers import Asked, keeps_out
-from cloud_gateway.rounds.rosters import check_roster, is_listed
+from cloud_gateway.rounds.cohort.left_out import words
+from cloud_gateway.rounds.cohort.offers import Asked, keeps_out
+from cloud_gateway.rounds.cohort.rosters import check_roster, is_listed
+from cloud_gateway.rounds.course.course import Course
 from hybrid.errors import CampaignImpossible
 from hybrid.federated.campaign import Campaign
 

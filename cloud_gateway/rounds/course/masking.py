@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from cloud_gateway.rounds.course import Course
-from cloud_gateway.rounds.masked_rows import ROW_BYTES, MaskedRows
-from cloud_gateway.rounds.papers import TaskNames
-from cloud_gateway.rounds.spool import Spool
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.course.papers import TaskNames
+from cloud_gateway.rounds.kept.masked_rows import ROW_BYTES, MaskedRows
+from cloud_gateway.rounds.kept.spool import Spool
 from hybrid.errors import CampaignImpossible, Conflict, CorruptContent
 from hybrid.federated.messages import SecureAnswer, SecureCall
 from hybrid.federated.secure.bounds import MAX_DEVICES

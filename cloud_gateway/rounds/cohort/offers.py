@@ -9,7 +9,7 @@ from hybrid.federated.messages import Condition, Offer, TaskCall
 from hybrid.federated.privacy.account import has_left
 
 if TYPE_CHECKING:
-    from cloud_gateway.rounds.course import Course
+    from cloud_gateway.rounds.course.course import Course
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cloud_gateway.rounds.store import CampaignRow, RoundStore
+from cloud_gateway.rounds.kept.store import CampaignRow, RoundStore
 from hybrid.artifact.manifest import LineageStep
 from hybrid.federated.privacy.account import Account
 from hybrid.federated.privacy.statement import Statement, spent_before

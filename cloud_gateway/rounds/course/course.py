@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
+from cloud_gateway.rounds.kept.steps import Steps
+from cloud_gateway.rounds.kept.store import CampaignRow, ReceivedRow
 from cloud_gateway.rounds.messages import ENDED, PromotionView, RoundView
-from cloud_gateway.rounds.steps import Steps
-from cloud_gateway.rounds.store import CampaignRow, ReceivedRow
 from hybrid.federated.aggregation.gates import Gates, Limits
 from hybrid.federated.aggregation.scaffold import paired
 from hybrid.federated.campaign import Campaign

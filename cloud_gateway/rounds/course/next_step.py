@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from cloud_gateway.rounds.steps import StepFile, Steps, as_bytes, as_vector
-from cloud_gateway.rounds.store import ReceivedRow
+from cloud_gateway.rounds.kept.steps import StepFile, Steps, as_bytes, as_vector
+from cloud_gateway.rounds.kept.store import ReceivedRow
 from hybrid.errors import TensorMismatch
 from hybrid.federated.aggregation.mean import RunningMean, staleness_weight
 from hybrid.federated.aggregation.optimizers import Optimizer, Settings

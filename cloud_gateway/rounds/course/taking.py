@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from cloud_gateway.fleet.intake.blobs import BlobShelf
-from cloud_gateway.rounds.commits import Commits
-from cloud_gateway.rounds.course import Course
-from cloud_gateway.rounds.papers import TaskNames
-from cloud_gateway.rounds.spool import Spool
-from cloud_gateway.rounds.store import Received, ReceivedRow, put_received
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.course.papers import TaskNames
+from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.spool import Spool
+from cloud_gateway.rounds.kept.store import Received, ReceivedRow, put_received
 from hybrid.errors import BadMessage, Conflict, Overloaded
 from hybrid.federated.aggregation.gates import Offer, Rejection
 from hybrid.federated.aggregation.rules import norm

@@ -5,12 +5,12 @@ import hashlib
 from typing import Final
 
 from cloud_gateway.rounds.campaigns import Campaigns
+from cloud_gateway.rounds.home.statements import statement_of
+from cloud_gateway.rounds.kept.recovery import STEPS
+from cloud_gateway.rounds.kept.steps import Steps
+from cloud_gateway.rounds.kept.store import RoundStore
 from cloud_gateway.rounds.messages import LearnedPart
 from cloud_gateway.rounds.origin import Library
-from cloud_gateway.rounds.recovery import STEPS
-from cloud_gateway.rounds.statements import statement_of
-from cloud_gateway.rounds.steps import Steps
-from cloud_gateway.rounds.store import RoundStore
 from hybrid.artifact.manifest import LineageStep, parse
 from hybrid.errors import BadMessage, Conflict, NotFound
 from hybrid.federated.candidate import ROUNDS_STEP

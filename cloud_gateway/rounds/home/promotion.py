@@ -19,14 +19,14 @@ from cloud_gateway.fleet.assignments import Assignment, deciding, shown
 from cloud_gateway.fleet.rollouts.rollout import RUNNING, Plan
 from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.campaigns import Campaigns
-from cloud_gateway.rounds.commits import Commits
-from cloud_gateway.rounds.course import Course
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.home.rounds_key import Signer
+from cloud_gateway.rounds.home.statements import statement_of
+from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.steps import as_vector
+from cloud_gateway.rounds.kept.store import RoundStore, put_promotion
 from cloud_gateway.rounds.messages import PromoteWish, PromotionView
 from cloud_gateway.rounds.origin import Library, laid_out
-from cloud_gateway.rounds.rounds_key import Signer
-from cloud_gateway.rounds.statements import statement_of
-from cloud_gateway.rounds.steps import as_vector
-from cloud_gateway.rounds.store import RoundStore, put_promotion
 from hybrid.errors import Conflict, CorruptContent, Forbidden, HybridError, NotFound, StorageError
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate

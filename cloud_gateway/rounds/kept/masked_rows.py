@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Collection
 from contextlib import suppress
 
-from cloud_gateway.rounds.spool import Spool
+from cloud_gateway.rounds.kept.spool import Spool
 from hybrid.errors import CorruptContent, StorageError
 
 ROW_BYTES = 64 << 10

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
+from cloud_gateway.rounds.kept.store import ORDER_FILE, CampaignRow
 from cloud_gateway.rounds.origin import PREFIX
-from cloud_gateway.rounds.store import ORDER_FILE, CampaignRow
 
 STEPS: Final = "steps"
 ID_LENGTH: Final = 8

@@ -16,13 +16,13 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cloud_gateway.rounds.closing import Chosen, check_finite, next_step
-from cloud_gateway.rounds.course import Course
-from cloud_gateway.rounds.masking import Masking
-from cloud_gateway.rounds.messages import CampaignState, RoundView
-from cloud_gateway.rounds.spool import Spool
-from cloud_gateway.rounds.steps import StepFile, as_vector
-from cloud_gateway.rounds.store import (
+from cloud_gateway.rounds.course.course import Course
+from cloud_gateway.rounds.course.masking import Masking
+from cloud_gateway.rounds.course.next_step import Chosen, check_finite, next_step
+from cloud_gateway.rounds.course.taking import ROW_BYTES
+from cloud_gateway.rounds.kept.spool import Spool
+from cloud_gateway.rounds.kept.steps import StepFile, as_vector
+from cloud_gateway.rounds.kept.store import (
     CampaignRow,
     Received,
     ReceivedRow,
@@ -33,7 +33,7 @@ from cloud_gateway.rounds.store import (
     put_received,
     put_round,
 )
-from cloud_gateway.rounds.taking import ROW_BYTES
+from cloud_gateway.rounds.messages import CampaignState, RoundView
 from hybrid.errors import CorruptContent, HybridError, PrivacySpent, StorageError
 from hybrid.federated.aggregation.gates import Limits
 from hybrid.federated.privacy.account import Account, check_round, has_left

@@ -1,0 +1,1 @@
+"""Which boxes a campaign means, and what keeps each of them out."""

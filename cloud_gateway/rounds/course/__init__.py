@@ -1,0 +1,1 @@
+"""One campaign as it runs: its open round, what boxes bring to it, and the step that it closes with."""

@@ -1,0 +1,1 @@
+"""What becomes of a step: a signed version of its model, or a file."""
