@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import hybrid.compress
+from hybrid.artifact.names import MANIFEST_NAME
 from hybrid.cli.output import note, progress, result
 from hybrid.cli.sample_flags import Data, Labels, PixelsOption, Shape, Tolerance
 from hybrid.cli.signing_key import key_path
@@ -159,27 +160,43 @@ def _compressed(job: "Job") -> "Result":
     named = job.model.name if job.model is not None else job.train_script
     try:
         # what a training script prints is no part of the result
-        with progress(f"compressing {named}", job.budget_s, "s of the budget") as bar, redirect_stdout(sys.stderr):
-            return compressed(job, _watch(bar, named))
+        with progress(named, job.budget_s, "s of the budget") as bar, redirect_stdout(sys.stderr):
+            return compressed(job, _watch(bar, named, job.budget_s))
     except KeyboardInterrupt:
-        note(f"no artifact was written; what was finished lies in {job.out}.work: the same command goes on from there")
+        note(_left_by_interrupt(job.out))
         raise
 
 
-def _watch(bar: "Progress", named: str) -> "Watch":
-    """Tells how much of the budget is spent: how many steps there will be is known only when the last one is done."""
+def _left_by_interrupt(out: Path) -> str:
+    work = out.with_name(f"{out.name}.work")
+    if (out / MANIFEST_NAME).exists():
+        return f"{out} is written, its report is not: the same command writes it"
+    if not work.exists():
+        return "nothing was written yet"
+    return f"no artifact was written; what was finished lies in {work}: the same command goes on from there"
+
+
+def _watch(bar: "Progress", named: str, budget_s: float) -> "Watch":
+    """Tells how much of the budget is spent: how many steps there will be is known only when the last one is done.
+
+    The budget is the search's: what comes before its first step and after its last is not counted.
+    """
     from hybrid.compress.job import Watch
 
-    told_s = time.monotonic()
+    begun_s, spent_s = float("inf"), 0.0
+
+    def search_goes_on(_n_steps: int) -> None:
+        nonlocal begun_s
+        begun_s = min(begun_s, time.monotonic())
 
     def stage(text: str) -> None:
-        nonlocal told_s
-        now_s = time.monotonic()
-        bar.rename(f"compressing {named}: {text}")
-        bar.advance(round(now_s - told_s, 1))
-        told_s = now_s
+        nonlocal spent_s
+        now_spent_s = round(min(budget_s, max(0.0, time.monotonic() - begun_s)), 1)
+        bar.rename(f"{named}: {text}")
+        bar.advance(now_spent_s - spent_s)
+        spent_s = now_spent_s
 
-    return Watch(stage=stage, said=note)
+    return Watch(stage=stage, total=search_goes_on, said=note)
 
 
 def _tell(job: "Job", found: "Result", *, json: bool) -> None:

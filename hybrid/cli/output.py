@@ -9,10 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_PROGRESS_S = 5.0
 """Seconds between two progress lines where there is no terminal."""
+
+WIDE: Final = 120
+"""Columns of a terminal that has room for a long bar and the whole name of its unit."""
 
 
 _quiet = False
@@ -130,23 +136,38 @@ class _Lines:
 
 
 @contextmanager
-def _bar(label: str, total: float, unit: str) -> Iterator[Progress]:
+def _bar(label: str, total: float, unit: str, console: "Console | None" = None) -> Iterator[Progress]:
+    """Where there is little room the label is cut, then the bar shortened; never the figures and the time left."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
+    from rich.text import Text
 
-    counter = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    suffix = "" if unit == "bytes" else unit
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), counter, TextColumn(suffix), *times)
-    with RichProgress(*columns, console=Console(stderr=True)) as bars:
+    class Label(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+    console = console or Console(stderr=True)
+    is_wide = console.width >= WIDE
+    counter_type = DownloadColumn if unit == "bytes" else MofNCompleteColumn
+    suffix = "" if unit == "bytes" else unit if is_wide else unit.partition(" ")[0]
+    figures = (
+        counter_type(table_column=Column(no_wrap=True)),
+        TextColumn(suffix),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    )
+    with RichProgress(Label(), BarColumn(40 if is_wide else 12), *figures, console=console) as bars:
         task = bars.add_task(label, total=total)
 
         class Bar:

@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import pytest
+from rich.console import Console
 
 from hybrid.cli import output
 from hybrid.cli.main import main
@@ -112,6 +114,19 @@ def test_progress_writes_nothing_to_stdout(capsys) -> None:
         for _ in range(3):
             bar.advance(1)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("room", [40, 60, 80, 120])
+def test_a_long_label_leaves_the_figures_and_the_time_left_whole(room) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=room, force_terminal=True, color_system=None)
+    with output._bar("compressing", 1800, "s of the budget", console) as bar:
+        bar.rename("model.onnx: training pruned-50 int8 U8S8 minmax bias-corrected, 35%")
+        bar.advance(123)
+    last = [line for line in shown.getvalue().splitlines() if "1800" in line][-1]
+    assert "123/1800 s" in last
+    assert len(re.findall(r"(\d:\d\d|-:--):(\d\d|--)", last)) == 2, last
+    assert room < 60 or "model.onnx: tr" in last
 
 
 @pytest.mark.parametrize(
