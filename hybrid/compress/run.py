@@ -24,7 +24,8 @@ from hybrid.compress.report.report import Refused, Report
 from hybrid.compress.report.telling import CUT_SHORT, Searched, told
 from hybrid.compress.search.bench import Bench
 from hybrid.compress.search.next_step import best_int8, best_pair, next_step
-from hybrid.compress.search.space import Steps, multiple_of, space_of, staircase_of
+from hybrid.compress.search.space import space_of
+from hybrid.compress.search.staircase import Stairs, multiple_of, staircase_of
 from hybrid.compress.search.standing import Space, finalists, runners_up
 from hybrid.compress.shipping import Shipment, check_place, write_artifact
 from hybrid.compress.splits.bottlenecks import WHAT
@@ -140,7 +141,7 @@ def _result(
     """Searches, judges, tells and ships."""
     space = space_of(job, base, bench)
     spared_s = _spared_ratio(job, bench) * job.budget_s
-    steps, is_cut_short = _searched(space, bench, watch, lambda: left_s() <= spared_s)
+    stairs, is_cut_short = _searched(space, bench, watch, lambda: left_s() <= spared_s)
     front = finalists(space, bench.done, MOST_JUDGED)
     judgement = judged(job, bench, front, runners_up(space, bench.done, front, MOST_JUDGED))
     divided = _splits(job, base, bench, space=space, judgement=judgement, left_s=left_s, timer=timer)
@@ -149,7 +150,7 @@ def _result(
         base,
         bench,
         judgement,
-        Searched(space=space, staircase=steps.seconds if steps is not None else None, is_cut_short=is_cut_short),
+        Searched(space=space, staircase=stairs.seconds if stairs is not None else None, is_cut_short=is_cut_short),
         refused=[*_refused(job, bench), *divided.refused],
         splits=divided.told,
         remarks=divided.remarks,
@@ -270,20 +271,20 @@ def _refused(job: Job, bench: Bench) -> list[Refused]:
     return [*(Refused(what=what, why=why) for what in (*kinds, WHAT)), *unlinked]
 
 
-def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> tuple[Steps | None, bool]:
+def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> tuple[Stairs | None, bool]:
     """Does steps until none is left; the staircase where it was measured, and whether the budget ended before."""
-    n_done, steps = 0, None
+    n_done, stairs = 0, None
     while (step := next_step(space, bench.done)) is not None:
         if is_over():
-            return steps, True
+            return stairs, True
         watch.total(n_done + 1)
         if step.kind == "staircase":
             int8 = best_int8(space, bench.done)
-            steps = staircase_of(bench, int8)
-            in_float = steps if int8 is None else staircase_of(bench)
-            space = replace(space, multiple=multiple_of(steps), float_multiple=multiple_of(in_float))
+            stairs = staircase_of(bench, int8)
+            in_float = stairs if int8 is None else staircase_of(bench)
+            space = replace(space, multiple=multiple_of(stairs), float_multiple=multiple_of(in_float))
         else:
             bench.do(step)
         n_done += 1
         watch.stepped()
-    return steps, False
+    return stairs, False

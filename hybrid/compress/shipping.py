@@ -42,8 +42,6 @@ from hybrid.errors import Conflict, StorageError
 GOLDEN_TOLERANCE: Final = 1e-3
 """Of the shipped model, float32, between versions of its engine."""
 
-N_GOLDEN: Final = 1
-
 
 def check_place(job: Job) -> None:
     """Looks before any work whether the artifact can be written.

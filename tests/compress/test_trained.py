@@ -160,7 +160,7 @@ def test_a_student_is_the_scripts_own(maker):
 @pytest.mark.slow
 def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, script, by_size, monkeypatch):
     monkeypatch.setattr("hybrid.compress.search.space.prunings", lambda _bench: (Recipe(pruned="module"),))
-    monkeypatch.setattr("hybrid.compress.run.staircase_of", _steps)
+    monkeypatch.setattr("hybrid.compress.run.staircase_of", _stairs)
     monkeypatch.setattr("hybrid.compress.search.ratios.N_RATIOS", 2)
     monkeypatch.setattr("hybrid.compress.search.next_step._student", lambda _space, _done: None)
     monkeypatch.setattr("hybrid.compress.search.space.engines", lambda _bench: ())
@@ -176,10 +176,10 @@ def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, sc
     assert result.report.staircase == {"64": 1.0}
 
 
-def _steps(_bench, _int8=None):
-    from hybrid.compress.search.space import Steps
+def _stairs(_bench, _int8=None):
+    from hybrid.compress.search.staircase import Stairs
 
-    return Steps(multiple=8, clear=True, seconds={64: 1.0})
+    return Stairs(multiple=8, clear=True, seconds={64: 1.0})
 
 
 def test_samples_that_it_was_trained_on_cannot_judge(job, tmp_path, by_size):

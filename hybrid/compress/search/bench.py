@@ -24,8 +24,6 @@ from hybrid.errors import EngineFailed, StorageError
 
 log = logging.getLogger("hybrid.compress")
 
-Found = TypeVar("Found")
-
 FAILURES = (CompressionError, DeviceError, EngineFailed)
 """What costs a candidate, not the search."""
 
@@ -51,6 +49,9 @@ class Graded(msgspec.Struct, frozen=True, kw_only=True):
 
     grade: Grade | None = None
     failed: str = ""
+
+
+Found = TypeVar("Found", Timed, Widths, Graded)
 
 
 def device_key(told: DeviceTold) -> tuple[object, ...]:
@@ -120,11 +121,6 @@ class Bench:
         return Cost(seconds=mine.low_s / whole.low_s, bytes=found.n_bytes / self.original_bytes)
 
     def _time(self, recipe: Recipe) -> Timed:
-        key = ["time", recipe, self.maker.saving if recipe.pruned == "graph" else "", *device_key(self.timer.told)]
-        kept = self.journal.find(key)
-        if kept is not None:
-            return msgspec.json.decode(kept.content, type=Timed)
-
         def timed() -> Timed:
             path, _ = self.maker.model(recipe)
             self.stage(f"timing {recipe.text}")
@@ -135,34 +131,34 @@ class Bench:
                 raise
             return Timed(seconds=seconds, original=original, n_bytes=bytes_of(path))
 
-        found, failed, is_lasting = _tried(timed)
-        found = found or Timed(failed=failed)
-        return msgspec.json.decode(self.journal.keep(key, found).content, type=Timed) if is_lasting else found
+        return self._found(Timed, ["time", *self._model_key(recipe), *device_key(self.timer.told)], timed)
 
     def _widths(self, recipe: Recipe) -> Widths:
         """A pruned model that is not trained: its layers' widths."""
-        key = ["widths", recipe, self.maker.saving if recipe.pruned == "graph" else ""]
-        kept = self.journal.find(key)
-        if kept is not None:
-            return msgspec.json.decode(kept.content, type=Widths)
-        found, failed, is_lasting = _tried(lambda: Widths(widths=self.maker.widths(recipe)))
-        found = found or Widths(failed=failed)
-        return msgspec.json.decode(self.journal.keep(key, found).content, type=Widths) if is_lasting else found
+        key = ["widths", *self._model_key(recipe)]
+        return self._found(Widths, key, lambda: Widths(widths=self.maker.widths(recipe)))
 
     def _grade(self, recipe: Recipe) -> Graded:
-        key = ["grade", recipe, self.maker.saving if recipe.pruned == "graph" else ""]
-        kept = self.journal.find(key)
-        if kept is not None:
-            return msgspec.json.decode(kept.content, type=Graded)
-
         def grade() -> Graded:
             path, _ = self.maker.model(recipe)
             self.stage(f"grading {recipe.text}")
             return Graded(grade=graded(path, self.material, self.material.parts.choose))
 
-        found, failed, is_lasting = _tried(grade)
-        found = found or Graded(failed=failed)
-        return msgspec.json.decode(self.journal.keep(key, found).content, type=Graded) if is_lasting else found
+        return self._found(Graded, ["grade", *self._model_key(recipe)], grade)
+
+    def _model_key(self, recipe: Recipe) -> tuple[object, ...]:
+        """What a model depends on beside the journal's facts."""
+        return recipe, self.maker.saving if recipe.pruned == "graph" else ""
+
+    def _found(self, kind: type[Found], key: list[object], call: Callable[[], Found]) -> Found:
+        """What the journal has under a key; else what is found now, and kept unless another try may find more."""
+        kept = self.journal.find(key)
+        if kept is not None:
+            return msgspec.json.decode(kept.content, type=kind)
+        found, failed, is_lasting = _tried(call)
+        if found is None:
+            found = kind(failed=failed)
+        return msgspec.json.decode(self.journal.keep(key, found).content, type=kind) if is_lasting else found
 
 
 def bytes_of(model: Path) -> int:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from types import TracebackType
@@ -176,8 +176,3 @@ def timing_of(seconds: Sequence[float]) -> Timing:
     """What so many runs say."""
     p95_s = quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
     return Timing(p50_s=median(seconds), p95_s=p95_s, low_s=min(seconds), n=len(seconds))
-
-
-def with_memory(timing: Timing, memory_bytes: int) -> Timing:
-    """The same timing with a memory."""
-    return replace(timing, memory_bytes=memory_bytes)
