@@ -43,6 +43,10 @@ class NotPrunable(CompressionError, ValueError):
     code = "not_prunable"
 
 
+class NothingPrunable(NotPrunable):
+    """A model from which no channel can be taken at any ratio: another one need not be tried."""
+
+
 class TrainingNeeded(CompressionError):
     """Something that only training can do was asked for, and no training set or no torch is there."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from compression.errors import NotPrunable
+from compression.errors import NothingPrunable, NotPrunable
 from compression.pruning.dependencies import Coupled, Traced, importance_of, naming_the_layer
 from compression.pruning.proof import difference, masked, probe_of
 from compression.pruning.ranking import Ranked, least_important, ratio_of, widths
@@ -139,7 +139,7 @@ def _copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module).eval()
     except Exception as exc:
-        raise NotPrunable(
+        raise NothingPrunable(
             f"the module cannot be copied ({type(exc).__name__}: {exc}), and the original is not touched"
         ) from exc
 
@@ -163,7 +163,7 @@ def _one_step(
         reasons = dict(refused) | barred
         ranked = _ranked([group for group in groups if group.name not in barred], wish, share, start, reasons)
         if not ranked:
-            raise NotPrunable(_nothing(reasons))
+            raise (NotPrunable if barred else NothingPrunable)(_nothing(reasons))
         keep = widths([rank for _, rank in ranked], wish.multiple)
         takes = [(group, least_important(rank, keep[rank.name])) for group, rank in ranked]
         takes = [(group, indices) for group, indices in takes if indices]

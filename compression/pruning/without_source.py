@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 
-from compression.errors import NotPrunable, NotQuantizable
+from compression.errors import NothingPrunable, NotPrunable, NotQuantizable
 from compression.measuring import Feeds
 from compression.pruning.channels import Consumer, Walked
 from compression.pruning.counting import n_macs, n_parameters, n_products, saved_by_channel
@@ -87,14 +87,18 @@ def prune_graph(
         saving: what that is: multiplications (for latency) or weights (for bytes).
 
     Raises:
-        NotPrunable: no group of channels can be followed through the graph (the operators are named), or the model or a
-            sample does not fit.
+        NothingPrunable: no group of channels can be followed through the graph (the operators are named), or the model
+            or a sample does not fit.
+        NotPrunable: the graph with these channels gone does not answer as it must.
         ValueError: a ratio outside [0, 1), or a name that no node has.
     """
     _check(ratio, multiple)
     try:
         whole = prepare(model)
         check_samples(whole, samples)
+    except NotQuantizable as exc:
+        raise NothingPrunable(str(exc)) from exc
+    try:
         return _pruned(model, whole, samples, _Wish(ratio, multiple, tuple(kept), local, saving))
     except NotQuantizable as exc:
         raise NotPrunable(str(exc)) from exc
@@ -123,7 +127,7 @@ def _pruned(given: onnx.ModelProto, whole: onnx.ModelProto, samples: Sequence[Fe
     left = dict(_left(walked, wish.kept))
     groups = {number: name for number, name in walked.groups() if name not in left}
     if not groups:
-        raise NotPrunable(_nothing(left))
+        raise NothingPrunable(_nothing(left))
     ranked = _ranked(whole, walked, samples, groups, wish)
     width = widths(list(ranked.values()), wish.multiple)
     gone = {number: least_important(rank, width[rank.name]) for number, rank in ranked.items()}

@@ -32,7 +32,13 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
     if suffix in arrays.SUFFIXES:
         array = next(iter(arrays.load(path).values()), np.empty(0))
         if array.dtype.kind not in "iu":
-            raise DataUnfit(f"{path} holds {array.dtype}; labels are whole numbers")
+            raise DataUnfit(f"{path} holds {array.dtype}; labels are whole numbers, counted from 0")
+        if array.ndim > 1 and array.size != len(names):
+            shape = "x".join(map(str, array.shape))
+            raise DataUnfit(
+                f"{path} holds an array of shape {shape} for {len(names)} samples; one whole number a sample is wanted: "
+                "of rows with a one in the place of the class, save their argmax(1)"
+            )
         values = [str(value) for value in array.reshape(-1)]
     elif suffix in (".csv", ".tsv"):
         values = _of_table(path, names, "\t" if suffix == ".tsv" else ",")
@@ -80,4 +86,7 @@ def _label(path: Path, value: str, classes: Mapping[str, int]) -> int:
         return classes[value]
     if value.isascii() and value.isdigit():
         return int(value)
-    raise DataUnfit(f"{path}: label {value[:80]!r} is no class number, and no class of the artifact has that name")
+    raise DataUnfit(
+        f"{path}: label {value[:80]!r} is no class number, and no class of the artifact has that name: give whole "
+        "numbers from 0, in the order of the model's scores"
+    )

@@ -59,7 +59,7 @@ BELOW: Final[dict[str, Explanation]] = {
     "training_set_invalid": Explanation(
         "What the training script gives is no training set for this model.",
         "The function is not there or failed, or module, inputs and labels do not fit one another.",
-        "Mend the script as the message says; docs/compress.md shows one that works.",
+        "Mend the script as the message says; docs/training.md shows one that works.",
     ),
     "not_trainable": Explanation(
         "The module, or the part of a model that was named, cannot be trained so.",

@@ -249,7 +249,9 @@ def _check_labels(
     n_classes = answers[0][output].size
     beyond = next((label for label in labels if label >= n_classes), None)
     if beyond is not None:
-        raise DataUnfit(f"label {beyond} is none of the model's {n_classes} classes (0 to {n_classes - 1})")
+        from_one = min(labels) == 1 and max(labels) == n_classes
+        hint = "; they seem to be counted from 1: take 1 off each" if from_one else ""
+        raise DataUnfit(f"label {beyond} is none of the model's {n_classes} classes (0 to {n_classes - 1}){hint}")
     n, n_usual = len(labels), Counter(labels).most_common(1)[0][1]
     n_right = sum(before)
     if n_usual < n and wilson(n_right, n)[1] < n_usual / n:

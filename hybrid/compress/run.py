@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import onnxruntime
 
+from compression.tflite.export import EXTRA as LITE_EXTRA
 from devices.catalog.load import link_class
 from devices.machine import processor
 from hybrid.artifact.folder import Artifact
@@ -42,6 +43,8 @@ SPLIT_RATIO: Final = 0.2
 
 LEARNED_RATIO: Final = 0.4
 """The same with a training set, where bottlenecks are learned too."""
+
+LITE: Final = "TensorFlow Lite"
 
 _SCHEMA: Final = 1
 """Of what the journal keeps; another one begins anew."""
@@ -151,7 +154,7 @@ def _result(
         bench,
         judgement,
         Searched(space=space, staircase=stairs.seconds if stairs is not None else None, is_cut_short=is_cut_short),
-        refused=[*_refused(job, bench), *divided.refused],
+        refused=[*_refused(job, bench, space), *divided.refused],
         splits=divided.told,
         remarks=divided.remarks,
     )
@@ -261,14 +264,18 @@ def _facts(job: Job, base: Base, material: Material, training: "TrainingSet | No
     return [*facts, base.head] if base.head else facts
 
 
-def _refused(job: Job, bench: Bench) -> list[Refused]:
+def _refused(job: Job, bench: Bench, space: Space) -> list[Refused]:
     """Kinds of candidates that cannot be had, and why."""
-    unlinked = [] if job.link else [Refused(what=SPLITTING, why="no link was named: give --link")]
-    if bench.maker.trainer is not None:
-        return unlinked
-    why = "no training set: give --train-script"
-    kinds = ("fine-tuning after pruning", "distillation", "trained rounding (QAT, AdaRound)", "TensorFlow Lite")
-    return [*(Refused(what=what, why=why) for what in (*kinds, WHAT)), *unlinked]
+    found = [Refused(what=f"pruning of the {what}", why=why) for what, why in bench.unprunable.items()]
+    if bench.maker.trainer is None:
+        why = "no training set: give --train-script"
+        kinds = ("fine-tuning after pruning", "distillation", "trained rounding (QAT, AdaRound)", LITE, WHAT)
+        found += [Refused(what=what, why=why) for what in kinds]
+    elif not space.engines:
+        found.append(Refused(what=LITE, why=f"litert-torch and litert-quantizer are not both here: {LITE_EXTRA}"))
+    if not job.link:
+        found.append(Refused(what=SPLITTING, why="no link was named: give --link"))
+    return found
 
 
 def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bool]) -> tuple[Stairs | None, bool]:

@@ -190,6 +190,9 @@ def test_labels_as_an_array(tmp_path):
     np.save(tmp_path / "f.npy", np.array([0.5, 0, 1, 1]))
     with pytest.raises(DataUnfit, match="whole numbers"):
         read_labels(tmp_path / "f.npy", NAMES)
+    np.save(tmp_path / "rows.npy", np.eye(2, dtype=int)[[0, 0, 1, 1]])
+    with pytest.raises(DataUnfit, match=r"shape 4x2 for 4 samples; .*argmax\(1\)"):
+        read_labels(tmp_path / "rows.npy", NAMES)
 
 
 @pytest.mark.parametrize(

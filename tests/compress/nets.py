@@ -35,7 +35,7 @@ def graph(path: Path, batch: int | str = 1, seed: int = 0, channels: tuple[int, 
     nodes.append(helper.make_node("MaxPool", [current], ["m"], "pool", kernel_shape=[4, 4], strides=[4, 4]))
     nodes.append(helper.make_node("Flatten", ["m"], ["f"], "flat"))
     n_features = n_in * (SIZE // 4) ** 2
-    body = _model(nodes, weights, batch, ("f", n_features))
+    body = model(nodes, weights, batch, ("f", n_features))
     x, labels = samples(1200, 7)
     features = np.concatenate([_run(body, x[start : start + 1]) for start in range(len(x))])
     wanted = np.eye(N_CLASSES, dtype=np.float32)[labels] - 1 / N_CLASSES
@@ -44,11 +44,11 @@ def graph(path: Path, batch: int | str = 1, seed: int = 0, channels: tuple[int, 
     weights += [numpy_helper.from_array(fitted.astype(np.float32), "wf")]
     weights += [numpy_helper.from_array(np.zeros(N_CLASSES, np.float32), "bf")]
     nodes.append(helper.make_node("Gemm", ["f", "wf", "bf"], ["y"], "last"))
-    onnx.save(_model(nodes, weights, batch, ("y", N_CLASSES)), str(path))
+    onnx.save(model(nodes, weights, batch, ("y", N_CLASSES)), str(path))
     return path
 
 
-def _model(nodes: list, weights: list, batch: int | str, output: tuple[str, int]) -> onnx.ModelProto:
+def model(nodes: list, weights: list, batch: int | str, output: tuple[str, int]) -> onnx.ModelProto:
     ends = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 1, SIZE, SIZE]),
         helper.make_tensor_value_info(output[0], TensorProto.FLOAT, [batch, output[1]]),

@@ -104,8 +104,13 @@ def test_labels_that_are_too_few(job, net, tmp_path):
 def test_labels_that_are_no_classes_of_the_model(job, net, tmp_path):
     y = nets.samples(N, 1)[1].copy()
     y[5] = 6
-    with pytest.raises(DataUnfit, match=r"label 6 is none of the model's 6 classes"):
+    with pytest.raises(DataUnfit, match=r"label 6 is none of the model's 6 classes \(0 to 5\)$"):
         gathered(given(job, tmp_path, y=y), net)
+
+
+def test_labels_that_are_counted_from_one_are_told_as_such(job, net, tmp_path):
+    with pytest.raises(DataUnfit, match="counted from 1: take 1 off each"):
+        gathered(given(job, tmp_path, y=nets.samples(N, 1)[1] + 1), net)
 
 
 def test_labels_of_other_samples(job, net, tmp_path):

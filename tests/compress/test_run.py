@@ -12,15 +12,20 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from hybrid.artifact.attachments import attachments_in
 from hybrid.artifact.folder import open_folder, verify
 from hybrid.calibration.record import parse_calibration
 from hybrid.compress import Job, Result, Watch, compress
 from hybrid.compress.report.report import Report
+from hybrid.compress.search.space import prunings
+from hybrid.compress.search.staircase import Stairs
 from hybrid.errors import Conflict, DataUnfit, DiskFull, ModelMissing, ModelUnsupported
+from tests.compress import nets
 from tests.compress.conftest import BySize
 
 
@@ -76,6 +81,19 @@ def test_the_report_says_everything_that_was_asked_tried_and_found(job, whole):
     assert {refused.what for refused in report.refused} >= {"learned bottlenecks", "TensorFlow Lite"}
     assert len(report.shown[0].outputs["int8"]) == len(report.shown[0].outputs["original"]) == 6
     assert "<html" in whole.report_paths[1].read_text()
+
+
+def test_a_model_without_a_channel_that_can_go_is_told_so_once(job, by_size, monkeypatch, tmp_path):
+    """One product, whose columns are the answers: no ratio of pruning can be had, and none is tried."""
+    matrix = numpy_helper.from_array(nets.samples(6, 0)[0].reshape(6, -1).T.copy(), "w")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"], "flat"), helper.make_node("MatMul", ["f", "w"], ["y"], "one")]
+    onnx.save(nets.model(nodes, [matrix], 1, ("y", 6)), tmp_path / "one.onnx")
+    monkeypatch.setattr("hybrid.compress.search.space.prunings", prunings)
+    monkeypatch.setattr("hybrid.compress.run.staircase_of", lambda *_: Stairs(multiple=8, clear=True, seconds={}))
+    report = compress(replace(job, model=tmp_path / "one.onnx", labels=None), timer=by_size).report
+    assert [each.id for each in report.candidates if each.recipe.pruned] == []
+    [why] = [each.why for each in report.refused if each.what == "pruning of the graph"]
+    assert "these channels are outputs of the model" in why
 
 
 def test_calibrations_and_the_report_lie_with_the_artifact_signed_with_the_key(job, by_size):

@@ -64,7 +64,7 @@ def _asked(report: Report) -> str:
     wanted, data = report.wanted, report.data
     aim = {"latency": "the least time", "bytes": "the fewest bytes", "energy": "the least energy"}[wanted.objective]
     return (
-        f'<p class="soft">Asked for {aim} with a drop of at most {100 * wanted.max_drop:.3g} points, the upper end of '
+        f'<p class="soft">Asked for {aim} with a drop of at most {_points(wanted.max_drop)}, the upper end of '
         f"its 95 % interval included. Samples: {data.n_calibrate} to calibrate with, {data.n_choose} to choose by, "
         f"{data.n_judge} that only the final judgement saw. {METRICS[data.metric]}</p>"
     )
@@ -128,7 +128,8 @@ def _candidates(report: Report) -> str:
 
 def _row(each: Candidate) -> str:
     drop = each.judged or each.chosen_by
-    said = [escape(each.text), escape(each.reason), *(escape(note) for note in each.notes)]
+    said = [escape(each.reason), *(escape(note) for note in each.notes)]
+    said = said if each.text == each.id else [escape(each.text), *said]
     said += [f"runtimes: {escape(', '.join(each.runtimes))}"] if each.runtimes else []
     cells = [
         f'<td class="text status">{escape(each.status)}</td>',
@@ -252,6 +253,10 @@ def _circumstances(report: Report) -> str:
     return _section("Circumstances", "".join(f"<p>{escape(line)}</p>" for line in lines if line))
 
 
+def _points(share: float) -> str:
+    return "1 point" if share == 0.01 else f"{100 * share:.3g} points"
+
+
 def _drop(drop: Drop) -> str:
     return f"{100 * drop.drop:.2f} ({100 * drop.low:.2f} to {100 * drop.high:.2f})"
 
@@ -290,4 +295,6 @@ def _bytes(n_bytes: int | None) -> str:
 def _energy(joules: float | None) -> str:
     if joules is None:
         return UNSEEN
-    return f"{joules:.3g} J" if joules >= 0.1 else f"{1e3 * joules:.3g} mJ"
+    if joules >= 0.1:
+        return f"{joules:.3g} J"
+    return f"{1e3 * joules:.3g} mJ" if joules >= 1e-4 else f"{1e6 * joules:.3g} µJ"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from compression.errors import CompressionError, NotMeasurable
+from compression.errors import CompressionError, NothingPrunable, NotMeasurable
 from compression.measuring import Timing
 from devices.errors import DeviceError
 from hybrid.artifact.digest import files_of_model
@@ -38,10 +38,16 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Widths(msgspec.Struct, frozen=True, kw_only=True):
-    """What the layers of a pruned model are as wide as, empty where nothing is gone; or why there is none."""
+    """What the layers of a pruned model are as wide as, empty where nothing is gone; or why there is none.
+
+    Attributes:
+        widths, failed: these.
+        is_unprunable: whether there is none at any other ratio either.
+    """
 
     widths: str = ""
     failed: str = ""
+    is_unprunable: bool = False
 
 
 class Graded(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +98,13 @@ class Bench:
             costs={recipe: self._cost(found) for recipe, found in self.timed.items()},
             grades={recipe: found.grade for recipe, found in self.grades.items()},
             widths={recipe: None if found.failed else found.widths for recipe, found in self.widths.items()},
+            unprunable=tuple(self.unprunable),
         )
+
+    @property
+    def unprunable(self) -> dict[str, str]:
+        """What no channel can be taken from at any ratio, `graph` or `module`, and why."""
+        return {recipe.pruned: found.failed for recipe, found in self.widths.items() if found.is_unprunable}
 
     def do(self, step: Step) -> None:
         """One step; a candidate that fails is known as such afterwards.
@@ -136,7 +148,14 @@ class Bench:
     def _widths(self, recipe: Recipe) -> Widths:
         """A pruned model that is not trained: its layers' widths."""
         key = ["widths", *self._model_key(recipe)]
-        return self._found(Widths, key, lambda: Widths(widths=self.maker.widths(recipe)))
+
+        def widths() -> Widths:
+            try:
+                return Widths(widths=self.maker.widths(recipe))
+            except NothingPrunable as exc:
+                return Widths(failed=str(exc), is_unprunable=True)
+
+        return self._found(Widths, key, widths)
 
     def _grade(self, recipe: Recipe) -> Graded:
         def grade() -> Graded:

@@ -32,6 +32,8 @@ def largest_ratios(space: Space, done: Done, int8: Recipe | None) -> Step | None
     if space.prunings and space.multiple is None:
         return Step(kind="staircase")
     for way in space.prunings:
+        if way.pruned in done.unprunable:
+            continue
         forms = _forms(space, done, way, int8)
         if isinstance(forms, Step):
             return forms

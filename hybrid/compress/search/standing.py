@@ -61,11 +61,13 @@ class Done:
         costs: by `Recipe.timed_as`.
         grades: by recipe.
         widths: what a pruned model's layers are as wide as, by its recipe in float; empty where nothing is gone.
+        unprunable: what no channel can be taken from at any ratio: `graph`, `module`.
     """
 
     costs: Mapping[Recipe, Cost | None] = field(default_factory=dict)
     grades: Mapping[Recipe, Grade | None] = field(default_factory=dict)
     widths: Mapping[Recipe, str | None] = field(default_factory=dict)
+    unprunable: Collection[str] = ()
 
     def cost(self, recipe: Recipe) -> Cost | None:
         """Of a recipe that was timed and did not fail."""
