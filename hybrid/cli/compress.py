@@ -220,9 +220,27 @@ def _tell(job: "Job", found: "Result", *, json: bool) -> None:
             unsigned = "" if job.sign is not None else " (its calibrations are unsigned: --sign own makes them count)"
             note(f"next: hybrid models push {job.out} --name {found.artifact.manifest.name}{unsigned}")
         else:
-            note("nothing was won: more samples, a larger --max-drop or --budget, or --train-script may help")
+            note(f"nothing was won; {_advice(job, found)}")
     if found.artifact is None:
         raise typer.Exit(ExitCode.NOTHING_WON)
+
+
+def _advice(job: "Job", found: "Result") -> str:
+    """What may help where nothing was won, by what became of the candidates."""
+    from hybrid.compress.rules import SMALLER_RATIO
+
+    tried = found.report.candidates
+    known = [
+        ("a larger --budget", found.is_cut_short),
+        ("more samples, a larger --max-drop", any(each.status == "kept off" for each in tried)),
+        ("--train-script", not job.train_script),
+        (
+            "--objective bytes, if smaller is enough",
+            job.objective != "bytes" and any((each.bytes_ratio or 1.0) <= SMALLER_RATIO for each in tried),
+        ),
+    ]
+    words = ", ".join(text for text, may_help in known if may_help)
+    return f"what may help: {words}" if words else "the report says why"
 
 
 def _key(sign: str | None) -> bytes | None:

@@ -56,6 +56,8 @@ def test_nothing_won_has_an_exit_code_of_its_own_and_a_report(hybrid_here, words
     for more in ((), ("--json",)):
         done = hybrid_here(*words, "--out", "small", *more)
         assert done.returncode == ExitCode.NOTHING_WON == 7
+        assert ("--objective bytes, if smaller is enough" in done.stderr) is ("--json" not in more)
+        assert "--budget" not in done.stderr
     assert not (tmp_path / "small").exists()
     assert json.loads((tmp_path / "small.report.json").read_bytes())["shipped"] == []
 
