@@ -22,7 +22,7 @@ from cloud_gateway.rounds.commands.telling import (
     text_of,
 )
 from cloud_gateway.rounds.messages import CampaignView, PromotionView, RoundView
-from hybrid.errors import CampaignImpossible, LinkError
+from hybrid.errors import CampaignImpossible, LinkError, Overloaded, Warming
 from hybrid.federated.campaign import Campaign, Privacy
 
 
@@ -149,19 +149,47 @@ def test_what_is_told_fits_the_terminal(monkeypatch, n_columns):
     assert max(map(len, text_of(lines(view())).splitlines())) > 80  # a pipe gets whole lines
 
 
+class Told:
+    """A gateway that answers with one view after the other, errors among them."""
+
+    def __init__(self, *answers):
+        self._answers = list(answers)
+
+    def get(self, path, kind):
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
 def test_who_watches_hears_of_a_gateway_that_is_away_once(monkeypatch, capsys):
-    answers = [LinkError("refused"), LinkError("refused"), LinkError("reset"), view(step=3)]
-
-    class Away:
-        def get(self, path, kind):
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
+    away = Told(LinkError("refused"), LinkError("refused"), LinkError("reset"), view(step=3, serial=5))
     monkeypatch.setattr(watch.time, "sleep", lambda s: None)
-    assert watch._next(Away(), view()).step == 3
+    assert watch._next(away, view()).step == 3
     assert capsys.readouterr().err == "refused; trying again\nreset; trying again\n"
+
+
+def test_who_watches_waits_where_a_gateway_has_too_much_to_do_or_lets_nobody_wait(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(watch.time, "sleep", pauses.append)
+    stopping = view()  # answered at once, and no other than before
+    assert watch._next(Told(Overloaded("too many"), Warming("it starts"), stopping, view(serial=5)), view()).serial == 5
+    assert len(pauses) == 3
+
+
+def test_who_watches_is_told_what_became_of_the_result_that_the_order_wants_home(monkeypatch):
+    monkeypatch.setattr(watch.time, "sleep", lambda s: None)
+    evaluating = PromotionView(step=2, state="evaluating")
+    home = PromotionView(step=2, state="candidate", version="digits:3.r2")
+    over = view(state="completed", serial=5)
+    told = [over, view(state="completed", serial=6, promotions=(evaluating,)),
+            view(state="completed", serial=7, promotions=(home,))]  # fmt: skip
+    assert list(watch._views(Told(*told), view())) == [view(), *told]
+    clock_s = iter(range(0, 1000, 10))
+    monkeypatch.setattr(watch.time, "monotonic", lambda: next(clock_s))
+    assert len(list(watch._views(Told(*[over] * 20), over))) < 6, "one that is never begun is not waited for"
+    kept = view(state="stopped")
+    assert list(watch._views(Told(), kept)) == [kept]
 
 
 def test_who_watches_is_told_what_keeps_boxes_out():

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid.errors import Conflict
+from cloud_gateway.fleet.commands.asking import Asker
+from cloud_gateway.rounds.messages import CampaignList
+from hybrid.errors import Conflict, LinkError
 from hybrid.federated.coding.versions import view_digest
 from hybrid.federated.messages import Offer, TaskCall, UpdateCall
 from hybrid.transport.rounds_client import RoundsClient
@@ -75,6 +77,19 @@ async def told(gateway: LiveGateway, campaign: str) -> None:
     assert [each["id"] for each in listed["campaigns"]] == [campaign]
 
 
+def asked_often(gateway: LiveGateway) -> None:
+    """As one who watches: over one connection that was proved once; a gateway gives ten proofs a second to a source."""
+    asker = Asker(gateway.url, gateway.token)
+    with asker.connected():
+        for _ in range(60):
+            assert len(asker.get(CAMPAIGNS, CampaignList).campaigns) == 1
+        gateway.kill()
+        with pytest.raises(LinkError):
+            asker.get(CAMPAIGNS, CampaignList)
+        gateway.start()
+        assert len(asker.get(CAMPAIGNS, CampaignList).campaigns) == 1
+
+
 async def test_a_campaign_over_the_wire_and_over_a_kill(gateway: LiveGateway, tmp_path: Path) -> None:
     artifact = artifact_in(tmp_path / "made", learns=("w2", "b2"))
     gateway.push(artifact.folder, MODEL)
@@ -97,8 +112,7 @@ async def test_a_campaign_over_the_wire_and_over_a_kill(gateway: LiveGateway, tm
         assert all(task is not None for task in tasks)
         first = invented(1, epochs[0], tasks[0])
         assert (await clients[0].update(first)).state == "accepted"
-        gateway.kill()
-        gateway.start()
+        await asyncio.to_thread(asked_often, gateway)
         assert (await clients[0].update(first)).state == "accepted"
         with pytest.raises(Conflict):
             await clients[0].update(invented(3, epochs[0], tasks[0]))

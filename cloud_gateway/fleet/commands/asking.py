@@ -1,13 +1,18 @@
 """How the fleet's commands ask a gateway: over its URL, with an administrator's token."""
 
 import asyncio
-from typing import Annotated, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 import typer
 
 from hybrid.cli.gateway_choice import choose
-from hybrid.errors import BadMessage
+from hybrid.errors import BadMessage, LinkError
+
+if TYPE_CHECKING:
+    from hybrid.transport.registry_client import RegistryClient
 
 _T = TypeVar("_T")
 
@@ -29,6 +34,19 @@ class Asker:
         self._choice = choose(gateway, token)
         self._token = token
         self.url = self._choice.url
+        self._runner: asyncio.Runner | None = None
+        self._client: RegistryClient | None = None
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Within it the connection stays: the gateway proves itself once, not at each call, which gateways bound."""
+        with asyncio.Runner() as runner:
+            self._runner = runner
+            try:
+                yield
+            finally:
+                runner.run(self._left())
+                self._runner = None
 
     def get(self, path: str, kind: type[_T]) -> _T:
         """What a path tells. Raises `HybridError`."""
@@ -43,16 +61,41 @@ class Asker:
         return self._ask("PUT", path, body, kind)
 
     def _ask(self, method: str, path: str, body: bytes, kind: type[_T]) -> _T:
-        from hybrid.transport.registry_client import RegistryClient
-
-        async def inside() -> bytes:
-            async with RegistryClient(self.url, self._token, trust=self._choice.trust) as client:
-                if method == "GET":
-                    return await client.get(path)
-                return await (client.put(path, body) if method == "PUT" else client.post(path, body))
-
-        answer = asyncio.run(inside())
+        if self._runner is None:
+            answer = asyncio.run(self._once(method, path, body))
+        else:
+            answer = self._runner.run(self._kept(method, path, body))
         try:
             return msgspec.json.decode(answer, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
             raise BadMessage(f"the gateway's answer does not parse ({exc}); is it one with a fleet?") from exc
+
+    async def _once(self, method: str, path: str, body: bytes) -> bytes:
+        async with self._made() as client:
+            return await _said(client, method, path, body)
+
+    async def _kept(self, method: str, path: str, body: bytes) -> bytes:
+        """The same over the connection that stays; after a failure the next call makes another one."""
+        if self._client is None:
+            self._client = self._made()
+        try:
+            return await _said(self._client, method, path, body)
+        except LinkError:
+            await self._left()
+            raise
+
+    async def _left(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.__aexit__(None, None, None)
+
+    def _made(self) -> "RegistryClient":
+        from hybrid.transport.registry_client import RegistryClient
+
+        return RegistryClient(self.url, self._token, trust=self._choice.trust)
+
+
+async def _said(client: "RegistryClient", method: str, path: str, body: bytes) -> bytes:
+    if method == "GET":
+        return await client.get(path)
+    return await (client.put(path, body) if method == "PUT" else client.post(path, body))

@@ -163,6 +163,12 @@ def is_over(view: CampaignView) -> bool:
     return waits_for_people and not any(each.state == "evaluating" for each in view.promotions)
 
 
+def comes_home(view: CampaignView) -> bool:
+    """Whether its result is to become a version by itself, and nothing is told of that yet: it begins after the end."""
+    is_wanted = view.order.promotion.policy != "none" and view.state in ("completed", "spent") and view.step > 0
+    return is_wanted and all(each.step != view.step for each in view.promotions)
+
+
 def size(n_bytes: float) -> str:
     """Bytes for people."""
     for scale, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -1,14 +1,17 @@
 """`hybrid rounds watch`: a campaign as it goes on, until it is over."""
 
+import math
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cloud_gateway.fleet.commands.asking import AdminToken, Asker
 from cloud_gateway.rounds.commands.campaigns import CampaignId, campaign_path
 from cloud_gateway.rounds.commands.telling import (
     ROUND_HEAD,
+    comes_home,
     headline,
     is_over,
     lines,
@@ -21,13 +24,15 @@ from cloud_gateway.rounds.commands.telling import (
 from cloud_gateway.rounds.messages import CampaignView
 from hybrid.cli.output import decorated, event, note
 from hybrid.cli.registry_asking import Gateway, Json
-from hybrid.errors import LinkError
+from hybrid.errors import LinkError, Overloaded, Warming
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 _WAIT_S = 25.0
 _AGAIN_S = 2.0
+_HOME_S = 30.0
+"""Longest that is waited, after the last round, for the gateway to begin to make the result a version."""
 _SHOWN = 12
 _WIDE_CHARACTERS = 72
 _MOST_WANTED = tuple(map(ROUND_HEAD.index, ("round", "state", "updates", "accuracy")))
@@ -37,25 +42,34 @@ _MOST_WANTED = tuple(map(ROUND_HEAD.index, ("round", "state", "updates", "accura
 def watch(campaign: CampaignId, gateway: Gateway = "auto", token: AdminToken = None, json: Json = False) -> None:
     """Show a campaign as it changes, with the time that is left, until it is over or Ctrl-C."""
     asker = Asker(gateway, token)
-    view = asker.get(campaign_path(campaign), CampaignView)
-    if json or not decorated(sys.stdout):
-        _stream(asker, view, json=json)
-    else:
-        _live(asker, view)
+    with asker.connected():
+        views = _views(asker, asker.get(campaign_path(campaign), CampaignView))
+        if json or not decorated(sys.stdout):
+            _stream(views, json=json)
+        else:
+            _live(views)
 
 
-def _stream(asker: Asker, view: CampaignView, *, json: bool) -> None:
+def _views(asker: Asker, view: CampaignView) -> Iterator[CampaignView]:
+    """A campaign after each change, until nothing of it will change by itself any more."""
+    yield view
+    until_s = math.inf
+    while not is_over(view) or (comes_home(view) and time.monotonic() < until_s):
+        if is_over(view):
+            until_s = min(until_s, time.monotonic() + _HOME_S)
+        view = _next(asker, view)
+        yield view
+
+
+def _stream(views: Iterator[CampaignView], *, json: bool) -> None:
     """A JSON object a change, or a line a round and one at the end."""
     said: object = None
-    while True:
+    for view in views:
         told = _line(view)
         news: object = view.serial if json else told
         if news != said and (json or not is_over(view)):  # the end is told whole below
             event(view, told, json=json)
             said = news
-        if is_over(view):
-            break
-        view = _next(asker, view)
     if not json:
         event(view, text_of(lines(view)), json=False)
     if view.state == "stalled":
@@ -75,22 +89,25 @@ def _next(asker: Asker, view: CampaignView) -> CampaignView:
     path = f"{campaign_path(view.id)}?since={view.serial}&wait_s={_WAIT_S:g}"
     said = ""
     while True:
+        began_s = time.monotonic()
         try:
-            return asker.get(path, CampaignView)
-        except LinkError as exc:
+            found = asker.get(path, CampaignView)
+        except (LinkError, Overloaded, Warming) as exc:
             if str(exc) != said:
                 said = str(exc)
                 note(f"{said}; trying again")
-            time.sleep(_AGAIN_S)
+        else:
+            if found.serial != view.serial or time.monotonic() - began_s >= 1.0:
+                return found  # a gateway that stops lets nobody wait
+        time.sleep(_AGAIN_S)
 
 
-def _live(asker: Asker, view: CampaignView) -> None:
+def _live(views: Iterator[CampaignView]) -> None:
     from rich.live import Live
 
-    with Live(_pictured(view), refresh_per_second=4, screen=False) as live:
+    with Live(_pictured(next(views)), refresh_per_second=4, screen=False) as live:
         try:
-            while not is_over(view):
-                view = _next(asker, view)
+            for view in views:
                 live.update(_pictured(view))
         except KeyboardInterrupt:
             return
