@@ -54,6 +54,9 @@ class AgentConfig(ServiceSettings):
     learn: str = setting(
         "idle", "idle: take part in rounds of the gateway while nobody asks, with labelled samples; off: never."
     )
+    learn_memory_bytes: int = setting(
+        16 << 20, "Memory for what is learned from: features of samples, whole inputs where a whole model learns."
+    )
     metered: str = setting("auto", "Whether the link costs by the byte: auto (NetworkManager says), yes or no.")
     on_battery: str = setting("hold", "hold: models, samples and telemetry wait for mains power; go: they do not.")
     transfer_hours: str = setting("", "Hours in which models and samples travel, such as 22:00-06:00; empty: always.")
@@ -100,5 +103,6 @@ class AgentConfig(ServiceSettings):
         refuse_unknown(self, "log_level", ("debug", "info", "warning", "error"))
         refuse_below(self, 0, ("max_uplink_bytes_per_s", "log_n_files"))
         refuse_below(self, 4096, ("log_max_bytes",))
+        refuse_below(self, 1 << 20, ("learn_memory_bytes",))
         self.link_rules.check()
         self.local_models  # noqa: B018 (raises what is wrong with it)

@@ -16,9 +16,9 @@ from hybrid.artifact.folder import Artifact
 from hybrid.artifact.manifest import Manifest, parse
 from hybrid.artifact.signature import Signature
 from hybrid.errors import CampaignImpossible, NotFound
-from hybrid.federated.candidate import is_learned
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.head import Head
+from hybrid.federated.lineage import is_learned
 
 PREFIX: Final = ".base-"
 

@@ -16,7 +16,6 @@ import numpy as np
 from edge_agent.learning.conditions import LOOK_S, Conditions
 from edge_agent.learning.material import Material
 from edge_agent.learning.offers import Candidate, Offers
-from edge_agent.learning.records import CampaignNote
 from edge_agent.learning.store import LearningStore
 from edge_agent.learning.yielding import Yielding
 from hybrid.errors import Cancelled, DataUnfit, DigestMismatch, HybridError, TensorMismatch
@@ -24,9 +23,10 @@ from hybrid.federated.box.personal import Beside, Fitted, fitted
 from hybrid.federated.box.views import BASE_STEP, vector_of, view_of
 from hybrid.federated.box.work import Learnable, Learned, Left, Work
 from hybrid.federated.calls import RoundCalls
+from hybrid.federated.campaign import Training
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.evaluation import Comparison
-from hybrid.federated.learning.training import Trained
+from hybrid.federated.learning.training import Trained, divided
 from hybrid.federated.messages import EXACT, Task, Terms, Weights
 
 NICENESS: Final = 10
@@ -143,31 +143,47 @@ class Doing:
             if not len(held_out):
                 raise DataUnfit("this box has no labelled sample that is kept for evaluation")
             trained_on = None
-            if work.left.personal is not None:
+            note = self._store.notes.get(task.campaign)
+            if terms.training.personal and (note is None or not note.is_forgotten):
                 trained_on = self.material.examples(candidate, ids, held_out=False)
             return work.compared(now, learned, trained_on, held_out, self._yielding.between)
 
         return await self._on_thread(compare, deadline_s)
 
-    async def fitted(self, candidate: Candidate, note: CampaignNote, personal: np.ndarray) -> tuple[Fitted, Layout]:
-        """Personal layers of a campaign beside the version that answers, and their layout; raises as `trained`."""
+    async def fitted(
+        self, candidate: Candidate, campaign: str, training: Training, personal: np.ndarray | None
+    ) -> tuple[Fitted, Layout, Layout]:
+        """Personal layers beside the version that answers, the layout of what it shares, and theirs.
+
+        Args:
+            candidate: the version.
+            campaign, training: that it came of, and its plan.
+            personal: as `fitted` takes them.
+
+        Raises:
+            Cancelled: given up; says why.
+            HybridError: it cannot be done.
+        """
         self.cpu_s = 0.0
         deadline_s = asyncio.get_running_loop().time() + FIT_S
         ids = await self._offers.samples(candidate)
         learnable = await self._on_thread(lambda: self.material.learnable(candidate), deadline_s)
-        _, kept = learnable.parts(note.terms)
+        shared, kept = divided(learnable.layout, training.personal)
         if kept is None:
-            raise TensorMismatch(f"no tensor of {candidate.version.name} is personal by the terms of {note.id}")
+            named = ", ".join(training.personal[:5])
+            raise TensorMismatch(
+                f"no tensor of {candidate.version.name} is called {named}, the plan of {campaign} says"
+            )
         beside = Beside(program=learnable.program, layout=learnable.layout, arrays=learnable.arrays)
 
         def fit() -> Fitted:
             trained_on = self.material.examples(candidate, ids, held_out=False)
             held_out = self.material.examples(candidate, ids, held_out=True)
-            seed = crc32(f"{note.id}/{candidate.version.artifact_digest}".encode())
+            seed = crc32(f"{campaign}/{candidate.version.artifact_digest}".encode())
             between = self._yielding.between
-            return fitted(beside, note.terms, personal, trained_on, held_out, seed=seed, between=between)
+            return fitted(beside, training, personal, trained_on, held_out, seed=seed, between=between)
 
-        return await self._on_thread(fit, deadline_s), kept
+        return await self._on_thread(fit, deadline_s), shared, kept
 
     def left(self, campaign: str) -> Left:
         """What the campaign's tasks left here; blocks."""

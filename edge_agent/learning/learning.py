@@ -158,6 +158,8 @@ class Learning:
             task_cpu_s=round(doing.cpu_s, 4) if doing is not None else 0.0,
             n_unfit=doing.material.n_unfit if doing is not None else 0,
             why_unfit=doing.material.why_unfit if doing is not None else "",
+            n_left_out=doing.material.n_left_out if doing is not None else 0,
+            feature_bytes=self._around.feature_bytes,
             campaigns=tuple(map(CampaignStatus.of, store.notes.values())),
             personal=self.personal.status() if self.personal is not None else (),
             n_judged=self.personal.n_judged if self.personal is not None else 0,

@@ -1,7 +1,8 @@
 """What a model can be trained on here: labelled samples as features, computed once, kept within a bound.
 
 Design: sealed samples are opened one at a time, on the training thread, between two looks at whether somebody asks.
-Features stay in memory: on the disk they would be inputs that nobody sealed.
+Features stay in memory: on the disk they would be inputs that nobody sealed. Samples that are kept for evaluation have
+a share of that memory to themselves, since the others would fill it.
 """
 
 import logging
@@ -19,10 +20,9 @@ from hybrid.federated.learning.body import Body, body_key
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.features import FeatureShelf
 from hybrid.federated.learning.head import open_head, variant_of
-from hybrid.federated.learning.labels import Target, is_held_out, of_one_kind, target_of, targets_of
+from hybrid.federated.learning.labels import HELD_OUT_RATIO, Target, is_held_out, of_one_kind, target_of, targets_of
 from hybrid.fleet.sample import parse_sample
 
-FEATURE_BYTES: Final = 16 << 20
 _MOST_TRIES: Final = 5
 _log = logging.getLogger("hybrid.agent.learning")
 
@@ -33,19 +33,28 @@ class Material:
     Args:
         shelf: of the samples.
         yielding: asked between samples.
+        most_bytes: of features.
 
     Attributes:
         n_unfit: samples of the last task that cannot be learned from, such as those with a label of another kind.
         why_unfit: of one of them.
     """
 
-    def __init__(self, shelf: SampleShelf, yielding: Yielding, *, most_bytes: int = FEATURE_BYTES) -> None:
+    def __init__(self, shelf: SampleShelf, yielding: Yielding, *, most_bytes: int) -> None:
         self._shelf, self._yielding = shelf, yielding
-        self._features = FeatureShelf(most_bytes)
+        held_out_bytes = int(most_bytes * HELD_OUT_RATIO)
+        self._features = {False: FeatureShelf(most_bytes - held_out_bytes), True: FeatureShelf(held_out_bytes)}
+        self._body = ""
+        self._left_out: dict[bool, int] = {}
         self._targets: dict[str, Target] = {}
         self._opened: tuple[tuple[str, str], Learnable] | None = None
         self.n_unfit = 0
         self.why_unfit = ""
+
+    @property
+    def n_left_out(self) -> int:
+        """Samples of the last model, to train on or to evaluate with, for which there is no room."""
+        return sum(self._left_out.values())
 
     def forget(self, sample_id: str) -> None:
         """A sample was labelled anew."""
@@ -75,20 +84,25 @@ class Material:
         """
         self.n_unfit, self.why_unfit = 0, ""
         key = body_key(candidate.manifest, variant_of(candidate.manifest, candidate.variant))
-        self._features.begin(key, sample_ids)
-        self._targets = {one: target for one, target in self._targets.items() if one in self._features}
+        if key != self._body:
+            self._body, self._left_out = key, {}
+        for is_apart, shelf in self._features.items():
+            shelf.begin(key, [one for one in sample_ids if is_held_out(one) == is_apart])
+        features, other = self._features[held_out], self._features[not held_out]
+        self._targets = {one: it for one, it in self._targets.items() if one in features or one in other}
         wanted = [one for one in sample_ids if is_held_out(one) == held_out]
-        self._take(candidate, [one for one in wanted if one not in self._targets])
-        found = [one for one in wanted if one in self._targets and one in self._features]
+        self._take(candidate, [one for one in wanted if one not in self._targets], features)
+        found = [one for one in wanted if one in self._targets and one in features]
+        self._left_out[held_out] = len(wanted) - len(found) - self.n_unfit
         if not found:
             return Examples(np.zeros((0, 1), np.float32), np.zeros(0, np.int64))
         targets = of_one_kind({one: self._targets[one] for one in found})
         if len(targets) < len(found):
             self.n_unfit += len(found) - len(targets)
             self.why_unfit = "some labels are classes and others values, or of different lengths"
-        return Examples(self._features.rows(list(targets)), targets_of(list(targets.values())))
+        return Examples(features.rows(list(targets)), targets_of(list(targets.values())))
 
-    def _take(self, candidate: Candidate, missing: Sequence[str]) -> None:
+    def _take(self, candidate: Candidate, missing: Sequence[str], features: FeatureShelf) -> None:
         body: Body | None = None
         for sample_id in missing:
             self._yielding.between()
@@ -96,12 +110,13 @@ class Material:
                 sample = parse_sample(self._shelf.read(sample_id))
                 target = target_of(sample.label, candidate.manifest.classes)
                 if target is None:
+                    self.n_unfit, self.why_unfit = self.n_unfit + 1, "its label says nothing"
                     continue
-                if sample_id not in self._features:
-                    if not self._features.has_room():
+                if sample_id not in features:
+                    if not features.has_room(sample_id):
                         return
                     body = body or Body(self._head(candidate))
-                    if not self._features.put(sample_id, self._run(body, sample.input_arrays())):
+                    if not features.put(sample_id, self._run(body, sample.input_arrays())):
                         return
                 self._targets[sample_id] = target
             except (NotFound, CorruptContent, DataUnfit, ProtocolError, EngineFailed) as exc:

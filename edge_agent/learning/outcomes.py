@@ -1,5 +1,7 @@
 """What follows from what became of an update: the residual, the control variate, what privacy it cost."""
 
+from typing import Final
+
 import msgspec
 import numpy as np
 
@@ -9,6 +11,9 @@ from hybrid.errors import BadMessage, Conflict
 from hybrid.federated.messages import UpdateAnswer
 from hybrid.federated.privacy.account import Account
 from hybrid.federated.privacy.accountant import epsilon_for
+
+_AGAIN: Final = "/again"
+"""Behind the id of a campaign that was over and is not: a gateway went back."""
 
 _NOT_AGAIN = ("norm", "finite")
 """Gates whose refusal says that the same content would be refused again."""
@@ -76,24 +81,32 @@ def charge(
     """The note and the account of its model after a release of this cost (mu squared); blocks."""
     if cost <= 0:
         return note, {}
-    account = account_of(store, note.terms.model)
     try:
-        account.charge(note.id, step, cost)
+        account = account_of(store, note.terms.model)
+    except BadMessage:
+        return note, {}  # it stays as it is: nothing more is spent by it
+    for each in [one for one in account.open if _is_over(store, one, note)]:
+        account.close(each)  # one figure: an account would else grow with every step that there ever was
+    campaign = note.id
+    while campaign in account.closed:
+        campaign += _AGAIN
+    try:
+        account.charge(campaign, step, cost)
     except Conflict:  # the campaign changed its noise between two tasks of a step: both count
-        account.charge(note.id, -1 - len(account.open.get(note.id, {})), cost)
+        account.charge(campaign, -1 - len(account.open.get(campaign, {})), cost)
     spent = msgspec.structs.replace(note, epsilon=epsilon_for(account.cost, delta))
     return spent, {note.terms.model: account.encoded()}
 
 
+def _is_over(store: LearningStore, campaign: str, current: CampaignNote) -> bool:
+    note = store.notes.get(campaign.partition(_AGAIN)[0])
+    return (note is None or note.is_over) and campaign.partition(_AGAIN)[0] != current.id
+
+
 def account_of(store: LearningStore, model: str) -> Account:
-    """What this box has spent on a model; blocks."""
+    """What this box has spent on a model; blocks. Raises `BadMessage` where the disk has damaged it."""
     content = store.account(model)
-    if content is None:
-        return Account()
-    try:
-        return Account.decoded(content)
-    except BadMessage:
-        return Account()
+    return Account() if content is None else Account.decoded(content)
 
 
 def _counted(note: CampaignNote, waiting: Waiting) -> CampaignNote:

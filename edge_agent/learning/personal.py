@@ -3,13 +3,15 @@
 Design: what answers is a composition in memory, the installed files with a few tensors of this box; on the disk these
 lie sealed in learning's own database, and nowhere else. So an installed file is never written, and a composition is
 never half there: after whatever end of the service it is made again from what one transaction kept. Whatever is wrong
-with it, the version itself answers.
+with it, the version itself answers. A box that took no part in the campaign has layers of its own all the same: the
+version says how they are trained.
 """
 
 import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -20,21 +22,41 @@ from edge_agent.learning.records import CampaignNote, Judged
 from edge_agent.learning.standing import PersonalStatus
 from edge_agent.learning.store import LearningStore
 from edge_agent.models.source import Answering
-from edge_agent.models.version import PersonalCopy
+from edge_agent.models.version import ModelVersion, PersonalCopy
 from edge_agent.part import Problem
 from hybrid.artifact.manifest import CascadeRule
 from hybrid.errors import Cancelled, HybridError, NotFound, Overloaded, StorageError
+from hybrid.federated.campaign import Training
 from hybrid.federated.layout import Layout
+from hybrid.federated.lineage import campaign_of, training_of
+from hybrid.federated.messages import Terms
 
 if TYPE_CHECKING:
     from hybrid.federated.box.personal import Fitted
 
-Fit = Callable[[Candidate, CampaignNote, np.ndarray], "Awaitable[tuple[Fitted, Layout]]"]
+Fit = Callable[[Candidate, str, Training, np.ndarray | None], "Awaitable[tuple[Fitted, Layout, Layout]]"]
+"""`Doing.fitted`."""
+
 DAMAGED: Final = "the disk has damaged them"
 _MORE: Final = 2
 """Layers are fitted and judged anew once there are so many times as many labelled samples."""
 
 _log = logging.getLogger("hybrid.agent.learning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Origin:
+    """The campaign that a version came of.
+
+    Attributes:
+        id: of it.
+        training: its plan.
+        note: None where this box took no part in it, and has not fitted layers to its version yet.
+    """
+
+    id: str
+    training: Training
+    note: CampaignNote | None
 
 
 class Host(Protocol):
@@ -80,6 +102,8 @@ class Personal:
         self._campaigns: dict[str, str] = {}
         self._up: dict[str, str] = {}
         self._waits: dict[str, str] = {}
+        self._unfit: dict[str, str] = {}
+        self._without: dict[str, PersonalStatus] = {}
         self.n_judged = self.n_worse = 0
 
     async def look(self, candidates: Sequence[Candidate], fit: Fit | None) -> None:
@@ -92,21 +116,24 @@ class Personal:
         Raises:
             StorageError: what was found could not be kept; what answered does.
         """
+        names = {one.version.name for one in candidates}
+        self._without = {name: told for name, told in self._without.items() if name in names}
         for one in candidates:
             name = one.version.name
-            note = self._note(one)
-            if note is None:
+            origin = self._origin(one)
+            if origin is None:
+                self._without.pop(name, None)
                 self._campaigns.pop(name, None)
                 self._failures.pop(name, None)
                 await self.plainly(name)
                 continue
-            self._campaigns[name] = note.id
+            self._campaigns[name] = origin.id
             self._waits[name] = self._obstacle(one)
-            if self._waits[name]:
+            if self._waits[name] or not await self._may_be_fitted(one, origin):
                 await self.plainly(name)
                 continue
-            judged = await self._judged(one, note, fit)
-            if judged is None or not judged.answers or not await self._answer(one, note.id, judged):
+            judged = await self._judged(one, origin, fit)
+            if judged is None or not judged.answers or not await self._answer(one, origin.id, judged):
                 await self.plainly(name)
 
     async def plainly(self, name: str = "") -> None:
@@ -154,7 +181,7 @@ class Personal:
         return found
 
     def status(self) -> tuple[PersonalStatus, ...]:
-        """Of each model whose personal layers were judged."""
+        """Of each model whose personal layers were judged, or that came of a campaign without this box."""
         found = []
         for note in self._store.notes.values():
             if note.judged is not None:
@@ -164,19 +191,37 @@ class Personal:
                 copy = self._answering.personal(name)
                 is_up = copy is not None and copy.digest == note.judged.digest == self._up.get(name)
                 found.append(PersonalStatus.of(note, note.judged, is_up=is_up, why_not=note.judged.why_not or wait))
-        return tuple(found)
+        return (*found, *self._without.values())
 
     # Inside.
 
-    def _note(self, one: Candidate) -> CampaignNote | None:
-        """The campaign that the version came of, where it left personal layers here."""
-        lineage = one.manifest.lineage
-        kind, _, campaign = lineage[-1].step.partition(":") if lineage else ("", "", "")
+    def _origin(self, one: Candidate) -> _Origin | None:
+        """The campaign that the version came of, where it has personal layers, and these are wanted here."""
+        campaign = campaign_of(one.manifest)
         note = self._store.notes.get(campaign)
-        if kind != "rounds" or note is None or not _has_any(note):
+        if not campaign:
             return None
+        if note is None:
+            training = training_of(one.manifest)
+            return None if training is None else _Origin(id=campaign, training=training, note=None)
         is_its = (note.terms.model, note.terms.variant) == (one.version.name, one.variant)
-        return note if is_its else None
+        return _Origin(id=campaign, training=note.terms.training, note=note) if is_its and _has_any(note) else None
+
+    async def _may_be_fitted(self, one: Candidate, origin: _Origin) -> bool:
+        """Whether there are layers, or such can be fitted on a box that took no part; says why not."""
+        version, why_not = one.version, ""
+        if origin.note is None:
+            why_not = self._unfit.get(version.artifact_digest, "")
+            if not await self._offers.samples(one):
+                why_not = "this box took no part and has no labelled samples to fit any to"
+        self._without.pop(version.name, None)
+        if why_not:
+            self._tell_none(version, origin, why_not)
+        return not why_not
+
+    def _tell_none(self, version: ModelVersion, origin: _Origin, why_not: str) -> None:
+        told = PersonalStatus.none(version.name, version.version, origin.id, why_not=why_not)
+        self._without[version.name] = told
 
     def _obstacle(self, one: Candidate) -> str:
         rule = one.manifest.cascade
@@ -184,15 +229,16 @@ class Personal:
             return "it is the small one of a cascade, whose threshold was fitted to the shipped head"
         return self._why_not(one.version.name)
 
-    async def _judged(self, one: Candidate, note: CampaignNote, fit: Fit | None) -> Judged | None:
+    async def _judged(self, one: Candidate, origin: _Origin, fit: Fit | None) -> Judged | None:
         """What is known of the layers beside this version; found out where it is time, and the box may train."""
-        version, known = one.version, note.judged
+        version, note = one.version, origin.note
+        known = None if note is None else note.judged
         if known is not None and not known.is_of(version.artifact_digest, one.variant):
             known = None
         n_samples = len(await self._offers.samples(one))
         is_lost = False
         if known is not None and known.answers and self._answering.copy_of(known.digest) is None:
-            is_lost = await asyncio.to_thread(self._store.vector, note.id, "fitted") is None
+            is_lost = await asyncio.to_thread(self._store.vector, origin.id, "fitted") is None
         is_due = known is None or is_lost or n_samples >= _MORE * max(1, known.n_samples)
         if not is_due or (fit is None and not is_lost):
             return known
@@ -200,20 +246,26 @@ class Personal:
             artifact_digest=version.artifact_digest, version=version.version, variant=one.variant,
             digest=secrets.token_hex(32), at_s=self._wall_s(), n_samples=n_samples,
         )  # fmt: skip
-        content = await asyncio.to_thread(self._store.vector, note.id, "personal")
-        if content is None or fit is None:
-            if content is None and known is None and not note.loss_before:
-                return None  # it was never trained here
+        content = await asyncio.to_thread(self._store.vector, origin.id, "personal")
+        is_damaged = content is None and note is not None and bool(note.loss_before)  # it was trained here
+        if (is_damaged or fit is None) and note is not None:
             if known is not None and known.why_not == DAMAGED:
                 return known
-            return await self._kept(note.id, msgspec.structs.replace(found, why_not=DAMAGED, n_samples=0), None)
+            return await self._kept(note, msgspec.structs.replace(found, why_not=DAMAGED, n_samples=0), None)
+        assert fit is not None
+        personal = None if content is None else np.frombuffer(content, "<f4").astype(np.float32)
         try:
-            fitted, layout = await fit(one, note, np.frombuffer(content, "<f4").astype(np.float32))
+            fitted, shared, layout = await fit(one, origin.id, origin.training, personal)
         except (Cancelled, StorageError) as exc:
-            _log.info("personal.judged_later campaign=%s why=%s", note.id, exc)
+            _log.info("personal.judged_later campaign=%s why=%s", origin.id, exc)
             return known
         except HybridError as exc:
-            return await self._kept(note.id, msgspec.structs.replace(found, why_not=str(exc)), None)
+            if note is None:
+                _log.warning("personal.unfit campaign=%s version=%s error=%s", origin.id, version.version, exc)
+                self._unfit[version.artifact_digest] = str(exc)
+                self._tell_none(version, origin, str(exc))
+                return None
+            return await self._kept(note, msgspec.structs.replace(found, why_not=str(exc)), None)
         self.n_judged += 1
         found = msgspec.structs.replace(
             found, answers=fitted.is_better, n=fitted.plain.n, n_right=fitted.personal.n_right,
@@ -221,12 +273,14 @@ class Personal:
             why_not="" if fitted.is_better else _worse(fitted.plain.n), layout=layout,
         )  # fmt: skip
         self.n_worse += not fitted.is_better and bool(fitted.plain.n)
-        return await self._kept(note.id, found, fitted.vector if fitted.is_better else None)
+        note = note or _new_note(one, origin, shared)
+        return await self._kept(note, found, fitted.vector if fitted.is_better else None)
 
-    async def _kept(self, campaign: str, judged: Judged, vector: np.ndarray | None) -> Judged | None:
+    async def _kept(self, note: CampaignNote, judged: Judged, vector: np.ndarray | None) -> Judged | None:
         """Keep what was found, with the layers that are to answer, in one transaction."""
-        note = self._store.notes.get(campaign)
-        if note is None or note.is_forgotten:
+        campaign = note.id
+        note = self._store.notes.get(campaign, note)
+        if note.is_forgotten:
             return None
         content = None if vector is None else vector.astype("<f4").tobytes()
         note = msgspec.structs.replace(note, judged=judged)
@@ -267,6 +321,15 @@ class Personal:
 
 def _has_any(note: CampaignNote) -> bool:
     return bool(note.terms.training.personal) and not note.is_forgotten
+
+
+def _new_note(one: Candidate, origin: _Origin, shared: Layout) -> CampaignNote:
+    """Of a campaign that this box took no part in."""
+    terms = Terms(
+        model=one.version.name, artifact_digest=one.manifest.base or "", variant=one.variant, layout=shared,
+        training=origin.training,
+    )  # fmt: skip
+    return CampaignNote(id=origin.id, terms=terms, is_over=True, last="took no part; layers of its own were tried")
 
 
 def _worse(n: int) -> str:

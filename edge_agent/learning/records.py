@@ -91,6 +91,12 @@ class CampaignNote(msgspec.Struct, frozen=True, kw_only=True):
     judged: Judged | None = None
     is_forgotten: bool = False
 
+    @property
+    def worth(self) -> int:
+        """The least leaves first: what runs stays, more so whose personal layers answer, or shall not be here."""
+        is_kept = self.is_forgotten or (self.judged is not None and self.judged.answers)
+        return 2 * is_kept + (not self.is_over)
+
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """The update that waits: every field of its call but the epoch, so that a retry says the same.

@@ -69,6 +69,9 @@ def lines(told: Mapping[str, Any]) -> list[str]:
         found.append(f"         an update of {told['waiting_bytes']} bytes waits for the gateway")
     if told.get("n_unfit"):
         found.append(f"         {told['n_unfit']} samples cannot be learned from, such as: {told['why_unfit']}")
+    if told.get("n_left_out"):
+        room = f"{told['feature_bytes'] / 1e6:.3g} MB hold the newest; more with `learn_memory_bytes`"
+        found.append(f"         {told['n_left_out']} labelled samples are left out: {room}")
     if told.get("n_stood"):
         stood = f"{told['n_stood']} times, at most {told['stood_s'] * 1e3:.0f} ms after one came"
         found.append(f"         stood still for requests {stood}")

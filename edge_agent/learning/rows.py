@@ -1,6 +1,7 @@
 """The tables of what learning keeps, and rows that are written in more than one place, each within a transaction."""
 
 import sqlite3
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -24,6 +25,18 @@ def put_note(db: sqlite3.Connection, note: CampaignNote) -> None:
     """Keep a campaign as it stands: it was heard of last."""
     db.execute("DELETE FROM campaign WHERE id = ?", (note.id,))
     db.execute("INSERT INTO campaign (id, note) VALUES (?, ?)", (note.id, msgspec.msgpack.encode(note)))
+
+
+def put_gone(db: sqlite3.Connection, campaign: str) -> None:
+    """A campaign leaves, with all that was kept of it."""
+    db.execute("DELETE FROM campaign WHERE id = ?", (campaign,))
+    db.execute("DELETE FROM vector WHERE campaign = ?", (campaign,))
+
+
+def put_accounts(db: sqlite3.Connection, accounts: Mapping[str, bytes]) -> None:
+    """What was spent on models, by model."""
+    for model, content in accounts.items():
+        db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
 
 
 def put_done(db: sqlite3.Connection, task: str, outcome: Outcome) -> None:

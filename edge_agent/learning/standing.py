@@ -69,12 +69,11 @@ class PersonalStatus(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, note: CampaignNote, judged: Judged, *, is_up: bool, why_not: str) -> "PersonalStatus":
         """Of a campaign whose layers were judged."""
-        step = judged.version.removesuffix(f"-{note.id}").rpartition(".r")[2]
         return cls(
             model=note.terms.model,
             version=judged.version,
             campaign=note.id,
-            step=int(step) if step.isascii() and step.isdigit() else -1,
+            step=_step_of(judged.version, note.id),
             answers=is_up,
             since_s=judged.at_s,
             n=judged.n,
@@ -84,6 +83,20 @@ class PersonalStatus(msgspec.Struct, frozen=True, kw_only=True):
             plain_loss=judged.plain_loss,
             why_not="" if is_up else why_not,
         )
+
+    @classmethod
+    def none(cls, model: str, version: str, campaign: str, *, why_not: str) -> "PersonalStatus":
+        """Of a version that came of a campaign without this box, which has no layers for it."""
+        return cls(
+            model=model, version=version, campaign=campaign, step=_step_of(version, campaign), answers=False,
+            since_s=0.0, n=0, n_right=0, n_plain_right=0, loss=0.0, plain_loss=0.0, why_not=why_not,
+        )  # fmt: skip
+
+
+def _step_of(version: str, campaign: str) -> int:
+    """The step that a version's name tells; -1 where it does not."""
+    step = version.removesuffix(f"-{campaign}").rpartition(".r")[2]
+    return int(step) if step.isascii() and step.isdigit() else -1
 
 
 class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +112,7 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
         stood_s: the longest time from a request's coming until training stood still.
         task_cpu_s: processor time of the last task.
         n_unfit: samples that the last task could not learn from; `why_unfit` of one of them.
+        n_left_out: samples for which `feature_bytes` have no room; the newest are learned from.
         campaigns: the one heard of last at the end.
         personal: of models that came of campaigns with personal layers.
         n_judged, n_worse: how often such were tried since the start, and found worse than the version without.
@@ -114,6 +128,8 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
     task_cpu_s: float = 0.0
     n_unfit: int = 0
     why_unfit: str = ""
+    n_left_out: int = 0
+    feature_bytes: int = 0
     campaigns: tuple[CampaignStatus, ...] = ()
     personal: tuple[PersonalStatus, ...] = ()
     n_judged: int = 0

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from edge_agent.learning.records import PERSONAL, VECTORS, CampaignNote, Outcome, VectorName, Waiting
-from edge_agent.learning.rows import MOST_DONE, SCRIPT, put_done, put_note, put_settled
+from edge_agent.learning.rows import MOST_DONE, SCRIPT, put_accounts, put_done, put_gone, put_note, put_settled
 from edge_agent.outbox.blob_files import BlobFiles
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.place import Place
@@ -37,11 +37,6 @@ _log = logging.getLogger("hybrid.agent.learning")
 
 Vectors = Mapping[VectorName, bytes | None]
 """New contents by name; None removes one, and what is not named stays."""
-
-
-def _worth(note: CampaignNote) -> int:
-    """What leaves last: campaigns that run, and those whose personal layers answer."""
-    return 2 * (note.judged is not None and note.judged.answers) + (not note.is_over)
 
 
 class LearningStore:
@@ -143,8 +138,7 @@ class LearningStore:
 
         def write(db: sqlite3.Connection) -> None:
             put_settled(db, waiting, outcome)
-            for model, content in accounts.items():
-                db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
+            put_accounts(db, accounts)
 
         contents: dict[str, bytes | None] = {str(name): content for name, content in vectors.items()}
         self._change(note, contents | {_UPDATE: None, _CONTROL_AFTER: None}, write)
@@ -214,8 +208,7 @@ class LearningStore:
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (f"masked/{note.id}", str(newest)))
-            for model, content in accounts.items():
-                db.execute("INSERT OR REPLACE INTO account VALUES (?, ?)", (model, content))
+            put_accounts(db, accounts)
 
         self._change(note, {"residual": None}, write)
 
@@ -284,6 +277,7 @@ class LearningStore:
     def _write(
         self, note: CampaignNote, contents: Mapping[str, bytes | None], more: Callable[[sqlite3.Connection], object]
     ) -> None:
+        leaving = self._oldest_but(note.id)
         digests = {name: sha256(content).hexdigest() for name, content in contents.items() if content is not None}
         files = {
             digests[name]: content
@@ -296,6 +290,8 @@ class LearningStore:
             with self._database.writing() as db:
                 self._put_owed(db)
                 put_note(db, note)
+                for old in leaving:
+                    put_gone(db, old)
                 for name, content in contents.items():
                     db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
                     if content is None:
@@ -312,9 +308,10 @@ class LearningStore:
         except Exception:
             self._sound(self._sweep)
             raise
+        for old in leaving:
+            self.notes.pop(old, None)  # none is left where the file was begun anew
         self.notes.pop(note.id, None)
         self.notes[note.id] = note
-        self._forget_oldest()
 
     def _put_owed(self, db: sqlite3.Connection) -> None:
         for write in self._owed:
@@ -325,15 +322,14 @@ class LearningStore:
         while len(self.done) > MOST_DONE:
             del self.done[next(iter(self.done))]
 
-    def _forget_oldest(self) -> None:
-        while len(self.notes) > MOST_CAMPAIGNS:
-            held = self.waiting.campaign if self.waiting is not None else ""
-            old = min((note for note in self.notes.values() if note.id != held), key=_worth)
-            with self._database.writing() as db:
-                db.execute("DELETE FROM campaign WHERE id = ?", (old.id,))
-                db.execute("DELETE FROM vector WHERE campaign = ?", (old.id,))
-            del self.notes[old.id]
-            self._sweep()
+    def _oldest_but(self, campaign: str) -> list[str]:
+        """Campaigns that leave once this one is noted."""
+        held = self.waiting.campaign if self.waiting is not None else ""
+        others = sorted(
+            (note for note in self.notes.values() if note.id not in {campaign, held}), key=lambda note: note.worth
+        )
+        n_after = len(self.notes) + (campaign not in self.notes)
+        return [note.id for note in others[: max(0, n_after - MOST_CAMPAIGNS)]]
 
     def _read(self, campaign: str, name: str) -> bytes | None:
         def look() -> tuple[str, bytes | None] | None:

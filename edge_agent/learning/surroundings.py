@@ -3,10 +3,13 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from edge_agent.samples.shelf import SampleShelf
 from edge_agent.trust.identity import BoxKey
 from hybrid.federated.calls import RoundCalls
+
+FEATURE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,7 @@ class Surroundings:
         rng: of pauses.
         key: the box's; None while it belongs nowhere.
         root_sha256: of the fleet's root, which signs lists of devices; empty without.
+        feature_bytes: that samples may take in memory while they are learned from.
     """
 
     calls: RoundCalls
@@ -32,3 +36,4 @@ class Surroundings:
     rng: Random
     key: Callable[[], BoxKey | None] = lambda: None
     root_sha256: Callable[[], bytes] = bytes
+    feature_bytes: int = FEATURE_BYTES

@@ -12,11 +12,12 @@ import numpy as np
 from edge_agent.learning import outcomes
 from edge_agent.learning.conditions import Conditions
 from edge_agent.learning.offers import Candidate, Offers
-from edge_agent.learning.records import CampaignNote, Outcome, Waiting
+from edge_agent.learning.records import Outcome, Waiting
 from edge_agent.learning.store import LearningStore, Vectors
 from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.yielding import Yielding
 from hybrid.errors import BadMessage, Forbidden, HybridError, LinkError, ModelError, TensorMismatch
+from hybrid.federated.campaign import Training
 from hybrid.federated.messages import EvaluationCall, Task, Terms
 
 if TYPE_CHECKING:
@@ -110,14 +111,16 @@ class Tasks:
         _log.info("learning.gave_up task=%s campaign=%s why=%r", task.id, task.campaign, why)
         return False
 
-    async def fitted(self, candidate: Candidate, note: CampaignNote, personal: np.ndarray) -> "tuple[Fitted, Layout]":
-        """Personal layers fitted to what answers, and where each lies in them; raises as `Doing.fitted`."""
+    async def fitted(
+        self, candidate: Candidate, campaign: str, training: Training, personal: np.ndarray | None
+    ) -> "tuple[Fitted, Layout, Layout]":
+        """Personal layers fitted to what answers; see `Doing.fitted`."""
         if self.doing is None:
             self.doing = await asyncio.to_thread(self._made)
         version = candidate.version
-        self.now = f"fits personal layers of {note.id} to {version.name}:{version.version}"
+        self.now = f"fits personal layers of {campaign} to {version.name}:{version.version}"
         try:
-            return await self.doing.fitted(candidate, note, personal)
+            return await self.doing.fitted(candidate, campaign, training, personal)
         finally:
             self.now = ""
 
@@ -148,7 +151,7 @@ class Tasks:
             self._store,
             self._around.calls,
             offers=self._offers,
-            material=Material(self._around.samples, self._yielding),
+            material=Material(self._around.samples, self._yielding, most_bytes=self._around.feature_bytes),
             yielding=self._yielding,
             conditions=self._conditions,
         )
@@ -210,7 +213,10 @@ class Tasks:
         from hybrid.federated.campaign import Privacy
         from hybrid.federated.privacy.account import has_left
 
-        spent = outcomes.account_of(self._store, terms.model).cost
+        try:
+            spent = outcomes.account_of(self._store, terms.model).cost
+        except BadMessage:
+            return f"the disk has damaged what this box noted of its privacy spent on {terms.model}"
         privacy = Privacy(noise=terms.noise, delta=terms.delta, max_epsilon=terms.max_epsilon, clip=1.0)
         return "" if has_left(privacy, spent) else f"one more update would go over an epsilon of {terms.max_epsilon:g}"
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -119,11 +119,12 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineageStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of how the model came to be."""
+    """One step of how the model came to be; `training`: see `hybrid.federated.lineage`."""
 
     step: str
     artifact_digest: str | None = None
     detail: str = ""
+    training: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,11 +25,10 @@ from hybrid.artifact.folder import Artifact
 from hybrid.artifact.golden_files import npy
 from hybrid.artifact.manifest import CascadeRule, FileEntry, Manifest, Variant, artifact_digest, parse, variant_files
 from hybrid.errors import BadMessage, EngineFailed, GoldenDiffers, ModelInvalid, ModelUnsupported, TrainingDiverged
+from hybrid.federated.campaign import Training
 from hybrid.federated.learning.head import full_arrays, open_head, variant_of
 from hybrid.federated.learning.program import Arrays
-
-ROUNDS_STEP: Final = "rounds"
-"""How the lineage names what this module makes; `rounds:CAMPAIGN` where the campaign is told."""
+from hybrid.federated.lineage import is_learned, rounds_step
 
 DEFAULT_TOLERANCE: Final = 1e-4
 """Of an output's largest value, where the manifest names none for the engine; as boxes have it."""
@@ -71,6 +70,7 @@ def candidate(
     sequence: int,
     campaign: str = "",
     detail: str = "",
+    training: Training | None = None,
 ) -> Candidate:
     """The version of a base whose variant has learned; takes as long as its engine opens and runs once a variant.
 
@@ -80,8 +80,7 @@ def candidate(
         learned: its tensors by name; personal ones, which never left, stay as the base has them.
         version: of the new one.
         sequence: of the new one; higher than all that its boxes have.
-        campaign: its id, for the lineage.
-        detail: of the step in the lineage: rounds, boxes, epsilon; never who.
+        campaign, detail, training: for the lineage, see `rounds_step`.
 
     Raises:
         NotFound, ModelUntrainable, ModelInvalid: the variant is none that learns, or its files are not what they say.
@@ -106,12 +105,7 @@ def candidate(
     fields |= {"version": version, "sequence": sequence, "base": publisher_base(base)}
     for name, content in files.items():
         fields["files"][name] |= {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    step = {
-        "step": f"{ROUNDS_STEP}:{campaign}" if campaign else ROUNDS_STEP,
-        "artifact_digest": base.digest,
-        "detail": detail,
-    }
-    fields["lineage"] = [*fields.get("lineage", []), step]
+    fields["lineage"] = [*fields.get("lineage", []), rounds_step(campaign, base.digest, detail, training)]
     fields["model_digest"] = _model_digest(base.manifest, fields["files"])
     manifest_bytes = msgspec.json.encode(fields, order="sorted")
     return Candidate(
@@ -122,11 +116,6 @@ def candidate(
         unmatched=tuple(golden.unmatched),
         unchecked=tuple(golden.unchecked),
     )
-
-
-def is_learned(manifest: Manifest) -> bool:
-    """Whether a version was learned in rounds, and by no publisher since."""
-    return bool(manifest.lineage) and manifest.lineage[-1].step.partition(":")[0] == ROUNDS_STEP
 
 
 def publisher_base(base: Artifact) -> str:

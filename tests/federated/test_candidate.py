@@ -28,8 +28,10 @@ from hybrid.errors import (
     TensorMismatch,
     TrainingDiverged,
 )
+from hybrid.federated.campaign import Training
 from hybrid.federated.candidate import Candidate, candidate
 from hybrid.federated.learning.head import open_head
+from hybrid.federated.lineage import campaign_of, training_of
 from tests.training.test_heads import net
 
 PUBLISHER, ROUNDS = new_private_key(), new_private_key()
@@ -92,6 +94,20 @@ def test_only_the_head_and_the_golden_outputs_differ(base: Artifact, tmp_path: P
     answer = onnxruntime.InferenceSession(made.model_path).run(None, inputs)[0]
     compare({"scores": answer}, outputs, 1e-6, "net")
     assert np.allclose(open_head(made.folder, made.manifest, "original").arrays["b.b"], learned["b.b"])
+
+
+def test_how_layers_are_trained_that_stay_on_boxes_is_told_to_those_that_have_none(base: Artifact) -> None:
+    plain, told = Training(epochs=3), Training(epochs=3, learning_rate=0.3, personal=("a.*",))
+    learned = learned_arrays(base)
+    for training, wanted in ((None, None), (plain, None), (told, told)):
+        found = candidate(base, "original", learned, version="2", sequence=2, campaign="k3p9", training=training)
+        manifest = parse(found.manifest_bytes)
+        assert (campaign_of(manifest), training_of(manifest)) == ("k3p9", wanted)
+        assert (b'"training"' in found.manifest_bytes) == (wanted is not None)
+    for wrong in ({"epochs": "three", "personal": ["a"]}, {"personal": 3}, {}):
+        step = msgspec.structs.replace(manifest.lineage[-1], training=wrong)
+        assert training_of(msgspec.structs.replace(manifest, lineage=(step,))) is None, "as if nothing were said"
+    assert (campaign_of(base.manifest), training_of(base.manifest)) == ("", None)
 
 
 def test_what_learned_learns_again_from_the_same_publishers_base(base: Artifact, tmp_path: Path) -> None:

@@ -187,10 +187,14 @@ def test_a_shelf_holds_no_more_than_it_may() -> None:
     shelf.begin("body", names)
     kept = [shelf.put(name, np.full((1, 10), at, np.float32)) for at, name in enumerate(names)]
     assert kept == [True] * 5 + [False] * 3
-    assert (shelf.n_bytes, shelf.n_left_out, len(shelf), shelf.has_room()) == (200, 3, 5, False)
+    assert (shelf.n_bytes, len(shelf), shelf.has_room("s5")) == (200, 5, False)
     assert [row[0] for row in shelf.rows(["s3", "s1"])] == [3, 1]
+    shelf.begin("body", ["new", *names])
+    assert shelf.has_room("new"), "the oldest leaves for it"
+    assert shelf.put("new", np.ones((1, 10), np.float32))
+    assert (shelf.n_bytes, "s3" in shelf, "s4" in shelf) == (200, True, False)
     shelf.begin("body", names[3:])
-    assert (shelf.n_bytes, len(shelf), "s3" in shelf, "s0" in shelf) == (80, 2, True, False)
+    assert (shelf.n_bytes, len(shelf), "s3" in shelf, "s0" in shelf) == (40, 1, True, False)
     assert shelf.put("s7", np.ones((1, 10), np.float32))
     shelf.begin("another body", names)
     assert (shelf.n_bytes, len(shelf)) == (0, 0)

@@ -39,11 +39,14 @@ def with_personal_head() -> tuple[Artifact, Desk]:
     return artifact, desk
 
 
-def learned(base: Artifact, offsets: np.ndarray, folder: Path, campaign: str = CAMPAIGN) -> Artifact:
-    """The version that comes home."""
+def learned(
+    base: Artifact, offsets: np.ndarray, folder: Path, campaign: str = CAMPAIGN, training: Training | None = None
+) -> Artifact:
+    """The version that comes home; with a plan it tells boxes that took no part how to fit layers of their own."""
     made_of = candidate(
-        base, "original", {"offset": offsets}, version=f"1.r2-{campaign}", sequence=2, campaign=campaign
-    )
+        base, "original", {"offset": offsets}, version=f"1.r2-{campaign}", sequence=2, campaign=campaign,
+        training=training,
+    )  # fmt: skip
     shutil.copytree(base.folder, folder)
     for name, content in made_of.files.items():
         (folder / name).write_bytes(content)

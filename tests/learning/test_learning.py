@@ -192,7 +192,7 @@ async def test_control_variates(tmp_path: Path) -> None:
             control = box.learning.store.vector("c4mp", "control")
     assert control is not None
     kept = np.frombuffer(control, "<f4")
-    assert np.abs(kept - desk.control).max() <= 0.05 * np.abs(kept).max(), "what rounding lost is in the residual"
+    assert np.abs(kept - desk.control).max() <= 1e-5 * np.abs(kept).max(), "what was not said is in neither"
     assert desk.accuracy() > 0.9
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.learning.personal import DAMAGED
+from edge_agent.learning.records import CampaignNote
 from hybrid.artifact.folder import Artifact
 from hybrid.errors import EngineFailed, NotFound
 from hybrid.federated.layout import Layout
@@ -246,11 +247,67 @@ async def test_a_variant_of_another_head_answers_plainly(home: Any, tmp_path: Pa
         await until(lambda: CAMPAIGN in box.learning.store.notes)
         (one,) = box.learning._offers.candidates()
         store, part = box.learning.store, box.learning.personal
-        assert part._note(one) is store.notes[CAMPAIGN]
+        assert part._origin(one).note is store.notes[CAMPAIGN]
         note = store.notes[CAMPAIGN]
         terms = msgspec.structs.replace(note.terms, variant="another")
         store.keep(msgspec.structs.replace(note, terms=terms), {})
-        assert part._note(one) is None
+        assert part._origin(one) is None
+
+
+async def test_a_box_that_took_no_part_fits_layers_of_its_own(home: Any, tmp_path: Path) -> None:
+    """Told plainly while it has no samples; with some it fits, judges, keeps and forgets as boxes that took part do."""
+    artifact, _, desk = home
+    version = learned(artifact, desk.steps[-1], tmp_path / "told", training=desk.terms.training)
+    inputs, classes = rows(60, 77)
+    n_updates = len(desk.updates)
+    async with lives(tmp_path / "new", version, desk) as box:
+        await until(lambda: standing(box) is not None)
+        told = standing(box)
+        assert (told.answers, told.step) == (False, 2)
+        assert told.why_not == "this box took no part and has no labelled samples to fit any to"
+        assert not box.learning.store.notes
+        await box.fill(80, turn=TURN)
+        await personal(box)
+        told, mine = standing(box), await asked(box.room, inputs)
+        assert told.answers
+        assert told.n_right > told.n_plain_right
+        assert (mine.argmax(1) == (classes + TURN) % N_CLASSES).mean() > 0.9
+        assert len(desk.updates) == n_updates
+    async with lives(tmp_path / "new", version, desk) as box:
+        await personal(box)
+        np.testing.assert_array_equal(await asked(box.room, inputs), mine)
+        assert box.learning.status().n_judged == 0, "what was kept is not found out anew"
+        assert await box.learning.personal.forget("net") == [CAMPAIGN]
+        n_asked = len(desk.asked)
+        box.learning.wake()
+        await until(lambda: len(desk.asked) > n_asked)
+        assert box.answering.personal("net") is None, "who forgot wants none that are fitted anew"
+
+
+async def test_a_plan_that_cannot_be_followed(home: Any, tmp_path: Path) -> None:
+    artifact, _, desk = home
+    training = msgspec.structs.replace(desk.terms.training, personal=("nothing-like-it",))
+    version = learned(artifact, desk.steps[-1], tmp_path / "told", training=training)
+    async with lives(tmp_path / "new", version, desk) as box:
+        await box.fill(40)
+        await until(lambda: standing(box) is not None and "nothing-like-it" in standing(box).why_not)
+        assert box.answering.personal("net") is None
+
+
+async def test_a_candidate_is_tried_with_layers_that_the_box_would_fit(home: Any, tmp_path: Path) -> None:
+    """On a box that took no part, too; not on one whose person wants none."""
+    artifact, _, desk = home
+    desk.kind, desk.ended = "evaluate", ()
+    for n, is_forgotten in enumerate((False, True)):
+        desk.salt, desk.most_steps = f"e{n}", 3
+        async with lives(tmp_path / f"new{n}", artifact, desk) as box:
+            if is_forgotten:
+                await until(lambda box=box: box.learning._opened)
+                box.learning.store.keep(CampaignNote(id=CAMPAIGN, terms=desk.terms, is_forgotten=True), {})
+            await box.fill(60, turn=TURN)
+            await until(lambda n=n: len(desk.counts) > n)
+        gained = desk.counts[-1].n_right - desk.counts[-1].n_base_right
+        assert (gained >= desk.counts[-1].n // 3) != is_forgotten
 
 
 async def test_a_candidate_is_held_against_what_answers(home: Any, tmp_path: Path) -> None:

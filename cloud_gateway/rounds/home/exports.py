@@ -13,7 +13,7 @@ from cloud_gateway.rounds.messages import LearnedPart
 from cloud_gateway.rounds.origin import Library
 from hybrid.artifact.manifest import LineageStep, parse
 from hybrid.errors import BadMessage, Conflict, NotFound
-from hybrid.federated.candidate import ROUNDS_STEP
+from hybrid.federated.lineage import ROUNDS_STEP
 
 PART_BYTES: Final = 8 << 20
 """Of weights in one answer; in JSON a third more."""
@@ -43,7 +43,8 @@ class Exports:
             raise Conflict(f"campaign {row.id} is {row.state}; nothing can come of it")
         step = row.step if step is None else step
         if not 1 <= step <= row.step:
-            raise NotFound(f"campaign {row.id} has steps 1 to {row.step}, not {step}")
+            has = f"steps 1 to {row.step}, not {step}" if row.step else "made no step yet: no round of it has closed"
+            raise NotFound(f"campaign {row.id} has {has}", advice=f"hybrid rounds show {row.id} tells how it stands.")
         weights = Steps(self._campaigns.folder(row.id) / STEPS, row.layout, row.order.coding).read(step).weights
         if not 0 <= first < len(weights):
             raise BadMessage(f"byte {first} of {len(weights)} was asked for")

@@ -2,7 +2,7 @@
 
 Design: a box's layers were trained beside the step that it saw last, and the version that comes home is often another
 one. So they are trained on for a moment beside what that shares, which stays as it is, and both ways are judged on the
-samples that no training sees.
+samples that no training sees. A box that took no part begins with what was shipped.
 
 Source: Collins et al.: Exploiting shared representations for personalized federated learning, 2021.
 """
@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 
 from hybrid.errors import TensorMismatch, TrainingDiverged
+from hybrid.federated.campaign import Training
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.evaluation import Counts, compare
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.program import Arrays, HeadProgram
 from hybrid.federated.learning.training import Start, divided, train
-from hybrid.federated.messages import Terms
 
 MOST_STEPS: Final = 2_000
 """Batches of one fitting, whatever the campaign's plan says."""
@@ -65,8 +65,8 @@ class Fitted:
 
 def fitted(
     beside: Beside,
-    terms: Terms,
-    personal: np.ndarray,
+    training: Training,
+    personal: np.ndarray | None,
     trained_on: Examples,
     held_out: Examples,
     *,
@@ -77,22 +77,25 @@ def fitted(
 
     Args:
         beside: the version.
-        terms: of the campaign that they are of.
-        personal: as its last task left them.
+        training: of the campaign that they are of.
+        personal: as its last task left them; None on a box that took no part: as the version was shipped.
         trained_on: labelled samples; without any the layers stay as they are.
         held_out: those that no training sees.
         seed: of the order of samples.
         between: called between small steps; may stand still, or raise to give up.
 
     Raises:
-        TensorMismatch: nothing of this head is personal by these terms, or the layers are of another shape.
+        TensorMismatch: nothing of this head is personal by this plan, or the layers are of another shape.
         ModelUntrainable, BadMessage: as training says.
     """
-    shared, kept = divided(beside.layout, terms.training.personal)
-    if kept is None or personal.shape != (kept.n_elements,):
-        wanted = 0 if kept is None else kept.n_elements
-        raise TensorMismatch(f"{personal.size} numbers are kept as personal, this head has {wanted} such")
-    vector = _trained_on(beside, terms, personal, shared, trained_on, seed=seed, between=between)
+    shared, kept = divided(beside.layout, training.personal)
+    if kept is None:
+        raise TensorMismatch(f"no tensor of this head is called {', '.join(training.personal[:5])}: none is personal")
+    if personal is None:
+        personal = kept.vector({name: beside.arrays[name] for name in kept.names})
+    if personal.shape != (kept.n_elements,):
+        raise TensorMismatch(f"{personal.size} numbers are kept as personal, this head has {kept.n_elements} such")
+    vector = _trained_on(beside, training, personal, shared, trained_on, seed=seed, between=between)
     mine = dict(beside.arrays) | kept.arrays(vector)
     found = compare(beside.program, beside.arrays, mine, held_out, between=between)
     return Fitted(vector=vector, plain=found.base, personal=found.candidate)
@@ -100,7 +103,7 @@ def fitted(
 
 def _trained_on(
     beside: Beside,
-    terms: Terms,
+    training: Training,
     personal: np.ndarray,
     shared: Layout,
     examples: Examples,
@@ -111,8 +114,8 @@ def _trained_on(
     """The layers after a training in which nothing else learns; as they were where it came to no numbers."""
     if not len(examples):
         return personal
-    most = min(terms.training.max_steps or MOST_STEPS, MOST_STEPS)
-    plan = msgspec.structs.replace(terms.training, max_steps=most)
+    most = min(training.max_steps or MOST_STEPS, MOST_STEPS)
+    plan = msgspec.structs.replace(training, max_steps=most)
     start = Start(
         shared=shared.vector({name: beside.arrays[name] for name in shared.names}),
         personal=personal,

@@ -2,6 +2,8 @@
 
 Design: what clipping cuts off is gone, and what rounding lost goes into the next update (`Left.residual`), whichever
 step that begins with. A clipped update is at most as long as the bound also once it is rounded: gateways check that.
+A SCAFFOLD variate owes nothing: it moves by what the content says of it, so that the gateway's stays the mean of all
+boxes', and the next training finds what is missing anew (kept in the residual, a late one would count twice).
 
 Source: Seide et al. 2014, Karimireddy et al. 2019 (error feedback); McMahan et al. 2018 (clipping whole updates).
 """
@@ -14,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from hybrid.errors import BadMessage, TensorMismatch
-from hybrid.federated.aggregation.scaffold import control_change, paired
+from hybrid.federated.aggregation.scaffold import control_change, halves, paired
 from hybrid.federated.box.personal import Beside, fitted
 from hybrid.federated.box.views import vector_of
 from hybrid.federated.campaign import Training
@@ -162,6 +164,10 @@ class Work:
             change = control_change(found.delta, server, found.n_steps, _rate(terms.training))
             vector, control = np.concatenate([found.delta, change]), own + change
         encoded, norm = self._coded(vector)
+        residual = encoded.residual
+        if terms.scaffold and control is not None:
+            owed, unsaid = halves(residual)
+            residual, control = np.concatenate([owed, np.zeros_like(unsaid)]), control - unsaid
         return Learned(
             form=terms.coding.up,
             content=encoded.content,
@@ -169,9 +175,7 @@ class Work:
             loss_before=0.0 if terms.is_uniform else found.loss_before,
             loss_after=0.0 if terms.is_uniform else found.loss_after,
             is_below_clip=bool(self.task.clip > 0 and norm <= self.task.clip),
-            left=Left(
-                residual=encoded.residual, control=control, personal=found.personal if found.personal.size else None
-            ),
+            left=Left(residual=residual, control=control, personal=found.personal if found.personal.size else None),
             seen=found,
         )
 
@@ -187,19 +191,21 @@ class Work:
 
         Args:
             now: all that learns, as it answers here; personal layers that are in use among it.
-            candidate: what travels of the candidate. The campaign's personal layers, where this box has any, count
-                as they would be used: fitted to it, and not at all where it answers better without.
-            trained_on: what personal layers are fitted to; None where this box has none.
+            candidate: what travels of the candidate. The campaign's personal layers count as they would be used: fitted
+                to it on this box, and not at all where it answers better without.
+            trained_on: what personal layers are fitted to; None where this box shall have none.
             held_out: the others.
             between: as in `trained`.
         """
         learnable, personal = self.learnable, self.left.personal
         layout, kept = learnable.parts(self.terms)
         would = dict(learnable.arrays) | layout.arrays(candidate)
-        if kept is not None and personal is not None and trained_on is not None and personal.size == kept.n_elements:
+        if kept is not None and trained_on is not None:
+            if personal is not None and personal.size != kept.n_elements:
+                personal = None
             seed = _seed(self.task, b"fitting")
             beside = Beside(program=learnable.program, layout=learnable.layout, arrays=would)
-            found = fitted(beside, self.terms, personal, trained_on, held_out, seed=seed, between=between)
+            found = fitted(beside, self.terms.training, personal, trained_on, held_out, seed=seed, between=between)
             if found.is_better:
                 would |= kept.arrays(found.vector)
         return compare(learnable.program, now, would, held_out, between=between)
@@ -235,6 +241,7 @@ def given_back(terms: Terms, form_text: str, content: bytes, residual: np.ndarra
 
     What top-k said is mostly owed from before, and is owed again. Dense forms say all at once: the next training, from
     newer weights, finds the same anew, and a slow box would add up all that it ever learned until its norm is refused.
+    So it is with SCAFFOLD's variates, whatever the form: the box's own has not moved.
     """
     if form_text != TOP_K:
         return residual
@@ -242,6 +249,8 @@ def given_back(terms: Terms, form_text: str, content: bytes, residual: np.ndarra
         said = form(form_text, terms.coding.share).decode(content, wire_layout(terms))
     except BadMessage:
         return residual
+    if terms.scaffold:
+        halves(said)[1][:] = 0.0
     return said if residual is None or residual.shape != said.shape else residual + said
 
 
