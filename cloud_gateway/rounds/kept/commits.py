@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from hybrid.errors import HybridError, Overloaded, StorageError
@@ -40,24 +41,27 @@ class Commits:
         written: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._waiting.append((work, written))
         async with self._writing:
-            if not written.done():
+            while self._waiting and not written.done():  # before it may stand more than a group of those who left
                 await self._write_group()
         return await written
 
     async def _write_group(self) -> None:
         group, self._waiting = self._waiting[:_GROUP], self._waiting[_GROUP:]
         done = asyncio.get_running_loop().run_in_executor(None, self._write, [work for work, _ in group])
+        done.add_done_callback(partial(self._written, group))
         try:
             await asyncio.shield(done)
         except asyncio.CancelledError:
-            await asyncio.wait((done,))  # a thread cannot be cancelled: the others of the group get their answers
+            await asyncio.wait((done,))  # a thread cannot be cancelled: the next group comes after it
             raise
-        except Exception:  # noqa: BLE001, S110 (each of the group gets it below)
+        except Exception:  # noqa: BLE001, S110 (each of the group gets it)
             pass
-        finally:
-            if done.done():
-                self._note(done)
-                _tell(group, done)
+
+    def _written(self, group: list[tuple[Work[Any], asyncio.Future[Any]]], done: "asyncio.Future[list[Any]]") -> None:
+        """Each of a group gets its answer, whoever of them stayed to wait for it."""
+        if not done.cancelled():
+            self._note(done)
+            _tell(group, done)
 
     def _note(self, done: "asyncio.Future[list[Any]]") -> None:
         """A disk that refuses is in the log once, and once when it is well again."""
