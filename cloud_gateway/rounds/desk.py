@@ -169,7 +169,7 @@ class RoundsDesk:
 
     async def _take(self, box_id: str, call: UpdateCall) -> UpdateAnswer:
         course = self.courses.get(call.campaign)
-        while course is not None and course.closing and not course.has_ended:
+        while course is not None and (course.closing or course.is_half_closed) and not course.has_ended:
             await self._until_closed(course)
         known = await self._taking.known(course, box_id, call)
         if known is not None:

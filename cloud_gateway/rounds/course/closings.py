@@ -92,6 +92,8 @@ class Closings:
             for pause_s in itertools.chain((0.0,), itertools.repeat(AGAIN_S)):
                 await asyncio.sleep(pause_s)
                 async with course.lock:  # free while it waits for the disk: people may pause or stop the campaign
+                    if course.writing and not course.closing:
+                        break  # it came while the lock was waited for: the round closes with it, in a moment
                     course.closing = True
                     if not _goes_on(course) or await self._closed(course, masking):
                         break
@@ -268,14 +270,16 @@ class Closings:
         _log.info("rounds.closed campaign=%s round=%d n=%d accuracy=%s", course.id, view.number, len(chosen), accuracy)
         large = [each for each in (*chosen, *left_out) if each.body.n_bytes > ROW_BYTES]
         if large or made.step % _PRUNE_EVERY == 0:
-            await asyncio.to_thread(self._tidy, course, large)
+            candidate = frozenset() if course.candidate_step is None else frozenset({course.candidate_step})
+            await asyncio.to_thread(self._tidy, course, large, candidate)
         if course.is_running:
             self._check_budget(course)
 
-    def _tidy(self, course: Course, large: list[ReceivedRow]) -> None:
+    def _tidy(self, course: Course, large: list[ReceivedRow], candidate: frozenset[int]) -> None:
+        """Files that nothing needs leave, but for those of the best step and of one that is evaluated; blocks."""
         self._around.spool.forget(course.id, large)
         best = max(course.rounds, key=lambda view: view.accuracy or 0.0).number
-        course.steps.prune(frozenset({best}))
+        course.steps.prune(candidate | {best})
 
     def _check_budget(self, course: Course) -> None:
         """Raises `PrivacySpent` where too few boxes could take part in another round."""

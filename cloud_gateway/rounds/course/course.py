@@ -116,6 +116,12 @@ class Course:
         return self.row.state in ENDED
 
     @property
+    def is_half_closed(self) -> bool:
+        """Whether the process ended while this round was being closed: what counts in it is drawn, and no more does."""
+        is_masked = self.order.privacy.secure  # its sum comes first
+        return self.round.state == "closing" and not self.closing and not is_masked
+
+    @property
     def update_layout(self) -> Layout:
         """Of an update's content: with SCAFFOLD the controls lie behind the weights."""
         return paired(self.layout) if self.order.aggregation.scaffold else self.layout
