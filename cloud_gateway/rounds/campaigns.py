@@ -82,6 +82,7 @@ class Campaigns:
         self.judges = Judges()
         self.cohorts = around.cohorts
         self._spent: dict[str, dict[str, float]] = {}
+        self._learned: dict[str, set[str]] = {}
         self._rng = random.Random()  # noqa: S311 (nothing secret is drawn)
 
     def folder(self, campaign: str) -> Path:
@@ -171,12 +172,13 @@ class Campaigns:
         found = self._spent.get(order.model)
         if found is None:
             kept = self._around.spool.store.accounts(order.model)
-            found = self._spent[order.model] = {box: Account.decoded(body).cost for box, body in kept.items()}
+            read = {box: Account.decoded(body).cost for box, body in kept.items()}
+            found = self._spent.setdefault(order.model, read)  # two that begin at once read side by side
         return found
 
     def learned(self, row: CampaignRow) -> set[str]:
-        """Artifact digests of versions that were learned from a campaign's base."""
-        found = set()
+        """Artifact digests of versions that were learned from a campaign's base; the same set for all that have it."""
+        found = self._learned.setdefault(row.base_digest, set())
         for version in self._around.library.list_versions(row.order.model):
             try:
                 manifest = parse(self._around.library.manifest_bytes(version.artifact_digest))
