@@ -53,7 +53,7 @@ class Public:
         self._campaigns.row(campaign)
         if self._serial(campaign) == since and wait_s > 0 and not self._is_released:
             await self._wait(campaign, wait_s)
-        return await self._view(self._campaigns.row(campaign))
+        return await self._view(campaign)
 
     async def _wait(self, campaign: str, wait_s: float) -> None:
         if self._n_watchers >= MOST_WATCHERS:
@@ -75,7 +75,7 @@ class Public:
         """All campaigns, each with its newest round alone."""
         views = []
         for row in [*self._campaigns.rows.values()]:
-            view = await self._view(self._campaigns.row(row.id))
+            view = await self._view(row.id)
             views.append(msgspec.structs.replace(view, rounds=view.rounds[-1:]))
         lost = [view.id for view in views if view.state == "lost"]
         text = f"{len(lost)} campaigns were lost with a damaged database" if lost else ""
@@ -83,17 +83,20 @@ class Public:
 
     async def report(self, campaign: str) -> Report:
         """All of a campaign."""
-        view = await self._view(self._campaigns.row(campaign))
+        view = await self._view(campaign)
         return await asyncio.to_thread(report, view, self._store, self._campaigns.cohorts.name_of)
 
-    async def _view(self, row: CampaignRow) -> CampaignView:
-        serial = self._serial(row.id)  # of before the waits: what changes meanwhile is told as a change
-        course = self._campaigns.courses.get(row.id)
-        promotions = await asyncio.to_thread(self._store.promotions, row.id)
+    async def _view(self, campaign: str) -> CampaignView:
+        serial = self._serial(campaign)  # of before the waits: what changes meanwhile is told as a change
+        self._campaigns.row(campaign)
+        promotions = await asyncio.to_thread(self._store.promotions, campaign)
+        course = self._campaigns.courses.get(campaign)
+        rounds = tuple(course.rounds) if course is not None else await self._rounds_of(campaign)
+        row = self._campaigns.row(campaign) if course is None else course.row  # of the same moment as its rounds
         return campaign_view(
             row,
             course=course,
-            rounds=tuple(course.rounds) if course is not None else await self._rounds_of(row.id),
+            rounds=rounds,
             promotions=tuple(promotions),
             standing=self._standing(row, course),
             now_s=self._clock_s(),
