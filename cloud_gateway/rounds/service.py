@@ -235,7 +235,7 @@ class Rounds:
         for course in self.desk.courses.values():
             has_room |= course.expire(now_s)
             wants_closing = course.wants_closing(now_s, self.campaigns.cohorts.of(course.order))
-            if course.id not in closing and (wants_closing or _is_half_closed(course)):
+            if course.id not in closing and (wants_closing or (course.is_running and course.is_half_closed)):
                 closing.add(course.id)
                 task = group.create_task(self._close(course), name=f"close-{course.id}")
                 task.add_done_callback(partial(self._done, closing, course.id))
@@ -298,17 +298,24 @@ class Rounds:
             await asyncio.sleep(TICK_S)
 
     async def _let_go(self) -> None:
-        """Campaigns that ended leave memory."""
-        while self._gone:
-            course = self._gone.pop()
-            async with course.lock:
-                if await self._stays(course):
-                    continue
-                self.desk.courses.pop(course.id, None)
-            self.campaigns.rows[course.id] = course.row
-            await asyncio.to_thread(self.campaigns.forget, course)
-            self.public.changed(course.id)
-            self.desk.wake()
+        """Campaigns that ended leave memory; one that the disk keeps from it is looked at again."""
+        gone, self._gone = self._gone, []
+        for course in gone:
+            try:
+                await self._let_one_go(course)
+            except StorageError as exc:
+                course.trouble = str(exc)
+                self._gone.append(course)
+
+    async def _let_one_go(self, course: Course) -> None:
+        async with course.lock:
+            if self.desk.courses.get(course.id) is not course or await self._stays(course):
+                return  # it left before, and may be here anew, to become a version
+            del self.desk.courses[course.id]
+        self.campaigns.rows[course.id] = course.row
+        self.public.changed(course.id)
+        self.desk.wake()
+        await asyncio.to_thread(self.campaigns.forget, course)
 
     async def _stays(self, course: Course) -> bool:
         """Whether a campaign that ended is to become a version first."""
@@ -383,12 +390,6 @@ class Rounds:
     def close(self) -> None:
         """Close the files."""
         self._store.close()
-
-
-def _is_half_closed(course: Course) -> bool:
-    """Whether the process ended while this round was being closed."""
-    is_masked = course.order.privacy.secure  # its sum comes first
-    return course.is_running and course.round.state == "closing" and not course.closing and not is_masked
 
 
 def _discard(closing: set[str], campaign: str, task: asyncio.Task[None]) -> None:
