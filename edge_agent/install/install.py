@@ -169,7 +169,7 @@ class Install:
 
     async def stop(self) -> None:
         """The service ends in good order: counts are kept, and the next start sees no crash."""
-        for model in self._models.values():
+        for model in list(self._models.values()):  # an assignment may still bring others
             if model.lock.locked():
                 continue  # in the middle of a step, which writes the record itself
             async with model.lock:
@@ -209,7 +209,7 @@ class Install:
     async def resume(self) -> None:
         """The service held out: everything is done again."""
         self.mode = "normal"
-        for model in self._models.values():
+        for model in list(self._models.values()):  # an assignment may bring others meanwhile
             model.is_silent = False
             await self._begin_model(model)
         self.hurry()

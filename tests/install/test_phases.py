@@ -1,5 +1,6 @@
 """What becomes of an assignment: room, links, engines, trials, crashes, and the next one after each failure."""
 
+import asyncio
 from pathlib import Path
 from random import Random
 
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from edge_agent.disk import RealDisk
 from edge_agent.install.model import Model
 from hybrid.errors import DiskFull, EngineCrashed
+from hybrid.fleet.messages import Assigned
 from hybrid.fleet.rollback import Rollback, signed_rollback
 from tests.install.box_lab import TRIAL, Box, Fleet, Made, Shelf, committed, live, make
 from tests.install.settled import ended, good, install
@@ -355,3 +357,26 @@ def test_the_slot_that_is_gone_back_to_is_read_again_first(with_one: Image, flee
     assert flipped
     assert box.host.history[:2] == ["1", "2"]
     assert "1" not in box.host.history[2:]
+
+
+@pytest.mark.parametrize("what", ["stop", "resume"])
+async def test_an_assignment_that_comes_meanwhile_breaks_neither_stop_nor_resumption(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(RealDisk(), Shelf(), None, data=tmp_path, look_s=0.002)
+    one, other = (Assigned(name=name, version="1", artifact_digest="0" * 64) for name in ("one", "another"))
+    work = asyncio.create_task(box.install.run())
+    await box.install.begun.wait()
+    box.install.assign([one])
+    models = box.install._models
+    assert await box.wait(lambda: "one" in models and models["one"].n_failures > 0, 10.0)
+
+    async def comes(model: Model, *_: object, **__: object) -> None:
+        if model.name == "one":
+            box.install.assign([one, other])
+            assert await box.wait(lambda: "another" in models, 10.0)
+
+    monkeypatch.setattr(Model, "keep_counts" if what == "stop" else "begin", comes)
+    await getattr(box.install, what)()
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
