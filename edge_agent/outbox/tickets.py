@@ -124,7 +124,7 @@ class Tickets:
             CorruptContent: its outcome was damaged.
         """
 
-        def read() -> tuple[Any, ...] | None:
+        def read() -> tuple[tuple[Any, ...] | None, bool]:
             with self._store.database.reading() as db:
                 row: tuple[Any, ...] | None = db.execute(
                     "SELECT settled_s, code, detail, blob, body, made_s,"
@@ -133,13 +133,14 @@ class Tickets:
                     " FROM tickets WHERE ticket = ?",
                     (ticket,),
                 ).fetchone()
-            return row
+            # In the same hold of the lock: what is settled leaves the items with the next commit, whoever makes it.
+            return row, any(held[6] == ticket for held in self._store.ledger.settled.values())
 
-        row = self._store.sound(read)
+        row, is_settled_there = self._store.sound(read)
         if row is None:
             return None
         settled_s, code, detail, blob, body, made_s, is_gone = row
-        is_sent = bool(is_gone) or any(held[6] == ticket for held in self._store.ledger.settled.values())
+        is_sent = bool(is_gone) or is_settled_there
         content = b""
         if settled_s is not None and not code:
             content = self._store.blobs.read(blob) if blob else self._vault.unseal(bytes(body), ticket.encode())

@@ -335,3 +335,26 @@ def test_a_gateway_that_stops_in_good_order_makes_no_attempt(tmp_path: Path) -> 
             assert isinstance(found, Answered)
 
     in_virtual_time(program())
+
+
+async def test_what_was_sent_stays_sent_while_its_item_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = outbox_of(tmp_path / "box", None)
+    part = deferred_of(outbox, None)
+    async with running(outbox, part):
+        await outbox.opened()
+        ticket = await part.take(asked("a"))
+        store = outbox.store
+        batch = store.batch(least_important=4, held=(), now_s=0.0)
+        store.settle(batch.items, {})
+        sound = store.sound
+
+        def sound_and_a_commit(work: Callable[[], object]) -> object:
+            found = sound(work)
+            monkeypatch.undo()
+            store.write(lambda _: None)  # as any other thread may make at this moment: settled items leave
+            return found
+
+        monkeypatch.setattr(store, "sound", sound_and_a_commit)
+        found = await part.outcome(ticket)
+        assert isinstance(found, Waiting)
+        assert found.is_sent
