@@ -239,3 +239,19 @@ async def test_a_source_that_cannot_be_read_does_not_end_the_service(
         assert "the disk is gone" in caplog.text
         shelf.is_broken = False
         assert (await models.open("m", "")).model.version == "1"
+
+
+async def test_a_version_that_is_forgotten_while_it_is_opened_answers_no_more(shelf: Shelf) -> None:
+    shelf.push("1")
+    async with serving(shelf) as (models, executor):
+        executor.gates["1"] = asyncio.Event()
+        asked = [asyncio.create_task(models.open("m", "1")) for _ in range(2)]
+        await until(lambda: executor.asked == ["1", "1"])
+        shelf._held.clear()
+        await models.forget("m", "1")
+        executor.gates["1"].set()
+        for each in asked:
+            with pytest.raises(NotFound):
+                await each
+        assert models.opened("m", "1") is None
+        assert executor.sessions.peek(("1",)) is None

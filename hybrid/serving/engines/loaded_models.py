@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -66,6 +67,7 @@ class LoadedModels:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loading: dict[tuple[str, str], int] = {}
         self._unloaded: set[str] = set()
+        self._n_forgotten: Counter[str] = Counter()
 
     @property
     def n_loading(self) -> int:
@@ -89,10 +91,14 @@ class LoadedModels:
         if not version:
             async with self._lock(name):
                 return self._opened.get((name, "")) or await self._open_newest(name)
+        n_forgotten = self._n_forgotten[name]
         model = await asyncio.to_thread(self._source.find, name, version)
         if not await asyncio.to_thread(self._source.wanted, name):
             raise _not_loaded(name)
-        return await self._open_unless_failed(model)
+        loaded = await self._open_unless_failed(model)
+        if self._n_forgotten[name] != n_forgotten:  # a version was forgotten while this one was being opened
+            await self._see_that_it_is_held(model)
+        return loaded
 
     async def by_digest(self, model_digest: str) -> ServedModel:
         """A loaded model with that digest.
@@ -156,6 +162,7 @@ class LoadedModels:
     async def forget(self, name: str, version: str) -> None:
         """One version answers no more, for it is gone from the source; running requests end first."""
         async with self._lock(name):
+            self._n_forgotten[name] += 1
             gone = self._opened.pop((name, version), None)
             newest = self._opened.get((name, ""))
             if gone is not None and newest is not None and newest.model == gone.model:
@@ -235,6 +242,17 @@ class LoadedModels:
             return loaded
         assert first is not None
         raise first.with_traceback(None)
+
+    async def _see_that_it_is_held(self, model: ServedModel) -> None:
+        """Return if the source has this model; else it answers no more. Raises `NotFound`."""
+        try:
+            if await asyncio.to_thread(self._source.find, model.name, model.version) == model:
+                return
+        except NotFound:
+            await self.forget(model.name, model.version)
+            raise
+        await self.forget(model.name, model.version)
+        raise NotFound(f"model {model.name!r} {model.version} is being replaced; ask again")
 
     async def _open_unless_failed(self, model: ServedModel) -> LoadedModel:
         failure = self._failed.get((model.name, model.version))
