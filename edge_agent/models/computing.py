@@ -219,7 +219,8 @@ class BoxCompute:
         if hosted is None:
             options = self._options
             made = await self._made(model, session, neighbourhood)
-            is_stale = neighbourhood != self._known or options is not self._options
+            is_gone = self._executor.sessions.peek((model.model_digest,)) is not session
+            is_stale = is_gone or neighbourhood != self._known or options is not self._options
             hosted = None if is_stale else self.sessions.setdefault(model.model_digest, made)
             if hosted is not made:  # another request made one meanwhile, or others may be asked by now
                 await asyncio.to_thread(made.close, CLOSE_WAIT_S)
@@ -236,7 +237,7 @@ class BoxCompute:
         _log.info("session.made model=%s urls=%s", model.name, ",".join(neighbourhood.urls) or "discovered")
         options = self._options
         if options.cascade != "off":
-            version = self._answering.named(model.name)
+            version = self._answering.of_digest(model.model_digest)  # by its name another one may answer by now
             found = await asyncio.to_thread(cascade_of, version, options.max_accuracy_drop)
             if found is not None:
                 return EscalatingSession(found, engine, options, neighbourhood)

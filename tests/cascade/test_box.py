@@ -13,10 +13,11 @@ from edge_agent.models.cascading import EscalatingSession
 from hybrid.artifact.manifest import CascadeRule
 from hybrid.cascade.build import write_artifact
 from hybrid.schedule.options import Options
+from hybrid.serving.computing import Asked
 from hybrid.session.connected import Neighbourhood
 from hybrid.session.report import RunReport
 from tests.cascade.made import classifier, points
-from tests.edge_agent.model_room import ask, model_room, version
+from tests.edge_agent.model_room import ask, model_room, served, version
 from tests.live_gateway import LiveGateway
 
 THRESHOLD = 0.9
@@ -121,6 +122,46 @@ async def test_a_session_is_not_kept_for_gateways_that_left_while_it_was_made(tm
         kept = room.compute.sessions[opened.model_digest]
         clients = kept._hosted._connection._gateways.clients
         assert [client.url for client in clients] == ["http://127.0.0.1:10"]
+
+
+async def test_a_session_is_not_kept_for_a_model_that_left_while_it_was_made(tmp_path: Path) -> None:
+    before, after = (version(classifier(tmp_path / f"{used}.onnx", used=used), number=str(used)) for used in (4, 12))
+    x, _ = points(1, 1)
+    async with model_room(tmp_path / "box") as room:
+        room.compute.neighbourhood = lambda: Neighbourhood(("http://127.0.0.1:9",), None)
+        await room.host.answer(before)
+        made = room.compute._made
+
+        async def made_meanwhile(*arguments: object) -> object:
+            hosted = await made(*arguments)
+            room.compute._made = made
+            await room.host.answer(after)
+            return hosted
+
+        room.compute._made = made_meanwhile
+        await ask(room, "m", {"x": x})
+        await ask(room, "m", {"x": x})
+        assert list(room.compute.sessions) == [after.model_digest]
+
+
+async def test_a_model_is_not_asked_by_the_cascade_of_the_version_that_took_its_name(tmp_path: Path) -> None:
+    small, large = classifier(tmp_path / "s.onnx", used=4), classifier(tmp_path / "l.onnx", used=12)
+    rule = CascadeRule(
+        small="small", output="scores", kind="logits", temperature=1.0, threshold=THRESHOLD, max_accuracy_drop=0.01
+    )
+    artifact = write_artifact(small, large, rule, name="points", version="2", folder=tmp_path / "artifact")
+    variant = next(found for found in artifact.manifest.variants if found.id == "small")
+    plain = classifier(tmp_path / "plain.onnx", used=8)
+    x, _ = points(1, 1)
+    async with model_room(tmp_path / "box") as room:
+        room.compute.neighbourhood = lambda: Neighbourhood(("http://127.0.0.1:9",), None)
+        await room.host.answer(version(plain, name="other"))  # the same model under another name stays in memory
+        model = served(version(plain))
+        session = await room.executor.open_whole(model)
+        path = artifact.path_of(variant.files[0])
+        await room.host.answer(version(path, number="2", folder=artifact.folder, variant="small"))
+        await room.compute(model, session, {"x": x}, session.output_names, Asked())
+        assert not isinstance(room.compute.sessions[model.model_digest], EscalatingSession)
 
 
 class _Runs:
