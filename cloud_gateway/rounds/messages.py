@@ -140,7 +140,7 @@ class CampaignView(msgspec.Struct, frozen=True, kw_only=True):
         n_able: those that could begin a task, by what they told last; `left_out`: the others, by what keeps them out.
             While it has not ended.
         base_accuracy: on the evaluation set; None without one.
-        rounds: oldest first; the open one is the last. In the list of campaigns only the newest.
+        rounds: oldest first; the open one is the last. In the list of campaigns only the two newest.
         promotions: the newest wish of each step, the oldest first.
         by_torch: operators that boxes need torch for; empty where numpy is enough.
     """

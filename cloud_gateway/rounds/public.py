@@ -15,6 +15,7 @@ from cloud_gateway.rounds.messages import CampaignList, CampaignView, Report, Ro
 from cloud_gateway.rounds.views import campaign_view, report
 
 _HELD: Final = 64
+_LISTED: Final = 2
 MOST_WATCHERS: Final = 256
 
 
@@ -72,11 +73,11 @@ class Public:
         return self._serials[campaign] + 1
 
     async def listed(self) -> CampaignList:
-        """All campaigns, each with its newest round alone."""
+        """All campaigns, each with its two newest rounds alone: an open one tells no accuracy."""
         views = []
         for row in [*self._campaigns.rows.values()]:
             view = await self._view(row.id)
-            views.append(msgspec.structs.replace(view, rounds=view.rounds[-1:]))
+            views.append(msgspec.structs.replace(view, rounds=view.rounds[-_LISTED:]))
         lost = [view.id for view in views if view.state == "lost"]
         text = f"{len(lost)} campaigns were lost with a damaged database" if lost else ""
         return CampaignList(campaigns=tuple(views), lost=text)

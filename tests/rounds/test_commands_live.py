@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_a_campaign_from_create_to_report(gateway, say, tmp_path):
     watched.start()
     gateway.do(round_of(gateway.lab, campaign))
     gateway.do(_until_step(gateway.lab, campaign, 1))
+    assert re.search(r"running +1 of 2 +\d+\.\d%", say("ls", as_json=False)), "also while a round is open"
     gateway.do(round_of(gateway.lab, campaign))
     gateway.do(_until_step(gateway.lab, campaign, 2))
     watched.join(20.0)
