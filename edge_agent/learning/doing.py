@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -18,7 +18,7 @@ from edge_agent.learning.material import Material
 from edge_agent.learning.offers import Candidate, Offers
 from edge_agent.learning.store import LearningStore
 from edge_agent.learning.yielding import Yielding
-from hybrid.errors import Cancelled, DataUnfit, DigestMismatch, HybridError, TensorMismatch
+from hybrid.errors import Cancelled, DataUnfit, DigestMismatch, HybridError, ModelUntrainable, TensorMismatch
 from hybrid.federated.box.personal import Beside, Fitted, fitted
 from hybrid.federated.box.views import BASE_STEP, vector_of, view_of
 from hybrid.federated.box.work import Learnable, Learned, Left, Work
@@ -71,6 +71,7 @@ class Doing:
         self._offers, self.material = offers, material
         self._yielding, self._conditions = yielding, conditions
         self._thread: ThreadPoolExecutor | None = None
+        self._last: asyncio.Future[Any] | None = None
         self.cpu_s = 0.0
 
     async def learned(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float, keep: Keep) -> None:
@@ -239,15 +240,20 @@ class Doing:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning", initializer=_step_back)
 
+        if self._last is not None and not self._last.done():  # begun anew, it would go on with what was given up
+            raise Cancelled("what was given up before has not ended yet")
+
         def timed() -> _T:
             began_s = time.thread_time()
             try:
                 return work()
+            except MemoryError as exc:
+                raise ModelUntrainable("to train this model takes more memory than this box has") from exc
             finally:
                 self.cpu_s += time.thread_time() - began_s
 
         self._yielding.begin()
-        running = loop.run_in_executor(self._thread, timed)
+        running = self._last = loop.run_in_executor(self._thread, timed)
         why = ""
         try:
             while not running.done() and not why:

@@ -80,6 +80,7 @@ class Learning:
         self._told: tuple[object, ...] = ()
         self._poll: asyncio.Timeout | None = None
         self._n_new = self._n_told = 0
+        self._has_news = False
         self._sends = False
         self._why_not = ""
         self._trouble: HybridError | None = None
@@ -88,6 +89,7 @@ class Learning:
         """Something changed: another wish of the operator, a sample was labelled, a model came."""
         if self._mode() == "off":
             self.yielding.give_up()
+        self._has_news = True
         self._end_poll()
         self._woken.set()
 
@@ -170,6 +172,7 @@ class Learning:
 
     async def _once(self, answer: TaskAnswer | None) -> tuple[float, TaskAnswer | None]:
         """One step: the pause before the next one, and an answer that is to be looked at then."""
+        self._has_news = False
         gateway = self._around.gateway()
         if not gateway:
             self._why_not = "this box is in no fleet, or asks no gateway"
@@ -191,6 +194,7 @@ class Learning:
         if is_off:
             self._why_not = ""
             return LOOK_S, None
+        self._n_new = 0
         offers = await self._offers.look(candidates)
         self._why_not = why_not or self._offers.why_none
         if self.store.waiting is not None:
@@ -207,7 +211,9 @@ class Learning:
 
     async def _polled(self, call: TaskCall, offers: tuple[Offer, ...]) -> TaskAnswer | None:
         """Ask; None where what there is to offer became another thing meanwhile: it is to be told at once."""
-        self._n_new, self._n_told = 0, sum(offer.n_samples for offer in offers)
+        self._n_told = sum(offer.n_samples for offer in offers)
+        if self._has_news or self._n_new >= self._n_told:
+            return None  # since it was looked at what there is
         poll = asyncio.timeout(None)
         try:
             async with poll:

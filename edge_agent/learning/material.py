@@ -86,11 +86,13 @@ class Material:
         key = body_key(candidate.manifest, variant_of(candidate.manifest, candidate.variant))
         if key != self._body:
             self._body, self._left_out = key, {}
-        for is_apart, shelf in self._features.items():
-            shelf.begin(key, [one for one in sample_ids if is_held_out(one) == is_apart])
         features, other = self._features[held_out], self._features[not held_out]
+        wanted, others = list[str](), list[str]()
+        for one in sample_ids:
+            (wanted if is_held_out(one) == held_out else others).append(one)
+        features.begin(key, wanted)
+        other.begin(key, others)
         self._targets = {one: it for one, it in self._targets.items() if one in features or one in other}
-        wanted = [one for one in sample_ids if is_held_out(one) == held_out]
         self._take(candidate, [one for one in wanted if one not in self._targets], features)
         found = [one for one in wanted if one in self._targets and one in features]
         self._left_out[held_out] = len(wanted) - len(found) - self.n_unfit

@@ -151,7 +151,7 @@ class Offers:
         if seen is not None and now_s - seen.at_s < FRESH_S:
             return seen
         ids = await self._labelled(model, MOST_SAMPLES)
-        n_training = sum(not is_held_out(one) for one in ids)
+        n_training = await asyncio.to_thread(_n_training, ids)  # 40 ms of 20,000
         seen = _Seen(ids=ids, n_training=n_training, at_s=now_s)
         if self._n_changes == n_before:
             self._seen[model] = seen
@@ -184,6 +184,11 @@ class Offers:
                 return None
             self._manifests[version.artifact_digest] = found
         return found
+
+
+def _n_training(ids: Sequence[str]) -> int:
+    """How many of these samples may be trained on."""
+    return sum(not is_held_out(one) for one in ids)
 
 
 def _variant(manifest: Manifest, version: ModelVersion) -> Variant | None:

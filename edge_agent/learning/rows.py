@@ -21,6 +21,17 @@ CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WIT
 """
 
 
+def put_gateway(db: sqlite3.Connection, gateway: str) -> bool:
+    """What is here belongs to this gateway; whether it was another one's, and is forgotten."""
+    known = db.execute("SELECT value FROM fact WHERE name = 'gateway'").fetchone()
+    is_another = known is not None and known[0] != gateway
+    if is_another:
+        for table in ("campaign", "vector", "waiting", "done"):  # what privacy was spent, was spent
+            db.execute(f"DELETE FROM {table}")  # noqa: S608 (the names stand above)
+    db.execute("INSERT OR REPLACE INTO fact VALUES ('gateway', ?)", (gateway,))
+    return is_another
+
+
 def put_note(db: sqlite3.Connection, note: CampaignNote) -> None:
     """Keep a campaign as it stands: it was heard of last."""
     db.execute("DELETE FROM campaign WHERE id = ?", (note.id,))

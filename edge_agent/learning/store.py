@@ -17,8 +17,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from edge_agent.learning import rows
 from edge_agent.learning.records import PERSONAL, VECTORS, CampaignNote, Outcome, VectorName, Waiting
-from edge_agent.learning.rows import MOST_DONE, SCRIPT, put_accounts, put_done, put_gone, put_note, put_settled
 from edge_agent.outbox.blob_files import BlobFiles
 from edge_agent.outbox.database import BoxDatabase
 from edge_agent.outbox.place import Place
@@ -56,7 +56,7 @@ class LearningStore:
         self.n_begun_anew = 0
         self._vault = place.vault
         self._database = BoxDatabase(
-            place.folder / "learning.db", SCRIPT, place.disk, connect=place.connect, wall_s=place.wall_s
+            place.folder / "learning.db", rows.SCRIPT, place.disk, connect=place.connect, wall_s=place.wall_s
         )
         self._files = BlobFiles(place.folder / "vectors", place.disk, place.vault)
         self._lock = threading.RLock()
@@ -137,8 +137,8 @@ class LearningStore:
             return
 
         def write(db: sqlite3.Connection) -> None:
-            put_settled(db, waiting, outcome)
-            put_accounts(db, accounts)
+            rows.put_settled(db, waiting, outcome)
+            rows.put_accounts(db, accounts)
 
         contents: dict[str, bytes | None] = {str(name): content for name, content in vectors.items()}
         self._change(note, contents | {_UPDATE: None, _CONTROL_AFTER: None}, write)
@@ -157,14 +157,13 @@ class LearningStore:
             waiting, self.waiting = self.waiting, None
 
             def write(db: sqlite3.Connection) -> None:
-                put_note(db, note)
+                rows.put_note(db, note)
                 for name in (_UPDATE, _CONTROL_AFTER):
                     db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
-                put_settled(db, waiting, outcome)
+                rows.put_settled(db, waiting, outcome)
 
             self._owed.append(write)
-            self.notes.pop(note.id, None)
-            self.notes[note.id] = note
+            self._heard_of(note)
             self._remember(waiting.task, outcome)
         finally:
             self._lock.release()
@@ -180,9 +179,10 @@ class LearningStore:
 
         def change() -> None:
             with self._database.writing() as db:
-                self._put_owed(db)
+                for write in self._owed:
+                    write(db)
             self._owed.clear()
-            self._sweep()
+            self._tidy()
 
         with self._lock:
             if self._owed:
@@ -191,7 +191,7 @@ class LearningStore:
     def finish(self, task: str, outcome: Outcome, note: CampaignNote, vectors: Vectors | None = None) -> None:
         """A task that left no update here is over; with what it left."""
         contents: dict[str, bytes | None] = {str(name): content for name, content in (vectors or {}).items()}
-        self._change(note, contents, lambda db: put_done(db, task, outcome))
+        self._change(note, contents, lambda db: rows.put_done(db, task, outcome))
         self._remember(task, outcome)
 
     def n_masked(self, campaign: str, step: int) -> int:
@@ -208,7 +208,7 @@ class LearningStore:
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (f"masked/{note.id}", str(newest)))
-            put_accounts(db, accounts)
+            rows.put_accounts(db, accounts)
 
         self._change(note, {"residual": None}, write)
 
@@ -288,10 +288,11 @@ class LearningStore:
         def change() -> None:
             self._files.write(files)
             with self._database.writing() as db:
-                self._put_owed(db)
-                put_note(db, note)
+                for owed in self._owed:
+                    owed(db)
+                rows.put_note(db, note)
                 for old in leaving:
-                    put_gone(db, old)
+                    rows.put_gone(db, old)
                 for name, content in contents.items():
                     db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
                     if content is None:
@@ -301,25 +302,23 @@ class LearningStore:
                     db.execute("INSERT INTO vector VALUES (?, ?, ?, ?)", (note.id, name, digest, sealed))
                 more(db)
             self._owed.clear()
-            self._sweep()
+            self._tidy()
 
         try:
             self._sound(change)
         except Exception:
             self._sound(self._sweep)
             raise
-        for old in leaving:
-            self.notes.pop(old, None)  # none is left where the file was begun anew
-        self.notes.pop(note.id, None)
-        self.notes[note.id] = note
+        self._heard_of(note, leaving)
 
-    def _put_owed(self, db: sqlite3.Connection) -> None:
-        for write in self._owed:
-            write(db)
+    def _heard_of(self, note: CampaignNote, leaving: Sequence[str] = ()) -> None:
+        """A campaign was heard of last; in a new dict, for the loop may be reading the one before."""
+        gone = {note.id, *leaving}
+        self.notes = {one: kept for one, kept in self.notes.items() if one not in gone} | {note.id: note}
 
     def _remember(self, task: str, outcome: Outcome) -> None:
         self.done[task] = outcome
-        while len(self.done) > MOST_DONE:
+        while len(self.done) > rows.MOST_DONE:
             del self.done[next(iter(self.done))]
 
     def _oldest_but(self, campaign: str) -> list[str]:
@@ -350,6 +349,15 @@ class LearningStore:
                 _log.warning("learning.vector_lost campaign=%s name=%s error=%s", campaign, name, exc)
                 return None
 
+    def _tidy(self) -> None:
+        """Sweep behind a change that is on the disk: where that fails the change stands, and the next one sweeps."""
+        try:
+            self._sweep()
+        except CorruptContent:
+            raise
+        except OSError as exc:  # a disk's errors among them
+            _log.warning("learning.not_swept error=%s", exc)
+
     def _sweep(self) -> None:
         """Files that no row names leave."""
         with self._database.reading() as db:
@@ -359,12 +367,8 @@ class LearningStore:
 
     def _load(self, gateway: str) -> None:
         with self._database.writing() as db:
-            facts = dict(db.execute("SELECT name, value FROM fact").fetchall())
-            if facts.get("gateway", gateway) != gateway:
+            if rows.put_gateway(db, gateway):
                 _log.warning("learning.another_gateway what was learned for the one before is forgotten")
-                for table in ("campaign", "vector", "waiting", "done"):  # what privacy was spent, was spent
-                    db.execute(f"DELETE FROM {table}")  # noqa: S608 (the names stand above)
-            db.execute("INSERT OR REPLACE INTO fact VALUES ('gateway', ?)", (gateway,))
             notes = [row[0] for row in db.execute("SELECT note FROM campaign ORDER BY n").fetchall()]
             waiting = db.execute("SELECT note FROM waiting").fetchone()
             done = db.execute("SELECT task, outcome FROM done ORDER BY n").fetchall()

@@ -66,7 +66,8 @@ class Yielding:
         self._last_s = self._now_s()
 
     def begin(self) -> None:
-        """Training may begin."""
+        """Training may begin; of a request that came before nothing is to be told."""
+        self._came_s = None
         self._over.clear()
 
     def give_up(self) -> None:
