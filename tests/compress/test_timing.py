@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -54,6 +56,30 @@ def test_a_model_that_does_not_run_is_said_so(job, pair, tmp_path):
         timer([pair[1], tmp_path / "broken.onnx"], FEEDS)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_under_a_quota_each_thread_computes_for_longer_than_its_share(job, pair, monkeypatch, threads):
+    """Processor seconds are of all threads: 5 ms of four were 1.25 ms of each, and ran unslowed now and then."""
+    asked: list[dict] = []
+
+    def worked(task: dict, *_: object) -> dict:
+        asked.append(task)
+        return {"seconds": [[1.0]]}
+
+    monkeypatch.setattr("hybrid.compress.timing.timer._worked", worked)
+    with timer_for(replace(job, threads=threads)) as timer:
+        replace(timer, slowdown=Rested())(pair[:1], FEEDS)
+    assert asked[0]["block_s"] == pytest.approx(0.005 * threads)
+
+
+class Rested:
+    """A slowdown of nothing."""
+
+    groups = ()
+    environment: ClassVar[dict[str, str]] = {}
+
+    def close(self) -> None: ...
+
+
 def test_text_goes_in_as_text(job, tmp_path):
     ends = [helper.make_tensor_value_info(name, TensorProto.STRING, [2]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
@@ -71,12 +97,14 @@ def test_the_workers_own_speed_is_no_part_of_the_ratio(job, pair):
 
 
 def test_the_staircase_is_measured_in_one_thread_and_in_int8_where_that_is_shipped(job):
-    from hybrid.compress.search.space import _in_one_thread, _int8_stack
+    from hybrid.compress.search.staircase import _in_one_thread, _int8_stack
 
     with timer_for(replace(job, threads=4)) as timer:
         alone = _in_one_thread(timer)
     assert (timer.told.threads, alone.told.threads) == (4, 1)
     assert alone.told.name == timer.told.name
+    slowed = _in_one_thread(replace(timer, told=msgspec.structs.replace(timer.told, factor=9.0), slowdown=Rested()))
+    assert (slowed.slowdown, slowed.scale) == (None, 9.0), "the kernels are this machine's: steps are not slowed down"
     stack = _int8_stack(Recipe(precision="int8", activations="int8"))(48)
     assert "QuantizeLinear" in {node.op_type for node in stack.graph.node}
     assert [value.name for value in stack.graph.input] == ["x"]

@@ -14,6 +14,9 @@ from hybrid.compress.timing.timer import Here, Timer
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+HERE_BUDGET_S: Final = 1.0
+"""For all widths once, where they are timed on this machine."""
+
 LIKELY_MULTIPLE: Final = 8
 """Of channel counts, where no clear step was measured."""
 
@@ -48,10 +51,14 @@ def staircase_of(bench: Bench, int8: Recipe | None = None) -> Stairs:
 
 
 def _in_one_thread(timer: Timer) -> Timer:
-    """The same device in one thread, several rounds in the time of two calls."""
+    """The same device in one thread, several rounds in the time of two calls.
+
+    An emulated one is not slowed for this: its kernels are this machine's, so the steps are too, and a quota would only
+    make them take minutes, and blur them.
+    """
     told = msgspec.structs.replace(timer.told, threads=1)
     if isinstance(timer, Here):
-        return replace(timer, told=told, budget_s=timer.budget_s / 2)
+        return replace(timer, told=told, slowdown=None, scale=told.factor, budget_s=HERE_BUDGET_S)
     return replace(timer, told=told, threads=1) if isinstance(timer, OnAgent) else timer
 
 

@@ -32,7 +32,8 @@ BLOCK_S: Final = 0.001
 """Shorter runs are timed several at once."""
 
 SLOWED_BLOCK_S: Final = 0.005
-"""The same under a quota, in seconds of this machine: a shorter job ends within its first share of the processor."""
+"""The same under a quota, in processor seconds of each thread: a shorter job ends within its first share of the
+processor, and takes no longer than unslowed."""
 
 LEAST_ROUNDS: Final = 7
 MOST_ROUNDS: Final = 200
@@ -122,7 +123,7 @@ class Here:
         task = {
             "models": [str(path.resolve()) for path in models],
             "threads": self.told.threads,
-            "block_s": BLOCK_S if self.slowdown is None else SLOWED_BLOCK_S,
+            "block_s": BLOCK_S if self.slowdown is None else SLOWED_BLOCK_S * self.told.threads,
             "budget_s": self.budget_s,
             "least": LEAST_ROUNDS,
             "most": MOST_ROUNDS,
