@@ -2,9 +2,14 @@
 
 from types import SimpleNamespace
 
+import msgspec
+
 from hybrid.calibration.intervals import paired_drop
 from hybrid.compress.grading import Grade, held_together
+from hybrid.compress.making.recipe import Recipe
+from hybrid.compress.report.reasons import Reasons
 from hybrid.compress.report.telling import headless
+from hybrid.compress.search.standing import Cost, Done, Space
 
 
 def grade(n_lost: int, n_won: int = 0, n: int = 2000) -> Grade:
@@ -52,6 +57,32 @@ def test_what_was_not_shipped_names_the_one_that_is_better(whole):
                 for other in report.candidates
                 if other.id != each.id and other.chosen_by and other.chosen_by.drop < mine.drop
             )
+
+
+def only_timed(costs: dict[Recipe, float], grades: dict[Recipe, Grade]) -> str:
+    """What is said of the last of some recipes that were timed."""
+    done = Done(costs={recipe: Cost(seconds=share, bytes=share) for recipe, share in costs.items()}, grades=grades)
+    bench = SimpleNamespace(done=done)
+    reasons = Reasons(
+        SimpleNamespace(objective="latency"),
+        bench,
+        SimpleNamespace(finalists=[], shipped={}),
+        Space(objective="latency", max_drop=0.01, n_judge=2000),
+        {},
+    )
+    return reasons._only_timed([*costs][-1])
+
+
+def test_what_was_only_timed_says_why_it_went_no_further():
+    """It said that the search had ended before, also where nothing had ended it."""
+    half, most = (Recipe(pruned="graph", ratio=ratio) for ratio in (0.5, 0.75))
+    small = [msgspec.structs.replace(each, precision="int8") for each in (half, most)]
+    beyond, costs = {small[0]: grade(300)}, {small[0]: 0.3, half: 0.39}
+    assert only_timed(costs, beyond).startswith("timed only: pruned-50-int8 U8S8 minmax is as good or better: 30.0%")
+    narrow = only_timed({small[0]: 0.3, small[1]: 0.26}, beyond)
+    assert narrow == "timed only: pruned-50-int8 U8S8 minmax is beyond the floor, and has more channels left"
+    assert "holds the floor" in only_timed(costs, {small[0]: grade(0)})
+    assert only_timed({half: 0.39}, {}) == "timed only: the search ended before it was made in full"
 
 
 def test_what_is_shipped_without_the_head_that_was_asked_for_is_named():

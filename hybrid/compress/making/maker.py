@@ -301,4 +301,4 @@ def _gone(found: "PrunedGraph") -> str:
 def _left(left: object) -> tuple[str, ...]:
     """Layers that could not be pruned, and why, as remarks."""
     pairs = list(left) if isinstance(left, Sequence) else []
-    return tuple(f"{name}: {reason}" for name, reason in pairs)
+    return tuple(f"{name} stays whole: {reason}" for name, reason in pairs)

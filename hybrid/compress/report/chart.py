@@ -103,7 +103,7 @@ def _limit(scale: _Scale, points: float) -> str:
     return (
         f'<line class="floor" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>'
         f'<text class="floor-word" x="{WIDTH - RIGHT}" y="{y - 5:.1f}" text-anchor="end">'
-        f"the floor: {points:.2g} points</text>"
+        f"the floor: {points:.2g} {'point' if points == 1 else 'points'}</text>"
     )
 
 

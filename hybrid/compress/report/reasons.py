@@ -8,7 +8,7 @@ from hybrid.compress.judging import Judged, Judgement
 from hybrid.compress.making.recipe import Recipe
 from hybrid.compress.rules import FASTER_RATIO, SMALLER_RATIO, Status
 from hybrid.compress.search.bench import Bench, Timed
-from hybrid.compress.search.standing import Space, better_than, cheaper_than, value
+from hybrid.compress.search.standing import GAIN_RATIO, Space, better_than, cheaper_than, holds, value
 
 
 class Reasons:
@@ -47,12 +47,32 @@ class Reasons:
 
     def _only_timed(self, recipe: Recipe) -> str:
         better = cheaper_than(self._space, self._done, recipe, self._shipped)
-        if better is None:
-            return "timed only: the search ended before it was made in full"
-        return (
-            f"timed only: {self._name(better)} holds the floor, and this gains too little on it: "
-            f"{self._against(better, recipe)}"
-        )
+        if better is not None:
+            return (
+                f"timed only: {self._name(better)} holds the floor, and this gains too little on it: "
+                f"{self._against(better, recipe)}"
+            )
+        if (wider := self._wider_beyond(recipe)) is not None:
+            return f"timed only: {self._name(wider)} is beyond the floor, and has more channels left"
+        if (twin := self._twin(recipe)) is not None:
+            return f"timed only: {self._name(twin)} is as good or better: {self._against(twin, recipe)}"
+        return "timed only: the search ended before it was made in full"
+
+    def _wider_beyond(self, recipe: Recipe) -> Recipe | None:
+        """The same with more channels left, by which the floor is broken already."""
+        for other, grade in self._done.grades.items():
+            is_wider = _way(other) == _way(recipe) and other.ratio < recipe.ratio and other.pruned
+            if is_wider and other.precision == recipe.precision and not holds(self._space, grade):
+                return other
+        return None
+
+    def _twin(self, recipe: Recipe) -> Recipe | None:
+        """The same channels in other numbers, which take no longer (or no more bytes) to speak of."""
+        for other in dict.fromkeys([*self._done.grades, *self._done.costs]):
+            is_twin = (_way(other), other.ratio) == (_way(recipe), recipe.ratio) and other.timed_as != recipe.timed_as
+            if is_twin and self._done.cost(other) and GAIN_RATIO * self._value(other) <= self._value(recipe):
+                return other
+        return None
 
     def _graded(self, recipe: Recipe, grade: Grade) -> str:
         promised = grade.promised(len(self._bench.material.parts.judge))
@@ -86,6 +106,11 @@ class Reasons:
     def _name(self, recipe: Recipe) -> str:
         """Its id in the report, and what else its text says."""
         return f"{self._ids.get(recipe, recipe.id)}{recipe.text.removeprefix(recipe.id)}"
+
+
+def _way(recipe: Recipe) -> tuple[object, ...]:
+    """What a model is made of, whatever its widths and numbers."""
+    return recipe.source, recipe.pruned, recipe.local, recipe.engine
 
 
 def together(judged: Sequence[Judged], names: Mapping[Recipe, str], max_drop: float) -> str:
