@@ -164,6 +164,7 @@ class FleetSide:
             rng=rng,
             key=lambda: access.identity.key,
             root_sha256=lambda: bytes.fromhex(access.enrolment.root_sha256 if access.enrolment is not None else ""),
+            is_away=lambda: access.knock.is_shut,
             feature_bytes=self.config.learn_memory_bytes,
         )
         room, store, offers = self._room, LearningStore(place), Offers(self._room.answering, samples.labelled)

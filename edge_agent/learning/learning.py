@@ -24,7 +24,7 @@ from edge_agent.learning.surroundings import Surroundings
 from edge_agent.learning.tasks import Tasks
 from edge_agent.learning.yielding import Yielding
 from edge_agent.part import Problem
-from hybrid.errors import HybridError, LinkError, StorageError
+from hybrid.errors import HybridError, LinkError, Overloaded, StorageError, Warming
 from hybrid.federated.messages import Held, Offer, TaskAnswer, TaskCall
 
 WAIT_S: Final = 120.0
@@ -148,11 +148,13 @@ class Learning:
     def status(self) -> LearningStatus:
         """See `Part`."""
         store, doing, mode = self.store, self._tasks.doing, self._mode()
-        now = self._tasks.now or ("brings an update" if self._sends else "")
+        is_away = bool(self._opened) and self._around.is_away()
+        now = self._tasks.now or ("brings an update" if self._sends and not is_away else "")
+        why_not = self._why_not or ("its gateway cannot be reached" if is_away else "")
         return LearningStatus(
             mode=mode,
             doing=now,
-            why_not="" if now or mode == "off" else self._why_not,
+            why_not="" if now or mode == "off" else why_not,
             waiting_bytes=store.waiting.n_bytes if store.waiting is not None else 0,
             n_given_up=self._tasks.n_given_up,
             n_stood=self.yielding.n_stood,
@@ -276,7 +278,7 @@ class Learning:
     def _failed(self, error: HybridError) -> float:
         self._trouble = error
         self._told = ()
-        self._why_not = str(error)
+        self._why_not = f"its gateway says: {error}" if isinstance(error, Overloaded | Warming) else str(error)
         pause_s = self._patience.failed(error)
         if self._patience.is_worth_a_line:
             _log.warning("learning.waits code=%s pause_s=%.1f error=%s", error.code, pause_s, error)

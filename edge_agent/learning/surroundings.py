@@ -25,6 +25,7 @@ class Surroundings:
         rng: of pauses.
         key: the box's; None while it belongs nowhere.
         root_sha256: of the fleet's root, which signs lists of devices; empty without.
+        is_away: whether calls wait, since the gateway cannot be reached.
         feature_bytes: that samples may take in memory while they are learned from.
     """
 
@@ -36,4 +37,5 @@ class Surroundings:
     rng: Random
     key: Callable[[], BoxKey | None] = lambda: None
     root_sha256: Callable[[], bytes] = bytes
+    is_away: Callable[[], bool] = lambda: False
     feature_bytes: int = FEATURE_BYTES

@@ -39,6 +39,11 @@ class OneKnock:
         self._shut_s = 0.0
         self._n_polls = 0
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether the gateway could not be reached, and has not been since."""
+        return not self._is_open.is_set()
+
     async def state(self, call: StateCall) -> StateAnswer:
         """See `FleetCalls`; the one that knocks, and then wants an answer at once, not a poll that is held."""
         if not self._is_open.is_set():

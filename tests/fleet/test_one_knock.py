@@ -85,8 +85,10 @@ def test_others_wait_for_the_knock_and_a_moment_more() -> None:
             with pytest.raises(GatewayUnreachable):
                 await calls.state(STATE)
         assert [what for what, _ in gateway.asked] == ["ingest", "state", "state", "state"]
+        assert calls.is_shut
         gateway.is_there = True
         await calls.state(STATE)
+        assert not calls.is_shut
         assert not any(task.done() for task in waiting)
         await asyncio.gather(*waiting)
         times = [at_s - 30.0 for what, at_s in gateway.asked[5:]]

@@ -233,7 +233,7 @@ class Box:
         self.senses: dict[str, Any] = {
             "on_battery": lambda: False, "battery_ratio": lambda: None, "heat": Heat,
         }  # fmt: skip
-        self.is_metered = False
+        self.is_metered = self.is_away = False
         vault = Vault([("file", b"k" * 32)])
         self.place = Place(folder=folder / "learning", vault=vault, **more)
         self.outbox = outbox_of(folder / "outbox", None)
@@ -259,6 +259,7 @@ class Box:
             samples=self.samples.shelf,
             rng=Hasty(1),
             key=lambda: self.key,
+            is_away=lambda: self.is_away,
         )
         senses = Senses(**{name: (lambda name=name: self.senses[name]()) for name in self.senses})
         conditions = Conditions(self.place.folder, self.place.disk, is_metered=lambda: self.is_metered, senses=senses)

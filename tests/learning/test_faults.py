@@ -14,7 +14,7 @@ from hybrid.artifact.digest import digest_of_files
 from hybrid.artifact.folder import open_folder
 from hybrid.artifact.manifest import FileEntry, canonical_bytes
 from hybrid.artifact.trainable import trainable_artifact
-from hybrid.errors import Conflict, ConnectionLost, DiskFull, NotAdmitted
+from hybrid.errors import Conflict, ConnectionLost, DiskFull, NotAdmitted, Overloaded
 from hybrid.federated.campaign import Coding
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.messages import TaskAnswer, TaskCall, UpdateAnswer
@@ -250,7 +250,33 @@ async def test_a_gateway_that_is_away(tmp_path: Path) -> None:
         await box.fill(12)
         async with at_work(box.learning):
             await until(lambda: box.learning._patience.n_failures >= 3)
+            desk.error = Overloaded("this service is shutting down")
+            await until(lambda: box.learning.status().why_not == "its gateway says: this service is shutting down")
             desk.error = None
+            await until(lambda: desk.step == 3)
+
+
+async def test_while_calls_wait_for_a_gateway_that_is_away_the_box_says_so(tmp_path: Path) -> None:
+    artifact, desk = made()
+    box = Box(tmp_path / "box", artifact, desk)
+    knocked, asked = asyncio.Event(), asyncio.Event()
+    ask = desk.task
+
+    async def waits(call: TaskCall) -> TaskAnswer:
+        asked.set()
+        await knocked.wait()
+        return await ask(call)
+
+    desk.task = waits  # type: ignore[method-assign]
+    async with at_work(box.outbox, box.samples):
+        await box.fill(12)
+        async with at_work(box.learning):
+            await asked.wait()
+            assert box.learning.status().why_not == "", "a call that the gateway holds"
+            box.is_away = True
+            assert box.learning.status().why_not == "its gateway cannot be reached"
+            box.is_away = False
+            knocked.set()
             await until(lambda: desk.step == 3)
 
 
