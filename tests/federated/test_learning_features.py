@@ -19,10 +19,11 @@ from hybrid.federated.campaign import Training
 from hybrid.federated.learning.body import Body, body_key, body_model
 from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.features import FeatureShelf
-from hybrid.federated.learning.head import full_arrays, open_head, read_head
+from hybrid.federated.learning.head import Head, full_arrays, open_head, read_head
 from hybrid.federated.learning.labels import chosen, is_held_out, of_one_kind, target_of, targets_of
 from hybrid.federated.learning.training import Start, train
 from tests.federated.learning_making import external, reference_model
+from tests.learning.nets import artifact_in
 from tests.training.test_heads import IMAGES, net
 
 
@@ -179,6 +180,22 @@ def test_arrays_that_are_not_the_heads_are_refused(artifact) -> None:
         full_arrays(head, {"strange": np.ones(10, np.float32)})
     with pytest.raises(TensorMismatch, match="float64"):
         head.packed({**head.arrays, "b.b": np.ones(10)})
+
+
+def test_large_weights_inside_of_a_models_file_are_read_from_there(tmp_path: Path) -> None:
+    """Nor does an open body keep the model's message, in which all of them are."""
+    artifact = artifact_in(tmp_path, n_inputs=400, n_features=120)
+    head = open_head(artifact.folder, artifact.manifest, "original")
+    model = body_model(head)
+    assert model is not None
+    assert 100 * len(model.SerializeToString()) < 400 * 120 * 4
+    body, inputs = Body(head), np.random.default_rng(3).standard_normal((2, 400)).astype(np.float32)
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in head.model.graph.initializer if one.name == "body"}
+    wanted = np.maximum(inputs @ weights["body"], 0)
+    np.testing.assert_allclose(body.features({"x": inputs}), wanted, atol=1e-4)
+    assert not [one for one in vars(body).values() if isinstance(one, (Head, onnx.ModelProto))]
+    with pytest.raises(TensorMismatch, match="'x' is 2x300, the model wants"):
+        body.features({"x": inputs[:, :300]})
 
 
 def test_a_shelf_holds_no_more_than_it_may() -> None:

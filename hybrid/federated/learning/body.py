@@ -1,12 +1,15 @@
 """The body of a model, from its inputs to the feature tensor, as a model of its own that an engine can run.
 
-Design: nothing is written: the body's graph is made in memory and its external weights stay in the files beside the
-model, which the engine maps. Features are computed one sample at a time, so that a request never waits for a batch.
+Design: nothing is written, and no large weight copied: the body's graph is made in memory, its weights stay in the
+model's file and in those beside it, which the engine maps. To write them into a message would take 2 ms a megabyte with
+the interpreter's lock held, and three times their room. Features are computed one sample at a time, so that a request
+never waits for a batch.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +18,7 @@ import onnx
 
 from devices.errors import DeviceError
 from devices.tflite_magic import is_headed
+from hybrid.artifact.external_data import fields
 from hybrid.artifact.manifest import Manifest, Variant
 from hybrid.errors import EngineFailed, ModelInvalid, ModelUntrainable, TensorMismatch
 from hybrid.federated.learning.graph_part import nodes_before
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
     from hybrid.federated.learning.lite_session import LiteFeatures
 
+_GRAPH, _WEIGHT, _NAME, _RAW = 7, 5, 8, 9
+_BYTES: Final = 2
+_LARGE_BYTES: Final = 64 << 10
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 Feeds = Mapping[str, np.ndarray]
@@ -36,7 +43,10 @@ Feeds = Mapping[str, np.ndarray]
 def body_model(head: Head) -> onnx.ModelProto | None:
     """The graph from the model's inputs to the feature tensor; None where that is an input itself.
 
-    Its external weights lie where those of the model do.
+    Its external weights lie where those of the model do, and large ones inside the model's file.
+
+    Raises:
+        OSError: that file cannot be read.
     """
     graph = head.model.graph
     if any(value.name == head.feature for value in graph.input):
@@ -49,12 +59,41 @@ def body_model(head: Head) -> onnx.ModelProto | None:
     body.functions.extend(head.model.functions)
     body.graph.name = graph.name or "graph"
     body.graph.node.extend(kept)
-    body.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in wanted)
+    inside = dict(_large_weights(head.path))
+    body.graph.initializer.extend(
+        _outside(tensor, head.path.name, *inside[tensor.name]) if tensor.name in inside else tensor
+        for tensor in graph.initializer
+        if tensor.name in wanted
+    )
     body.graph.sparse_initializer.extend(one for one in graph.sparse_initializer if one.values.name in wanted)
     inputs = wanted if body.ir_version < 4 else wanted & set(declared_inputs(head.model))  # older ones list weights too
     body.graph.input.extend(value for value in graph.input if value.name in inputs)
     body.graph.output.append(declared.get(head.feature) or onnx.ValueInfoProto(name=head.feature))
     return body
+
+
+def _large_weights(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name, first byte and length of the large weights that lie in a model's own file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        for number, wire, low, high in fields(view, 0, len(view)):
+            if number != _GRAPH or wire != _BYTES:
+                continue
+            for inner, kind, start, end in fields(view, low, high):
+                if inner == _WEIGHT and kind == _BYTES and end - start >= _LARGE_BYTES:
+                    spans = {field: (first, last) for field, _, first, last in fields(view, start, end)}
+                    if _RAW in spans and _NAME in spans:
+                        (first, last), (begin, behind) = spans[_RAW], spans[_NAME]
+                        yield bytes(view[begin:behind]).decode(), (first, last - first)
+
+
+def _outside(tensor: onnx.TensorProto, location: str, offset: int, n_bytes: int) -> onnx.TensorProto:
+    """The same weight, to be read from a file."""
+    found = onnx.TensorProto(
+        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=onnx.TensorProto.EXTERNAL
+    )
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(n_bytes))):
+        found.external_data.add(key=key, value=value)
+    return found
 
 
 def body_key(manifest: Manifest, variant: Variant) -> str:
@@ -81,7 +120,7 @@ class Body:
     def __init__(
         self, head: Head, options: "onnxruntime.SessionOptions | None" = None, providers: tuple[str, ...] = ()
     ) -> None:
-        self._head = head
+        self._feature = head.feature  # and nothing else of the head, which holds the model's weights
         self._session: Any = None
         if is_headed(head.path):
             self._session, names = _lite(head)
@@ -91,7 +130,7 @@ class Body:
             self._session = _opened(model, head.path.parent, options, providers)
             names = list(declared_inputs(model))
         self._names = frozenset(names)
-        self._types = {value.name: value.type for value in head.model.graph.input if value.name in self._names}
+        self._types = {value.name: _copy(value.type) for value in head.model.graph.input if value.name in self._names}
 
     def features(self, feeds: Feeds, run_options: Any = None) -> np.ndarray:
         """The feature tensor of one request, float32, (rows, …).
@@ -107,14 +146,14 @@ class Body:
         missing = sorted(self._names - set(feeds))
         if missing:
             raise TensorMismatch(f"a sample lacks input {missing[0]!r} of the model; it has {', '.join(sorted(feeds))}")
-        found = feeds[self._head.feature] if self._session is None else self._run(feeds, run_options)
+        found = feeds[self._feature] if self._session is None else self._run(feeds, run_options)
         if found.ndim < 1 or found.dtype.kind not in "fiu":
-            raise TensorMismatch(f"the feature tensor {self._head.feature!r} is {found.dtype} {list(found.shape)}")
+            raise TensorMismatch(f"the feature tensor {self._feature!r} is {found.dtype} {list(found.shape)}")
         return np.ascontiguousarray(found, np.float32)
 
     def _run(self, feeds: Feeds, run_options: Any) -> np.ndarray:
         try:
-            found = self._session.run([self._head.feature], {name: feeds[name] for name in self._names}, run_options)
+            found = self._session.run([self._feature], {name: feeds[name] for name in self._names}, run_options)
         except Exception as exc:
             self._check_shapes(feeds)
             said = str(exc).strip().splitlines()[:1]
@@ -127,6 +166,13 @@ class Body:
             if spec is not None and not spec.accepts(spec.dtype, found):
                 wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
                 raise TensorMismatch(f"{name!r} is {'x'.join(map(str, found))}, the model wants {wanted}")
+
+
+def _copy(kind: onnx.TypeProto) -> onnx.TypeProto:
+    """The same type; a part of a message keeps the whole of it in memory."""
+    found = onnx.TypeProto()
+    found.CopyFrom(kind)
+    return found
 
 
 class _LiteRuns:
