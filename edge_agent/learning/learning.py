@@ -71,6 +71,7 @@ class Learning:
         """
         self.store, self.yielding = store, yielding or Yielding()
         self._around, self._offers, self._conditions, self._mode = around, offers, conditions, mode
+        self.yielding.is_wanted = lambda: self._mode() != "off"
         self.personal = personal
         self._patience = Patience(around.rng)
         self._tasks = Tasks(store, around, offers=offers, conditions=conditions, yielding=self.yielding)
@@ -148,6 +149,7 @@ class Learning:
     def status(self) -> LearningStatus:
         """See `Part`."""
         store, doing, mode = self.store, self._tasks.doing, self._mode()
+        waiting = store.waiting  # the training thread may let go of it
         is_away = bool(self._opened) and self._around.is_away()
         now = self._tasks.now or ("brings an update" if self._sends and not is_away else "")
         why_not = self._why_not or ("its gateway cannot be reached" if is_away else "")
@@ -155,7 +157,7 @@ class Learning:
             mode=mode,
             doing=now,
             why_not="" if now or mode == "off" else why_not,
-            waiting_bytes=store.waiting.n_bytes if store.waiting is not None else 0,
+            waiting_bytes=waiting.n_bytes if waiting is not None else 0,
             n_given_up=self._tasks.n_given_up,
             n_stood=self.yielding.n_stood,
             stood_s=round(self.yielding.longest_s, 4),

@@ -47,6 +47,7 @@ class Material:
         self._body = ""
         self._left_out: dict[bool, int] = {}
         self._targets: dict[str, Target] = {}
+        self._relabelled: set[str] = set()
         self._opened: tuple[tuple[str, str], Learnable] | None = None
         self.n_unfit = 0
         self.why_unfit = ""
@@ -57,8 +58,8 @@ class Material:
         return sum(self._left_out.values())
 
     def forget(self, sample_id: str) -> None:
-        """A sample was labelled anew."""
-        self._targets.pop(sample_id, None)
+        """A sample was labelled anew: the next task reads it again, whatever this one has read of it."""
+        self._relabelled.add(sample_id)
 
     def learnable(self, candidate: Candidate) -> Learnable:
         """What can learn of a model.
@@ -83,6 +84,8 @@ class Material:
             Cancelled: the task was given up. ModelUntrainable: the body cannot be run.
         """
         self.n_unfit, self.why_unfit = 0, ""
+        while self._relabelled:
+            self._targets.pop(self._relabelled.pop(), None)
         key = body_key(candidate.manifest, variant_of(candidate.manifest, candidate.variant))
         if key != self._body:
             self._body, self._left_out = key, {}

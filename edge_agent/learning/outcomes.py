@@ -26,7 +26,7 @@ def settled_with_next(store: LearningStore, answer: UpdateAnswer) -> bool:
     if waiting is None or note is None or answer.state != "accepted":
         return False
     is_followed = answer.next is not None and answer.next.task is not None
-    if not is_followed or waiting.cost > 0 or note.terms.scaffold or note.is_forgotten:
+    if not is_followed or waiting.cost > 0 or note.terms.scaffold:
         return False
     return store.settle_with_next("accepted", _counted(note, waiting))
 

@@ -154,12 +154,14 @@ class LearningStore:
         if self.waiting is None or not self._lock.acquire(blocking=False):
             return False
         try:
+            if self.notes[note.id].is_forgotten:  # a person may have said so after the note was read
+                return False
             waiting, self.waiting = self.waiting, None
 
             def write(db: sqlite3.Connection) -> None:
                 rows.put_note(db, note)
-                for name in (_UPDATE, _CONTROL_AFTER):
-                    db.execute("DELETE FROM vector WHERE campaign = ? AND name = ?", (note.id, name))
+                gone = [(note.id, name) for name in (_UPDATE, _CONTROL_AFTER)]
+                db.executemany("DELETE FROM vector WHERE campaign = ? AND name = ?", gone)
                 rows.put_settled(db, waiting, outcome)
 
             self._owed.append(write)
@@ -339,10 +341,9 @@ class LearningStore:
             return row
 
         with self._lock:
-            row = self._sound(look)
-            if row is None:
+            digest, sealed = self._sound(look) or ("", None)
+            if not digest:
                 return None
-            digest, sealed = row
             try:
                 return self._files.read(digest) if sealed is None else self._vault.unseal(sealed, digest.encode())
             except CorruptContent as exc:
@@ -377,8 +378,7 @@ class LearningStore:
             update = msgspec.msgpack.decode(waiting[0], type=Waiting) if waiting is not None else None
         except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as exc:
             raise CorruptContent(f"the disk has damaged a note of learning: {exc}") from exc
-        self.notes, self.waiting = {note.id: note for note in found}, update
-        self.done = dict(done)
+        self.notes, self.waiting, self.done = {note.id: note for note in found}, update, dict(done)
         self._sweep()
 
     def _look_aside(self) -> None:

@@ -26,10 +26,12 @@ class Yielding:
     Attributes:
         n_stood: how often training stood still.
         longest_s: the longest time from a request's coming until training stood still.
+        is_wanted: whether anything may be trained at all; asked on the loop.
     """
 
     def __init__(self, *, idle_s: float = IDLE_S, now_s: Callable[[], float] = time.monotonic) -> None:
         self._idle_s, self._now_s = idle_s, now_s
+        self.is_wanted: Callable[[], bool] = lambda: True
         self._n_active = 0
         self._came_s: float | None = None
         self._last_s = float("-inf")
@@ -66,9 +68,12 @@ class Yielding:
         self._last_s = self._now_s()
 
     def begin(self) -> None:
-        """Training may begin; of a request that came before nothing is to be told."""
+        """Training may begin, where it is wanted by now; of a request that came before nothing is to be told."""
         self._came_s = None
-        self._over.clear()
+        if self.is_wanted():
+            self._over.clear()
+        else:
+            self._over.set()
 
     def give_up(self) -> None:
         """Whatever trains now ends within a small step."""
