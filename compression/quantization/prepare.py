@@ -8,7 +8,7 @@ import onnxruntime
 from onnx import TensorProto, inliner
 
 from compression.errors import NotQuantizable
-from compression.quantization.editing import all_nodes, copied
+from compression.quantization.editing import all_nodes, copied, readers
 from compression.quantization.running import session_options
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -89,7 +89,13 @@ def _check(model: onnx.ModelProto) -> None:
             f"the model is quantized already ({len(integers)} such nodes, the first a {first.op_type}); "
             "hand the float model that it was made from"
         )
-    halves = [t.name for t in model.graph.initializer if t.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)]
+    read = readers(model)
+    halves = [  # weights that are widened before anything computes with them are float32 when they are folded
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        and any(node.op_type != "Cast" for node in read[tensor.name])
+    ]
     halves += [v.name for v in model.graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT16]
     if halves:
         raise NotQuantizable(

@@ -9,8 +9,10 @@ from compression.errors import CompressionError, NotQuantizable
 from compression.quantization.prepare import prepare
 from compression.quantization.recipe import Int8Recipe
 from compression.quantization.static import quantize
+from compression.quantization.weights_only import half_weights
 from tests import zoo
 from tests.quantization.nets import answers, apart, convnet, images, net
+from tests.shaped_nets import mobilenet_v2
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,15 @@ def test_half_precision():
     model.graph.initializer[2].CopyFrom(half)
     with pytest.raises(NotQuantizable, match=r"float16 \(the first: 'w0'\), wanted float32"):
         quantize(model, images(2))
+
+
+def test_weights_that_are_only_kept_in_half_precision_are_taken():
+    """As `half_weights` writes them, among others: each is widened to float32 before anything computes with it."""
+    model = mobilenet_v2(size=32, width=0.25, n_classes=10)
+    samples = [{"image": feeds["x"]} for feeds in images(2, side=32)]
+    half = half_weights(model)
+    assert any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in half.graph.initializer)
+    assert quantize(half, samples).n_int8 == quantize(model, samples).n_int8 > 0
 
 
 def test_weights_that_were_not_loaded(tmp_path):
