@@ -256,30 +256,6 @@ async def test_a_gateway_that_is_away(tmp_path: Path) -> None:
             await until(lambda: desk.step == 3)
 
 
-async def test_while_calls_wait_for_a_gateway_that_is_away_the_box_says_so(tmp_path: Path) -> None:
-    artifact, desk = made()
-    box = Box(tmp_path / "box", artifact, desk)
-    knocked, asked = asyncio.Event(), asyncio.Event()
-    ask = desk.task
-
-    async def waits(call: TaskCall) -> TaskAnswer:
-        asked.set()
-        await knocked.wait()
-        return await ask(call)
-
-    desk.task = waits  # type: ignore[method-assign]
-    async with at_work(box.outbox, box.samples):
-        await box.fill(12)
-        async with at_work(box.learning):
-            await asked.wait()
-            assert box.learning.status().why_not == "", "a call that the gateway holds"
-            box.is_away = True
-            assert box.learning.status().why_not == "its gateway cannot be reached"
-            box.is_away = False
-            knocked.set()
-            await until(lambda: desk.step == 3)
-
-
 def _mains(box: Box) -> None:
     box.senses["on_battery"] = lambda: True
     box.senses["battery_ratio"] = lambda: 0.4

@@ -1,6 +1,8 @@
 """What people are shown of a box's learning."""
 
+import asyncio
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,7 +12,9 @@ from edge_agent.learning.rounds_commands import lines, summary
 from edge_agent.learning.standing import CampaignStatus, LearningStatus, PersonalStatus
 from edge_agent.metrics import _learning
 from hybrid.federated.layout import Layout
-from hybrid.federated.messages import Terms
+from hybrid.federated.messages import TaskAnswer, TaskCall, Terms
+from tests.learning.lab import Box, at_work, made
+from tests.outbox.lab import until
 
 TERMS = Terms(model="net", artifact_digest="d" * 64, variant="original", layout=Layout(names=("w",), shapes=((2,),)))
 NOTE = CampaignNote(
@@ -80,3 +84,27 @@ def test_metrics() -> None:
     assert found["hybrid_agent_round_updates_total", "given_up"] == 7
     assert found["hybrid_agent_round_waiting_bytes",] == 9
     assert list(_learning(None)) == []
+
+
+async def test_while_calls_wait_for_a_gateway_that_is_away_the_box_says_so(tmp_path: Path) -> None:
+    artifact, desk = made()
+    box = Box(tmp_path / "box", artifact, desk)
+    knocked, asked = asyncio.Event(), asyncio.Event()
+    ask = desk.task
+
+    async def waits(call: TaskCall) -> TaskAnswer:
+        asked.set()
+        await knocked.wait()
+        return await ask(call)
+
+    desk.task = waits  # type: ignore[method-assign]
+    async with at_work(box.outbox, box.samples):
+        await box.fill(12)
+        async with at_work(box.learning):
+            await asked.wait()
+            assert box.learning.status().why_not == "", "a call that the gateway holds"
+            box.is_away = True
+            assert box.learning.status().why_not == "its gateway cannot be reached"
+            box.is_away = False
+            knocked.set()
+            await until(lambda: desk.step == 3)
