@@ -152,6 +152,12 @@ def test_values_are_learned_by_squared_error(tmp_path: Path) -> None:
     learned = head.layout.arrays(found.delta)
     assert evaluate(head.program, learned, examples).accuracy > 0.5
     assert evaluate(head.program, head.arrays, examples).n_right == 0
+    for n_values in (1, 3):  # one value would else stand for both, three would be no error of ours
+        wrong = Examples(x, np.ones((80, n_values), np.float32))
+        with pytest.raises(TensorMismatch, match=f"labels have {n_values} values, the model gives 2"):
+            train(head.program, head.layout, wrong, Training(), start=Start(shared=head.vector))
+        with pytest.raises(TensorMismatch, match=f"labels have {n_values} values, the model gives 2"):
+            evaluate(head.program, head.arrays, wrong)
 
 
 def test_personal_layers_are_learned_first_and_stay(head: Head, boxes) -> None:

@@ -40,6 +40,18 @@ async def test_a_model_that_is_too_large_to_train_here_is_given_up_and_told(
     assert not desk.updates
 
 
+async def test_labels_of_another_length_are_given_up_and_told(tmp_path: Path) -> None:
+    artifact, desk = made()
+    box = Box(tmp_path, artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        for sample in await box.fill(12):
+            await box.samples.label(sample, {"values": [0.5, 1.0]})
+        async with at_work(box.learning):
+            await until(lambda: desk.refused)
+            (problem,) = box.learning.problems()
+            assert problem.what.endswith("labels have 2 values, the model gives 3")
+
+
 async def test_what_was_given_up_does_not_go_on_with_the_next_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

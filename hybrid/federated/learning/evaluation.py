@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from hybrid.federated.learning.examples import Examples
-from hybrid.federated.learning.losses import is_right, loss_name, loss_of
+from hybrid.federated.learning.losses import is_right, loss_name, loss_of, rows_of_values
 from hybrid.federated.learning.pieces import driven, rows_of_piece
 from hybrid.federated.learning.program import Arrays, HeadProgram
 
@@ -125,7 +125,7 @@ def right_scores(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _is_near(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    n = len(wanted)
-    apart = np.linalg.norm(values.reshape(n, -1) - wanted.reshape(n, -1), axis=1)
-    near: np.ndarray = apart <= TOLERANCE * np.linalg.norm(wanted.reshape(n, -1), axis=1)
+    rows = rows_of_values(wanted, values)
+    apart = np.linalg.norm(values.reshape(len(rows), -1) - rows, axis=1)
+    near: np.ndarray = apart <= TOLERANCE * np.linalg.norm(rows, axis=1)
     return near

@@ -56,11 +56,18 @@ def _cross_entropy(scores: np.ndarray, classes: np.ndarray, n: int, smoothing: f
     return float(loss), shares.reshape(scores.shape)
 
 
+def rows_of_values(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Targets as (rows, values); raises `TensorMismatch` where a row has not as many as one of the scores."""
+    flat = values.reshape(len(values), -1)
+    n_wanted = rows_of_scores(scores, len(values)).shape[1]
+    if flat.shape[1] != n_wanted:
+        raise TensorMismatch(f"labels have {flat.shape[1]} values, the model gives {n_wanted}")
+    return flat
+
+
 def _squared_error(scores: np.ndarray, values: np.ndarray, n: int) -> tuple[float, np.ndarray]:
     flat = rows_of_scores(scores, len(values))
-    apart = flat - values.reshape(len(values), -1)
-    if apart.shape != flat.shape:
-        raise TensorMismatch(f"targets of {values.size // len(values)} values where the model gives {flat.shape[1]}")
+    apart = flat - rows_of_values(values, scores)
     scale = np.float32(n * flat.shape[1])
     return float((apart * apart).sum() / scale), (apart * (np.float32(2) / scale)).reshape(scores.shape)
 
