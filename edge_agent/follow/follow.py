@@ -29,6 +29,9 @@ _log = logging.getLogger("hybrid.agent.follow")
 WAIT_S: Final = 240.0
 """How long the gateway may hold a call that has no news."""
 
+UNREADY_WAIT_S: Final = 20.0
+"""The same where the box said that it is not ready, as it does while it starts: when it is, it is to be told soon."""
+
 _GRACE_S: Final = 30.0
 _FIRST_S: Final = 1.0
 _MOST_S: Final = 60.0
@@ -137,14 +140,16 @@ class Follow:
         calls = self._leader.calls()
         if calls is None:
             return _LOOK_S
+        health = self._leader.health()
+        wait_s = WAIT_S if health is None or health.ready else UNREADY_WAIT_S
         call = StateCall(
             known=self._known,
             epoch=self._leader.epoch(),
             run=self._leader.run,
-            wait_s=WAIT_S,
+            wait_s=wait_s,
             trust_sequence=self._leader.trust_sequence(),
             installed=self._install.installed(),
-            health=self._leader.health(),
+            health=health,
         )
         try:
             async with asyncio.timeout(WAIT_S + _GRACE_S):

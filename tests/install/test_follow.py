@@ -10,11 +10,11 @@ import pytest
 
 from edge_agent.disk import RealDisk
 from edge_agent.follow.desired import Desired, DesiredFile
-from edge_agent.follow.follow import Follow, Leader
+from edge_agent.follow.follow import UNREADY_WAIT_S, WAIT_S, Follow, Leader
 from edge_agent.follow.imports import TRUST, Imported, Imports, combined
 from edge_agent.install.sealed import sealed
 from hybrid.errors import ConnectionLost, CorruptContent, DiskFull, Forbidden, HybridError, Overloaded, StorageError
-from hybrid.fleet.messages import Assigned, StateAnswer, StateCall
+from hybrid.fleet.messages import Assigned, Health, StateAnswer, StateCall
 from tests.install.box_lab import DATA, TRIAL, Box, Fleet, Made, Shelf
 from tests.reliability.page_cache import Image
 from tests.reliability.simulated_disk import SimulatedDisk
@@ -52,12 +52,14 @@ class Life:
         async def take(bundle: bytes) -> None:
             takes(bundle)
 
+        self.health: Health | None = None
         leader = Leader(
             calls=lambda: gateway,  # type: ignore[arg-type,return-value]
             epoch=lambda: "e" * 32,
             run="r" * 32,
             trust_sequence=lambda: -1,
             take_trust=take,
+            health=lambda: self.health,
         )
         self.follow = Follow(DATA, box.disk, leader=leader, install=box.install, rng=box.rng, now_s=lambda: box.clock_s)
 
@@ -104,6 +106,20 @@ def wants(generation: str, *models: Assigned, **other: object) -> StateAnswer:
 
 def answers(version: str) -> Callable[[Life], bool]:
     return lambda life: life.box.host.version() == version and life.box.told().phase == "committed"
+
+
+def test_a_box_that_was_not_ready_tells_soon_that_it_is(fleet: Fleet) -> None:
+    """It begins to follow before it serves; a poll that is held would let people see `not ready` for minutes."""
+    gateway = Gateway()
+
+    def told(life: Life) -> bool:
+        life.health = Health(ready=len(gateway.calls) > 1)
+        return len(gateway.calls) == 4
+
+    live(Image(), Shelf(), fleet, gateway, told)
+    assert [call.health.ready for call in gateway.calls] == [False, False, True, True]
+    assert gateway.times[2] - gateway.times[0] <= UNREADY_WAIT_S + 2 * 10.0
+    assert [call.wait_s for call in gateway.calls] == [UNREADY_WAIT_S, UNREADY_WAIT_S, WAIT_S, WAIT_S]
 
 
 def test_what_the_gateway_wants_is_installed_told_and_kept(fleet: Fleet, versions: list[Made]) -> None:
