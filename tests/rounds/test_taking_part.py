@@ -6,7 +6,7 @@ import pytest
 
 from cloud_gateway.rounds.commands.telling import lines
 from hybrid.errors import CampaignImpossible, NotFound, Overloaded
-from hybrid.federated.campaign import Coding, Cohort
+from hybrid.federated.campaign import Aggregation, Coding, Cohort, Privacy
 from hybrid.federated.messages import Condition, Offer
 from tests.rounds.lab import MODEL, Box, FakeBox, Lab, boxes_of, until
 
@@ -35,6 +35,22 @@ async def test_a_round_that_nobody_can_fill_any_more_closes_with_what_counts(lab
     await until(lambda: course.row.step == 1)
     assert (await lab.shown(campaign)).rounds[0].n_counted == 5
     assert (await last.task() is None) == (how == "revoked"), "in the next round it takes part again"
+
+
+async def test_boxes_that_cannot_pay_for_the_round_are_not_waited_for(lab: Lab) -> None:
+    order = {"goal": 4, "least": 2, "rounds": 2, "coding": PLAIN, "deadline_s": 3000.0}
+    privacy = Privacy(noise=1.0, clip=9.0, max_epsilon=5.0)  # pays for one round
+    campaign = await lab.create(privacy=privacy, aggregation=Aggregation(weights="uniform"), **order)
+    boxes = boxes_of(lab)
+    course = lab.desk.courses[campaign]
+    for box in boxes[:4]:
+        assert (await box.once(campaign)).state == "accepted"
+    await until(lambda: course.row.step == 1)
+    assert await boxes[0].task() is None
+    for box in boxes[4:]:
+        assert (await box.once(campaign)).state == "accepted"
+    await until(lambda: course.row.step == 2)
+    assert [each.n_counted for each in (await lab.shown(campaign)).rounds] == [4, 2]
 
 
 async def test_too_few_are_not_closed_early(lab: Lab) -> None:

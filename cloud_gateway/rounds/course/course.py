@@ -19,6 +19,7 @@ from hybrid.federated.coding.catalog import form
 from hybrid.federated.coding.form import Form
 from hybrid.federated.layout import Layout
 from hybrid.federated.messages import Terms, Weights
+from hybrid.federated.privacy.account import has_left
 
 _MANY: Final = 1 << 30
 _NORMS: Final = 64
@@ -192,6 +193,7 @@ class Course:
             or box_id in self.writing
             or box_id in self.given_up
             or (self.row.step, box_id) in self.received
+            or not has_left(self.order.privacy, self.spent.get(box_id, 0.0))
         )
 
     def lease(self, box_id: str, now_s: float, weights_bytes: int) -> float:

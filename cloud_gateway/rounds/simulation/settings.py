@@ -60,10 +60,12 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
             raise BadMessage(f"{self.boxes} boxes with shares {ratios}: 1 to {MOST_BOXES} boxes, shares from 0 to 1")
         if not 0.0 <= self.away_ratio < 1.0:
             raise BadMessage(f"boxes are away for {self.away_ratio} of the time: from 0 to below 1 is possible")
-        if not 1.0 <= self.slow_factor < math.inf or not self.most_s > 0.0:
-            raise BadMessage(f"slow boxes {self.slow_factor} times slower, {self.most_s} s at most: 1 or more, above 0")
+        if not 1.0 <= self.slow_factor < math.inf:
+            raise BadMessage(f"slow boxes are {self.slow_factor:g} times slower: 1 or more is possible")
+        if not self.most_s > 0.0:
+            raise BadMessage(f"the campaign may take {self.most_s:g} virtual seconds: more than 0 are possible")
         if not 0.0 < self.alpha < math.inf or self.shards < 1:
-            raise BadMessage(f"alpha {self.alpha} and {self.shards} shards: above 0, and 1 or more")
+            raise BadMessage(f"alpha is {self.alpha:g} and a box has {self.shards} shards: above 0, and 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
