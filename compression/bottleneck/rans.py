@@ -91,13 +91,11 @@ def _encode_one(frequencies: list[int], starts: list[int]) -> bytes:
     for start in range(_STARTS):
         x = 1 << start
         words.clear()
-        for at in range(len(frequencies) - 1, -1, -1):
-            share = frequencies[at]
+        for share, first in zip(reversed(frequencies), reversed(starts), strict=True):
             if x >= share << _ROOM_BITS:
                 words.append(x & _WORD)
                 x >>= _WORD_BITS
-            whole, rest = divmod(x, share)
-            x = (whole << PRECISION_BITS) + rest + starts[at]
+            x += x // share * (_TOTAL - share) + first
         if x >= _LEAST:
             break
     return _states_out(np.array([x])) + np.array(words[::-1], "<u2").tobytes()
