@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compression.errors import NotTrainable
+
 LATENT: Final = "latent"
 _INSIDE: Final = "bottleneck/"
 """What names of tensors inside begin with, so that none is the crossing tensor's."""
@@ -23,17 +25,21 @@ class Crossing:
     Attributes:
         name: in the model's graph.
         shape: (n, c, h, w); or (n, t, c), whose vectors are compressed one by one; or (n, c).
+
+    Raises:
+        NotTrainable: another shape, or a name that the latent has.
     """
 
     name: str
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuses what has no such form."""
         if not 2 <= len(self.shape) <= 4 or min(self.shape) < 1:
-            raise ValueError(f"a crossing tensor of shape {self.shape}; (n, c), (n, t, c) or (n, c, h, w) was expected")
+            raise NotTrainable(
+                f"a crossing tensor of shape {self.shape}; (n, c), (n, t, c) or (n, c, h, w) was expected"
+            )
         if not self.name or self.name == LATENT:
-            raise ValueError(f"a crossing tensor called {self.name!r}; give it a name that the latent has not")
+            raise NotTrainable(f"a crossing tensor called {self.name!r}; give it a name that the latent has not")
 
     @property
     def planes(self) -> tuple[int, int, int, int]:

@@ -88,14 +88,15 @@ def replaced(module: torch.nn.Module, at: str) -> Iterator[Place]:
         raise NotTrainable(f"there is no submodule {at!r}; it has {', '.join(filter(None, parts))[:300]}")
     place = Place()
 
-    def put(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+    def put(_module: torch.nn.Module, _inputs: Any, output: Any) -> torch.Tensor:
         if not isinstance(output, torch.Tensor) or output.dtype != torch.float32 or not 2 <= output.ndim <= 4:
-            seen = (
+            given = (
                 f"{output.dtype} {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
             )
-            raise NotTrainable(f"{at} gives {seen}; one float32 tensor (n, c), (n, t, c) or (n, c, h, w) was expected")
+            raise NotTrainable(f"{at} gives {given}; one float32 tensor (n, c), (n, t, c) or (n, c, h, w) was expected")
         place.own = output
-        return None if place.through is None else place.through(output)
+        seen = output if place.through is None else place.through(output)
+        return seen.clone()  # what comes behind may work in place (nn.ReLU(inplace=True))
 
     handle = parts[at].register_forward_hook(put)
     try:

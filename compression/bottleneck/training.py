@@ -20,6 +20,9 @@ from compression.training.answering import device_of, seeded
 from compression.training.training_set import TrainingSet
 
 _MAX_LOOKED_AT: Final = 256
+_MAX_VALUES: Final = 1 << 24
+"""Samples, and values of their crossing tensors, that encoder and decoder begin with: these are held several times."""
+
 _MAX_COUNTED: Final = 2000
 """Samples whose latents make the prior's tables."""
 
@@ -69,7 +72,7 @@ def train_bottlenecks(
     held_out, index = np.sort(order[:n_held_out]), np.sort(order[n_held_out:])
     examiner = Examiner(training_set, at)
     with seeded(seed) as chance:
-        few = examiner.crossed(index[:_MAX_LOOKED_AT])
+        few = looked_at(examiner, index)
         crossing = _crossing(at, crossing, few)
         parts = _begun(few, crossing, shape, recipe).to(device_of(training_set.module))
         learning = Learning(training_set, at, parts, recipe, chance=chance, seed=seed)
@@ -93,6 +96,12 @@ def train_bottlenecks(
             )
             made.append(Bottleneck(encoder=encoder, decoder=decoder, prior=prior, trained=trained))
     return made
+
+
+def looked_at(examiner: Examiner, index: np.ndarray) -> np.ndarray:
+    """The crossing tensors of some samples; of fewer where they are large, as early ones of high pictures are."""
+    n_values = examiner.crossed(index[:1]).size
+    return examiner.crossed(index[: max(1, min(_MAX_LOOKED_AT, _MAX_VALUES // n_values))])
 
 
 def _crossing(at: str, crossing: Crossing | None, seen: np.ndarray) -> Crossing:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from compression.bottleneck.graph import Crossing, with_batch
 from compression.bottleneck.linear import LinearBottleneck, components, linear_bottleneck
 from compression.bottleneck.prior import Prior
-from compression.errors import NotQuantizable
+from compression.errors import NotQuantizable, NotTrainable
 from tests.bottleneck.making import make_split
 
 SHAPES = [(1, 12), (3, 7, 12), (1, 6, 9, 10)]
@@ -119,13 +119,13 @@ def test_vectors_have_no_stride() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3, 4, 5), (0, 4), ()])
 def test_a_crossing_tensor_has_two_to_four_dimensions(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="was expected"):
+    with pytest.raises(NotTrainable, match="was expected"):
         Crossing(name="cut", shape=shape)
 
 
 @pytest.mark.parametrize("name", ["", "latent"])
 def test_a_crossing_tensor_has_a_name_of_its_own(name: str) -> None:
-    with pytest.raises(ValueError, match="give it a name"):
+    with pytest.raises(NotTrainable, match="give it a name"):
         Crossing(name=name, shape=(1, 4))
 
 

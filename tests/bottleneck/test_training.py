@@ -10,10 +10,11 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from compression.bottleneck.bottleneck_recipe import BottleneckRecipe, BottleneckShape  # noqa: E402
+from compression.bottleneck.examined import Examiner  # noqa: E402
 from compression.bottleneck.graph import Crossing  # noqa: E402
 from compression.bottleneck.network import Decoder, Encoder, Probabilities, pads_of  # noqa: E402
 from compression.bottleneck.submodules import find_submodule, replaced, submodules_after  # noqa: E402
-from compression.bottleneck.training import train_bottlenecks  # noqa: E402
+from compression.bottleneck.training import looked_at, train_bottlenecks  # noqa: E402
 from compression.errors import NotTrainable  # noqa: E402
 from compression.training.training_set import TrainingSet  # noqa: E402
 
@@ -234,6 +235,45 @@ def test_features_lie_behind_the_cut(training_set: TrainingSet) -> None:
     assert list(submodules_after(training_set.module, "cut", example, 2)) == ["tail", "scores"]
     assert "tail.1" in submodules_after(training_set.module, "head.0", example, 20)
     assert list(submodules_after(training_set.module, "cut", example, 0)) == []
+
+
+def test_large_tensors_are_begun_with_few_samples() -> None:
+    """The stem of a net for high pictures makes 3 MB a sample, which are held several times in float64."""
+    grown = torch.nn.Sequential(torch.nn.Upsample(scale_factor=64), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    grown(torch.zeros(1, 8, 8, 8))
+    training_set = TrainingSet(module=grown, inputs={"x": np.zeros((300, 8, 8, 8), np.float32)})
+    few = looked_at(Examiner(training_set, "0"), np.arange(300))
+    assert few.shape == (8, 8, 512, 512)
+    small = TrainingSet(
+        module=torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)),
+        inputs={"x": np.zeros((300, 4), np.float32)},
+    )
+    assert len(looked_at(Examiner(small, "0"), np.arange(300))) == 256
+
+
+def test_what_works_in_place_behind_the_cut() -> None:
+    """An activation that overwrites what crosses: the encoder learns what the head makes, not what is left of it."""
+    images, labels = pictures(96, 1)
+    made = []
+    for inplace in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(
+                torch.nn.Conv2d(1, 12, 3, 2, 1),
+                torch.nn.ReLU(inplace=inplace),
+                torch.nn.Flatten(),
+                torch.nn.Linear(12 * 8 * 7, 4),
+            )
+        recipe = BottleneckRecipe(epochs=1, decoder_epochs=1, batch=32)
+        made.append(
+            train_bottleneck(
+                TrainingSet(module=net, inputs={"image": images}, labels=labels), "0", shape=SMALL, recipe=recipe
+            )
+        )
+    plain, in_place = made
+    assert in_place.encoder.SerializeToString() == plain.encoder.SerializeToString()
+    assert in_place.decoder.SerializeToString() == plain.decoder.SerializeToString()
+    assert in_place.trained.agreement == plain.trained.agreement
 
 
 @pytest.mark.parametrize(
