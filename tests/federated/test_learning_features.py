@@ -23,7 +23,7 @@ from hybrid.federated.learning.head import Head, full_arrays, open_head, read_he
 from hybrid.federated.learning.labels import chosen, is_held_out, of_one_kind, target_of, targets_of
 from hybrid.federated.learning.training import Start, train
 from tests.federated.learning_making import external, reference_model
-from tests.learning.nets import artifact_in
+from tests.learning.nets import artifact_in, model_file
 from tests.training.test_heads import IMAGES, net
 
 
@@ -198,6 +198,15 @@ def test_large_weights_inside_of_a_models_file_are_read_from_there(tmp_path: Pat
         body.features({"x": inputs[:, :300]})
 
 
+def test_an_input_that_is_learned_from_itself_has_the_models_size(tmp_path: Path) -> None:
+    """The newest sample says the size of all others: it must not be one that the model cannot take."""
+    made = trainable_artifact(model_file(tmp_path / "net.onnx"), tmp_path / "made", name="net", head="input")
+    body = Body(open_head(made.folder, made.manifest, "original"))
+    assert body.features({"x": np.ones((1, 16), np.float32)}).shape == (1, 16)
+    with pytest.raises(TensorMismatch, match="'x' is 1x17, the model wants"):
+        body.features({"x": np.ones((1, 17), np.float32)})
+
+
 def test_a_shelf_holds_no_more_than_it_may() -> None:
     shelf = FeatureShelf(most_bytes=10 * 4 * 5)
     names = [f"s{at}" for at in range(8)]
@@ -248,6 +257,7 @@ def test_labels_are_read(text: str, wanted: object) -> None:
         "{", '{"class": 4}', '{"class": -1}', '{"class": 1.5}', '{"class": true}', '{"class": "bird"}', '{"klass": 1}',
         '{"class": 1, "values": [1]}', '{"class": [1]}', '{"values": 1}', '{"values": []}', '{"values": [1, "x"]}',
         '{"values": [1e999]}', '{"values": [true]}', "true", "[" * 5000, "1" * 70000,
+        "9" * 4000, "[" + "9" * 400 + "]", "[1e39]",
     ],
 )  # fmt: skip
 def test_labels_that_say_something_else_are_refused(text: str) -> None:

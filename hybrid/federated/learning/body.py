@@ -146,7 +146,11 @@ class Body:
         missing = sorted(self._names - set(feeds))
         if missing:
             raise TensorMismatch(f"a sample lacks input {missing[0]!r} of the model; it has {', '.join(sorted(feeds))}")
-        found = feeds[self._feature] if self._session is None else self._run(feeds, run_options)
+        if self._session is None:
+            self._check_shapes(feeds)
+            found = feeds[self._feature]
+        else:
+            found = self._run(feeds, run_options)
         if found.ndim < 1 or found.dtype.kind not in "fiu":
             raise TensorMismatch(f"the feature tensor {self._feature!r} is {found.dtype} {list(found.shape)}")
         return np.ascontiguousarray(found, np.float32)

@@ -126,6 +126,7 @@ def right_scores(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def _is_near(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     rows = rows_of_values(wanted, values)
-    apart = np.linalg.norm(values.reshape(len(rows), -1) - rows, axis=1)
-    near: np.ndarray = apart <= TOLERANCE * np.linalg.norm(rows, axis=1)
+    with np.errstate(over="ignore"):
+        apart = np.linalg.norm(values.reshape(len(rows), -1) - rows, axis=1)
+        near: np.ndarray = apart <= TOLERANCE * np.linalg.norm(rows, axis=1)
     return near

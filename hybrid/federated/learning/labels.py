@@ -21,6 +21,9 @@ _SALT: Final = b"hybrid held out v1\0"
 _MOST_TEXT: Final = 1 << 16
 _MOST_VALUES: Final = 4096
 _MOST_CLASS: Final = 1 << 24
+_LONGEST_NAME: Final = 80
+_LARGEST: Final = 1e39
+"""Beyond all that float32 holds; integers of hundreds of digits are no floats at all."""
 
 Target = int | tuple[float, ...]
 """A class number, or values."""
@@ -57,16 +60,19 @@ def _target(found: Any, classes: Sequence[str] | None) -> Target:
     if isinstance(found, str):
         if classes is None or found not in classes:
             near = ", ".join((classes or ())[:5]) or "none; give its number"
-            raise DataUnfit(f"no class is called {found[:80]!r}; the model's classes are {near}")
+            raise DataUnfit(f"no class is called {found[:_LONGEST_NAME]!r}; the model's classes are {near}")
         return list(classes).index(found)
     if isinstance(found, int) and not isinstance(found, bool):
         n_classes = len(classes) if classes else _MOST_CLASS
         if not 0 <= found < n_classes:
-            raise DataUnfit(f"class {found}: the model has 0 to {n_classes - 1}")
+            raise DataUnfit(f"class {str(found)[:_LONGEST_NAME]}: the model has 0 to {n_classes - 1}")
         return found
     if isinstance(found, list) and 1 <= len(found) <= _MOST_VALUES:
-        values = [float(one) for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
-        if len(values) == len(found) and np.isfinite(np.array(values, np.float32)).all():
+        numbers = [one for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
+        values = [float(one) for one in numbers if abs(one) < _LARGEST]
+        with np.errstate(over="ignore"):  # beyond float32 is not finite
+            is_finite = bool(np.isfinite(np.array(values, np.float32)).all())
+        if len(values) == len(found) and is_finite:
             return tuple(values)
     raise DataUnfit(f"a label is {type(found).__name__}; " + _WANTED)
 
