@@ -23,7 +23,7 @@ from cloud_gateway.rounds.commands.telling import (
 )
 from cloud_gateway.rounds.messages import CampaignView, PromotionView, RoundView
 from hybrid.errors import CampaignImpossible, LinkError, Overloaded, Warming
-from hybrid.federated.campaign import Campaign, Privacy
+from hybrid.federated.campaign import Aggregation, Campaign, Privacy, Training
 
 
 def fields(kind=Campaign, before=""):
@@ -138,6 +138,19 @@ def test_a_campaign_is_told_in_lines():
         "2 norm, 1 stale", "2.5 MB", "closed, begun 2 times", "3 (+4 at work)", "2 min",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_how_it_learns_is_told():
+    def way(**more):
+        order = Campaign(model="digits", version="3", variant="", **more)
+        return lines(view(order=order))[1].removeprefix("goal 8 of 20 boxes (all), 4,810 weights, ")
+
+    assert way(aggregation=Aggregation(scaffold=True)) == "SCAFFOLD, int8 up, int8 down"
+    late = Aggregation(rule="median", optimizer="adam", max_staleness=3)
+    assert way(aggregation=late, training=Training(personal=("norm.*",))) == (
+        "median, adam, up to 3 steps late, norm.* personal, int8 up, int8 down"
+    )
+    assert way(aggregation=Aggregation(rule="multi-krum")) == "multi-krum, int8 up, int8 down"
 
 
 @pytest.mark.parametrize("n_columns", [40, 80])

@@ -8,6 +8,7 @@ from cloud_gateway.fleet.assignments import n_boxes, shown
 from cloud_gateway.rounds.cohort.left_out import words
 from cloud_gateway.rounds.messages import ENDED, CampaignView, PromotionView, RoundView
 from hybrid.cli.table import table, wrapped
+from hybrid.federated.campaign import Campaign
 from hybrid.federated.learning.operators.call import INSTALL_TORCH
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
 
@@ -58,8 +59,7 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
         told.append(view.reason)
     told.append(
         f"goal {order.goal} of {view.n_boxes} boxes ({shown(order.cohort.tags)}), {view.n_parameters:,} weights, "
-        f"{order.aggregation.optimizer if order.aggregation.rule == 'mean' else order.aggregation.rule}, "
-        f"{order.coding.up} up, {order.coding.down} down"
+        f"{_way(order)}, {order.coding.up} up, {order.coding.down} down"
     )
     told += [*thin_line(view), *torch_lines(view), *privacy_lines(view)]
     rounds = view.rounds if all_rounds else view.rounds[-10:]
@@ -69,6 +69,21 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
         told.append(f"and {len(view.rounds) - len(rounds)} before; `hybrid rounds report {view.id}` shows them")
     home = promotion_lines(view)
     return told + ([""] if home and rounds else []) + home
+
+
+def _way(order: Campaign) -> str:
+    """How updates become a step, and what of the model stays on the boxes."""
+    aggregation = order.aggregation
+    told = [aggregation.rule] * (aggregation.rule != "mean")
+    if aggregation.scaffold:
+        told.append("SCAFFOLD")
+    elif aggregation.optimizer != "plain" or not told:
+        told.append(aggregation.optimizer)
+    if aggregation.max_staleness:
+        told.append(f"up to {aggregation.max_staleness} steps late")
+    if order.training.personal:
+        told.append(f"{' and '.join(order.training.personal)} personal")
+    return ", ".join(told)
 
 
 def text_of(told: Sequence[str]) -> str:
