@@ -69,7 +69,7 @@ def _original(report: "Report") -> tuple[str, ...]:
 def _row(candidate: "Candidate") -> tuple[str, ...]:
     grade, seconds = candidate.judged or candidate.chosen_by, candidate.seconds
     return (
-        candidate.text,
+        f"{candidate.id}{candidate.text.removeprefix(candidate.recipe.id)}",  # as reasons name it
         candidate.status,
         f"{grade.drop:.2%}" if grade is not None else "",
         f"{grade.high:.2%}" if grade is not None else "",
