@@ -44,9 +44,10 @@ class Material:
         self._shelf, self._yielding = shelf, yielding
         held_out_bytes = int(most_bytes * HELD_OUT_RATIO)
         self._features = {False: FeatureShelf(most_bytes - held_out_bytes), True: FeatureShelf(held_out_bytes)}
-        self._body = ""
+        self._about: tuple[str, tuple[str, ...] | None] = ("", None)
         self._left_out: dict[bool, int] = {}
         self._targets: dict[str, Target] = {}
+        self._unfit: dict[str, str] = {}
         self._relabelled: set[str] = set()
         self._opened: tuple[tuple[str, str], Learnable] | None = None
         self.n_unfit = 0
@@ -85,10 +86,13 @@ class Material:
         """
         self.n_unfit, self.why_unfit = 0, ""
         while self._relabelled:
-            self._targets.pop(self._relabelled.pop(), None)
+            sample_id = self._relabelled.pop()
+            self._targets.pop(sample_id, None)
+            self._unfit.pop(sample_id, None)
         key = body_key(candidate.manifest, variant_of(candidate.manifest, candidate.variant))
-        if key != self._body:
-            self._body, self._left_out = key, {}
+        about = (key, candidate.manifest.classes)
+        if about != self._about:
+            self._about, self._left_out, self._targets, self._unfit = about, {}, {}, {}
         features, other = self._features[held_out], self._features[not held_out]
         wanted, others = list[str](), list[str]()
         for one in sample_ids:
@@ -96,6 +100,8 @@ class Material:
         features.begin(key, wanted)
         other.begin(key, others)
         self._targets = {one: it for one, it in self._targets.items() if one in features or one in other}
+        known = set(sample_ids)
+        self._unfit = {one: why for one, why in self._unfit.items() if one in known}
         self._take(candidate, [one for one in wanted if one not in self._targets], features)
         found = [one for one in wanted if one in self._targets and one in features]
         self._left_out[held_out] = len(wanted) - len(found) - self.n_unfit
@@ -111,12 +117,14 @@ class Material:
         body: Body | None = None
         for sample_id in missing:
             self._yielding.between()
+            if sample_id in self._unfit:
+                self.n_unfit, self.why_unfit = self.n_unfit + 1, self._unfit[sample_id]
+                continue
             try:
                 sample = parse_sample(self._shelf.read(sample_id))
                 target = target_of(sample.label, candidate.manifest.classes)
                 if target is None:
-                    self.n_unfit, self.why_unfit = self.n_unfit + 1, "its label says nothing"
-                    continue
+                    raise DataUnfit("its label says nothing")
                 if sample_id not in features:
                     if not features.has_room(sample_id):
                         return
@@ -124,9 +132,11 @@ class Material:
                     if not features.put(sample_id, self._run(body, sample.input_arrays())):
                         return
                 self._targets[sample_id] = target
-            except (NotFound, CorruptContent, DataUnfit, ProtocolError, EngineFailed) as exc:
-                self.n_unfit += 1
-                self.why_unfit = str(exc)
+            except (DataUnfit, ProtocolError) as exc:
+                self.n_unfit, self.why_unfit = self.n_unfit + 1, str(exc)
+                self._unfit[sample_id] = str(exc)  # until it is labelled anew: it is not read again in each task
+            except (NotFound, CorruptContent, EngineFailed) as exc:
+                self.n_unfit, self.why_unfit = self.n_unfit + 1, str(exc)
 
     def _run(self, body: Body, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """One sample's features; a request that comes ends the run, which is then made again."""

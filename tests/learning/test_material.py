@@ -1,7 +1,9 @@
 """What is learned from, where not all samples fit into the memory for it."""
 
+import dataclasses
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edge_agent.learning.material import Material
@@ -36,3 +38,31 @@ async def test_the_newest_that_fit_and_a_share_for_evaluation(tmp_path: Path) ->
         wanted = fresh.examples(candidate, newest, held_out=False)
         np.testing.assert_array_equal(list(found.features), list(wanted.features), "old samples leave for new ones")
         assert material.n_left_out == 44 - 10
+
+
+async def test_what_cannot_be_learned_from_is_read_once(tmp_path: Path) -> None:
+    """Until it is labelled anew, or the model names other classes."""
+    artifact, desk = made()
+    box = Box(tmp_path, artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        ids = [one for one in await box.fill(12) if not is_held_out(one)]
+        for one in ids[:3]:
+            await box.samples.label(one, "owl")
+        box.yielding.begin()
+        material, read = Material(box.samples.shelf, box.yielding, most_bytes=1 << 20), list[str]()
+        shelf_read = box.samples.shelf.read
+        box.samples.shelf.read = lambda one: read.append(one) or shelf_read(one)  # type: ignore[method-assign, func-returns-value]
+        (candidate,) = box.learning._offers.candidates()
+        for _ in range(2):
+            assert len(material.examples(candidate, ids, held_out=False)) == len(ids) - 3
+            assert (material.n_unfit, material.n_left_out) == (3, 0)
+            assert "no class is called 'owl'" in material.why_unfit
+        assert len(read) == len(ids)
+        await box.samples.label(ids[0], 1)
+        material.forget(ids[0])
+        assert len(material.examples(candidate, ids, held_out=False)) == len(ids) - 2
+        manifest = msgspec.structs.replace(candidate.manifest, classes=("cat", "dog", "owl"))
+        named = dataclasses.replace(candidate, manifest=manifest)
+        found = material.examples(named, ids, held_out=False)
+        assert len(found) == len(ids)
+        assert list(found.targets[1:3]) == [2, 2]
