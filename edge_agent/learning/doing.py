@@ -87,7 +87,7 @@ class Doing:
     async def trained(
         self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float
     ) -> tuple[Work, Trained, bytes]:
-        """What training changed, what it was done with, and the view that it began with.
+        """What training changed, what it was done with, and the view that it began with; for what is sent at once.
 
         Args:
             deadline_s: end of the lease, on the loop's clock.
@@ -96,7 +96,13 @@ class Doing:
             Cancelled: given up; says why.
             HybridError: it cannot be done.
         """
-        return await self._done(task, terms, candidate, deadline_s, lambda work, found, view: (work, found, view))
+        conditions = self._conditions
+        was_metered = conditions.condition.is_metered
+        found = await self._done(task, terms, candidate, deadline_s, lambda work, found, view: (work, found, view))
+        await conditions.lately()
+        if conditions.condition.is_metered and not was_metered:
+            raise Cancelled("the link costs by the byte by now")
+        return found
 
     async def _done(
         self,
@@ -253,7 +259,8 @@ class Doing:
                 self.cpu_s += time.thread_time() - began_s
 
         self._yielding.begin()
-        running = self._last = loop.run_in_executor(self._thread, timed)
+        running = loop.run_in_executor(self._thread, timed)
+        self._last = running
         why = ""
         try:
             while not running.done() and not why:

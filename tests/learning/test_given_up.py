@@ -90,6 +90,33 @@ async def test_what_was_given_up_does_not_go_on_with_the_next_task(
     await part.close()
 
 
+async def test_a_masked_update_stays_where_the_link_began_to_cost_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for nothing must not leave: the round goes on without this box."""
+    link = SimpleNamespace(is_metered=False)
+    conditions = SimpleNamespace(condition=link, lately=lambda: asyncio.sleep(0, ""))
+    part = Doing(
+        None,
+        None,
+        offers=None,
+        material=None,
+        yielding=Yielding(),
+        conditions=conditions,  # type: ignore[arg-type]
+    )
+
+    async def done(*_given: Any) -> str:
+        link.is_metered |= begins_to_cost
+        return "trained"
+
+    monkeypatch.setattr(part, "_done", done)
+    given: Any = (None, None, None, 0.0)
+    begins_to_cost = False
+    assert await part.trained(*given) == "trained"
+    begins_to_cost = True
+    with pytest.raises(Cancelled, match="costs by the byte"):
+        await part.trained(*given)
+    assert await part.trained(*given) == "trained", "the gateway was told of this link, and gave the task all the same"
+
+
 def test_a_disk_that_will_not_tidy_costs_no_update(tmp_path: Path) -> None:
     """What is on the disk stands, in memory too: the update is sent, and not made a second time."""
 
