@@ -161,6 +161,16 @@ async def _until_step(lab, campaign, step):
             await asyncio.sleep(0.01)
 
 
+def test_labels_that_are_too_few_are_told_with_the_flag_to_look_at(say, tmp_path):
+    np.savez(tmp_path / "test.npz", image=np.zeros((12, 64), np.float32))
+    (tmp_path / "labels.txt").write_text("3\n4\n")
+    files = ["--evaluate", str(tmp_path / "test.npz"), "--labels", str(tmp_path / "labels.txt")]
+    told = say("create", "digits:1", "--goal", "2", *files, exit_code=ExitCode.FAILED)["error"]
+    assert "--labels" in told["do"]
+    told = say("create", "digits:1", "--goal", "2", *files[:2], exit_code=ExitCode.FAILED)["error"]
+    assert "--labels" in told["what"]
+
+
 def test_an_npy_of_the_models_only_input_takes_its_name_from_the_golden_ones(say, tmp_path, monkeypatch):
     from cloud_gateway.rounds.commands import campaigns
 

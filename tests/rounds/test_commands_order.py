@@ -97,7 +97,7 @@ def test_words_become_what_they_mean(tmp_path):
 
 @pytest.mark.parametrize(("flags", "said"), [
     ({"aggregation_weights": "nosuch"}, "uniform or auto"), ({"cohort_tags": "nosuch"}, "nosuch"),
-    ({"promotion_stages": "5,x"}, "per cent"),
+    ({"promotion_stages": "5,x"}, "such as 5,30,100"), ({"promotion_stages": "50,20"}, "must rise"),
 ])  # fmt: skip
 def test_words_that_mean_nothing_are_wrong_usage(flags, said):
     with pytest.raises(typer.BadParameter, match=said):

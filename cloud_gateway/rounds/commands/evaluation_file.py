@@ -3,17 +3,20 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from cloud_gateway.rounds.evaluation import LABELS, MOST_BYTES
 from hybrid.cli.registry_asking import ask_registry
-from hybrid.errors import BadMessage, NotFound, TooLarge
+from hybrid.errors import BadMessage, DataUnfit, NotFound, TooLarge
 from hybrid.federated.campaign import Campaign
 
 if TYPE_CHECKING:
     from hybrid.transport.registry_client import RegistryClient
+
+
+_ADVICE: Final = "Check the files of --evaluate and --labels: as many labels as samples, in their order."
 
 
 def packed_set(inputs: Path, labels: Path | None, name: Callable[[], str]) -> bytes:
@@ -26,10 +29,13 @@ def packed_set(inputs: Path, labels: Path | None, name: Callable[[], str]) -> by
 
     Raises:
         NotFound: no such file.
-        BadMessage: not one label for every sample.
+        BadMessage, DataUnfit: not one label for every sample.
         TooLarge: more than a gateway takes.
     """
-    arrays = read_set(inputs, labels, name)
+    try:
+        arrays = read_set(inputs, labels, name)
+    except (BadMessage, DataUnfit) as exc:
+        raise type(exc)(str(exc), advice=_ADVICE) from exc
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     content = packed.getvalue()

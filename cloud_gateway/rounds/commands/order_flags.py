@@ -194,7 +194,12 @@ def _meant(field: str, value: Any, told: Mapping[str, object]) -> object:
             raise typer.BadParameter(str(exc), param_hint="--tags") from exc
     if field == "promotion.stages":
         try:
-            return tuple(round(100.0 * share) for share in check_stages([float(x) / 100.0 for x in value.split(",")]))
+            percents = [float(word) for word in value.split(",")]
+        except ValueError as exc:
+            wanted = "numbers with commas between them are wanted, per cent of the boxes, such as 5,30,100"
+            raise typer.BadParameter(f"{value[:80]!r}: {wanted}", param_hint="--stages") from exc
+        try:
+            return tuple(round(100.0 * share) for share in check_stages([percent / 100.0 for percent in percents]))
         except ValueError as exc:
             raise typer.BadParameter(f"{value[:80]!r}: {exc}; write per cent", param_hint="--stages") from exc
     if field == "cohort.roster":

@@ -74,7 +74,7 @@ def lines(view: CampaignView, *, all_rounds: bool = False) -> list[str]:
 def _way(order: Campaign) -> str:
     """How updates become a step, and what of the model stays on the boxes."""
     aggregation = order.aggregation
-    told = [aggregation.rule] * (aggregation.rule != "mean")
+    told: list[str] = [aggregation.rule] * (aggregation.rule != "mean")
     if aggregation.scaffold:
         told.append("SCAFFOLD")
     elif aggregation.optimizer != "plain" or not told:

@@ -123,7 +123,8 @@ def opened(folder: Path) -> Artifact:
     if not (folder / MANIFEST_NAME).is_file():
         raise NotFound(
             f"{folder}: no artifact's folder (no {MANIFEST_NAME} in it)",
-            advice="`hybrid compress --head` makes one, or leave MODEL out for a made-up network.",
+            advice="`hybrid models pull NAME:VERSION --out DIR` fetches one, `hybrid compress --head` makes one; "
+            "without MODEL a made-up network learns.",
         )
     return open_folder(folder)
 
