@@ -60,7 +60,7 @@ def show(failure: Failure, *, json: bool) -> None:
 def _facts(error: BaseException) -> tuple[str, ExitCode, str]:
     if isinstance(error, HybridError):
         return error.code, error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):  # while C was imported
         return "interrupted", ExitCode.INTERRUPTED, "interrupted"
     if isinstance(error, MissingExtra):
         return "missing_extra", ExitCode.FAILED, str(error)

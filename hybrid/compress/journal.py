@@ -70,6 +70,7 @@ class Journal:
     def __init__(self, folder: Path, facts: Sequence[object], *, again: bool = False) -> None:
         self.folder = folder
         self.n_known = 0
+        self.n_kept = 0
         self.n_aside = 0
         self._facts = msgspec.json.encode(facts)
         with storing(folder):
@@ -95,6 +96,11 @@ class Journal:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+    @property
+    def is_gone_on_with(self) -> bool:
+        """Whether an earlier call's pieces were found, and none had to be made so far."""
+        return self.n_known > 0 and self.n_kept == 0
 
     def find(self, key: object) -> Kept | None:
         """What is kept for a key (anything that JSON can say); None for nothing, or nothing sound."""
@@ -127,6 +133,7 @@ class Journal:
         Raises:
             DiskFull, StorageError: nothing is half-kept.
         """
+        self.n_kept += 1
         digest, encoded = self._digest(key), msgspec.json.encode(content)
         place = self.folder / digest
         with storing(place):

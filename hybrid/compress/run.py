@@ -292,6 +292,8 @@ def _searched(space: Space, bench: Bench, watch: Watch, is_over: Callable[[], bo
             space = replace(space, multiple=multiple_of(stairs), float_multiple=multiple_of(in_float))
         else:
             bench.do(step)
+        if n_done == 0 and bench.journal.is_gone_on_with:
+            watch.said(f"goes on with what an earlier call has finished ({bench.journal.folder})")
         n_done += 1
         watch.stepped()
     return stairs, False

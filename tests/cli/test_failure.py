@@ -62,10 +62,18 @@ def test_as_json_a_failure_is_one_object_on_stdout(run_broken, capsys) -> None:
     assert printed.err == ""
 
 
+def _while_importing() -> ImportError:
+    """What pybind11 makes of Ctrl-C while a module is set up."""
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "exit_code"),
     [
         (KeyboardInterrupt(), "interrupted", ExitCode.INTERRUPTED),
+        (_while_importing(), "interrupted", ExitCode.INTERRUPTED),
         (MissingExtra("gateway", "prometheus_client"), "missing_extra", ExitCode.FAILED),
         (ModuleNotFoundError("no", name="prometheus_client.core"), "missing_extra", ExitCode.FAILED),
         (ModuleNotFoundError("no", name="hybrid.cost.gone"), "internal", ExitCode.FAILED),

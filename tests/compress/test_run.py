@@ -115,8 +115,10 @@ def test_calibrations_and_the_report_lie_with_the_artifact_signed_with_the_key(j
 
 
 def test_the_same_job_gives_the_same_variants_and_the_same_words(job, by_size, whole):
-    again = compress(job, timer=by_size)
+    said: list[str] = []
+    again = compress(job, Watch(said=said.append), timer=by_size)
     assert again.n_known == whole.n_known
+    assert said == []
     assert judged(again.report) == judged(whole.report)
     assert again.artifact is not None
     assert whole.artifact is not None
@@ -124,9 +126,10 @@ def test_the_same_job_gives_the_same_variants_and_the_same_words(job, by_size, w
 
 
 def test_what_an_earlier_call_has_done_is_not_done_again(job, by_size, whole, done):
-    timer = BySize()
-    second = compress(job, timer=lambda _job: timer)
+    timer, said = BySize(), []
+    second = compress(job, Watch(said=said.append), timer=lambda _job: timer)
     assert judged(second.report) == judged(whole.report)
+    assert said == [f"goes on with what an earlier call has finished ({job.out}.work)"]
     assert timer.asked == [2], "only the judgement times anything"
     assert timer.is_closed
     assert second.n_known > whole.n_known
