@@ -147,5 +147,9 @@ async def test_what_keeps_boxes_out_is_told_while_a_campaign_runs(lab: Lab) -> N
     assert (view.n_boxes, view.n_able) == (6, 1)
     assert view.left_out == {"power": 1, "metered": 1, "model": 1, "samples": 1, "silent": 1}
     assert "1 box of 6 could begin a task now; 1 on a metered link, 1 with another version" in "\n".join(lines(view))
+    await Box(lab, 5).task(offers=())
+    view = await lab.shown(campaign)
+    assert view.left_out == {"power": 1, "metered": 1, "model": 1, "samples": 1, "offer": 1}
+    assert "1 that offer nothing of the model" in "\n".join(lines(view))
     await lab.rounds.order("stop", campaign)
     assert (await lab.shown(campaign)).left_out == {}

@@ -110,4 +110,6 @@ class Cohorts:
         asked = self._asked.get(box.id)
         if asked is None:
             return "silent"
+        if order.model not in asked.offers:
+            return "offer"
         return keeps_out(order, asked, spent.get(box.id, 0.0)) if holds(asked) else "model"
