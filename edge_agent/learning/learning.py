@@ -157,6 +157,7 @@ class Learning:
             mode=mode,
             doing=now,
             why_not="" if now or mode == "off" else why_not,
+            lacking="" if mode == "off" or self._offers.lacking in why_not else self._offers.lacking,
             waiting_bytes=waiting.n_bytes if waiting is not None else 0,
             n_given_up=self._tasks.n_given_up,
             n_stood=self.yielding.n_stood,

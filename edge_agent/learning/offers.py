@@ -67,6 +67,7 @@ class Offers:
 
     Attributes:
         why_none: why there is nothing to offer, in words.
+        lacking: what models with something that learns lack here, in words; empty where nothing.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Offers:
         self._now_s = now_s
         self._manifests: dict[str, Manifest] = {}
         self._by_torch: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._lacking = ""
+        self.lacking = ""
         self._seen: dict[str, _Seen] = {}
         self._n_changes = 0
         self._found: tuple[float, list[ModelVersion], Sequence[Candidate]] | None = None
@@ -96,14 +97,17 @@ class Offers:
         known = {one.artifact_digest for one in versions}
         self._manifests = {digest: one for digest, one in self._manifests.items() if digest in known}
         self._by_torch = {key: one for key, one in self._by_torch.items() if key[0] in known}
-        self._lacking = ""
+        lacking = ""
         for version in versions:
             manifest = self._manifest(version)
             variant = None if manifest is None else _variant(manifest, version)
             if manifest is not None and variant is not None and variant.trainable_files and variant.feature_tensor:
-                if self._lacks_torch(version, variant):
+                operators = self._needs_torch(version, variant)
+                if operators:
+                    lacking = f"{version.name} needs torch to learn ({', '.join(operators)}): {INSTALL_TORCH}"
                     continue
                 found.append(Candidate(version=version, manifest=manifest, variant=variant.id))
+        self.lacking = lacking
         return found
 
     def named(self, terms: Terms) -> Candidate | None:
@@ -113,7 +117,7 @@ class Offers:
     async def look(self, candidates: Sequence[Candidate]) -> tuple[Offer, ...]:
         """What to offer now."""
         if not candidates:
-            self.why_none = self._lacking or "no model on this box has a head that learns (`hybrid compress --head`)"
+            self.why_none = self.lacking or "no model on this box has a head that learns (`hybrid compress --head`)"
             return ()
         found = []
         for one in candidates:
@@ -160,20 +164,17 @@ class Offers:
     def _versions(self) -> list[ModelVersion]:
         return [one for one in self._answering.versions() if one.folder is not None and one.artifact_digest]
 
-    def _lacks_torch(self, version: ModelVersion, variant: Variant) -> bool:
-        """Whether a model learns with torch, and none is here; says so."""
+    def _needs_torch(self, version: ModelVersion, variant: Variant) -> tuple[str, ...]:
+        """Operators for which a model needs torch to learn, where none is here."""
         if version.folder is None or variant.engine != "onnxruntime" or find_spec("torch") is not None:
-            return False
+            return ()
         key = (version.artifact_digest, variant.id)
         if key not in self._by_torch:
             try:
                 self._by_torch[key] = torch_operators(version.folder / variant.files[0], variant.feature_tensor or "")
             except (HybridError, OSError):  # it is being replaced
-                return False
-        operators = self._by_torch[key]
-        if operators:
-            self._lacking = f"{version.name} needs torch to learn ({', '.join(operators)}): {INSTALL_TORCH}"
-        return bool(operators)
+                return ()
+        return self._by_torch[key]
 
     def _manifest(self, version: ModelVersion) -> Manifest | None:
         found = self._manifests.get(version.artifact_digest)

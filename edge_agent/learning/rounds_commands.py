@@ -52,19 +52,18 @@ def forget(
 
 
 def summary(told: Mapping[str, Any]) -> str:
-    """One line for the status."""
+    """One line for the status; one more for what a model lacks to learn here."""
     if not told:
         return "learning not in this start: crashes in a row (see problems)"
     if told.get("mode") == "off":
         return "learning off (setting `learn`)"
-    if told.get("why_not"):
-        return f"learning not now: {told['why_not']}"
-    return f"learning {told.get('doing') or 'waits for tasks'}"
+    now = f"not now: {told['why_not']}" if told.get("why_not") else told.get("doing") or "waits for tasks"
+    return f"learning {now}" + (f"\n         {told['lacking']}" if told.get("lacking") else "")
 
 
 def lines(told: Mapping[str, Any]) -> list[str]:
     """All of it."""
-    found = [summary(told)]
+    found = summary(told).split("\n")
     if told.get("waiting_bytes"):
         found.append(f"         an update of {told['waiting_bytes']} bytes waits for the gateway")
     if told.get("n_unfit"):

@@ -106,6 +106,7 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
         mode: idle or off.
         doing: what it does now, in words; empty while it waits.
         why_not: what keeps it from learning, in words; empty where nothing does.
+        lacking: what some model lacks to learn here, in words, beside `why_not`.
         waiting_bytes: of the update that the gateway has not taken yet.
         n_given_up: tasks since the start.
         n_stood: how often training stood still for requests, since the start.
@@ -121,6 +122,7 @@ class LearningStatus(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     doing: str = ""
     why_not: str = ""
+    lacking: str = ""
     waiting_bytes: int = 0
     n_given_up: int = 0
     n_stood: int = 0

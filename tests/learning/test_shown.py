@@ -43,6 +43,7 @@ def test_a_table_of_campaigns() -> None:
     ("more", "line"),
     [
         ({}, "learning waits for tasks"),
+        ({"lacking": "net needs torch to learn"}, "learning waits for tasks\n         net needs torch to learn"),
         ({"mode": "off"}, "learning off (setting `learn`)"),
         ({"why_not": "this box is hot: 93 °C of 100"}, "learning not now: this box is hot: 93 °C of 100"),
         ({"doing": "trains net (step 3 of k3p9w2xa)"}, "learning trains net (step 3 of k3p9w2xa)"),

@@ -1,6 +1,7 @@
 """A whole network that learns over rounds: boxes beside the gateway's own desk, in the clear and masked, and home."""
 
 import asyncio
+import dataclasses
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from hybrid.federated.campaign import Aggregation, Privacy, Promotion, Training
 from hybrid.fleet.sample import Sample, packed_arrays
 from tests.federated.whole_making import NAME, digit_images, whole_artifact
 from tests.learning.desk_lab import boxes_at_a_desk, completed
-from tests.learning.lab import Box, at_work
+from tests.learning.lab import Box, at_work, made, version_of
 from tests.rounds.lab import Lab, until
 
 N_BOXES = 3
@@ -127,4 +128,11 @@ async def test_a_box_without_torch_offers_nothing_and_says_why(tmp_path: Path, m
                 "net needs torch to learn (Conv, GlobalMaxPool, MaxPool): pip install 'hybrid-split[torch]'"
             )
             assert box.learning.status().n_given_up == 0
+            assert box.learning.status().lacking == "", "once is enough"
+            head, _ = made()
+            box.answering.put(dataclasses.replace(version_of(head), name="head"))
+            box.learning.wake()
+            wanted = "there are no labelled samples of head on this box"
+            await until(lambda: box.learning.status().why_not == wanted)
+            assert box.learning.status().lacking.startswith("net needs torch to learn (Conv")
         assert (await lab.shown(campaign)).state == "running"
