@@ -268,9 +268,7 @@ class Rounds:
     async def _take_up(self) -> None:
         """Promotions that were under way when the process ended."""
         for course in [*self.desk.courses.values()]:
-            for view in await asyncio.to_thread(self._store.promotions, course.id):
-                if view.state == "evaluating":
-                    await self._promotions.take_up(course, view)
+            await self._promotions.go_on(course)
             if course.has_ended and course.promotion is None:
                 self._ended(course)
 
@@ -279,7 +277,7 @@ class Rounds:
             await self._promotions.finish(course)
         except OSError as exc:
             _log.error("rounds.promotion_not_kept campaign=%s error=%s", course.id, exc)
-            course.trouble = f"its step cannot be made a version: {exc}; it is tried again"
+            course.trouble = f"its step did not come home: {exc}; it is tried again"
             self._changed(course.id)
             await asyncio.sleep(_AGAIN_S)
         if course.has_ended and course.promotion is None:

@@ -189,6 +189,8 @@ async def test_a_campaign_without_a_step_says_so(lab: Lab) -> None:
     campaign = await lab.create(goal=2, rounds=2, coding=PLAIN)
     with pytest.raises(NotFound, match="no step yet"):
         await lab.rounds.promote(campaign, PromoteWish(), "a person")
+    with pytest.raises(NotFound, match="no step yet"):
+        await lab.rounds.exports.part(campaign, None, 0)
 
 
 async def test_a_result_whose_way_home_a_kill_cut_off_before_it_began_comes_home(tmp_path: Path, monkeypatch) -> None:

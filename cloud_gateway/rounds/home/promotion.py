@@ -27,6 +27,7 @@ from cloud_gateway.rounds.kept.steps import as_vector
 from cloud_gateway.rounds.kept.store import RoundStore, put_promotion
 from cloud_gateway.rounds.messages import PromoteWish, PromotionView
 from cloud_gateway.rounds.origin import Library, laid_out
+from hybrid.artifact.manifest import parse
 from hybrid.errors import Conflict, CorruptContent, Forbidden, HybridError, NotFound, StorageError
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate
@@ -117,7 +118,7 @@ class Promotions:
             view = msgspec.structs.replace(view, state="refused", reason=reason)
         await self._keep(course, view)
         if view.state == "evaluating":
-            await self.take_up(course, view)
+            await self._take_up(course, view)
 
     async def begin_by_itself(self, course: Course) -> None:
         """What a campaign's order wishes of its newest step; why that cannot be is kept as a refusal.
@@ -129,7 +130,7 @@ class Promotions:
         try:
             await self.begin(course, wish)
         except HybridError as exc:
-            if isinstance(exc, StorageError) and not isinstance(exc, CorruptContent):
+            if _is_of_disk(exc):
                 raise
             _log.warning("rounds.not_promoted campaign=%s error=%s", course.id, exc)
             begun_s = self._home.wall_s()
@@ -138,8 +139,18 @@ class Promotions:
             )
             await self._keep(course, refused)
 
-    async def take_up(self, course: Course, view: PromotionView) -> None:
-        """Go on with a promotion that is under way."""
+    async def go_on(self, course: Course) -> None:
+        """Take up what was under way when the process ended; a step that the disk has damaged meanwhile is refused."""
+        for view in await asyncio.to_thread(self._home.store.promotions, course.id):
+            if view.state != "evaluating":
+                continue
+            try:
+                await self._take_up(course, view)
+            except (CorruptContent, NotFound) as exc:
+                await self._keep(course, msgspec.structs.replace(view, state="refused", reason=str(exc)))
+
+    async def _take_up(self, course: Course, view: PromotionView) -> None:
+        """Boxes evaluate the step from now on."""
         weights = await asyncio.to_thread(course.steps.exact, view.step, is_inline=True)
         course.evaluated = await asyncio.to_thread(self._home.store.counts, course.id, view.step)
         course.candidate_weights, course.candidate_step = weights, view.step
@@ -171,7 +182,7 @@ class Promotions:
                 if view.state != "refused":
                     view = await self._home_with(course, view)
             except Exception as exc:  # a fault of ours, too, ends this step's way home, and is told
-                if isinstance(exc, OSError) and not isinstance(exc, CorruptContent):
+                if _is_of_disk(exc):
                     raise
                 is_known = isinstance(exc, HybridError)
                 _log.warning("rounds.not_promoted campaign=%s step=%d", course.id, view.step, exc_info=not is_known)
@@ -192,10 +203,11 @@ class Promotions:
         view = msgspec.structs.replace(view, state="candidate", version=f"{course.order.model}:{version}")
         if view.policy != "rollout":
             return view
-        await self._keep(course, view)
-        try:
-            rollout = await self._rolled_out(course, version)
+        try:  # its row says `evaluating` until then: a process that ends here begins the rollout after its next start
+            rollout = await self._rolled_out(course, view, version)
         except HybridError as exc:
+            if _is_of_disk(exc):
+                raise
             return msgspec.structs.replace(view, reason=f"no rollout: {exc}")
         return msgspec.structs.replace(view, state="rollout", rollout=rollout)
 
@@ -204,7 +216,10 @@ class Promotions:
         home, order = self._home, course.order
         vector = as_vector(course.steps.read(step).weights)
         version = version_word(order.version, step, course.id)
-        sequence = self._sequence(order.model, version)
+        versions = home.library.list_versions(order.model)
+        for each in versions:  # as it was made: what is said of a campaign that goes on would be another thing now
+            if each.version == version and self._is_own(each.artifact_digest, course):
+                return each.version, each.artifact_digest
         with laid_out(home.library, course.row.base_digest, home.folder) as base:
             detail = statement_of(home.store, course.row, step, base.manifest.lineage).detail()
             made = candidate(
@@ -212,9 +227,10 @@ class Promotions:
                 order.variant,
                 course.layout.arrays(vector),
                 version=version,
-                sequence=sequence,
+                sequence=max(each.sequence for each in versions) + 1,
                 campaign=course.id,
                 detail=detail,
+                training=order.training,
             )
         for content in made.files.values():
             self._put(content)
@@ -222,13 +238,12 @@ class Promotions:
         record = home.library.commit_version(made.manifest_bytes, signature, name=order.model)
         return record.version, record.artifact_digest
 
-    def _sequence(self, model: str, version: str) -> int:
-        """Above all others of the model; the same again for a version that is here."""
-        versions = self._home.library.list_versions(model)
-        for each in versions:
-            if each.version == version:
-                return each.sequence
-        return max(each.sequence for each in versions) + 1
+    def _is_own(self, digest: str, course: Course) -> bool:
+        """Whether a version was learned from a campaign's base, and signed here; blocks."""
+        signature = self._home.library.signature(digest)
+        base = parse(self._home.library.manifest_bytes(digest)).base
+        is_signed = signature is not None and signature.key_id == self._home.signer.public.key_id
+        return is_signed and base == course.row.base_digest
 
     def _put(self, content: bytes) -> None:
         if self._home.files is None:
@@ -240,7 +255,7 @@ class Promotions:
             upload.append(content[upload.offset :])
             upload.finish()
 
-    async def _rolled_out(self, course: Course, version: str) -> str:
+    async def _rolled_out(self, course: Course, view: PromotionView, version: str) -> str:
         steering, order = self._home.steering, course.order
         key = self._home.signer.public
         if not self._home.is_delegated(key.key_id):
@@ -253,7 +268,8 @@ class Promotions:
             raise Conflict("this gateway steers no fleet")
         for rollout in steering.ledger.rollouts.values():
             plan = rollout.plan
-            if plan.model == order.model and plan.version == version and rollout.course.state in RUNNING:
+            is_wanted = rollout.course.state in RUNNING or plan.made_s >= view.begun_s > 0.0
+            if plan.model == order.model and plan.version == version and is_wanted:
                 return plan.id
         stages = tuple(percent / 100.0 for percent in order.promotion.stages)
         boxes = [steering.boxes.find(box_id) for box_id in self._campaigns.cohorts.of(order)]
@@ -272,6 +288,13 @@ class Promotions:
         body = msgspec.json.encode(view)
         await self._home.commits.write(lambda db: put_promotion(db, course.id, view.step, body))
         self._changed(course.id)
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Whether the same may well be done later."""
+    if isinstance(error, HybridError):  # some of ours, such as Forbidden, are OSErrors too
+        return isinstance(error, StorageError) and not isinstance(error, CorruptContent)
+    return isinstance(error, OSError)
 
 
 def rollout_tags(
