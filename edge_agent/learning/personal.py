@@ -214,7 +214,6 @@ class Personal:
             why_not = self._unfit.get(version.artifact_digest, "")
             if not await self._offers.samples(one):
                 why_not = "this box took no part and has no labelled samples to fit any to"
-        self._without.pop(version.name, None)
         if why_not:
             self._tell_none(version, origin, why_not)
         return not why_not
@@ -285,6 +284,7 @@ class Personal:
         content = None if vector is None else vector.astype("<f4").tobytes()
         note = msgspec.structs.replace(note, judged=judged)
         await asyncio.to_thread(self._store.keep, note, {"fitted": content})
+        self._without.pop(note.terms.model, None)
         _log.info(
             "personal.judged campaign=%s version=%s answers=%s right=%d plain_right=%d n=%d why_not=%r",
             campaign, judged.version, judged.answers, judged.n_right, judged.n_plain_right, judged.n, judged.why_not,
@@ -333,4 +333,8 @@ def _new_note(one: Candidate, origin: _Origin, shared: Layout) -> CampaignNote:
 
 
 def _worse(n: int) -> str:
-    return "the version answers better without them" if n else "there are no labelled samples to judge them on"
+    from hybrid.federated.box.personal import LEAST_APART
+
+    if n >= LEAST_APART:
+        return "the version answers better without them"
+    return f"{n} labelled samples are kept apart to judge them on, {LEAST_APART} are wanted"

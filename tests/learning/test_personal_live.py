@@ -41,6 +41,13 @@ def personal(agent: LiveAgent) -> dict[str, Any]:
     return found[0] if found else {}
 
 
+def plans(folder: Path) -> list[list[str]]:
+    """What is personal, by each installed version that says so."""
+    manifests = [json.loads(path.read_bytes()) for path in folder.rglob("manifest.json")]
+    steps = [manifest["lineage"][-1] for manifest in manifests if manifest["lineage"]]
+    return [step["training"]["personal"] for step in steps if "training" in step]
+
+
 @pytest.mark.slow
 def test_from_a_campaign_to_answers(tmp_path: Path) -> None:
     artifact = artifact_in(tmp_path / "made")
@@ -76,6 +83,9 @@ def test_from_a_campaign_to_answers(tmp_path: Path) -> None:
             asyncio.run(call("POST", "/v2/hybrid/fleet/assignments", wanted))
             until(lambda: agent.model("net")["version"] == wanted["version"])
             digest = agent.model("net")["model_digest"]
+            assert plans(tmp_path / "box") == [["head"]], (
+                "boxes that took no part are told how to fit layers of their own"
+            )
             until(lambda: personal(agent).get("answers"))
             share, own = right(agent)
             assert share > 0.9

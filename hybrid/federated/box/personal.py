@@ -22,6 +22,9 @@ from hybrid.federated.learning.examples import Examples
 from hybrid.federated.learning.program import Arrays, HeadProgram
 from hybrid.federated.learning.training import Start, divided, train
 
+LEAST_APART: Final = 5
+"""Samples that no training sees, to judge by: one or two of one class would speak for layers that know no other."""
+
 MOST_STEPS: Final = 2_000
 """Batches of one fitting, whatever the campaign's plan says."""
 
@@ -57,8 +60,10 @@ class Fitted:
 
     @property
     def is_better(self) -> bool:
-        """Whether they are to be used: more right answers, or as many at a loss that is not higher."""
-        if not self.plain.n or self.personal.n_right != self.plain.n_right:
+        """Whether they are to be used: more of enough answers right, or as many at a loss that is not higher."""
+        if self.plain.n < LEAST_APART:
+            return False
+        if self.personal.n_right != self.plain.n_right:
             return self.personal.n_right > self.plain.n_right
         return bool(self.personal.loss <= self.plain.loss)  # nothing is below what is no number
 
