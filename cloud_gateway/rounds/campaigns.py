@@ -31,7 +31,7 @@ from hybrid.errors import Conflict, CorruptContent, HybridError, NotFound
 from hybrid.federated.aggregation.rules import norm
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.learning.head import open_head
-from hybrid.federated.privacy.account import Account, check_campaign, check_round
+from hybrid.federated.privacy.account import check_campaign, check_round
 
 _GATES_BACK: Final = 8
 """So many steps back the gates look for norms when a campaign is taken up again."""
@@ -172,7 +172,7 @@ class Campaigns:
         found = self._spent.get(order.model)
         if found is None:
             kept = self._around.spool.store.accounts(order.model)
-            read = {box: Account.decoded(body).cost for box, body in kept.items()}
+            read = {box_id: account.cost for box_id, account in kept.items()}
             found = self._spent.setdefault(order.model, read)  # two that begin at once read side by side
         return found
 

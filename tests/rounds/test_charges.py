@@ -5,16 +5,16 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
 from cloud_gateway.rounds.desk import MASKED_CALLS_AT_ONCE
 from cloud_gateway.rounds.kept.steps import as_vector
 from cloud_gateway.rounds.kept.store import RoundStore
-from hybrid.errors import Overloaded
+from hybrid.errors import Overloaded, PrivacySpent
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
 from hybrid.federated.messages import SecureCall
-from hybrid.federated.privacy.account import Account
 from hybrid.federated.secure.quantized import Sum
 from tests.rounds.lab import MODEL, Box, Lab, box_id, running, until
 
@@ -22,7 +22,7 @@ UNIFORM = Aggregation(weights="uniform")
 
 
 def costs(lab: Lab) -> dict[str, float]:
-    return {box: Account.decoded(body).cost for box, body in lab.rounds._store.accounts(MODEL).items()}
+    return {box: account.cost for box, account in lab.rounds._store.accounts(MODEL).items()}
 
 
 async def test_campaigns_of_one_model_that_close_at_once_both_charge(tmp_path: Path, monkeypatch) -> None:
@@ -47,6 +47,79 @@ async def test_campaigns_of_one_model_that_close_at_once_both_charge(tmp_path: P
     monkeypatch.undo()
     assert costs(lab) == {box_id(0): 0.5, box_id(1): 0.5}
     lab.close()
+
+
+async def test_campaigns_that_have_ended_are_one_figure_in_an_account(tmp_path: Path) -> None:
+    """An account is as long as the campaigns that run, not as all rounds that ever were; what was spent stays."""
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    privacy = Privacy(noise=2.0, clip=1.0, max_epsilon=3.8)  # three rounds of a box
+    order = {"goal": 2, "coding": Coding(up="float32"), "aggregation": UNIFORM, "privacy": privacy}
+    async with running(lab):
+        first = await lab.create(rounds=2, **order)
+        await worked(lab, first, 2)
+        second = await lab.create(rounds=5, **order)
+        await worked(lab, second, 1)
+        for account in lab.rounds._store.accounts(MODEL).values():
+            assert (account.closed, account.open) == ({first: 0.5}, {second: {1: 0.25}})
+            assert account.cost_in(first) == 0.5
+        view = await lab.shown(second)
+        assert (view.state, view.step) == ("spent", 1)
+        with pytest.raises(PrivacySpent, match="0 of 2 boxes"):
+            await lab.create(rounds=1, **order)
+    lab.close()
+
+
+async def test_a_campaign_that_ended_in_memory_alone_stays_open_in_the_accounts(tmp_path: Path) -> None:
+    """Its end came to no disk: after a restart it runs again, and charges."""
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    order = {"goal": 2, "coding": Coding(up="float32"), "aggregation": UNIFORM, "privacy": Privacy(noise=2.0, clip=1.0)}
+    async with running(lab):
+        first, second = await lab.create(rounds=3, **order), await lab.create(rounds=3, **order)
+        await worked(lab, first, 1)
+        course = lab.desk.courses[first]
+        course.row = msgspec.structs.replace(course.row, state="failed")
+        await worked(lab, second, 1)
+        opened = [set(account.open) for account in lab.rounds._store.accounts(MODEL).values()]
+    lab.close()
+    assert opened == [{first, second}] * 2
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    async with running(lab):
+        await worked(lab, first, 2)
+    assert costs(lab) == {box_id(0): 0.75, box_id(1): 0.75}
+    lab.close()
+
+
+async def test_an_account_that_the_disk_damaged_begins_anew_and_stops_no_campaign(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    order = {"goal": 2, "coding": Coding(up="float32"), "aggregation": UNIFORM, "privacy": Privacy(noise=2.0, clip=1.0)}
+    async with running(lab):
+        campaign = await lab.create(rounds=3, **order)
+        await worked(lab, campaign, 1)
+    with lab.rounds._store.database.writing() as db:
+        db.execute("UPDATE account SET body = CAST('{no account' AS BLOB) WHERE box = ?", (box_id(0),))
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    async with running(lab):
+        assert (await lab.shown(campaign)).state == "running"
+        await worked(lab, campaign, 2)
+        assert (await lab.shown(await lab.create(rounds=1, **order))).state == "running"
+    assert costs(lab) == {box_id(0): 0.25, box_id(1): 0.5}
+    lab.close()
+
+
+async def worked(lab: Lab, campaign: str, step: int) -> None:
+    """Both boxes learn until a campaign stands at this step."""
+    boxes = [Box(lab, number) for number in range(2)]
+    while lab.rounds.campaigns.row(campaign).step < step:
+        before = lab.rounds.campaigns.row(campaign).step
+        for box in boxes:
+            task = await box.task(held=())
+            while task is not None and task.campaign != campaign:  # another one asks too: it gets nothing
+                task = await box.task(held=(), refused=(task.id,))
+            assert task is not None
+            assert (await box.send(box.update(task))).state == "accepted"
+        await until(lambda at=before: lab.rounds.campaigns.row(campaign).step > at)
+    await until(lambda: not any(course.closing for course in lab.desk.courses.values()))
 
 
 class Masked:

@@ -198,12 +198,19 @@ class Closings:
             course.counted[each.box_id] = _left_out(each)
 
     def _charged(self, course: Course, chosen: list[ReceivedRow]) -> tuple[dict[str, bytes], dict[str, float]]:
-        """The accounts of the boxes that count, and what each has spent then; blocks."""
-        kept = self._around.spool.store.accounts(course.order.model)
-        cost = cost_of(course.order.privacy.noise)
+        """The accounts of the boxes that count, and what each has spent then; blocks.
+
+        An account grows by charges alone, so with each the campaigns that have ended become one figure each.
+        """
+        store, cost = self._around.spool.store, cost_of(course.order.privacy.noise)
+        kept = store.accounts(course.order.model)
+        accounts = {row.box_id: kept.get(row.box_id, Account()) for row in chosen}
+        ended = store.ended({campaign for account in accounts.values() for campaign in account.open} - {course.id})
         found, spent = {}, {}
         for row in chosen:
-            account = Account.decoded(kept[row.box_id]) if row.box_id in kept else Account()
+            account = accounts[row.box_id]
+            for campaign in ended & account.open.keys():
+                account.close(campaign)
             account.charge(course.id, course.round.number, cost)
             spent[row.box_id] = account.cost
             found[row.box_id] = account.encoded()

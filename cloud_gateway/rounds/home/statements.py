@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from cloud_gateway.rounds.kept.store import CampaignRow, RoundStore
 from hybrid.artifact.manifest import LineageStep
-from hybrid.federated.privacy.account import Account
 from hybrid.federated.privacy.statement import Statement, spent_before
 
 
@@ -37,5 +36,5 @@ def _cost(store: RoundStore, row: CampaignRow, before: float) -> float:
     A base that was learned here stands in both, and counts once.
     """
     accounts = store.accounts(row.order.model).values()
-    own = max((Account.decoded(body).cost_in(row.id) for body in accounts), default=0.0)
+    own = max((account.cost_in(row.id) for account in accounts), default=0.0)
     return max(row.cost, before + own)

@@ -3,17 +3,18 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from cloud_gateway.rounds.messages import CampaignState, PromotionView, RoundView
-from hybrid.errors import CorruptContent
+from cloud_gateway.rounds.messages import ENDED, CampaignState, PromotionView, RoundView
+from hybrid.errors import BadMessage, CorruptContent
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.layout import Layout
+from hybrid.federated.privacy.account import Account
 from hybrid.hosting.database import Database
 
 FILE_NAME: Final = "rounds.db"
@@ -207,11 +208,24 @@ class RoundStore:
         with self.database.reading() as db:
             return int(db.execute(query, (campaign,)).fetchone()[0])
 
-    def accounts(self, model: str) -> dict[str, bytes]:
-        """What each box has spent on a model, as `hybrid.federated.privacy.account` writes it."""
+    def ended(self, campaigns: Collection[str]) -> set[str]:
+        """Those of these campaigns of which the disk says that they have ended."""
+        query = "SELECT body FROM campaign WHERE id = ?"
+        with self.database.reading() as db:
+            rows = [row for campaign in campaigns for row in db.execute(query, (campaign,))]
+        return {row.id for row in _sound(rows, CampaignRow) if row.state in ENDED}
+
+    def accounts(self, model: str) -> dict[str, Account]:
+        """What each box has spent on a model; one that the disk has damaged begins anew."""
         with self.database.reading() as db:
             rows = db.execute("SELECT box, body FROM account WHERE model = ?", (model,)).fetchall()
-        return {row[0]: bytes(row[1]) for row in rows}
+        found = {}
+        for box_id, body in rows:
+            try:
+                found[box_id] = Account.decoded(bytes(body))
+            except (BadMessage, TypeError) as exc:
+                _log.error("rounds.account_damaged model=%s box=%s error=%s", model, box_id, exc)
+        return found
 
     def promotions(self, campaign: str) -> list[PromotionView]:
         """What became of steps that were to become versions, oldest step first."""
