@@ -93,7 +93,7 @@ class Learning:
         """Both stages on these samples.
 
         Raises:
-            NotTrainable: the loss is no number any more.
+            NotTrainable: the loss is no number any more, or knows no gradient.
         """
         recipe, batches = self._recipe, -(-len(index) // self._recipe.batch)
         n_first, n_second = batches * recipe.epochs, batches * recipe.decoder_epochs
@@ -198,7 +198,11 @@ class Learning:
         return wanted, dict(seen), place.own
 
     def _answered(self, batch: tuple[torch.Tensor, ...], place: Place, restored: torch.Tensor) -> object:
-        """What the module answers where `restored` stands at the cut; with gradients."""
+        """What the module answers where `restored` stands at the cut; with gradients.
+
+        Raises:
+            NotTrainable: there are none.
+        """
         place.through = lambda _own: restored
         module = self._set.module
         modes = [(part, part.training) for part in module.modules()]
@@ -209,6 +213,11 @@ class Learning:
             place.through = None
             for part, mode in modes:
                 part.training = mode
+        if not any(output.requires_grad for output in outputs_of(answer)):
+            raise NotTrainable(
+                f"no gradient comes from the outputs back to {self._at}: behind it the module computes without"
+                " gradients (torch.no_grad, detach, argmax); give a module that can be trained"
+            )
         return answer
 
     def _steer(self, bits: float) -> None:

@@ -62,7 +62,7 @@ def train_bottlenecks(
 
     Raises:
         NotTrainable: no such submodule, an output that is not one float32 tensor, a shape that does not fit it, or a
-            loss that is no number.
+            loss that is no number or has no gradient.
         NotExportable: the graphs answer otherwise than torch.
     """
     shape, recipe = shape or BottleneckShape(), recipe or BottleneckRecipe()
@@ -99,9 +99,16 @@ def train_bottlenecks(
 
 
 def looked_at(examiner: Examiner, index: np.ndarray) -> np.ndarray:
-    """The crossing tensors of some samples; of fewer where they are large, as early ones of high pictures are."""
+    """The crossing tensors of some samples; of fewer where they are large, as early ones of high pictures are.
+
+    Raises:
+        NotTrainable: they are not finite.
+    """
     n_values = examiner.crossed(index[:1]).size
-    return examiner.crossed(index[: max(1, min(_MAX_LOOKED_AT, _MAX_VALUES // n_values))])
+    few = examiner.crossed(index[: max(1, min(_MAX_LOOKED_AT, _MAX_VALUES // n_values))])
+    if not np.isfinite(few).all():
+        raise NotTrainable("what crosses holds infinities or no numbers for some samples; mend these, or the module")
+    return few
 
 
 def _crossing(at: str, crossing: Crossing | None, seen: np.ndarray) -> Crossing:

@@ -311,6 +311,28 @@ def test_an_output_that_is_no_float_tensor() -> None:
         train_bottleneck(TrainingSet(module=module, inputs={"x": inputs}), "0")
 
 
+def test_a_module_without_gradients() -> None:
+    class Deployed(torch.nn.Module):
+        """As exporters and runners wrap a net."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.inner(x)
+            return scores
+
+    inputs = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+    given = TrainingSet(module=Deployed(), inputs={"x": inputs})
+    with pytest.raises(NotTrainable, match=r"no gradient comes from the outputs back to inner\.0"):
+        train_bottleneck(given, "inner.0", shape=BottleneckShape(channels=2))
+    torch.nn.init.constant_(given.module.inner[0].bias, float("inf"))
+    with pytest.raises(NotTrainable, match="infinities or no numbers"):
+        train_bottleneck(given, "inner.0", shape=BottleneckShape(channels=2))
+
+
 def test_a_loss_that_is_no_number(training_set: TrainingSet) -> None:
     module = copy.deepcopy(training_set.module)
     with torch.no_grad():
