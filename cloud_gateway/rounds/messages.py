@@ -109,7 +109,7 @@ class PromotionView(msgspec.Struct, frozen=True, kw_only=True):
         reason: why it was refused, or what it waits for.
         accuracy, base_accuracy: on the evaluation set; None without one.
         n_won, n_lost: answers of boxes on their own samples that were wrong before and right now, and the reverse.
-        n_boxes: that evaluated it.
+        n_boxes: that evaluated it, so far while it is evaluated.
         rollout: id; empty for none.
         policy: what was wished.
         begun_s: seconds since 1970, when it was wished; 0 of an older gateway.

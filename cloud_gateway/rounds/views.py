@@ -60,8 +60,17 @@ def campaign_view(
         evaluation=row.evaluation,
         by_torch=row.by_torch,
         rounds=shown,
-        promotions=tuple(sorted(promotions, key=lambda each: (each.begun_s, each.step))),
+        promotions=tuple(
+            sorted((_so_far(each, course) for each in promotions), key=lambda each: (each.begun_s, each.step))
+        ),
     )
+
+
+def _so_far(view: PromotionView, course: Course | None) -> PromotionView:
+    """With how many boxes have tried a candidate, while they do."""
+    if view.state != "evaluating" or course is None:
+        return view
+    return msgspec.structs.replace(view, n_boxes=len(course.evaluated))
 
 
 def report(view: CampaignView, store: RoundStore, name_of: Callable[[str], str]) -> Report:

@@ -198,6 +198,7 @@ def test_who_watches_is_told_what_became_of_the_result_that_the_order_wants_home
     told = [over, view(state="completed", serial=6, promotions=(evaluating,)),
             view(state="completed", serial=7, promotions=(home,))]  # fmt: skip
     assert list(watch._views(Told(*told), view())) == [view(), *told]
+    assert watch._line(told[1]).endswith("; step 2: evaluating, 0 boxes tried it so far")
     clock_s = iter(range(0, 1000, 10))
     monkeypatch.setattr(watch.time, "monotonic", lambda: next(clock_s))
     assert len(list(watch._views(Told(*[over] * 20), over))) < 6, "one that is never begun is not waited for"

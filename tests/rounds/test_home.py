@@ -12,6 +12,7 @@ import pytest
 from cloud_gateway.fleet.admission.store import open_store
 from cloud_gateway.fleet.admission.trust_desk import TrustDesk
 from cloud_gateway.fleet.assignments import Assignment
+from cloud_gateway.rounds.commands.telling import promotion_lines
 from cloud_gateway.rounds.home.promotion import rollout_tags
 from cloud_gateway.rounds.messages import PromoteWish
 from edge_agent.install.rules import Papers, check_learned
@@ -271,6 +272,9 @@ async def test_a_promotion_goes_on_after_a_restart(tmp_path: Path) -> None:
         await box.evaluate(await box.task(), n_won=1, n_lost=0)
         with pytest.raises(Conflict):
             await lab.rounds.promote(campaign, PromoteWish(), "a person")
+        view = await lab.shown(campaign)
+        assert view.promotions[0].n_boxes == 1
+        assert promotion_lines(view) == ["step 1: evaluating, 1 box tried it so far"]
     lab.close()
     lab = Lab(tmp_path, n_boxes=4)
     async with running(lab):

@@ -165,7 +165,9 @@ def promotion_line(view: PromotionView) -> str:
         told += f" {view.version}"
     if view.accuracy is not None and view.base_accuracy is not None:
         told += f", accuracy {view.accuracy:.1%} beside {view.base_accuracy:.1%}"
-    if view.n_boxes:
+    if view.state == "evaluating":
+        told += f", {n_boxes(view.n_boxes)} tried it so far"
+    elif view.n_boxes:
         told += f", {view.n_won} won and {view.n_lost} lost on {view.n_boxes} boxes"
     if view.rollout:
         told += f", rollout {view.rollout}"

@@ -16,6 +16,7 @@ from cloud_gateway.rounds.commands.telling import (
     is_over,
     lines,
     privacy_lines,
+    promotion_line,
     promotion_lines,
     round_row,
     text_of,
@@ -81,7 +82,8 @@ def _line(view: CampaignView) -> str:
     told = headline(view)
     if open_one is not None and open_one.state != "closed":
         told += f"; round {open_one.number}: {open_one.n_counted} of {view.order.goal} updates"
-    return "; ".join([told, *thin_line(view)])
+    tried = [promotion_line(each) for each in view.promotions if each.state == "evaluating"]
+    return "; ".join([told, *thin_line(view), *tried])
 
 
 def _next(asker: Asker, view: CampaignView) -> CampaignView:
