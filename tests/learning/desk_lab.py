@@ -5,6 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cloud_gateway.rounds.course.papers import KEY_FILE
+from cloud_gateway.rounds.service import FOLDER
 from edge_agent.trust.identity import BoxKey
 from hybrid.artifact.folder import Artifact
 from hybrid.federated.messages import (
@@ -18,6 +22,7 @@ from hybrid.federated.messages import (
     UpdateCall,
     Weights,
 )
+from hybrid.hosting.private_file import write_once
 from tests.learning.lab import Box, again, at_work
 from tests.rounds.lab import FakeBox, Lab, put_version, running
 
@@ -48,12 +53,17 @@ class Wire:
 async def boxes_at_a_desk(
     folder: Path, artifact: Artifact, n_boxes: int, fill: Callable[[Box, int], Awaitable[object]]
 ) -> AsyncIterator[tuple[Lab, list[Box]]]:
-    """A gateway's rounds and boxes with an artifact, none learning yet; `fill` gives the n-th its samples."""
+    """A gateway's rounds and boxes with an artifact, none learning yet; `fill` gives the n-th its samples.
+
+    Tasks have the same names each time, by which boxes draw the order of their samples: so they learn the same again.
+    """
+    write_once(folder / "gateway" / FOLDER / KEY_FILE, bytes(32))
     lab = Lab(folder / "gateway", n_boxes=0)
+    lab.rounds.campaigns._rng.seed(1)
     put_version(lab.registry, lab._blobs, artifact)
     boxes = []
     for n in range(n_boxes):
-        key = BoxKey.fresh()
+        key = BoxKey(ec.derive_private_key(n + 1, ec.SECP256R1()))
         lab.boxes.known[key.box_id] = FakeBox(key.box_id, f"box-{n}")
         boxes.append(Box(folder / f"box{n}", artifact, Wire(lab, key.box_id), key))
     try:

@@ -13,11 +13,16 @@ from hybrid.errors import Cancelled
 class Steps:
     """A thread that trains: how many small steps it made, and how it ended."""
 
-    def __init__(self, yielding: Yielding) -> None:
+    def __init__(self, yielding: Yielding, *, at_once: bool = True) -> None:
         self.n, self.ended = 0, ""
         self._yielding = yielding
         self._thread = threading.Thread(target=self._run, daemon=True)
         yielding.begin()
+        if at_once:
+            self._thread.start()
+
+    def start(self) -> None:
+        """Where it does not run yet."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -41,25 +46,51 @@ def until(fact: Callable[[], object], within_s: float = 5.0) -> None:
         time.sleep(0.002)
 
 
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 def test_stands_still_and_goes_on() -> None:
-    """Within 100 ms of a request's coming (here: far less, yet a loaded machine is given more) nothing moves."""
-    yielding = Yielding(idle_s=0.2)
+    clock = Clock()
+    yielding = Yielding(idle_s=0.2, now_s=clock)
     steps = Steps(yielding)
     until(lambda: steps.n > 5)
     yielding.asked(True)
-    time.sleep(0.1)
+    until(lambda: yielding.n_stood)
     stood = steps.n
-    time.sleep(0.15)
+    clock.now_s += 10.0
+    time.sleep(0.3)  # in which it looks again
     assert steps.n == stood, "it goes on beside a request"
     yielding.asked(False)
-    time.sleep(0.08)
+    clock.now_s += 0.15
+    time.sleep(0.1)
     assert steps.n == stood, "it goes on as soon as the request was answered"
+    clock.now_s += 0.1
     until(lambda: steps.n > stood)
     assert yielding.n_stood == 1
-    assert 0 < yielding.longest_s < 0.1
     yielding.give_up()
     steps.join()
     assert steps.ended == "the task was given up"
+
+
+def test_how_long_it_went_on_beside_a_request_is_told() -> None:
+    clock = Clock()
+    yielding = Yielding(idle_s=60.0, now_s=clock)
+    steps = Steps(yielding, at_once=False)
+    yielding.asked(True)
+    clock.now_s += 0.25
+    steps.start()
+    until(lambda: yielding.n_stood)
+    until(lambda: yielding.longest_s)
+    assert yielding.longest_s == 0.25
+    yielding.give_up()
+    steps.join()
 
 
 def test_gives_up_while_it_stands() -> None:

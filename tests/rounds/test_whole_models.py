@@ -70,7 +70,7 @@ async def test_a_network_learns_whole(
     monkeypatch.setattr(exports, "PART_BYTES", 5000)
     async with fleet(tmp_path) as (lab, boxes, evaluation):
         campaign = await lab.create(
-            evaluation, model=NAME, goal=N_BOXES, least=N_BOXES, rounds=rounds, training=TRAINING,
+            evaluation, model=NAME, goal=N_BOXES, least=N_BOXES, rounds=rounds, seed=2, training=TRAINING,
             promotion=Promotion(policy="none" if secure else "candidate", cohort_evaluation=False), **hidden,
         )  # fmt: skip
         async with at_work(*(box.learning for box in boxes)):
