@@ -36,7 +36,7 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str] = ()) -
         if array.ndim > 1 and array.size != len(names):
             shape = "x".join(map(str, array.shape))
             raise DataUnfit(
-                f"{path} holds an array of shape {shape} for {len(names)} samples; one whole number a sample is wanted: "
+                f"{path} holds an array of shape {shape} for {len(names)} samples; one whole number each is wanted: "
                 "of rows with a one in the place of the class, save their argmax(1)"
             )
         values = [str(value) for value in array.reshape(-1)]

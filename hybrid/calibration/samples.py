@@ -111,10 +111,12 @@ def feed_digest(feeds: Feeds) -> bytes:
 
 def _image_shape(spec: TensorSpec, wanted: ShapeKey | None) -> tuple[int, ...]:
     given = dict(wanted.shapes).get(spec.name) if wanted is not None else None
-    shape = given or tuple(size for size in spec.shape if size is not None)
+    own = (1 if spec.shape[0] is None else spec.shape[0], *spec.shape[1:])  # a request is one image
+    shape = given or tuple(size for size in own if size is not None)
     if len(shape) != len(spec.shape):
+        example = "x".join(str(224 if size is None else size) for size in own)
         raise TensorMismatch(
             f"input {spec.name!r} has open sizes {['?' if size is None else size for size in spec.shape]}; say which "
-            "with --shape, such as --shape 1x3x224x224"
+            f"with --shape, such as --shape {example}"
         )
     return shape

@@ -1,5 +1,7 @@
 """Samples and labels in every form that is promised, and what is said of those that are none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,8 +111,10 @@ def test_images_need_a_word_on_their_pixels(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(BadMessage, match="--pixels unit, signed"):
         open_samples(tmp_path, [IMAGE])
-    with pytest.raises(TensorMismatch, match="open sizes"):
-        open_samples(tmp_path, [IMAGE], pixels=PRESETS["unit"])
+    with pytest.raises(TensorMismatch, match=r"open sizes .* --shape 1x3x224x6"):
+        open_samples(tmp_path, [replace(IMAGE, shape=(None, 3, None, 6))], pixels=PRESETS["unit"])
+    one_by_one = open_samples(tmp_path, [IMAGE], pixels=PRESETS["unit"])
+    assert one_by_one.feeds(0)["x"].shape == (1, 3, 4, 6), "where the batch alone is open, a request is one image"
     wanted = ShapeKey((("x", (1, 3, 4, 6)),))
     samples = open_samples(tmp_path, [IMAGE], pixels=PRESETS["unit"], wanted=wanted)
     found = samples.feeds(0)["x"]
