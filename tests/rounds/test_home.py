@@ -294,11 +294,12 @@ async def test_boxes_that_cannot_evaluate_are_not_waited_for(lab: Lab) -> None:
     campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
     await learned(lab, campaign)
     await until(lambda: lab.desk.courses[campaign].promotion is not None)
-    for at in range(3):
+    for at in range(2):
         box = Box(lab, at)
         task = await box.task()
         assert task is not None
         assert await box.task(refused=(task.id,)) is None
+    assert await Box(lab, 2).task(offers=()) is None, "it has nothing of the model, or lacks what it learns with"
     last = Box(lab, 3)
     await last.evaluate(await last.task(), n_won=1, n_lost=0)
     await until(lambda: campaign not in lab.desk.courses)

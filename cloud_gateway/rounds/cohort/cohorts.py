@@ -51,6 +51,13 @@ class Cohorts:
             if box.admission == "admitted" and matches(order.cohort.tags, box.tags) and is_listed(order, box.id):
                 yield box.id
 
+    def that_may_try(self, course: Course) -> Iterator[str]:
+        """Of a campaign's boxes all but those that told what they hold, and nothing of it with which they could."""
+        for box_id in self.of(course.order):
+            asked = self._asked.get(box_id)
+            if asked is None or asked.holds(course) is not None:
+                yield box_id
+
     def name_of(self, box_id: str) -> str:
         """What people call a box."""
         box = self._boxes.find(box_id)

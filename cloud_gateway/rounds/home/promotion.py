@@ -163,7 +163,7 @@ class Promotions:
             return False
         if not course.order.promotion.cohort_evaluation:
             return True
-        able = [box_id for box_id in self._campaigns.cohorts.of(course.order) if box_id not in course.declined]
+        able = {*self._campaigns.cohorts.that_may_try(course), *course.evaluated} - course.declined
         wanted = min(max(ENOUGH, course.order.n_least), len(able))
         return len(course.evaluated) >= wanted or self._home.clock_s() >= self._until_s[course.id]
 
