@@ -194,7 +194,8 @@ class Learning:
         is_off = self._mode() == "off"
         why_not = "" if is_off else await self._conditions.lately()
         if self.personal is not None:
-            may_fit = not is_off and not why_not and answer is None  # a task in hand has a lease
+            in_hand = answer is not None or self.store.waiting is not None  # a lease ends, an update grows stale
+            may_fit = not is_off and not why_not and not in_hand
             await self.personal.look(candidates, self._tasks.fitted if may_fit else None)
         if is_off:
             self._why_not = ""

@@ -289,6 +289,24 @@ async def test_a_box_that_took_no_part_fits_layers_of_its_own(home: Any, tmp_pat
         assert box.answering.personal("net") is None, "who forgot wants none that are fitted anew"
 
 
+async def test_an_update_that_waits_goes_before_fitting(tmp_path: Path) -> None:
+    """To fit layers may stand still for minutes on a box that is asked without a pause; an update would grow stale."""
+    artifact, desk = with_personal_head()
+    desk.loses = lambda: True
+    async with lives(tmp_path, artifact, desk) as box:
+        await box.fill(80, turn=TURN)
+        await until(lambda: desk.n_update_calls)
+    version = learned(artifact, desk.steps[-1], tmp_path / "learned")
+    desk.loses, n_before = (lambda: False), desk.n_update_calls
+    async with lives(tmp_path, version, desk) as box:
+        box.yielding.asked(True)
+        await until(lambda: desk.n_update_calls > n_before)
+        assert desk.calls[-1].content == desk.calls[0].content
+        assert box.learning.status().n_judged == 0
+        box.yielding.asked(False)
+        await personal(box)
+
+
 async def test_a_plan_that_cannot_be_followed(home: Any, tmp_path: Path) -> None:
     artifact, _, desk = home
     training = msgspec.structs.replace(desk.terms.training, personal=("nothing-like-it",))
