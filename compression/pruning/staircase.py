@@ -51,10 +51,6 @@ class Staircase:
         below = (width - 1) // self.multiple * self.multiple
         return below or None
 
-    def widths_below(self, width: int) -> tuple[int, ...]:
-        """Every channel count below this one that is worth trying, the widest first."""
-        return tuple(range(self.next_below(width) or 0, 0, -self.multiple))
-
 
 def staircase(
     measure: Measure,

@@ -101,6 +101,7 @@ def test_gives_up_while_it_stands() -> None:
     until(lambda: yielding.n_stood)
     yielding.give_up()
     steps.join()
+    assert steps.ended == "the task was given up"
 
 
 def test_a_run_of_the_engine_is_ended_by_a_request() -> None:

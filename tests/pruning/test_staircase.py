@@ -115,12 +115,6 @@ def test_the_next_width_that_is_faster(multiple, width, expected) -> None:
     assert stairs.next_below(width) == expected
 
 
-def test_every_width_that_is_worth_trying() -> None:
-    stairs = Staircase(multiple=16, seconds={}, noise_ratio=0.0, clear=True)
-    assert stairs.widths_below(64) == (48, 32, 16)
-    assert stairs.widths_below(10) == ()
-
-
 def interleaved(models: list[Path], feeds) -> list[Timing]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybrid.errors import CorruptContent, TensorMismatch
+from hybrid.federated.privacy.clipping import clip_bit
 from hybrid.federated.secure.task import SecureTask
 
 _NORM_SLACK = 1e-6
@@ -59,7 +60,7 @@ def quantized(
     _shorten(levels, scaled, task, generator)
     left = value - levels * np.float32(task.step_size)
     if task.has_clip_bit:
-        levels = np.append(levels, np.int32(1 if norm <= task.clip_norm else -1))
+        levels = np.append(levels, np.int32(clip_bit(norm, task.clip_norm)))
     return Quantized(levels=levels, residual=left.astype(np.float32, copy=False), norm=norm)
 
 
