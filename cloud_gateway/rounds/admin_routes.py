@@ -104,7 +104,10 @@ class _Calls:
         who = _admin(request)
         campaign, what = request.match_info["campaign"], request.match_info["order"]
         if what == "promote":
-            await self._rounds.promote(campaign, await body_of(request, PromoteWish), who)
+            wish = await body_of(request, PromoteWish)
+            if wish.policy == "none":
+                raise BadMessage("a step is promoted as candidate or rollout, not as none")
+            await self._rounds.promote(campaign, wish, who)
         elif what in ("pause", "resume", "stop"):
             await self._rounds.order(what, campaign)
         else:

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from cloud_gateway.fleet.commands.asking import Asker
 from cloud_gateway.rounds.admin_routes import add_admin_routes
+from cloud_gateway.rounds.messages import CampaignView, PromoteWish
 from hybrid.cli.main import main
-from hybrid.errors import DiskFull, ExitCode
+from hybrid.errors import BadMessage, DiskFull, ExitCode
 from hybrid.hosting.front_door import IDENTITY
 from hybrid.hosting.identity import ANYONE
 from hybrid.serving.body_budget import BodyBudget
+from hybrid.transport.rounds_paths import CAMPAIGNS_PATH
 from tests.rounds.lab import Box, Lab, running
 
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
@@ -144,6 +147,8 @@ def test_what_was_learned_becomes_a_version_when_it_is_asked_for(gateway, say):
     campaign = say("create", "digits:1", *order)["data"]["id"]
     gateway.do(round_of(gateway.lab, campaign))
     gateway.do(_until_step(gateway.lab, campaign, 1))
+    with pytest.raises(BadMessage, match="candidate or rollout"):
+        Asker(gateway.url, None).post(f"{CAMPAIGNS_PATH}/{campaign}/promote", PromoteWish(policy="none"), CampaignView)
     told = say("promote", campaign, "--step", "1")["data"]["promotions"][-1]
     assert told["step"] == 1
     watched = say("watch", campaign)[-1]["promotions"][-1]
