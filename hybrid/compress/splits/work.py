@@ -41,8 +41,9 @@ log = logging.getLogger("hybrid.compress")
 SPLITTING: Final = "splits"
 INT8_HEADS: Final = "int8 heads"
 
-_MOST_LOOKED_AT: Final = 12
 OVER: Final = "not tried: the budget was over; give more with --budget"
+
+_MOST_LOOKED_AT: Final = 12
 """Cuts at which a submodule is looked for."""
 
 
