@@ -50,6 +50,8 @@ class PersonalStatus(msgspec.Struct, frozen=True, kw_only=True):
         step: of the campaign, that the version has; -1 where its name does not tell.
         answers: whether requests are answered with them now.
         since_s: when they were found fit to, or not, by the box's calendar.
+        n: held-out samples on which both ways were judged.
+        n_right, loss: right answers and mean loss with them; `n_plain_right`, `plain_loss`: of the version without.
         why_not: what keeps them from answering, in words.
     """
 

@@ -50,6 +50,7 @@ class Course:
         given_up: boxes that gave up the task of this round.
         outcomes: of the open round, what became of updates that came.
         gates: what every update must pass.
+        base_norm: L2 norm of step 0, by which the gates judge until they know norms of updates.
         spent: mu squared of each box, over all campaigns of the model.
         learned: artifact digests of versions that were learned from the same base.
         candidate_step: a step that boxes evaluate; None for none. `candidate_weights`: its weights.

@@ -55,13 +55,19 @@ class CampaignRow(msgspec.Struct, kw_only=True):
     """A campaign as it is kept.
 
     Attributes:
+        id: eight letters and digits.
         order: what it is to do.
+        state: how it stands; `reason`: why, where it does not run.
         base_digest: artifact digest of the version that it begins with.
         layout: of what learns; None for a campaign whose row was lost.
         step: the newest one.
         n_abandoned: rounds begun anew in a row.
         clip: norm to which boxes clip in the open round.
         cost: mu squared of the box that took part most often.
+        base_accuracy: of step 0 on the evaluation set, 0 to 1; None without one.
+        evaluation: digest of that set; empty for none.
+        made_s: seconds since 1970 at which it was ordered, by the gateway's calendar.
+        made_by: id of the token by which it was ordered.
         by_torch: operators of what learns that boxes need torch for.
     """
 
@@ -87,8 +93,14 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         sha256, n_bytes: of its content.
+        n_samples: that the box says it trained on; 1 where it is not told.
+        norm: L2 norm of the content as decoded; 0 with noise, where none is kept.
+        staleness: by how many steps the model had gone on.
         bit: +1 within the clip norm, -1 beyond, 0 where nobody asked.
+        loss_before: the box's mean loss before it trained; 0 where it was not told.
+        train_s: seconds that the box trained.
         n_bytes_down: of the weights that went with its task.
+        gate: which one refused it; empty where none did.
         reason: why it does not count.
         norms: of its parts, as the gates judged them.
     """

@@ -25,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One optimiser's numbers.
 
     Attributes:
+        kind: which of them.
         rate: the server's learning rate; 1 with `plain` is FedAvg.
         decay_first: β₁, of the mean; with `momentum` the old step's share.
         decay_second: β₂, of the squares.

@@ -23,6 +23,7 @@ class Account(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The charges of one box, in mu squared (`accountant.cost_of`).
 
     Attributes:
+        schema: of its encoded form.
         open: {campaign: {step: cost}} of campaigns that may still charge.
         closed: {campaign: cost} of those that ended.
     """
