@@ -27,7 +27,7 @@ class _Flag(NamedTuple):
 
 _AUTO_WEIGHTS: Final = "auto"
 _SUITS: Final = {"plain": 1.0, "momentum": 0.3, "adam": 0.03, "yogi": 0.03}
-"""Rates of the gateway's optimizers, as measured on the digits (docs/rounds.md)."""
+"""Rates of the gateway's optimizers, as measured on the digits (docs/benchmarks.md, rounds to 95 %)."""
 _FLAGS: Final = (
     _Flag("variant", "--variant", "The variant whose head learns; empty: the one that has trainable files."),
     _Flag("rounds", "--rounds", "Steps at most."),
