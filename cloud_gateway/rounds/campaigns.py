@@ -31,6 +31,7 @@ from hybrid.errors import Conflict, CorruptContent, HybridError, NotFound
 from hybrid.federated.aggregation.rules import norm
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.learning.head import open_head
+from hybrid.federated.lineage import learned_from
 from hybrid.federated.privacy.account import check_campaign, check_round
 
 _GATES_BACK: Final = 8
@@ -184,7 +185,7 @@ class Campaigns:
                 manifest = parse(self._around.library.manifest_bytes(version.artifact_digest))
             except (HybridError, OSError):
                 continue
-            if manifest.base == row.base_digest:
+            if row.base_digest in learned_from(manifest):
                 found.add(version.artifact_digest)
         return found
 

@@ -18,7 +18,7 @@ from hybrid.artifact.signature import Signature
 from hybrid.errors import CampaignImpossible, NotFound
 from hybrid.federated.layout import Layout
 from hybrid.federated.learning.head import Head
-from hybrid.federated.lineage import is_learned
+from hybrid.federated.lineage import is_learned, learned_from
 
 PREFIX: Final = ".base-"
 
@@ -135,8 +135,8 @@ def meant(library: Library, name: str, held: Mapping[str, int]) -> Version:
         manifest = parse(library.manifest_bytes(version.artifact_digest))
         if not is_learned(manifest):
             own.append(version)
-        elif manifest.base:
-            able[manifest.base] += held.get(version.artifact_digest, 0)
+        for base in learned_from(manifest):
+            able[base] += held.get(version.artifact_digest, 0)
     told = [version for version in versions if able[version.artifact_digest]]
     if told:
         return max(told, key=lambda version: (able[version.artifact_digest], version.sequence))

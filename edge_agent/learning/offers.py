@@ -17,6 +17,7 @@ from hybrid.errors import HybridError
 from hybrid.federated.learning.labels import is_held_out
 from hybrid.federated.learning.operators.call import INSTALL_TORCH
 from hybrid.federated.learning.torch_needs import torch_operators
+from hybrid.federated.lineage import learned_from
 from hybrid.federated.messages import Offer, Terms
 
 MOST_SAMPLES: Final = 20_000
@@ -43,8 +44,8 @@ class Candidate:
     variant: str
 
     def fits(self, terms: Terms) -> bool:
-        """Whether a campaign is about exactly this, or about the version that this one was learned from."""
-        is_same = terms.artifact_digest in {self.version.artifact_digest, self.manifest.base}
+        """Whether a campaign is about exactly this, or about one that this one was learned from."""
+        is_same = terms.artifact_digest in {self.version.artifact_digest, *learned_from(self.manifest)}
         return is_same and terms.model == self.version.name and terms.variant == self.variant
 
 

@@ -35,6 +35,19 @@ def is_learned(manifest: Manifest) -> bool:
     return bool(manifest.lineage) and manifest.lineage[-1].step.partition(":")[0] == ROUNDS_STEP
 
 
+def learned_from(manifest: Manifest) -> frozenset[str]:
+    """Artifact digests of the versions that one was learned from, the publisher's too; of a publisher's own none.
+
+    `base` names the publisher's alone, also where a campaign began with what another one had learned.
+    """
+    found = {manifest.base}
+    for step in reversed(manifest.lineage):
+        if step.step.partition(":")[0] != ROUNDS_STEP:
+            break
+        found.add(step.artifact_digest)
+    return frozenset(digest for digest in found if digest)
+
+
 def campaign_of(manifest: Manifest) -> str:
     """The campaign that a version came of; empty for none."""
     return manifest.lineage[-1].step.partition(":")[2] if is_learned(manifest) else ""

@@ -9,10 +9,17 @@ import msgspec
 import pytest
 
 from cloud_gateway.rounds.messages import PromoteWish
+from edge_agent.learning.offers import Candidate
+from hybrid.artifact.manifest import parse
 from hybrid.errors import DiskFull
 from hybrid.federated.campaign import Promotion
+from hybrid.federated.messages import Offer
 from tests.rounds.lab import MODEL, Box, Lab, running, until
 from tests.rounds.test_home import PLAIN, learned
+
+
+def offered(digest: str) -> Offer:
+    return Offer(model=MODEL, artifact_digest=digest, variant="original", n_samples=100)
 
 
 class Steering:
@@ -103,3 +110,45 @@ async def test_a_step_that_the_disk_damaged_while_boxes_judged_it_stops_no_other
     lab.close()
     assert (promotion.state, view.state) == ("refused", "completed")
     assert "damaged" in promotion.reason
+
+
+async def test_a_campaign_that_began_with_a_learned_version_comes_home_as_any(tmp_path: Path) -> None:
+    """`base` names the publisher's version alone: what was learned from which is in the lineage."""
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+    async with running(lab):
+        home = Promotion(policy="candidate", cohort_evaluation=False)
+        first = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=home)
+        await learned(lab, first)
+        await until(lambda: first not in lab.desk.courses)
+        base = lab.registry.resolve(MODEL)
+        assert base.version == f"1.r1-{first}"
+        campaign = await lab.create(
+            goal=2, rounds=2, version=base.version, coding=PLAIN, promotion=Promotion(policy="none")
+        )
+        course = lab.desk.courses[campaign]
+        for at in range(2):
+            box = Box(lab, at)
+            task = (await lab.desk.task(box.id, box.call(offers=(offered(base.artifact_digest),)))).task
+            assert task is not None
+            box.terms[campaign] = task.terms
+            await box.send(box.update(task))
+        await until(lambda: course.row.step == 1)
+        for _ in range(2):
+            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+            course.declined |= {box.id for box in lab.boxes.all()}
+            await until(lambda: course.promotion is None)
+            (told,) = (await lab.shown(campaign)).promotions
+            assert (told.state, told.version) == ("candidate", f"{MODEL}:{base.version}.r1-{campaign}"), told.reason
+        version = lab.registry.resolve(MODEL)
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=4)
+    async with running(lab):
+        box = Box(lab, 2)
+        task = (await lab.desk.task(box.id, box.call(offers=(offered(version.artifact_digest),)))).task
+        assert task is not None, "a box that took what was learned meanwhile goes on"
+        manifest = parse(lab.registry.manifest_bytes(version.artifact_digest))
+        here = SimpleNamespace(name=MODEL, artifact_digest=version.artifact_digest)
+        candidate = Candidate(version=here, manifest=manifest, variant="original")  # type: ignore[arg-type]
+        assert candidate.fits(task.terms)
+        assert not candidate.fits(msgspec.structs.replace(task.terms, artifact_digest="0" * 64))
+    lab.close()

@@ -31,6 +31,7 @@ from hybrid.artifact.manifest import parse
 from hybrid.errors import Conflict, CorruptContent, Forbidden, HybridError, NotFound, StorageError
 from hybrid.federated.campaign import Campaign
 from hybrid.federated.candidate import candidate
+from hybrid.federated.lineage import learned_from
 
 ENOUGH: Final = 3
 """So many boxes that evaluated a candidate are asked for at least, where the cohort has them."""
@@ -241,9 +242,9 @@ class Promotions:
     def _is_own(self, digest: str, course: Course) -> bool:
         """Whether a version was learned from a campaign's base, and signed here; blocks."""
         signature = self._home.library.signature(digest)
-        base = parse(self._home.library.manifest_bytes(digest)).base
+        bases = learned_from(parse(self._home.library.manifest_bytes(digest)))
         is_signed = signature is not None and signature.key_id == self._home.signer.public.key_id
-        return is_signed and base == course.row.base_digest
+        return is_signed and course.row.base_digest in bases
 
     def _put(self, content: bytes) -> None:
         if self._home.files is None:
