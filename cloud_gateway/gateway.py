@@ -18,7 +18,8 @@ from cloud_gateway.chunk_service import ChunkService
 from cloud_gateway.config import GatewayConfig
 from cloud_gateway.fleet.service import Fleet, add_no_fleet
 from cloud_gateway.registry import Registry
-from cloud_gateway.rounds.service import Neighbours, Rounds
+from cloud_gateway.rounds.neighbours import Neighbours
+from cloud_gateway.rounds.service import Rounds
 from cloud_gateway.uploads import add_routes as add_upload_routes
 from hybrid.cli.output import event, note
 from hybrid.hosting.auth import Tokens
@@ -148,6 +149,7 @@ class Gateway:
             boxes=fleet.desk.boxes,
             blobs=fleet.blobs,
             raise_alarm=fleet.desk.alarms.raise_alarm,
+            lift_alarm=fleet.desk.alarms.lift,
             steering=fleet.steering,
             is_delegated=fleet.desk.trust.is_rounds_key,
             root_sha256=fleet.desk.trust.root_sha256,

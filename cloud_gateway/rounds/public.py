@@ -22,10 +22,26 @@ MOST_WATCHERS: Final = 256
 class Public:
     """What is told of campaigns. Belongs to the event loop."""
 
-    def __init__(self, campaigns: Campaigns, store: RoundStore, *, clock_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        campaigns: Campaigns,
+        store: RoundStore,
+        *,
+        clock_s: Callable[[], float],
+        trouble: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Nothing is touched.
+
+        Args:
+            campaigns: all of them.
+            store: of rows.
+            clock_s: a clock that only runs forward.
+            trouble: what keeps all campaigns from going on; empty for nothing.
+        """
         self._campaigns = campaigns
         self._store = store
         self._clock_s = clock_s
+        self._trouble = trouble
         self._serials: Counter[str] = Counter()
         self._watchers: dict[str, asyncio.Event] = {}
         self._n_watchers = 0
@@ -94,7 +110,7 @@ class Public:
         course = self._campaigns.courses.get(campaign)
         rounds = tuple(course.rounds) if course is not None else await self._rounds_of(campaign)
         row = self._campaigns.row(campaign) if course is None else course.row  # of the same moment as its rounds
-        return campaign_view(
+        found = campaign_view(
             row,
             course=course,
             rounds=rounds,
@@ -103,6 +119,9 @@ class Public:
             now_s=self._clock_s(),
             serial=serial,
         )
+        if found.state == "running" and not found.reason:
+            found = msgspec.structs.replace(found, reason=self._trouble())
+        return found
 
     def _standing(self, row: CampaignRow, course: Course | None) -> Standing:
         """Of its boxes: who could begin now is told while it runs."""

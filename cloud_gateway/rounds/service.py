@@ -6,7 +6,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,10 +13,6 @@ from typing import Final
 from aiohttp import web
 from prometheus_client.core import Metric
 
-from cloud_gateway.blobs import BlobStore
-from cloud_gateway.fleet.intake.blobs import BlobShelf
-from cloud_gateway.fleet.steering.desired import BoxDirectory
-from cloud_gateway.fleet.steering.steering import Steering
 from cloud_gateway.rounds.admin_routes import add_admin_routes
 from cloud_gateway.rounds.campaigns import Campaigns, Desk, wants_home
 from cloud_gateway.rounds.cohort.cohorts import Cohorts
@@ -32,11 +27,13 @@ from cloud_gateway.rounds.home.exports import Exports
 from cloud_gateway.rounds.home.promotion import Home, Promotions
 from cloud_gateway.rounds.home.rounds_key import Signer
 from cloud_gateway.rounds.kept.commits import Commits
+from cloud_gateway.rounds.kept.disk_watch import DiskWatch
+from cloud_gateway.rounds.kept.recovery import BEGUN_ANEW
 from cloud_gateway.rounds.kept.spool import Spool
 from cloud_gateway.rounds.kept.store import RoundStore
 from cloud_gateway.rounds.messages import CampaignWish, PromoteWish
 from cloud_gateway.rounds.metrics import rounds_families
-from cloud_gateway.rounds.origin import Library
+from cloud_gateway.rounds.neighbours import Neighbours
 from cloud_gateway.rounds.public import Public
 from cloud_gateway.rounds.routes import BoxOf, add_rounds_routes
 from hybrid.errors import HybridError, StorageError
@@ -47,37 +44,8 @@ TICK_S: Final = 0.5
 MASKED_TICK_S: Final = 0.05
 _AGAIN_S: Final = 5.0
 _SETS: Final = "evaluation"
-_BEGUN_ANEW: Final = (
-    "the database of campaigns was damaged (it lies beside as rounds.db.corrupt-TIME) or gone; campaigns that ran are "
-    "lost, their steps so far are in their folders"
-)
 _LONGEST_TEXT: Final = 2000
 _log = logging.getLogger("hybrid.gateway.rounds")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
-    """What rounds lean on.
-
-    Attributes:
-        library: the registry of models.
-        boxes: the registry of boxes.
-        blobs: what boxes brought in pieces.
-        raise_alarm: takes a kind, a box or "", and a text; blocks.
-        files: of that registry; None where it takes none.
-        steering: begins rollouts; None where there are none.
-        is_delegated: whether boxes believe the key with that id in what rounds learn.
-        root_sha256: fingerprint of the fleet's root; None for a fleet without.
-    """
-
-    library: Library
-    boxes: BoxDirectory
-    blobs: BlobShelf
-    raise_alarm: Callable[[str, str, str], None]
-    files: BlobStore | None = None
-    steering: Steering | None = None
-    is_delegated: Callable[[str], bool] = lambda _key_id: True
-    root_sha256: Callable[[], bytes | None] = lambda: None
 
 
 class Rounds:
@@ -125,7 +93,7 @@ class Rounds:
             self._store.close()
             raise
         if self._store.was_begun_anew:
-            self._alarm("rounds_lost", _BEGUN_ANEW)
+            self._alarm("rounds_lost", BEGUN_ANEW)
         elif lost:
             self._alarm("campaign_failed", "; ".join(lost)[:_LONGEST_TEXT])
 
@@ -133,6 +101,13 @@ class Rounds:
         """The parts, over an open database; what is to be said of campaigns that cannot go on."""
         around, clock_s = self._around, self._clock_s
         spool = Spool(self._store, Commits(self._store.database), folder)
+        self._disk = DiskWatch(
+            folder,
+            spool.commits,
+            raise_alarm=self._alarm,
+            lift_alarm=lambda kind: around.lift_alarm(kind, ""),
+            changed=self._all_changed,
+        )
         names = TaskNames.opened(folder)
         self.desk = RoundsDesk(Taking(spool, around.blobs, names), names, around.boxes, clock_s=clock_s)
         self.desk.changed = self._changed
@@ -148,7 +123,7 @@ class Rounds:
             wall_s=wall_s,
         )
         self.campaigns = Campaigns(ground, self.desk.courses, self.desk.maskings)
-        self.public = Public(self.campaigns, self._store, clock_s=clock_s)
+        self.public = Public(self.campaigns, self._store, clock_s=clock_s, trouble=lambda: self._disk.trouble)
         self.exports = Exports(around.library, self._store, self.campaigns)
         lost = self.campaigns.load()
         self._closings = self._closer(spool, wall_s)
@@ -165,6 +140,7 @@ class Rounds:
                 accuracy=self.campaigns.accuracy,
                 cohort=lambda course: list(self.campaigns.cohorts.of(course.order)),
                 raise_alarm=self._alarm,
+                refused=self._disk.refused,
                 clock_s=self._clock_s,
                 wall_s=wall_s,
                 closed=self.desk.closed,
@@ -219,6 +195,7 @@ class Rounds:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             closing: set[str] = set()
+            group.create_task(self._disk.run(), name="disk")
             await self._take_up()
             while True:
                 with suppress(TimeoutError):
@@ -277,6 +254,7 @@ class Rounds:
             await self._promotions.finish(course)
         except OSError as exc:
             _log.error("rounds.promotion_not_kept campaign=%s error=%s", course.id, exc)
+            self._disk.refused(f"campaign {course.id}: its result did not come home: {exc}")
             course.trouble = f"its step did not come home: {exc}; it is tried again"
             self._changed(course.id)
             await asyncio.sleep(_AGAIN_S)
@@ -373,6 +351,10 @@ class Rounds:
     def _changed(self, campaign: str) -> None:
         self.public.changed(campaign)
         self._soon.set()
+
+    def _all_changed(self) -> None:
+        for campaign in self.desk.courses:
+            self._changed(campaign)
 
     def _alarm(self, kind: str, text: str) -> None:
         try:

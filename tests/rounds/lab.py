@@ -14,7 +14,8 @@ from cloud_gateway.blobs import BlobStore
 from cloud_gateway.fleet.intake.blobs import FleetBlobs
 from cloud_gateway.registry import Registry
 from cloud_gateway.rounds.messages import CampaignView, CampaignWish
-from cloud_gateway.rounds.service import Neighbours, Rounds
+from cloud_gateway.rounds.neighbours import Neighbours
+from cloud_gateway.rounds.service import Rounds
 from hybrid.artifact.folder import Artifact, from_onnx, open_folder
 from hybrid.artifact.golden_files import write_golden
 from hybrid.artifact.manifest import canonical_bytes

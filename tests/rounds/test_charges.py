@@ -63,7 +63,7 @@ async def test_campaigns_that_have_ended_are_one_figure_in_an_account(tmp_path: 
             assert (account.closed, account.open) == ({first: 0.5}, {second: {1: 0.25}})
             assert account.cost_in(first) == 0.5
         view = await lab.shown(second)
-        assert (view.state, view.step) == ("spent", 1)
+        assert (view.state, view.step, [each.state for each in view.rounds]) == ("spent", 1, ["closed", "abandoned"])
         with pytest.raises(PrivacySpent, match="0 of 2 boxes"):
             await lab.create(rounds=1, **order)
     lab.close()

@@ -35,6 +35,39 @@ async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab,
     await until(lambda: campaign not in lab.desk.courses or lab.desk.courses[campaign].row.step == 1)
 
 
+async def test_an_alarm_stands_while_the_disk_takes_nothing_and_goes_by_itself(tmp_path: Path, monkeypatch) -> None:
+    """A row that finds room lifts nothing: a step may find none."""
+    monkeypatch.setattr("cloud_gateway.rounds.kept.disk_watch.AGAIN_S", 0.02)
+    lifted: list[str] = []
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"), lift_alarm=lambda kind, _: lifted.append(kind))
+    async with running(lab):
+        campaign = await lab.create(coding=PLAIN, goal=2, rounds=1)
+        await until(lambda: lifted)  # what an earlier process may have left
+        first = Box(lab, 0)
+        call = first.update(await first.task())
+        with monkeypatch.context() as patch:
+
+            def full(*_):
+                raise DiskFull("no room")
+
+            patch.setattr("cloud_gateway.rounds.kept.disk_watch.write_atomically", full)
+            with monkeypatch.context() as rows:
+                rows.setattr(lab.desk._taking.commits, "_write", full)
+                with pytest.raises(DiskFull):
+                    await first.send(call)
+            await until(lambda: lab.alarms == ["disk_refuses"])
+            assert (await lab.shown(campaign)).reason == "what boxes bring is not kept: no room"
+            assert (await first.send(call)).state == "accepted"
+            await asyncio.sleep(0.1)
+            assert lifted == ["disk_refuses"]
+        await until(lambda: lifted == ["disk_refuses"] * 2)
+        await until(lambda: not lab.rounds._disk.trouble)
+        assert (await lab.shown(campaign)).reason == ""
+        assert not (tmp_path / "rounds" / ".tried").exists()
+    lab.close()
+    assert lab.alarms == ["disk_refuses"]
+
+
 async def test_a_campaign_that_could_not_be_kept_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
     lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
 
@@ -157,7 +190,7 @@ async def test_a_step_that_finds_no_room_keeps_no_person_waiting(lab: Lab, monke
         await until(lambda: course.row.step == 1)
         assert [view.n_counted for view in course.rounds] == [2]
         assert course.row.state == "paused"
-    assert lab.alarms == ["round_not_closed"]
+    assert lab.alarms == ["disk_refuses"]
 
 
 @pytest.mark.parametrize("is_large", [True, False])

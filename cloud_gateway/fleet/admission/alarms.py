@@ -2,16 +2,18 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
-from hybrid.errors import NotFound
+from hybrid.errors import NotFound, StorageError
 from hybrid.hosting.database import Database
 
 _MOST_EVENTS: Final = 100_000
 _MOST_ALARMS: Final = 10_000
+_MOST_UNKEPT: Final = 1000
 _MAX_TEXT: Final = 500
 _log = logging.getLogger("hybrid.gateway.fleet")
 
@@ -50,6 +52,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Alarms:
     """Alarms of a fleet; every method is one short look at the disk.
 
+    What the disk refuses is told from memory, as number 0, until it takes it or the process ends.
+
     Attributes:
         n_open: alarms that nobody has acknowledged; from memory.
     """
@@ -57,19 +61,59 @@ class Alarms:
     def __init__(self, database: Database, wall_s: Callable[[], float]) -> None:
         self._database = database
         self._wall_s = wall_s
-        self.n_open = 0
+        self._unkept: dict[tuple[str, str], Alarm] = {}
+        self._guard = threading.Lock()
+        self._n_kept = 0
         self._count()
+
+    @property
+    def n_open(self) -> int:
+        """See the class."""
+        return self._n_kept + len(self._unkept)
 
     def raise_alarm(self, kind: str, box_id: str, text: str) -> None:
-        """Tell people; also in the log.
+        """Tell people; also in the log."""
+        _log.warning("fleet.alarm kind=%s box=%s text=%s", kind, box_id, text)
+        now_s = self._wall_s()
+        with self._guard:
+            before = self._unkept.pop((kind, box_id), None)
+            first_s, n = (now_s, 0) if before is None else (before.first_s, before.n)
+            self._unkept[kind, box_id] = Alarm(
+                id=0, kind=kind, box_id=box_id, text=text[:_MAX_TEXT], first_s=first_s, last_s=now_s, n=n + 1
+            )
+            while len(self._unkept) > _MOST_UNKEPT:
+                del self._unkept[next(iter(self._unkept))]
+            try:
+                with self._database.writing() as db:
+                    self._bring(db)
+            except StorageError as exc:
+                _log.error("fleet.alarm_not_kept kind=%s box=%s error=%s", kind, box_id, exc)
+                return
+            self._unkept.clear()
+        self._count()
+
+    def lift(self, kind: str, box_id: str) -> None:
+        """What an alarm told of is over: it counts as acknowledged, by the gateway.
 
         Raises:
-            StorageError: it could not be kept; the log has it.
+            StorageError: it stands as before.
         """
-        _log.warning("fleet.alarm kind=%s box=%s text=%s", kind, box_id, text)
-        with self._database.writing() as db:
-            self.within(db, kind, box_id, text)
+        with self._guard:
+            others = {key: alarm for key, alarm in self._unkept.items() if key != (kind, box_id)}
+            with self._database.writing() as db:
+                self._bring(db, others)
+                db.execute(
+                    "UPDATE alarm SET acked_s = ?, acked_by = 'gateway' "
+                    "WHERE kind = ? AND box_id = ? AND acked_s IS NULL",
+                    (self._wall_s(), kind, box_id),
+                )
+            self._unkept.clear()
         self._count()
+
+    def _bring(self, db: sqlite3.Connection, unkept: Mapping[tuple[str, str], Alarm] | None = None) -> None:
+        """What waits in memory, to the disk."""
+        for alarm in (self._unkept if unkept is None else unkept).values():
+            self.within(db, alarm.kind, alarm.box_id, alarm.text)
 
     def within(self, db: sqlite3.Connection, kind: str, box_id: str, text: str) -> None:
         """The same inside a transaction that is under way; `recount` after it."""
@@ -94,10 +138,16 @@ class Alarms:
         """Alarms, oldest first."""
         where = "" if with_acked else "WHERE acked_s IS NULL"
         query = f"SELECT id, kind, box_id, text, first_s, last_s, n, acked_s, acked_by FROM alarm {where} ORDER BY id"  # noqa: S608 (fixed text)
-        with self._database.reading() as db:
-            rows = db.execute(query).fetchall()
+        unkept = tuple(self._unkept.values())
+        try:
+            with self._database.reading() as db:
+                rows = db.execute(query).fetchall()
+        except StorageError:
+            if not unkept:
+                raise
+            rows = []  # the disk that the alarm tells of
         names = ("id", "kind", "box_id", "text", "first_s", "last_s", "n", "acked_s", "acked_by")
-        return tuple(Alarm(**dict(zip(names, row, strict=True))) for row in rows)
+        return (*(Alarm(**dict(zip(names, row, strict=True))) for row in rows), *unkept)
 
     def acknowledge(self, alarm_id: int, who: str) -> None:
         """A person has seen it; saying it twice changes nothing.
@@ -119,7 +169,7 @@ class Alarms:
 
     def _count(self) -> None:
         with self._database.reading() as db:
-            (self.n_open,) = db.execute("SELECT count(*) FROM alarm WHERE acked_s IS NULL").fetchone()
+            (self._n_kept,) = db.execute("SELECT count(*) FROM alarm WHERE acked_s IS NULL").fetchone()
 
 
 class AuditLog:

@@ -58,6 +58,7 @@ class Around:
         accuracy: of a vector on a campaign's evaluation set, None without one; blocks.
         cohort: ids of the boxes of a campaign's cohort.
         raise_alarm: takes a kind and a text; blocks.
+        refused: told what the disk did not take; it is tried again.
         clock_s: a clock that only runs forward.
         wall_s: seconds since 1970, for people.
         closed: called with a course whose round is no longer closing.
@@ -68,6 +69,7 @@ class Around:
     accuracy: Callable[[Course, np.ndarray], float | None]
     cohort: Callable[[Course], list[str]]
     raise_alarm: Callable[[str, str], None]
+    refused: Callable[[str], None]
     clock_s: Callable[[], float]
     wall_s: Callable[[], float]
     closed: Callable[[Course], None]
@@ -109,9 +111,7 @@ class Closings:
         except CorruptContent as exc:  # no later try finds more than this one
             await self._failed(course, exc)
         except StorageError as exc:
-            if not course.trouble:
-                text = f"campaign {course.id}: round {course.round.number} cannot be closed: {exc}"
-                await asyncio.to_thread(self._around.raise_alarm, "round_not_closed", text)
+            self._around.refused(f"campaign {course.id}: round {course.round.number} cannot be closed: {exc}")
             course.trouble = str(exc)
             _log.error("rounds.not_closed campaign=%s error=%s", course.id, exc)
             return False
@@ -322,8 +322,14 @@ class Closings:
 
     async def _end(self, course: Course, state: CampaignState, reason: str) -> None:
         row: CampaignRow = msgspec.structs.replace(course.row, state=state, reason=reason)
+        view = msgspec.structs.replace(course.shown(self._around.clock_s()), state="abandoned", n_leases=0)
+
+        def write(db: sqlite3.Connection) -> None:
+            put_campaign(db, row)
+            put_round(db, course.id, view)
+
         try:
-            await self._around.spool.commits.write(lambda db: put_campaign(db, row))
+            await self._around.spool.commits.write(write)
         except StorageError as exc:
             _log.error("rounds.end_not_written campaign=%s error=%s", course.id, exc)
         course.row = row

@@ -18,13 +18,18 @@ _log = logging.getLogger("hybrid.gateway.rounds")
 
 
 class Commits:
-    """One writer of a database. Belongs to the event loop."""
+    """One writer of a database. Belongs to the event loop.
+
+    Attributes:
+        refused: told what the disk said each time that it took nothing.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._writing = asyncio.Lock()
         self._is_refused = False
+        self.refused: Callable[[str], object] = _nothing
 
     async def write(self, work: Work[_T]) -> _T:
         """Do some work in a transaction that others may share; it is on the disk when this returns.
@@ -71,10 +76,16 @@ class Commits:
         elif error is None and self._is_refused:
             _log.warning("rounds.disk_takes_again")
         self._is_refused = isinstance(error, StorageError)
+        if self._is_refused:
+            self.refused(f"what boxes bring is not kept: {error}")
 
     def _write(self, works: list[Work[Any]]) -> list[Any]:
         with self._database.writing() as db:
             return [work(db) for work in works]
+
+
+def _nothing(text: str) -> None:
+    """Nobody wants to know."""
 
 
 def _tell(group: list[tuple[Work[Any], asyncio.Future[Any]]], done: "asyncio.Future[list[Any]]") -> None:

@@ -14,6 +14,10 @@ from cloud_gateway.rounds.origin import PREFIX
 STEPS: Final = "steps"
 ID_LENGTH: Final = 8
 LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
+BEGUN_ANEW: Final = (
+    "the database of campaigns was damaged (it lies beside as rounds.db.corrupt-TIME) or gone; campaigns that ran are "
+    "lost, their steps so far are in their folders"
+)
 _LOST: Final = "the database of campaigns was damaged; its steps so far lie in the campaign's folder"
 _log = logging.getLogger("hybrid.gateway.rounds")
 

@@ -20,7 +20,8 @@ from cloud_gateway.fleet.intake.blobs import FleetBlobs
 from cloud_gateway.rounds.course.papers import KEY_FILE
 from cloud_gateway.rounds.evaluation import LABELS, features_of
 from cloud_gateway.rounds.messages import CampaignView, CampaignWish
-from cloud_gateway.rounds.service import FOLDER, Neighbours, Rounds
+from cloud_gateway.rounds.neighbours import Neighbours
+from cloud_gateway.rounds.service import FOLDER, Rounds
 from cloud_gateway.rounds.simulation.box import Learner, VirtualBox
 from cloud_gateway.rounds.simulation.masked import SimulatedKey
 from cloud_gateway.rounds.simulation.model import OneModel, head_of
