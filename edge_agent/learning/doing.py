@@ -38,6 +38,9 @@ FIT_S: Final = 600.0
 WHOLE: Final = -1
 """Held by a box that wants a view as a whole."""
 
+KEPT_S: Final = 1800.0
+"""So long features stay in memory after a task."""
+
 _END_S: Final = 5.0
 _T = TypeVar("_T")
 _log = logging.getLogger("hybrid.agent.learning")
@@ -72,6 +75,7 @@ class Doing:
         self._yielding, self._conditions = yielding, conditions
         self._thread: ThreadPoolExecutor | None = None
         self._last: asyncio.Future[Any] | None = None
+        self._ended_s = 0.0
         self.cpu_s = 0.0
 
     async def learned(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float, keep: Keep) -> None:
@@ -201,6 +205,12 @@ class Doing:
             personal=_vector(store.vector(campaign, "personal")),
         )
 
+    def rest(self) -> None:
+        """Let go of features that no task has needed for long: another round may come soon, or never."""
+        is_idle = self._last is not None and self._last.done()
+        if is_idle and asyncio.get_running_loop().time() - self._ended_s >= KEPT_S:
+            self.material.release()
+
     async def close(self) -> None:
         """End what trains."""
         self._yielding.give_up()
@@ -269,6 +279,7 @@ class Doing:
                 if not running.done():
                     why = "the lease ended" if loop.time() >= deadline_s else await self._conditions.look()
         finally:
+            self._ended_s = loop.time()
             if not running.done():
                 self._yielding.give_up()
                 await asyncio.wait((running,), timeout=_END_S)

@@ -197,6 +197,8 @@ class Learning:
             in_hand = answer is not None or self.store.waiting is not None  # a lease ends, an update grows stale
             may_fit = not is_off and not why_not and not in_hand
             await self.personal.look(candidates, self._tasks.fitted if may_fit else None)
+        if answer is None:
+            self._tasks.rest()
         if is_off:
             self._why_not = ""
             return LOOK_S, None

@@ -58,6 +58,12 @@ class Material:
         """Samples of the last model, to train on or to evaluate with, for which there is no room."""
         return sum(self._left_out.values())
 
+    def release(self) -> None:
+        """Let go of all that is in memory; the next task makes it anew."""
+        for shelf in self._features.values():
+            shelf.begin("", ())
+        self._targets, self._opened = {}, None
+
     def forget(self, sample_id: str) -> None:
         """A sample was labelled anew: the next task reads it again, whatever this one has read of it."""
         self._relabelled.add(sample_id)

@@ -124,6 +124,11 @@ class Tasks:
         finally:
             self.now = ""
 
+    def rest(self) -> None:
+        """There is nothing to do now."""
+        if self.doing is not None:
+            self.doing.rest()
+
     async def close(self) -> None:
         """End what trains."""
         doing, self.doing = self.doing, None

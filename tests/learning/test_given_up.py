@@ -90,6 +90,34 @@ async def test_what_was_given_up_does_not_go_on_with_the_next_task(
     await part.close()
 
 
+async def test_features_leave_memory_when_no_task_has_come_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, desk = made()
+    desk.most_steps = 1
+    box = Box(tmp_path, artifact, desk)
+
+    def n_bytes() -> int:
+        return sum(shelf.n_bytes for shelf in box.learning._tasks.doing.material._features.values())  # type: ignore[union-attr]
+
+    async with at_work(box.outbox, box.samples, box.learning):
+        await box.fill(12)
+        await until(lambda: desk.step == 1 and box.learning.store.waiting is None)
+        kept = n_bytes()
+        n_asked = len(desk.asked)
+        box.learning.wake()
+        await until(lambda: len(desk.asked) > n_asked)
+        assert n_bytes() == kept > 0, "another round may come soon"
+        monkeypatch.setattr(doing, "KEPT_S", 0.0)
+        box.learning.wake()
+        await until(lambda: not n_bytes())
+        monkeypatch.setattr(doing, "KEPT_S", 60.0)
+        desk.most_steps = 2
+        box.learning.wake()
+        await until(lambda: desk.step == 2)
+        assert n_bytes() == kept
+
+
 async def test_a_masked_update_stays_where_the_link_began_to_cost_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for nothing must not leave: the round goes on without this box."""
     link = SimpleNamespace(is_metered=False)
