@@ -10,7 +10,7 @@ from hybrid.federated.aggregation import rules
 from hybrid.federated.aggregation.gates import Accepted, Gates, Limits, Offer
 from hybrid.federated.aggregation.mean import RunningMean
 from hybrid.federated.aggregation.optimizers import Optimizer, Settings
-from hybrid.federated.aggregation.scaffold import Scaffold, control_change, paired
+from hybrid.federated.aggregation.scaffold import Scaffold, control_change, halves, paired
 from hybrid.federated.coding.catalog import form
 from hybrid.federated.coding.versions import follow, link, links_pay, view_digest
 from hybrid.federated.layout import Layout
@@ -181,6 +181,10 @@ def learn(setting: Setting, problem: task.Problem, seed: int, attack: Attack | N
         for chosen, update in (attack(updates) if attack else updates).items():
             content, fleet[chosen].residual = uplink.encode(update, server.layout, rng, fleet[chosen].residual)
             bytes_up += len(content)
+            if server.scaffold:  # as `hybrid.federated.box.work`: a variate moves by what was said of it
+                unsaid = halves(fleet[chosen].residual)[1]
+                fleet[chosen].control -= unsaid
+                unsaid[:] = 0.0
             vector = uplink.decode(content, server.layout)
             offer = Offer(f"device-{chosen}", f"round-{number}", number)
             verdict = gates.judge(
