@@ -42,7 +42,7 @@ class Orders(Protocol):
         """Pause, resume or stop one."""
         ...
 
-    async def promote(self, campaign: str, wish: PromoteWish, who: str) -> None:
+    async def promote(self, campaign: str, wish: PromoteWish) -> None:
         """Make a step a version."""
         ...
 
@@ -107,7 +107,7 @@ class _Calls:
             wish = await body_of(request, PromoteWish)
             if wish.policy == "none":
                 raise BadMessage("a step is promoted as candidate or rollout, not as none")
-            await self._rounds.promote(campaign, wish, who)
+            await self._rounds.promote(campaign, wish)
         elif what in ("pause", "resume", "stop"):
             await self._rounds.order(what, campaign)
         else:

@@ -40,7 +40,7 @@ _log = logging.getLogger("hybrid.gateway.rounds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class Ground:
     """What campaigns lean on.
 
     Attributes:
@@ -75,7 +75,7 @@ class Campaigns:
         cohorts: whom they mean.
     """
 
-    def __init__(self, around: Desk, courses: dict[str, Course], maskings: dict[str, Masking]) -> None:
+    def __init__(self, around: Ground, courses: dict[str, Course], maskings: dict[str, Masking]) -> None:
         self._around = around
         self.courses = courses
         self.maskings = maskings

@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client.core import Metric
 
 from cloud_gateway.rounds.admin_routes import add_admin_routes
-from cloud_gateway.rounds.campaigns import Campaigns, Desk, wants_home
+from cloud_gateway.rounds.campaigns import Campaigns, Ground, wants_home
 from cloud_gateway.rounds.cohort.cohorts import Cohorts
 from cloud_gateway.rounds.course.closings import Around, Closings
 from cloud_gateway.rounds.course.course import Course
@@ -112,7 +112,7 @@ class Rounds:
         self.desk = RoundsDesk(Taking(spool, around.blobs, names), names, around.boxes, clock_s=clock_s)
         self.desk.changed = self._changed
         self.sets = EvaluationSets(folder / _SETS)
-        ground = Desk(
+        ground = Ground(
             folder=folder,
             library=around.library,
             cohorts=Cohorts(around.boxes, self.desk.asked, around.root_sha256),
@@ -315,13 +315,12 @@ class Rounds:
         self.desk.wake()
         return course
 
-    async def promote(self, campaign: str, wish: PromoteWish, who: str) -> None:
+    async def promote(self, campaign: str, wish: PromoteWish) -> None:
         """Make a step a version.
 
         Raises:
             NotFound: no such campaign or step. Conflict: another step is under way, or the campaign was lost.
         """
-        del who
         course = await self.campaigns.woken(campaign)
         async with course.lock:
             self.desk.courses[campaign] = course

@@ -118,8 +118,8 @@ async def test_a_step_before_a_damaged_one_may_still_become_a_version(tmp_path: 
     async with running(lab):
         assert (await lab.shown(campaign)).state == "failed"
         with pytest.raises(CorruptContent):
-            await lab.rounds.promote(campaign, PromoteWish(), "a person")
-        await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
+            await lab.rounds.promote(campaign, PromoteWish())
+        await lab.rounds.promote(campaign, PromoteWish(step=1))
         await until(lambda: campaign not in lab.desk.courses)
         assert [view.state for view in (await lab.shown(campaign)).promotions] == ["candidate"]
     lab.close()

@@ -122,13 +122,13 @@ async def test_a_person_promotes_a_step_of_a_stopped_campaign(lab: Lab) -> None:
         goal=2, rounds=5, coding=PLAIN, promotion=Promotion(policy="none", cohort_evaluation=False)
     )
     with pytest.raises(NotFound):
-        await lab.rounds.promote(campaign, PromoteWish(), "a person")
+        await lab.rounds.promote(campaign, PromoteWish())
     await learned(lab, campaign)
     await lab.rounds.order("stop", campaign)
     assert campaign not in lab.desk.courses
     with pytest.raises(NotFound):
-        await lab.rounds.promote(campaign, PromoteWish(step=2), "a person")
-    await lab.rounds.promote(campaign, PromoteWish(policy="rollout"), "a person")
+        await lab.rounds.promote(campaign, PromoteWish(step=2))
+    await lab.rounds.promote(campaign, PromoteWish(policy="rollout"))
     await until(lambda: campaign not in lab.desk.courses)
     promotion = (await lab.shown(campaign)).promotions[0]
     assert (promotion.state, promotion.version) == ("candidate", f"{MODEL}:1.r1-{campaign}")
@@ -142,8 +142,8 @@ async def test_an_older_step_that_a_person_took_home_does_not_stand_for_the_newe
     )
     await learned(lab, campaign)
     with pytest.raises(NotFound, match="steps 1 to 1, not 0"):
-        await lab.rounds.promote(campaign, PromoteWish(step=0), "a person")
-    await lab.rounds.promote(campaign, PromoteWish(), "a person")
+        await lab.rounds.promote(campaign, PromoteWish(step=0))
+    await lab.rounds.promote(campaign, PromoteWish())
     await until(lambda: lab.desk.courses[campaign].promotion is None)
     for at in range(2):
         await Box(lab, at).once(campaign)
@@ -151,7 +151,7 @@ async def test_an_older_step_that_a_person_took_home_does_not_stand_for_the_newe
     assert [each.version for each in (await lab.shown(campaign)).promotions] == [
         f"{MODEL}:1.r1-{campaign}", f"{MODEL}:1.r2-{campaign}",
     ]  # fmt: skip
-    await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
+    await lab.rounds.promote(campaign, PromoteWish(step=1))
     await until(lambda: campaign not in lab.desk.courses)
     assert (await lab.shown(campaign)).promotions[-1].step == 1, "the newest wish is told last"
 
@@ -189,7 +189,7 @@ async def test_what_came_to_a_round_that_a_person_stopped_is_told(lab: Lab) -> N
 async def test_a_campaign_without_a_step_says_so(lab: Lab) -> None:
     campaign = await lab.create(goal=2, rounds=2, coding=PLAIN)
     with pytest.raises(NotFound, match="no step yet"):
-        await lab.rounds.promote(campaign, PromoteWish(), "a person")
+        await lab.rounds.promote(campaign, PromoteWish())
     with pytest.raises(NotFound, match="no step yet"):
         await lab.rounds.exports.part(campaign, None, 0)
 
@@ -271,7 +271,7 @@ async def test_a_promotion_goes_on_after_a_restart(tmp_path: Path) -> None:
         box = Box(lab, 0)
         await box.evaluate(await box.task(), n_won=1, n_lost=0)
         with pytest.raises(Conflict):
-            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+            await lab.rounds.promote(campaign, PromoteWish())
         view = await lab.shown(campaign)
         assert view.promotions[0].n_boxes == 1
         assert promotion_lines(view) == ["step 1: evaluating, 1 box tried it so far"]

@@ -101,7 +101,7 @@ async def test_a_version_of_one_campaign_takes_part_in_another_with_the_same_bas
     await once_each(lab, one, 1)
     other = await lab.create(goal=1, coding=PLAIN)
     await lab.rounds.order("pause", one)
-    await lab.rounds.promote(one, PromoteWish(), "a person")
+    await lab.rounds.promote(one, PromoteWish())
     await until(lambda: lab.desk.courses[one].promotion is None)
     learned = lab.registry.list_versions(MODEL)[-1].artifact_digest
     assert learned != lab.digest
@@ -117,7 +117,7 @@ async def test_who_tells_of_an_end_twice_takes_no_campaign_that_was_woken_since(
     await once_each(lab, campaign, 1)
     ended = lab.desk.courses[campaign]
     await lab.rounds.order("stop", campaign)
-    await lab.rounds.promote(campaign, PromoteWish(), "a person")
+    await lab.rounds.promote(campaign, PromoteWish())
     woken = lab.desk.courses[campaign]
     assert woken is not ended
     lab.rounds._ended(ended)  # a closer that the disk made wait, and that finds its campaign stopped
@@ -206,7 +206,7 @@ async def test_a_step_that_is_evaluated_stays_on_the_disk(lab: Lab, monkeypatch)
     monkeypatch.setattr(steps, "MOST_BYTES", 0)
     campaign = await lab.create(goal=1, over_selection=1.0, rounds=9, coding=PLAIN)
     await once_each(lab, campaign, 2)
-    await lab.rounds.promote(campaign, PromoteWish(step=2), "a person")
+    await lab.rounds.promote(campaign, PromoteWish(step=2))
     monkeypatch.setattr(closings, "_PRUNE_EVERY", 1)
     course = lab.desk.courses[campaign]
     course.declined.add(boxes_of(lab, 1)[0].id)  # it trains on

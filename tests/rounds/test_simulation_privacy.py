@@ -106,7 +106,7 @@ async def test_a_version_tells_all_that_its_boxes_have_spent(tmp_path):
                 for number in range(4):
                     assert (await Box(lab, number).once(campaign)).state == "accepted"
                 await until(lambda course=course, step=step: course.row.step == step + 1)
-            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+            await lab.rounds.promote(campaign, PromoteWish())
             async with asyncio.timeout(10.0):
                 while not (view := await lab.shown(campaign)).promotions[-1].version:  # noqa: ASYNC110 (nobody's event)
                     await asyncio.sleep(0.01)

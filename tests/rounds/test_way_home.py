@@ -77,13 +77,13 @@ async def test_a_step_that_is_a_version_already_is_that_version_though_more_boxe
     )
     await learned(lab, campaign)
     course = lab.desk.courses[campaign]
-    await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
+    await lab.rounds.promote(campaign, PromoteWish(step=1))
     await until(lambda: course.promotion is None)
     first = lab.registry.resolve(MODEL, f"1.r1-{campaign}")
     for number in (2, 3):
         assert (await Box(lab, number).once(campaign)).state == "accepted"
     await until(lambda: course.row.step == 2)
-    await lab.rounds.promote(campaign, PromoteWish(step=1), "a person")
+    await lab.rounds.promote(campaign, PromoteWish(step=1))
     await until(lambda: course.promotion is None)
     (promotion,) = (await lab.shown(campaign)).promotions
     assert (promotion.state, promotion.reason) == ("candidate", "")
@@ -134,7 +134,7 @@ async def test_a_campaign_that_began_with_a_learned_version_comes_home_as_any(tm
             await box.send(box.update(task))
         await until(lambda: course.row.step == 1)
         for _ in range(2):
-            await lab.rounds.promote(campaign, PromoteWish(), "a person")
+            await lab.rounds.promote(campaign, PromoteWish())
             course.declined |= {box.id for box in lab.boxes.all()}
             await until(lambda: course.promotion is None)
             (told,) = (await lab.shown(campaign)).promotions
