@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from hybrid.calibration.judge import TOLERANCE
+from hybrid.errors import BadMessage
 
 if TYPE_CHECKING:
     from hybrid.calibration.pixels import Pixels
@@ -14,8 +15,16 @@ if TYPE_CHECKING:
 
 Objective = Literal["latency", "bytes", "energy"]
 
+Emulation = Literal["auto", "quota", "scaled"]
+
 THIS: Final = "this"
 """The device that is this machine."""
+
+_WORDS: Final[dict[str, tuple[str | None, ...]]] = {
+    "objective": get_args(Objective),
+    "emulation": get_args(Emulation),
+    "metric": (None, "accuracy", "agreement", "fidelity"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +77,33 @@ class Job:
     epochs: int = 12
     seed: int = 0
     threads: int = 0
-    emulation: Literal["auto", "quota", "scaled"] = "auto"
+    emulation: Emulation = "auto"
     sign: bytes | None = None
     head: str = ""
     rank: int | None = None
     name: str = ""
     version: str = ""
     again: bool = False
+
+    def __post_init__(self) -> None:
+        """Takes paths as text too, and refuses what no job can mean.
+
+        Raises:
+            BadMessage: a word that is none, or a number beyond its ends.
+        """
+        for name in ("model", "data", "out", "labels"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, Path(given))
+        for name, words in _WORDS.items():
+            if (said := getattr(self, name)) not in words:
+                raise BadMessage(f"{name} {said!r} is none of {', '.join(map(repr, words))}")
+        if not 0 < self.max_drop <= 1:
+            raise BadMessage(
+                f"max_drop is {self.max_drop}, wanted a share above 0 and at most 1, as 0.01 for one point"
+            )
+        for name, least in (("n_samples", 1), ("epochs", 1), ("threads", 0), ("budget_s", 0)):
+            if not getattr(self, name) >= least:
+                raise BadMessage(f"{name} is {getattr(self, name)}, wanted {least} or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
