@@ -14,7 +14,7 @@ DEVICES = """Sign a list of boxes that may take part in masked rounds (`hybrid r
 
 \b
 Examples:
-  hybrid keys devices $(hybrid fleet boxes ls --json | jq -r '.boxes[].id') --out devices.list
+  hybrid keys devices $(hybrid fleet boxes ls --json | jq -r '.data.boxes[].id') --out devices.list
   hybrid keys devices 3f9a12cd5e6b7081a2b3c4d5e6f70819 --from devices.list --out devices-2.list
   hybrid keys devices --from devices-2.list --drop 3f9a12cd5e6b7081a2b3c4d5e6f70819 --out devices-3.list
 

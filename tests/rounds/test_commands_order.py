@@ -135,7 +135,7 @@ def test_a_campaign_is_told_in_lines():
         "k3p9w2xa of digits:3: running, step 2 of 10, accuracy 75.0% (base 40.0%), epsilon 1.39, about 14 min left",
         "goal 8 of 20 boxes (all), 4,810 weights, plain, int8 up, int8 down",
         "a box in all 10 rounds spends 3.34",
-        "2 norm, 1 stale", "2.5 MB", "closed, begun 2 times", "3 (+4 at work)", "2 min",
+        "2 norm, 1 stale", "2.5 MB", "closed, abandoned once", "3 (+4 at work)", "2 min",
     ):  # fmt: skip
         assert words in text, words
 

@@ -124,7 +124,8 @@ def privacy_lines(view: CampaignView) -> list[str]:
 
 def round_row(view: RoundView) -> tuple[str, ...]:
     """A round as a row of `ROUND_HEAD`."""
-    state = view.state + (f", begun {view.n_abandoned + 1} times" if view.n_abandoned else "")
+    times = "once" if view.n_abandoned == 1 else f"{view.n_abandoned} times"
+    state = view.state + (f", abandoned {times}" if view.n_abandoned else "")
     return (
         str(view.number),
         state,
