@@ -1,6 +1,6 @@
 """The report as one page for a browser, made from its JSON alone; it loads nothing and runs nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -116,14 +116,22 @@ _HEADINGS = (
 
 
 def _candidates(report: Report) -> str:
-    head = "".join(
-        f'<th scope="col"{" class=text" if name in _HEADINGS[1:3] else ""}>{name}</th>' for name in _HEADINGS
-    )
-    rows = "".join(_row(each) for each in report.candidates)
-    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = _table(_HEADINGS, map(_row, report.candidates))
     if not report.candidates:
         table = "<p>None: no way of compressing this model could be tried. What was refused is said below.</p>"
     return _section("What was tried", table, "Energy is modelled from the device's description; all else was measured.")
+
+
+def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of entries; its second and third columns are words, all others figures."""
+    head = "".join(f'<th scope="col"{" class=text" if name in headings[1:3] else ""}>{name}</th>' for name in headings)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _line(name: str, status: str, cells: Sequence[str]) -> str:
+    """An entry of a table, coloured by what became of it."""
+    kind = escape(status.replace(" ", "-"))
+    return f'<tr class="{kind}"><td><code>{escape(name)}</code></td>{"".join(cells)}</tr>'
 
 
 def _row(each: Candidate) -> str:
@@ -143,8 +151,7 @@ def _row(each: Candidate) -> str:
         f"<td>{_bytes(each.memory_bytes)}</td>",
         f"<td>{_energy(each.energy_j)}</td>",
     ]
-    kind = escape(each.status.replace(" ", "-"))
-    return f'<tr class="{kind}"><td><code>{escape(each.id)}</code></td>{"".join(cells)}</tr>'
+    return _line(each.id, each.status, cells)
 
 
 _SPLIT_HEADINGS = (
@@ -156,12 +163,7 @@ _SPLIT_HEADINGS = (
 def _splits(every: Sequence[SplitTold]) -> str:
     if not every:
         return ""
-    head = "".join(
-        f'<th scope="col"{" class=text" if name in _SPLIT_HEADINGS[1:3] else ""}>{name}</th>'
-        for name in _SPLIT_HEADINGS
-    )
-    rows = "".join(_split_row(each) for each in every)
-    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = _table(_SPLIT_HEADINGS, map(_split_row, every))
     said = (
         "Seconds of a request over the link are predicted from heads timed on the device, tails timed here and the "
         "bytes that cross; drops were measured, energy is modelled."
@@ -181,8 +183,7 @@ def _split_row(each: SplitTold) -> str:
         *(f"<td>{UNSEEN if value is None else _seconds(value)}</td>" for value in seconds),
         f"<td>{_energy(each.energy_j)}</td>",
     ]
-    kind = escape(each.status.replace(" ", "-"))
-    return f'<tr class="{kind}"><td><code>{escape(each.id)}</code></td>{"".join(cells)}</tr>'
+    return _line(each.id, each.status, cells)
 
 
 def _refused(report: Report) -> str:
