@@ -129,7 +129,7 @@ class Masked:
         self.live_box_ids = [box_id(number) for number in boxes]
         zeros = np.zeros(n_elements, np.int64)
         self.sum = Sum(levels=zeros, bits=0, n_devices=len(boxes), step_size=0.01) if boxes else None
-        self.trouble = "too few dealt"
+        self.trouble, self.came = "too few dealt", "3 boxes came together and 3 are needed"
         self.n_anew = 0
 
     async def begin_anew(self, reason: str = "") -> None:

@@ -10,7 +10,7 @@ from hybrid.artifact.signature import public_key_of
 from hybrid.errors import BadMessage, CampaignImpossible
 from hybrid.federated.campaign import Aggregation, Cohort, Privacy
 from hybrid.federated.secure.device_list import listed
-from tests.rounds.lab import Box, Lab, box_id
+from tests.rounds.lab import Box, Lab, box_id, running, until
 
 ROOT = b"\1" * 32
 SECURE = {"privacy": Privacy(secure=True, clip=1.0), "aggregation": Aggregation(weights="uniform"), "goal": 3}
@@ -43,6 +43,16 @@ async def test_lists_that_boxes_would_refuse_are_refused_at_once(lab: Lab) -> No
         await lab.create(**SECURE)
     await lab.create(**SECURE, cohort=roster(0, 1, 2, sequence=7))
     await lab.create(goal=4)
+
+
+async def test_a_masked_round_to_which_too_few_came_says_that_and_not_that_they_masked_in_vain(lab: Lab) -> None:
+    async with running(lab):
+        campaign = await lab.create(**SECURE, deadline_s=0.05, most_abandoned=2, cohort=roster(0, 1, 2))
+        course = lab.desk.courses[campaign]
+        await until(lambda: course.row.state == "stalled")
+    assert course.row.reason == (
+        "round 1 was begun 2 times, 0 boxes came together and 3 are needed: are there boxes that may take part?"
+    )
 
 
 async def test_a_box_that_is_not_listed_gets_no_task(lab: Lab) -> None:

@@ -151,8 +151,9 @@ class Closings:
         """The same where there is a sum alone; the round begins anew where there is none."""
         now_s = self._around.clock_s()
         if masking.sum is None:
+            came = masking.came
             await masking.begin_anew()
-            await self._begin_anew(course, now_s, masking.trouble)
+            await self._begin_anew(course, now_s, masking.trouble, came)
             return
         live = [_masked_row(course, box_id) for box_id in masking.live_box_ids]
         is_begun = course.round.state == "closing"
@@ -294,18 +295,16 @@ class Closings:
             spent = {box_id: course.spent.get(box_id, 0.0) for box_id in self._around.cohort(course)}
             check_round(course.order.privacy, spent, course.n_least)
 
-    async def _begin_anew(self, course: Course, now_s: float, why: str = "") -> None:
-        """Too few came in time, or no sum of them: what came stays, the time begins anew."""
+    async def _begin_anew(self, course: Course, now_s: float, why: str = "", came: str = "") -> None:
+        """Too few came in time, or no sum of them, and why: what came stays, the time begins anew."""
+        came = came or f"{len(course.counted)} updates came and {course.n_least} are needed"
         row = msgspec.structs.replace(course.row, n_abandoned=course.row.n_abandoned + 1)
         if row.n_abandoned >= course.order.most_abandoned:
             row.state = "stalled"
-            row.reason = (
-                f"round {course.round.number} was begun {row.n_abandoned} times, {len(course.counted)} updates came "
-                f"and {course.n_least} are needed: are there boxes that may take part?"
-            )
-            if course.order.privacy.secure:
-                row.reason = f"round {course.round.number} was begun {row.n_abandoned} times and came to no sum: {why}"
-                row.reason = row.reason.removesuffix(": ") + _ONE_INPUT
+            begun = f"round {course.round.number} was begun {row.n_abandoned} times"
+            row.reason = f"{begun}, {came}: are there boxes that may take part?"
+            if why:
+                row.reason = f"{begun} and came to no sum: {why}{_ONE_INPUT}"
         shown = course.shown(now_s)
         view = msgspec.structs.replace(shown, state="open", n_abandoned=shown.n_abandoned + 1)
 

@@ -115,6 +115,12 @@ class Masking:
         return [self._round.roster.box_ids[index] for index in sorted(self._round.live)] if self._round.live else []
 
     @property
+    def came(self) -> str:
+        """How many boxes came to the attempt that is open, and how many it needs, in words."""
+        masked = self._round
+        return f"{len(masked.box_ids)} boxes came together and {masked.task.least_devices} are needed"
+
+    @property
     def has_room(self) -> bool:
         """Whether a box that comes now could take part in the attempt that is open."""
         masked = self._round
