@@ -1,7 +1,6 @@
 """The way home that a kill, a full or a damaged disk cut off: it goes on, once, and stops no other campaign."""
 
 import asyncio
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,8 +31,8 @@ class Steering:
 
     async def start(self, plan):
         rollout = SimpleNamespace(
-            plan=msgspec.structs.replace(plan, id=f"r{len(self.ledger.rollouts)}", made_s=time.time()),
-            course=SimpleNamespace(state="halted"),
+            plan=msgspec.structs.replace(plan, id=f"r{len(self.ledger.rollouts)}", made_s=0.0),
+            course=SimpleNamespace(state="running"),
         )
         if self.is_begun_first or not self.faults:
             self.ledger.rollouts[rollout.plan.id] = rollout
@@ -67,6 +66,33 @@ async def test_a_rollout_that_could_not_begin_begins_later_once(
         await until(lambda: campaign not in lab.desk.courses)
         (promotion,) = (await lab.shown(campaign)).promotions
     lab.close()
+    assert (promotion.state, promotion.rollout, list(steering.ledger.rollouts)) == ("rollout", "r0", ["r0"])
+
+
+async def test_a_rollout_that_halted_before_its_row_was_kept_is_not_begun_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cloud_gateway.rounds.service._AGAIN_S", 0.01)
+    lab = Lab(tmp_path, n_boxes=4, learns=("w2", "b2"))
+    steering = Steering(lab.boxes)
+    lab.close()
+    lab = Lab(tmp_path, n_boxes=4, steering=steering)
+    keep, states = lab.rounds._promotions._keep, []
+
+    async def full(course, view):
+        states.append(view.state)
+        if states.count("rollout") == 1:
+            steering.ledger.rollouts["r0"].course.state = "halted"
+            raise DiskFull("no room")
+        await keep(course, view)
+
+    monkeypatch.setattr(lab.rounds._promotions, "_keep", full)
+    async with running(lab):
+        order = Promotion(policy="rollout", cohort_evaluation=False)
+        campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=order)
+        await learned(lab, campaign)
+        await until(lambda: campaign not in lab.desk.courses)
+        (promotion,) = (await lab.shown(campaign)).promotions
+    lab.close()
+    assert states == ["evaluating", "rollout", "rollout"]
     assert (promotion.state, promotion.rollout, list(steering.ledger.rollouts)) == ("rollout", "r0", ["r0"])
 
 

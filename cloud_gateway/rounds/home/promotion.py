@@ -204,13 +204,15 @@ class Promotions:
         view = msgspec.structs.replace(view, state="candidate", version=f"{course.order.model}:{version}")
         if view.policy != "rollout":
             return view
-        try:  # its row says `evaluating` until then: a process that ends here begins the rollout after its next start
-            rollout = await self._rolled_out(course, view, version)
-        except HybridError as exc:
-            if _is_of_disk(exc):
-                raise
-            return msgspec.structs.replace(view, reason=f"no rollout: {exc}")
-        return msgspec.structs.replace(view, state="rollout", rollout=rollout)
+        if not view.rollout:
+            try:  # its row says `evaluating` until then: a process that ends here finds or begins it when it starts
+                view = msgspec.structs.replace(view, rollout=await self._rolled_out(course, version))
+            except HybridError as exc:
+                if _is_of_disk(exc):
+                    raise
+                return msgspec.structs.replace(view, reason=f"no rollout: {exc}")
+            course.promotion = msgspec.structs.replace(view, state="evaluating")  # until its row is kept
+        return msgspec.structs.replace(view, state="rollout")
 
     def _made(self, course: Course, step: int) -> tuple[str, str]:
         """The version of a step, signed and in the registry: its word and its digest; blocks."""
@@ -256,7 +258,7 @@ class Promotions:
             upload.append(content[upload.offset :])
             upload.finish()
 
-    async def _rolled_out(self, course: Course, view: PromotionView, version: str) -> str:
+    async def _rolled_out(self, course: Course, version: str) -> str:
         steering, order = self._home.steering, course.order
         key = self._home.signer.public
         if not self._home.is_delegated(key.key_id):
@@ -269,8 +271,7 @@ class Promotions:
             raise Conflict("this gateway steers no fleet")
         for rollout in steering.ledger.rollouts.values():
             plan = rollout.plan
-            is_wanted = rollout.course.state in RUNNING or plan.made_s >= view.begun_s > 0.0
-            if plan.model == order.model and plan.version == version and is_wanted:
+            if plan.model == order.model and plan.version == version and rollout.course.state in RUNNING:
                 return plan.id
         stages = tuple(percent / 100.0 for percent in order.promotion.stages)
         boxes = [steering.boxes.find(box_id) for box_id in self._campaigns.cohorts.of(order)]
