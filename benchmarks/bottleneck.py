@@ -51,7 +51,8 @@ METHOD: Final = (
     f" those where it gives a class at least {photos.LEAST_SHARE:g}; that is right. Two rows a cut: one training, two"
     " rounding steps. WebP, JPEG: bytes of the input at the same accuracy (straight lines between qualities; –: no"
     f" quality reaches it); encoder: median of {N_TIMED} runs over the head's, in turns, one thread; less a call: each"
-    " less what an empty call of the engine takes, since a head of 50 µs is not ten calls long."
+    " less what an empty call of the engine takes, since a head of 50 µs is not ten calls long; coded: median time of"
+    " the entropy coder for one latent, in numpy and plain Python."
 )
 
 
@@ -65,6 +66,7 @@ class Row(NamedTuple):
         sent: bytes of the input at the same accuracy, by form; infinite where no quality reaches it.
         encoder_ratio: the encoder's time over the head's.
         net_ratio: the same, each less what an empty call of the engine takes.
+        coding_s: what the entropy coder takes for one latent.
     """
 
     n_elements: int
@@ -73,6 +75,7 @@ class Row(NamedTuple):
     sent: dict[str, float]
     encoder_ratio: float
     net_ratio: float
+    coding_s: float
 
 
 class Judge(NamedTuple):
@@ -99,7 +102,7 @@ class Judge(NamedTuple):
     def row(self, made: Bottleneck) -> Row:
         """Everything of one bottleneck."""
         before = classes_of(self.module, self.inputs) == self.labels
-        after, n_bytes = self._asked(made)
+        after, n_bytes, coding_s = self._asked(made)
         accuracy = float((after == self.labels).mean())
         sizes = made.encoder.graph.input[0].type.tensor_type.shape.dim
         sent = {name: bytes_for(points, accuracy - self.offset) for name, points in self.points.items()}
@@ -111,13 +114,15 @@ class Judge(NamedTuple):
             sent={name: float("inf") if n is None else n for name, n in sent.items()},
             encoder_ratio=ratio,
             net_ratio=net_ratio,
+            coding_s=coding_s,
         )
 
-    def _asked(self, made: Bottleneck) -> tuple[np.ndarray, float]:
-        """First classes with the files of a bottleneck in place, and mean bytes of some payloads."""
+    def _asked(self, made: Bottleneck) -> tuple[np.ndarray, float, float]:
+        """First classes with the files of a bottleneck in place; mean bytes and median seconds of some payloads."""
         encoder, decoder = (session(with_batch(one, "n")) for one in (made.encoder, made.decoder))
         classes: list[np.ndarray] = []
         n_bytes: list[int] = []
+        taken: list[float] = []
         with torch.no_grad(), replaced(self.module, self.at) as place:
             for start in range(0, len(self.inputs), BATCH):
                 batch = torch.from_numpy(self.inputs[start : start + BATCH])
@@ -126,12 +131,15 @@ class Judge(NamedTuple):
                 own = place.seen()
                 assert own is not None
                 latent = answers(encoder, own.numpy(), BATCH)
-                if len(n_bytes) < N_COUNTED:
-                    n_bytes += [len(made.prior.encode(one[None])) for one in latent]
+                counted = latent if len(n_bytes) < N_COUNTED else latent[:0]
+                for one in counted:
+                    began_s = time.perf_counter()
+                    n_bytes.append(len(made.prior.encode(one[None])))
+                    taken.append(time.perf_counter() - began_s)
                 back = torch.from_numpy(answers(decoder, latent, BATCH))
                 place.through = lambda _own, back=back: back
                 classes.append(self.module(batch).argmax(1).numpy())
-        return np.concatenate(classes), statistics.mean(n_bytes)
+        return np.concatenate(classes), statistics.mean(n_bytes), statistics.median(taken)
 
     def _ratios(self, made: Bottleneck) -> tuple[float, float]:
         """Median seconds of the encoder over those of the head, in turns; as they are, and each less an empty call."""
@@ -259,6 +267,7 @@ def median(rows: Sequence[Row]) -> Row:
         sent={name: statistics.median(row.sent[name] for row in rows) for name in rows[0].sent},
         encoder_ratio=statistics.median(row.encoder_ratio for row in rows),
         net_ratio=statistics.median(row.net_ratio for row in rows),
+        coding_s=statistics.median(row.coding_s for row in rows),
     )
 
 
@@ -266,7 +275,8 @@ def cells(name: str, row: Row) -> list[str | float]:
     """One line of the table."""
     sent = ["–" if np.isinf(n) else n for n in row.sent.values()]
     bits = 8 * row.n_bytes / row.n_elements
-    return [name, f"{row.n_elements:,}", row.n_bytes, bits, f"{row.lost:.2f}", *sent, row.encoder_ratio, row.net_ratio]
+    times: list[str | float] = [row.encoder_ratio, row.net_ratio, f"{1e3 * row.coding_s:.2f}"]
+    return [name, f"{row.n_elements:,}", row.n_bytes, bits, f"{row.lost:.2f}", *sent, *times]
 
 
 def main() -> int:
@@ -299,6 +309,7 @@ def main() -> int:
                 *forms,
                 "encoder / head",
                 "less a call",
+                "coded in ms",
             ),
             rows=[cells(name, row) for name, each in rows.items() for row in each],
             bars=[
