@@ -1,7 +1,8 @@
 """A small classifier, its samples on the disk, a job about it, and a timer that needs no clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,30 @@ class BySize:
         self.is_closed = True
 
 
+def cut_short(patch: pytest.MonkeyPatch) -> None:
+    """Takes from the search what is not looked at here: the staircase and ratios of pruning.
+
+    That int8 loses nothing on these samples spares it no step either: there shall be some to interrupt.
+    """
+    patch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
+    patch.setattr("hybrid.compress.search.next_step.is_lossless", lambda _grade: False)
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_CONFIG", str(tmp_path / "config"))
     monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def operators_once() -> Iterator[None]:
+    """torch reads the sources of all operators that it exports at each export, half of its time: here at the first."""
+    from torch.onnx._internal import _lazy_import
+
+    apis = _lazy_import.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -71,12 +92,8 @@ def job(net: Path, data: Path, tmp_path: Path) -> Job:
 
 @pytest.fixture
 def by_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], BySize]:
-    """Makes timers by size, and takes from the search what is not looked at here: the staircase and ratios of pruning.
-
-    That int8 loses nothing on these samples spares it no step either: there shall be some to interrupt.
-    """
-    monkeypatch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
-    monkeypatch.setattr("hybrid.compress.search.next_step.is_lossless", lambda _grade: False)
+    """Makes timers by size, of a search that is cut short."""
+    cut_short(monkeypatch)
     return lambda _job: BySize()
 
 
@@ -86,6 +103,5 @@ def whole(net: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
     out = tmp_path_factory.mktemp("whole") / "small"
     job = Job(model=net, data=data / "x.npz", labels=data / "y.npy", out=out, max_drop=MAX_DROP)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid.compress.search.space.prunings", lambda _bench: ())
-        patch.setattr("hybrid.compress.search.next_step.is_lossless", lambda _grade: False)
+        cut_short(patch)
         return compress(job, timer=lambda _job: BySize())

@@ -1,12 +1,15 @@
 """A classifier with a narrow waist behind a light head: over a slow link, a request that is divided there wins."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compression.measuring import Feeds, Timing
@@ -106,3 +109,15 @@ def slow_device(job: Job) -> SlowBySize:
     is_gateway = job.device == THIS
     told = DeviceTold(name=job.device, kind="by size", factor=1, threads=1)
     return SlowBySize(told=told, s_per_byte=1e-8 if is_gateway else 1e-6)
+
+
+def steady(patch: pytest.MonkeyPatch) -> None:
+    """Every encoding and decoding takes as long as any other, whatever else this machine does meanwhile."""
+    counted = itertools.count()
+
+    def now_s() -> float:
+        return 5e-5 * next(counted)
+
+    patch.setattr("hybrid.compress.splits.heads.perf_counter", now_s)
+    for room in ("trial", "split_trial"):
+        patch.setattr(f"hybrid.calibration.{room}.time", SimpleNamespace(perf_counter=now_s))

@@ -1,5 +1,6 @@
 """What was shipped is what a session answers with, where it permits the drop; and a gateway takes it."""
 
+import shutil
 import time
 from dataclasses import replace
 
@@ -9,20 +10,36 @@ import pytest
 import hybrid
 from hybrid.artifact.folder import open_folder, verify
 from hybrid.artifact.publishers import create_key, own_key_path, read_key
-from hybrid.compress import compress
+from hybrid.compress import Job, compress
 from tests.compress import nets
+from tests.compress.conftest import MAX_DROP, BySize, cut_short
 
 NOBODY = "http://127.0.0.1:9"
 FEEDS = {"x": nets.samples(1, 5)[0]}
 
 
-@pytest.fixture
-def artifact(job, by_size, wide):
-    """Signed with the user's own key, of a net on which int8 pays, its head in a file of its own."""
-    create_key(own_key_path())
-    result = compress(replace(job, model=wide, sign=read_key(own_key_path()), head="auto"), timer=by_size)
+@pytest.fixture(scope="module")
+def made(data, wide, tmp_path_factory):
+    """An artifact of a net on which int8 pays, its head in a file of its own, and the settings with the user's key."""
+    folder = tmp_path_factory.mktemp("made")
+    job = Job(
+        model=wide, data=data / "x.npz", labels=data / "y.npy", out=folder / "small", max_drop=MAX_DROP, head="auto"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRID_CONFIG", str(folder / "config"))
+        cut_short(patch)
+        create_key(own_key_path())
+        result = compress(replace(job, sign=read_key(own_key_path())), timer=lambda _job: BySize())
     assert result.artifact is not None
-    return result.artifact
+    return result.artifact, folder / "config"
+
+
+@pytest.fixture
+def artifact(made, tmp_path):
+    """Signed with the user's own key."""
+    found, config = made
+    shutil.copytree(config, tmp_path / "config")
+    return found
 
 
 def answered(artifact, wanted: str, **options: object):

@@ -1,9 +1,11 @@
 """Bottlenecks among the ways of dividing requests: learned once, whatever ends the work in between."""
 
+import copy
 import hashlib
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("operators_once")]
 
 from compression.bottleneck import training  # noqa: E402
 from compression.errors import NotTrainable  # noqa: E402
@@ -123,20 +125,33 @@ def _work(folder: Path, training_set: TrainingSet, told: Connection) -> None:
     found(folder, training_set, stage)
 
 
-@pytest.fixture
-def training_set() -> TrainingSet:
+@pytest.fixture(scope="module")
+def known_set() -> TrainingSet:
     return taught()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, training_set: TrainingSet) -> Path:
+def training_set(known_set: TrainingSet) -> TrainingSet:
+    """One of the test's own."""
+    return copy.deepcopy(known_set)
+
+
+@pytest.fixture(scope="module")
+def known_folder(known_set: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samples, a line, and the module as it is written for the device."""
-    x, labels = split_nets.samples(60, 1)
-    np.savez(tmp_path / "x.npz", x=x)
-    np.save(tmp_path / "y.npy", labels)
-    (tmp_path / "thin.toml").write_text(split_nets.LINK.replace("= 100000", "= 20000"))
-    base_of(Job(model=None, data=tmp_path, out=tmp_path), tmp_path, training_set)
-    return tmp_path
+    folder = tmp_path_factory.mktemp("known")
+    x, labels = split_nets.samples(30, 1)
+    np.savez(folder / "x.npz", x=x)
+    np.save(folder / "y.npy", labels)
+    (folder / "thin.toml").write_text(split_nets.LINK.replace("= 100000", "= 20000"))
+    base_of(Job(model=None, data=folder, out=folder), folder, copy.deepcopy(known_set))
+    return folder
+
+
+@pytest.fixture
+def folder(known_folder: Path, tmp_path: Path) -> Path:
+    """The same for one test."""
+    return Path(shutil.copytree(known_folder, tmp_path, dirs_exist_ok=True))
 
 
 @pytest.fixture
@@ -214,10 +229,10 @@ def _killed_at_the_second(folder: Path, training_set: TrainingSet) -> list[str]:
     mine, theirs = spawning.Pipe()
     child = spawning.Process(target=_work, args=(folder, training_set, theirs))
     child.start()
+    theirs.close()
     while len(begun) < 2:
-        assert mine.poll(30)
-        begun.append(mine.recv())
+        begun.append(mine.recv())  # EOFError where the child ended before
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
-    child.join(10)
+    child.join()
     return begun

@@ -25,6 +25,13 @@ KEY = bytes(range(32))
 MAX_DROP = 0.06
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _steady() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        split_nets.steady(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """For a device and a link on which dividing wins."""

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("operators_once")]
 
 from compression.errors import InvalidTrainingSet, NotTrainable  # noqa: E402
 from compression.training.fit_recipe import FitRecipe  # noqa: E402
@@ -94,7 +94,7 @@ def test_a_pruned_model_that_was_trained_is_smaller_and_learns_its_task(maker):
     head = stand_of(onnx.load(maker.path)).tensor
     maker = replace(maker, head=head, module_head=head)
     untrained = Recipe(pruned="module", ratio=0.5, multiple=8)
-    trained = msgspec.structs.replace(untrained, epochs=4)
+    trained = msgspec.structs.replace(untrained, epochs=2)
     part = maker.material.parts.judge
     grades = [graded(maker.model(recipe)[0], maker.material, part) for recipe in (untrained, trained)]
     assert grades[1].drop < grades[0].drop
@@ -164,7 +164,7 @@ def test_a_job_without_a_model_takes_the_scripts_and_ships_a_trained_one(job, sc
     monkeypatch.setattr("hybrid.compress.search.ratios.N_RATIOS", 2)
     monkeypatch.setattr("hybrid.compress.search.next_step._student", lambda _space, _done: None)
     monkeypatch.setattr("hybrid.compress.search.space.engines", lambda _bench: ())
-    result = compress(replace(job, model=None, train_script=script, epochs=4), timer=by_size)
+    result = compress(replace(job, model=None, train_script=script, epochs=2), timer=by_size)
     assert result.artifact is not None
     verify(open_folder(job.out))
     assert result.artifact.manifest.name == "training"
