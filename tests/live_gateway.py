@@ -40,7 +40,11 @@ class LiveGateway:
         self.url = ""
         self._process: subprocess.Popen[str] | None = None
         self._log = (data.parent / f"{data.name}.log").open("a")
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._log.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
