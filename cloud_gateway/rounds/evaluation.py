@@ -14,7 +14,7 @@ import numpy as np
 from cloud_gateway.rounds.messages import EvaluationSet
 from hybrid.artifact.durable import write_atomically
 from hybrid.artifact.names import check_digest
-from hybrid.errors import BadMessage, EngineFailed, NotFound, TensorMismatch
+from hybrid.errors import BadMessage, CorruptContent, EngineFailed, NotFound, TensorMismatch
 from hybrid.federated.learning.body import Body
 from hybrid.federated.learning.evaluation import right_of
 from hybrid.federated.learning.examples import Examples
@@ -61,12 +61,14 @@ class EvaluationSets:
         """Its arrays.
 
         Raises:
-            NotFound: no such set.
+            NotFound: no such set. CorruptContent: the disk has damaged it.
         """
         try:
             content = (self._folder / f"{check_digest(sha256)}.npz").read_bytes()
         except FileNotFoundError as exc:
             raise NotFound(f"no evaluation set {sha256[:16]}… here; upload it first") from exc
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise CorruptContent(f"the disk has damaged the evaluation set {sha256[:16]}…; upload it again")
         return _arrays(content)
 
 

@@ -5,12 +5,14 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cloud_gateway.rounds.messages import PromoteWish
 from hybrid.errors import CorruptContent, HybridError
 from hybrid.federated.campaign import Coding, Promotion
 from tests.rounds.lab import Box, Lab, running, until
+from tests.rounds.test_thin_path import evaluation_set
 
 PLAIN = Coding(up="float32", down="float32")
 
@@ -131,3 +133,25 @@ def test_a_damaged_rounds_key_is_told_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CorruptContent, match="key is damaged") as told:
         Lab(tmp_path, n_boxes=2)
     assert "backup" in str(told.value.advice)
+
+
+async def test_an_evaluation_set_that_the_disk_damaged_ends_the_campaign_with_the_reason(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    digest = evaluation_set(lab, np.zeros((8, 64), np.float32), np.zeros(8, np.int64))
+    campaign = await lab.create(digest, coding=PLAIN, goal=2, rounds=2)
+    lab.close()
+    path = tmp_path / "rounds" / "evaluation" / f"{digest}.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    lab = Lab(tmp_path, n_boxes=2)
+    async with running(lab):
+        for at in range(2):
+            await Box(lab, at).once(campaign)
+        await until(lambda: campaign not in lab.desk.courses)
+        view = await lab.shown(campaign)
+    lab.close()
+    assert (view.state, view.reason) == (
+        "failed", f"the disk has damaged the evaluation set {digest[:16]}…; upload it again",
+    )  # fmt: skip
+    assert [each.state for each in view.rounds] == ["abandoned"]
