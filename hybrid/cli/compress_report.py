@@ -17,14 +17,16 @@ def text(found: "Result") -> str:
     """The table, what its numbers mean, and where everything lies."""
     report = found.report
     rows = [HEADINGS, _original(report), *(_row(candidate) for candidate in report.candidates)]
+    p = "p: McNemar's test; "
     if not fits(rows):
+        p = ""
         rows = [tuple(row[HEADINGS.index(heading)] for heading in _NARROW) for row in rows]
     data, device = report.data, report.device
     where = device.words if device.words == device.kind else f"{device.name} ({device.kind})"
     threads = "one thread" if device.threads == 1 else f"{device.threads} threads"
     words = (
         f"drop: {data.metric} lost on {data.n_judge} samples that nothing else has seen (where a candidate was not "
-        f"judged: on the {data.n_choose} of the choice); at most: upper end of its 95 % interval; p: McNemar's test; "
+        f"judged: on the {data.n_choose} of the choice); at most: upper end of its 95 % interval; {p}"
         f"time and bytes: share of the original's, on {where}, {threads}."
     )
     place = [f"artifact  {found.artifact.folder}"] if found.artifact is not None else []

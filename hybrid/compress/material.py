@@ -251,20 +251,31 @@ def _check_labels(
     if beyond is not None:
         from_one = min(labels) == 1 and max(labels) == n_classes
         hint = "; they seem to be counted from 1: take 1 off each" if from_one else ""
-        raise DataUnfit(f"label {beyond} is none of the model's {n_classes} classes (0 to {n_classes - 1}){hint}")
+        others = _other_outputs(answers[0], output)
+        raise DataUnfit(
+            f"label {beyond} is none of the model's {n_classes} classes (0 to {n_classes - 1}){hint or others}"
+        )
     n, n_usual = len(labels), Counter(labels).most_common(1)[0][1]
     n_right = sum(before)
     if n_usual < n and wilson(n_right, n)[1] < n_usual / n:
         raise DataUnfit(
             f"the model is right about {n_right / n:.1%} of the samples, while one class alone is the label of "
             f"{n_usual / n:.1%}: the labels do not fit (their order, their numbering), or the inputs' preprocessing"
+            f"{_other_outputs(answers[0], output)}"
         )
     if n_usual < n and wilson(n_right, n)[0] <= n_usual / n:
         return (
             f"the model is right about {n_right / n:.1%} of the samples and one class alone is the label of "
             f"{n_usual / n:.1%}: so labelled it does no better than always saying that class; see whether they fit"
+            f"{_other_outputs(answers[0], output)}"
         )
     return ""
+
+
+def _other_outputs(answer: Mapping[str, Any], output: str) -> str:
+    """What else labels may be about: the first output that can be scores is taken where none was named."""
+    others = ", ".join(name for name in answer if name != output)
+    return f", or are about another output than {output!r}: name it with --output ({others})" if others else ""
 
 
 def _digest(feeds: Sequence[Feeds], labels: Sequence[int] | None) -> str:

@@ -171,6 +171,16 @@ def test_a_side_output_that_never_changes_is_named_with_what_to_judge_by(job, ne
     assert found.judge.outputs == ("y",)
 
 
+def test_labels_that_are_about_another_output_than_the_first_are_told_of_it(job, net, tmp_path):
+    model = onnx.load(net)
+    model.graph.node.append(helper.make_node("Flatten", ["x"], ["pixels"], "side"))
+    model.graph.output.insert(0, helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 144]))
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(DataUnfit, match=r"or are about another output than 'pixels': name it with --output \(y\)"):
+        gathered(job, tmp_path / "two.onnx")
+    assert gathered(replace(job, output="y"), tmp_path / "two.onnx").judge.outputs == ("y",)
+
+
 def test_no_samples_there(job, net, tmp_path):
     with pytest.raises(NotFound, match="no such file or folder"):
         gathered(replace(job, data=tmp_path / "nothing.npz"), net)
