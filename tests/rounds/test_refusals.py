@@ -271,6 +271,10 @@ async def test_unknown_models_and_sets(lab: Lab) -> None:
             {"labels": np.zeros(3, np.int64), "image": np.zeros((3, 63), np.float32)},
             "'image' is 1x63, the model wants .x64",
         ),
+        (
+            {"labels": np.zeros(3, np.int64), "image": np.zeros((3, 64))},
+            "'image' holds float64, the model wants float32",
+        ),
         ({"labels": np.zeros(3, np.int64), "image": np.full((3, 64), np.nan, np.float32)}, "3 of 3 samples"),
         ({"labels": np.full(3, 99), "image": np.zeros((3, 64), np.float32)}, "99"),
     ],

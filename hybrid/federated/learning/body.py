@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 
+from compression.tensor import NUMPY_OF
 from devices.errors import DeviceError
 from devices.tflite_magic import is_headed
 from hybrid.artifact.external_data import fields
@@ -160,6 +161,7 @@ class Body:
             found = self._session.run([self._feature], {name: feeds[name] for name in self._names}, run_options)
         except Exception as exc:
             self._check_shapes(feeds)
+            self._check_kinds(feeds)
             said = str(exc).strip().splitlines()[:1]
             raise EngineFailed(f"the engine could not make features of a sample: {''.join(said)[:200]}") from exc
         return np.asarray(found[0])
@@ -170,6 +172,14 @@ class Body:
             if spec is not None and not spec.accepts(spec.dtype, found):
                 wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
                 raise TensorMismatch(f"{name!r} is {'x'.join(map(str, found))}, the model wants {wanted}")
+
+    def _check_kinds(self, feeds: Feeds) -> None:
+        for name, kind in self._types.items():
+            spec, found = spec_of(name, kind), feeds[name].dtype
+            wanted = None if spec is None else NUMPY_OF[spec.dtype]
+            if wanted is not None and (found.kind, found.itemsize) != (wanted.kind, wanted.itemsize):
+                advice = f"Write it as that: array.astype({wanted.name!r})."
+                raise TensorMismatch(f"{name!r} holds {found.name}, the model wants {wanted.name}", advice=advice)
 
 
 def _copy(kind: onnx.TypeProto) -> onnx.TypeProto:
