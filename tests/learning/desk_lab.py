@@ -77,7 +77,14 @@ async def boxes_at_a_desk(
 
 
 async def completed(lab: Lab, campaign: str) -> None:
-    async with asyncio.timeout(30.0):
-        while (await lab.shown(campaign)).state == "running":  # noqa: ASYNC110 (what is waited for is no event of ours)
-            await asyncio.sleep(0.02)
-    assert (await lab.shown(campaign)).state == "completed"
+    """Waits for the end of a campaign, as long as updates come: boxes train behind all that this machine does else."""
+    loop, public = asyncio.get_running_loop(), lab.rounds.public
+    seen = await public.shown(campaign)
+    came = (0, 0)
+    async with asyncio.timeout(40.0) as limit:
+        while seen.state == "running":
+            seen = await public.shown(campaign, since=seen.serial, wait_s=60.0)
+            if (seen.step, seen.rounds[-1].n_counted) > came:
+                came = (seen.step, seen.rounds[-1].n_counted)
+                limit.reschedule(loop.time() + 40.0)
+    assert seen.state == "completed"

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from contextlib import asynccontextmanager
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -46,6 +47,7 @@ async def give(box: Box, x: np.ndarray, y: np.ndarray) -> None:
 @asynccontextmanager
 async def fleet(folder: Path):
     """Three boxes with digits at a desk, and the digest of the gateway's evaluation set."""
+    await asyncio.to_thread(import_module, "torch")  # in the thread that trains it would come after all else
     artifact = whole_artifact(folder / "made" / "eyes")
     x, y = digit_images()
     packed = BytesIO()
