@@ -1,9 +1,11 @@
 """The commands against a gateway's rounds over HTTP, with boxes that send what they like."""
 
 import asyncio
+import io
 import json
 import re
 import threading
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from hybrid.hosting.front_door import IDENTITY
 from hybrid.hosting.identity import ANYONE
 from hybrid.serving.body_budget import BodyBudget
 from hybrid.transport.rounds_paths import CAMPAIGNS_PATH
-from tests.rounds.lab import Box, Lab, running
+from tests.rounds.lab import Box, Lab, running, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
 
@@ -110,12 +112,18 @@ def test_a_campaign_from_create_to_report(gateway, say, tmp_path):
     watched = threading.Thread(target=lambda: lines.extend(say("watch", campaign)))
     lines = []
     watched.start()
+    gateway.do(_until_watched(gateway.lab, campaign))
     gateway.do(round_of(gateway.lab, campaign))
     gateway.do(_until_step(gateway.lab, campaign, 1))
-    assert re.search(r"running +1 of 2 +\d+\.\d%", say("ls", as_json=False)), "also while a round is open"
+    gateway.do(
+        _until_watched(gateway.lab, campaign)
+    )  # it has told all that there was, and is silent until there is more
+    with redirect_stdout(io.StringIO()) as listed:
+        assert main(["rounds", "ls", "--gateway", gateway.url]) == ExitCode.OK
+    assert re.search(r"running +1 of 2 +\d+\.\d%", listed.getvalue()), "also while a round is open"
     gateway.do(round_of(gateway.lab, campaign))
     gateway.do(_until_step(gateway.lab, campaign, 2))
-    watched.join(20.0)
+    watched.join(60.0)
     assert lines[-1]["state"] == "completed"
     assert len({line["serial"] for line in lines}) == len(lines) > 2
 
@@ -158,6 +166,11 @@ def test_what_was_learned_becomes_a_version_when_it_is_asked_for(gateway, say):
     key = say("key")["data"]
     assert len(bytes.fromhex(key["public_key"])) == 32
     assert say("key", as_json=False).strip() == key["public_key"]
+
+
+async def _until_watched(lab, campaign):
+    """Somebody has been told all that there is of a campaign that nothing changes now, and waits for more."""
+    await until(lambda: campaign in lab.rounds.public._watchers and not lab.desk.courses[campaign].closing, 20.0)
 
 
 async def _until_step(lab, campaign, step):
