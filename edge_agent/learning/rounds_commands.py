@@ -67,12 +67,14 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     if told.get("waiting_bytes"):
         found.append(f"         an update of {told['waiting_bytes']} bytes waits for the gateway")
     if told.get("n_unfit"):
-        found.append(f"         {told['n_unfit']} samples cannot be learned from, such as: {told['why_unfit']}")
+        samples = f"{told['n_unfit']} sample{'s' * (told['n_unfit'] != 1)}"
+        found.append(f"         {samples} cannot be learned from, such as: {told['why_unfit']}")
     if told.get("n_left_out"):
         room = f"{told['feature_bytes'] / 1e6:.3g} MB hold the newest; more with `learn_memory_bytes`"
         found.append(f"         {told['n_left_out']} labelled samples are left out: {room}")
     if told.get("n_stood"):
-        stood = f"{told['n_stood']} times, at most {told['stood_s'] * 1e3:.0f} ms after one came"
+        times = "once" if told["n_stood"] == 1 else f"{told['n_stood']} times"
+        stood = f"{times}, at most {told['stood_s'] * 1e3:.0f} ms after one came"
         found.append(f"         stood still for requests {stood}")
     found += personal(told)
     rows = [_row(one) for one in reversed(told.get("campaigns", ()))]

@@ -53,6 +53,12 @@ def test_one_line(more: dict, line: str) -> None:
     assert summary(told(**more)) == line
 
 
+def test_one_sample_is_one() -> None:
+    assert (
+        lines(told(n_unfit=1, why_unfit="no class"))[1].strip() == "1 sample cannot be learned from, such as: no class"
+    )
+
+
 def test_a_start_that_does_not_learn() -> None:
     assert summary({}) == "learning not in this start: crashes in a row (see problems)"
     assert lines({})[-1] == "no rounds yet"

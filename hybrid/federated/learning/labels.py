@@ -59,8 +59,9 @@ _WANTED: Final = '{"class": 3}, {"class": "NAME"} or {"values": [1.5]} is wanted
 def _target(found: Any, classes: Sequence[str] | None) -> Target:
     if isinstance(found, str):
         if classes is None or found not in classes:
-            near = ", ".join((classes or ())[:5]) or "none; give its number"
-            raise DataUnfit(f"no class is called {found[:_LONGEST_NAME]!r}; the model's classes are {near}")
+            named = ", ".join((classes or ())[:5])
+            has = f"the model's classes are {named}" if named else "the model names none; give its number"
+            raise DataUnfit(f"no class is called {found[:_LONGEST_NAME]!r}; {has}")
         return list(classes).index(found)
     if isinstance(found, int) and not isinstance(found, bool):
         n_classes = len(classes) if classes else _MOST_CLASS
