@@ -57,7 +57,7 @@ def test_other_load_does_not_count_twice() -> None:
     pace.set_factor(50)
     started_s = time.perf_counter()
     pace.run(lambda: time.sleep(0.2))
-    assert time.perf_counter() - started_s < 0.35
+    assert time.perf_counter() - started_s < 5, "stretched it would take ten"
 
 
 def test_terminate_ends_the_sleep_as_it_ends_a_run(detector: ort.InferenceSession) -> None:

@@ -74,10 +74,10 @@ def test_warm_ups_are_left_out():
 
     def run():
         calls.append(1)
-        time.sleep(0.05 if len(calls) == 1 else 0.002)
+        time.sleep(0.5 if len(calls) == 1 else 0.002)
 
     timing = time_runs(run, 0.1)
-    assert timing.median_s < 0.03
+    assert timing.median_s < 0.3
     assert timing.n_runs < len(calls)
 
 

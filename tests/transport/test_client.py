@@ -143,7 +143,7 @@ def test_an_unreachable_gateway_fails_at_once_and_says_why(client_of):
     since_s = time.monotonic()
     with pytest.raises(GatewayUnreachable, match=r"not connected|cannot be reached"):
         client.infer(ask("echo"), **LIMITS).result(10)
-    assert time.monotonic() - since_s < 0.5
+    assert time.monotonic() - since_s < LIMITS["stall_s"] / 2
 
 
 def test_an_address_that_is_none_is_refused():
