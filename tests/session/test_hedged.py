@@ -265,7 +265,9 @@ def test_awaited_runs_race_too_and_cancelling_stops_both_sides(gateway: LiveGate
             assert_same(await session.run_awaitable(None, FEEDS), wanted)
             assert report_of(session).placement == "local"
         running = asyncio.ensure_future(session.run_awaitable(None, FEEDS))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(20.0):
+            while not session._device.n_runs:  # noqa: ASYNC110 (the device tells nobody)
+                await asyncio.sleep(0.001)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
