@@ -95,9 +95,10 @@ async def test_a_kill_at_any_time_costs_nothing(home: Any, tmp_path: Path, monke
 
             monkeypatch.setattr(store, "keep", cut)
             await until(lambda: box.learning.status().why_not.startswith("the disk fails"))
-            assert box.answering.personal("net") is None
-            np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
             assert box.learning.status().n_judged >= 1
+            if end == "before":  # after it the layers are there, and answer at the next look
+                assert box.answering.personal("net") is None
+                np.testing.assert_allclose(await asked(box.room, inputs), answers_of(version, inputs), atol=1e-5)
     found = []
     for _ in range(2):
         async with lives(tmp_path, version, desk) as box:
