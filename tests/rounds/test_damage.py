@@ -73,6 +73,7 @@ async def test_a_database_that_is_gone_loses_nothing_silently(tmp_path: Path, is
     lab = Lab(tmp_path, n_boxes=2)
     views = {view.id: (view.state, view.step) for view in (await lab.rounds.public.listed()).campaigns}
     assert views == {ended: ("lost", 1), campaign: ("lost", 1)}
+    assert list(views) == [ended, campaign], "the oldest first, as ever"
     assert lab.alarms == ["rounds_lost"]
     lab.close()
 

@@ -23,7 +23,7 @@ _log = logging.getLogger("hybrid.gateway.rounds")
 
 
 def lost_rows(folder: Path, known: Mapping[str, CampaignRow], begun: Set[str] | None) -> list[CampaignRow]:
-    """Campaigns whose rows the disk has damaged: what was ordered lies in their folders. Blocks.
+    """Campaigns whose rows the disk has damaged, the oldest first: what was ordered lies in their folders. Blocks.
 
     Args:
         folder: of all campaigns.
@@ -40,7 +40,7 @@ def lost_rows(folder: Path, known: Mapping[str, CampaignRow], begun: Set[str] | 
             _log.warning("rounds.order_unread path=%s error=%s", path, exc)
             continue
         found.append(msgspec.structs.replace(row, state="lost", reason=_LOST, step=_newest(path.parent)))
-    return found
+    return sorted(found, key=lambda row: row.made_s)
 
 
 def sweep(folder: Path, known: Mapping[str, CampaignRow]) -> None:
