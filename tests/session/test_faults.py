@@ -255,8 +255,7 @@ def test_deadline_leaves_time_for_the_device(own_gateway: LiveGateway) -> None:
         outputs = session.run(None, feeds)
         took_s = time.perf_counter() - began_s
         assert_same(outputs, whole("ppocr_cls", feeds))
-        alone_s = time.perf_counter() - began_s - took_s  # with the opening of a session of its own
-        assert took_s < 0.45 + alone_s
+        assert took_s < 0.45 + (time.perf_counter() - began_s - took_s), "beside what the device alone takes"
         session.close()
 
 
