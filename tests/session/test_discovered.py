@@ -14,7 +14,7 @@ from tests.session.test_placements import assert_same, whole
 pytestmark = pytest.mark.slow
 
 
-def settles(session: hybrid.InferenceSession, name: str, placement: str, limit_s: float = 40.0) -> bool:
+def settles(session: hybrid.InferenceSession, name: str, placement: str, limit_s: float = 60.0) -> bool:
     deadline_s = time.monotonic() + limit_s
     feeds = zoo.feeds(name)
     while time.monotonic() < deadline_s:
@@ -22,6 +22,7 @@ def settles(session: hybrid.InferenceSession, name: str, placement: str, limit_s
         assert session.report is not None
         if session.report.placement == placement:
             return True
+        time.sleep(0.05)  # what prepares that has the machine meanwhile
     return False
 
 
