@@ -51,7 +51,7 @@ def test_what_the_disk_refuses_is_told_from_memory_until_it_takes(disk: Disk) ->
     disk.is_full = disk.is_gone = False
     alarms.raise_alarm("clone", "box", "two machines")
     assert sorted(told(Alarms(disk, lambda: 100.0))) == [
-        ("clone", "two machines", 1), ("disk_refuses", "still no room", 1), ("halted", "one", 1),
+        ("clone", "two machines", 1), ("disk_refuses", "still no room", 2), ("halted", "one", 1),
     ]  # fmt: skip
     assert alarms.n_open == 3
     assert all(one.id for one in alarms.listed(with_acked=False))
@@ -75,3 +75,31 @@ def test_what_is_over_goes_by_itself(disk: Disk, is_kept: bool) -> None:
     assert [one.acked_by for one in everything if one.kind == "disk_refuses"] == (["gateway"] if is_kept else [])
     alarms.lift("disk_refuses", "")
     assert alarms.n_open == 1
+
+
+def test_what_goes_and_comes_again_is_one_alarm(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes and goes all day would push the others out."""
+    monkeypatch.setattr("cloud_gateway.fleet.admission.alarms._MOST_ALARMS", 5)
+    clock = [100.0]
+    alarms = Alarms(disk, lambda: clock[0])
+    alarms.raise_alarm("clone", "box", "two machines")
+    for _ in range(20):
+        alarms.raise_alarm("disk_refuses", "", "no room")
+        alarms.lift("disk_refuses", "")
+        clock[0] += 10.0
+    assert told(alarms, with_acked=True) == [("clone", "two machines", 1), ("disk_refuses", "no room", 20)]
+    assert alarms.n_open == 1
+    alarms.raise_alarm("disk_refuses", "", "no room")
+    assert alarms.n_open == 2
+    alarms.lift("disk_refuses", "")
+    clock[0] += 86_400.0
+    alarms.raise_alarm("disk_refuses", "", "no room")
+    assert [one.n for one in alarms.listed(with_acked=True)] == [1, 21, 1]
+
+
+def test_what_a_person_has_seen_is_another_alarm_when_it_comes_again(disk: Disk) -> None:
+    alarms = Alarms(disk, lambda: 100.0)
+    alarms.raise_alarm("disk_refuses", "", "no room")
+    alarms.acknowledge(1, "a person")
+    alarms.raise_alarm("disk_refuses", "", "no room")
+    assert [(one.n, one.acked_by) for one in alarms.listed(with_acked=True)] == [(1, "a person"), (1, "")]

@@ -37,7 +37,7 @@ async def test_a_full_disk_accepts_nothing_and_the_box_brings_it_again(lab: Lab,
 
 async def test_an_alarm_stands_while_the_disk_takes_nothing_and_goes_by_itself(tmp_path: Path, monkeypatch) -> None:
     """A row that finds room lifts nothing: a step may find none."""
-    monkeypatch.setattr("cloud_gateway.rounds.kept.disk_watch.AGAIN_S", 0.02)
+    monkeypatch.setattr("cloud_gateway.rounds.kept.disk_watch.QUIET_S", 0.02)
     lifted: list[str] = []
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"), lift_alarm=lambda kind, _: lifted.append(kind))
     async with running(lab):
@@ -64,6 +64,23 @@ async def test_an_alarm_stands_while_the_disk_takes_nothing_and_goes_by_itself(t
         await until(lambda: not lab.rounds._disk.trouble)
         assert (await lab.shown(campaign)).reason == ""
         assert not (tmp_path / "rounds" / ".tried").exists()
+    lab.close()
+    assert lab.alarms == ["disk_refuses"]
+
+
+async def test_an_alarm_of_the_disk_stands_while_anything_is_refused_again(tmp_path: Path, monkeypatch) -> None:
+    """What is refused may be larger than what is tried, or lie on another disk."""
+    monkeypatch.setattr("cloud_gateway.rounds.kept.disk_watch.QUIET_S", 0.2)
+    lifted: list[str] = []
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"), lift_alarm=lambda kind, _: lifted.append(kind))
+    async with running(lab):
+        await until(lambda: lifted)
+        for _ in range(20):
+            lab.rounds._disk.refused("a step of 5 MB: no room")
+            await asyncio.sleep(0.02)
+        assert lifted == ["disk_refuses"]
+        assert lab.rounds._disk.trouble
+        await until(lambda: lifted == ["disk_refuses"] * 2)
     lab.close()
     assert lab.alarms == ["disk_refuses"]
 

@@ -14,6 +14,7 @@ from hybrid.hosting.database import Database
 _MOST_EVENTS: Final = 100_000
 _MOST_ALARMS: Final = 10_000
 _MOST_UNKEPT: Final = 1000
+_AGAIN_WITHIN_S: Final = 3600.0
 _MAX_TEXT: Final = 500
 _log = logging.getLogger("hybrid.gateway.fleet")
 
@@ -113,22 +114,12 @@ class Alarms:
     def _bring(self, db: sqlite3.Connection, unkept: Mapping[tuple[str, str], Alarm] | None = None) -> None:
         """What waits in memory, to the disk."""
         for alarm in (self._unkept if unkept is None else unkept).values():
-            self.within(db, alarm.kind, alarm.box_id, alarm.text)
+            _add(db, alarm)
 
     def within(self, db: sqlite3.Connection, kind: str, box_id: str, text: str) -> None:
         """The same inside a transaction that is under way; `recount` after it."""
-        now_s, text = self._wall_s(), text[:_MAX_TEXT]
-        row = db.execute(
-            "SELECT id FROM alarm WHERE kind = ? AND box_id = ? AND acked_s IS NULL", (kind, box_id)
-        ).fetchone()
-        if row is not None:
-            db.execute("UPDATE alarm SET n = n + 1, last_s = ?, text = ? WHERE id = ?", (now_s, text, row[0]))
-            return
-        db.execute(
-            "INSERT INTO alarm (kind, box_id, text, first_s, last_s, n, acked_by) VALUES (?, ?, ?, ?, ?, 1, '')",
-            (kind, box_id, text, now_s, now_s),
-        )
-        db.execute("DELETE FROM alarm WHERE id <= (SELECT max(id) FROM alarm) - ?", (_MOST_ALARMS,))
+        now_s = self._wall_s()
+        _add(db, Alarm(id=0, kind=kind, box_id=box_id, text=text[:_MAX_TEXT], first_s=now_s, last_s=now_s, n=1))
 
     def recount(self) -> None:
         """Look how many are open."""
@@ -170,6 +161,26 @@ class Alarms:
     def _count(self) -> None:
         with self._database.reading() as db:
             (self._n_kept,) = db.execute("SELECT count(*) FROM alarm WHERE acked_s IS NULL").fetchone()
+
+
+def _add(db: sqlite3.Connection, alarm: Alarm) -> None:
+    """One row for all of a kind and box while it is open; what the gateway lifted a moment ago is open again."""
+    row = db.execute(
+        "SELECT id FROM alarm WHERE kind = ? AND box_id = ? "
+        "AND (acked_s IS NULL OR acked_by = 'gateway' AND acked_s > ?) ORDER BY id DESC",
+        (alarm.kind, alarm.box_id, alarm.last_s - _AGAIN_WITHIN_S),
+    ).fetchone()
+    if row is not None:
+        db.execute(
+            "UPDATE alarm SET n = n + ?, last_s = ?, text = ?, acked_s = NULL, acked_by = '' WHERE id = ?",
+            (alarm.n, alarm.last_s, alarm.text, row[0]),
+        )
+        return
+    db.execute(
+        "INSERT INTO alarm (kind, box_id, text, first_s, last_s, n, acked_by) VALUES (?, ?, ?, ?, ?, ?, '')",
+        (alarm.kind, alarm.box_id, alarm.text, alarm.first_s, alarm.last_s, alarm.n),
+    )
+    db.execute("DELETE FROM alarm WHERE id <= (SELECT max(id) FROM alarm) - ?", (_MOST_ALARMS,))
 
 
 class AuditLog:

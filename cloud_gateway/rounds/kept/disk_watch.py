@@ -12,7 +12,8 @@ from hybrid.artifact.durable import write_atomically
 from hybrid.errors import HybridError
 
 KIND: Final = "disk_refuses"
-AGAIN_S: Final = 5.0
+QUIET_S: Final = 15.0
+"""Without a refusal: twice, and then some, what rounds wait before they try again."""
 _TRIED_BYTES: Final = 1 << 20
 _log = logging.getLogger("hybrid.gateway.rounds")
 
@@ -21,7 +22,8 @@ class DiskWatch:
     """Raises the alarm and lifts it. Belongs to the event loop.
 
     Design: a small row may find room where a step does not, so that one write that went well says little: the alarm is
-    lifted once a file of a megabyte, a row, and the alarm's own row were written.
+    lifted once a file of a megabyte, a row, and the alarm's own row were written, and whoever tried again what was
+    refused had the time to say that it still is: it may be larger, or lie on another disk.
 
     Attributes:
         trouble: what the disk refused, and its words; empty while it takes.
@@ -54,24 +56,37 @@ class DiskWatch:
 
     def refused(self, text: str) -> None:
         """The disk did not take something, which will be tried again."""
+        self._refused.set()
         if not self.trouble:
             self.trouble = text
-            self._refused.set()
             self._changed()
 
     async def run(self) -> None:
-        """Tell, and look every few seconds whether the disk takes again, until cancelled."""
-        if not self.trouble:
-            await self._lifted()  # the process before may have ended while it stood
+        """Tell, and look now and then whether the disk takes again, until cancelled."""
+        await self._lift_of_before()
         while True:
             await self._refused.wait()
             await asyncio.to_thread(self._raise, KIND, self.trouble)
-            while self.trouble:
-                await asyncio.sleep(AGAIN_S)
-                if await self._takes() and await self._lifted():
-                    self.trouble = ""
-            self._refused.clear()
-            self._changed()
+            while not (await self._is_quiet() and await self._takes() and await self._lifted()):
+                pass
+            if not self._refused.is_set():  # else it refused something while the alarm went
+                self.trouble = ""
+                self._changed()
+
+    async def _lift_of_before(self) -> None:
+        """The process before may have ended while its alarm stood."""
+        while not self.trouble and not await self._lifted():  # noqa: ASYNC110 (what is waited for is the disk)
+            await asyncio.sleep(QUIET_S)
+
+    async def _is_quiet(self) -> bool:
+        """Whether nothing was refused for a while."""
+        self._refused.clear()
+        try:
+            async with asyncio.timeout(QUIET_S):
+                await self._refused.wait()
+        except TimeoutError:
+            return True
+        return False
 
     async def _takes(self) -> bool:
         try:
