@@ -13,6 +13,7 @@ from compression.measuring import Timing
 from devices.errors import DeviceError
 from hybrid.artifact.digest import files_of_model
 from hybrid.compress.grading import Grade, graded
+from hybrid.compress.interruption import hides_interrupt
 from hybrid.compress.journal import Journal
 from hybrid.compress.making.maker import Maker
 from hybrid.compress.making.recipe import Recipe
@@ -191,22 +192,21 @@ def _tried(call: Callable[[], Found]) -> tuple[Found | None, str, bool]:
     Raises:
         StorageError: there is no room to go on.
         NotMeasurable: of the original: there is no device to go on with.
+        KeyboardInterrupt: Ctrl-C, also where another error hides it.
     """
     try:
         return call(), "", True
-    except StorageError:
-        raise
-    except NotMeasurable as exc:
-        if _is_gone(exc):
-            raise
-        return None, str(exc), False
-    except FAILURES as exc:
-        return None, str(exc), True
     except Exception as exc:
+        if hides_interrupt(exc):
+            raise KeyboardInterrupt from exc
+        if isinstance(exc, StorageError) or _is_gone(exc):
+            raise
+        if isinstance(exc, FAILURES):
+            return None, str(exc), not isinstance(exc, NotMeasurable)
         log.exception("compress.candidate_failed")
         return None, f"{type(exc).__name__}: {exc} (a fault of this program; please report it)", False
 
 
-def _is_gone(error: NotMeasurable) -> bool:
+def _is_gone(error: Exception) -> bool:
     """Whether the original could not be timed either, after a candidate could not."""
-    return isinstance(error.__context__, NotMeasurable)
+    return isinstance(error, NotMeasurable) and isinstance(error.__context__, NotMeasurable)

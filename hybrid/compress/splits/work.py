@@ -13,6 +13,7 @@ from compression.measuring import Timing
 from devices.link_class import LinkClass
 from devices.machine import processor
 from hybrid.artifact.splits import Role
+from hybrid.compress.interruption import hides_interrupt
 from hybrid.compress.job import Job
 from hybrid.compress.journal import SPLITS
 from hybrid.compress.judging import Judged
@@ -152,7 +153,13 @@ class SplitWork:
 
 
 def _why(error: Exception) -> str:
-    """The message of a failure that was expected; of any other one too, which is then logged as a whole."""
+    """The message of a failure that was expected; of any other one too, which is then logged as a whole.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which the error hides.
+    """
+    if hides_interrupt(error):
+        raise KeyboardInterrupt from error
     if isinstance(error, (*FAILURES, HybridError)):
         return str(error)
     log.error("compress.splits_failed", exc_info=error)
