@@ -144,7 +144,11 @@ def test_a_profile_by_command_is_paid_once_and_warms_the_next_device(gateway, hy
     assert again["whole"]["timing"] == first["whole"]["timing"]
     other = told("two", "--budget", "0.1")
     assert other["n_left"] > 0
-    assert {cut["head"]["from"] for cut in other["cuts"]} <= {"shared", "measured"}
+    most_s = (
+        1.5 * first["whole"]["timing"]["median_s"] + 0.005
+    )  # a busy moment's head that takes longer is nobody's prior
+    believed = {cut["cut"] for cut in first["cuts"] if cut["head"]["timing"]["low_s"] <= most_s}
+    assert {cut["head"]["from"] for cut in other["cuts"] if cut["cut"] in believed} <= {"shared", "measured"}
     assert "shared" in {cut["head"]["from"] for cut in other["cuts"]}
     renewed = told("one", "--again", "--budget", "20")
     assert {cut["head"]["from"] for cut in renewed["cuts"]} == {"measured"}
