@@ -35,7 +35,7 @@ def packed_set(inputs: Path, labels: Path | None, name: Callable[[], str]) -> by
     try:
         arrays = read_set(inputs, labels, name)
     except (BadMessage, DataUnfit) as exc:
-        raise type(exc)(str(exc), advice=_ADVICE) from exc
+        raise type(exc)(str(exc), advice=exc.advice or _ADVICE) from exc
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     content = packed.getvalue()
