@@ -73,6 +73,8 @@ class Learning:
         self._around, self._offers, self._conditions, self._mode = around, offers, conditions, mode
         self.yielding.is_wanted = lambda: self._mode() != "off"
         self.personal = personal
+        if personal is not None:
+            personal.n_left_out = self._n_left_out
         self._patience = Patience(around.rng)
         self._tasks = Tasks(store, around, offers=offers, conditions=conditions, yielding=self.yielding)
         self._bringing = Bringing(store, around)
@@ -99,6 +101,8 @@ class Learning:
         if self._tasks.doing is not None:
             self._tasks.doing.material.forget(sample_id)
         self._offers.relabelled()
+        if self.personal is not None:
+            self.personal.relabelled(sample_id)
         self._n_new += 1
         if self._n_new >= self._n_told:
             self._end_poll()
@@ -165,7 +169,7 @@ class Learning:
             task_cpu_s=round(doing.cpu_s, 4) if doing is not None else 0.0,
             n_unfit=doing.material.n_unfit if doing is not None else 0,
             why_unfit=doing.material.why_unfit if doing is not None else "",
-            n_left_out=doing.material.n_left_out if doing is not None else 0,
+            n_left_out=self._n_left_out(),
             feature_bytes=self._around.feature_bytes,
             campaigns=tuple(map(CampaignStatus.of, store.notes.values())),
             personal=self.personal.status() if self.personal is not None else (),
@@ -174,6 +178,10 @@ class Learning:
         )
 
     # Inside.
+
+    def _n_left_out(self) -> int:
+        doing = self._tasks.doing
+        return doing.material.n_left_out if doing is not None else 0
 
     async def _once(self, answer: TaskAnswer | None) -> tuple[float, TaskAnswer | None]:
         """One step: the pause before the next one, and an answer that is to be looked at then."""

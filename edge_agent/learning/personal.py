@@ -10,6 +10,7 @@ version says how they are trained.
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -41,6 +42,10 @@ DAMAGED: Final = "the disk has damaged them"
 _MORE: Final = 2
 """Layers are fitted and judged anew once there are so many times as many labelled samples."""
 
+_GIVEN_UP: Final = "fitting them was given up; it is tried again later"
+_RESTS: Final = 6
+"""Layers whose fitting was given up rest for so many times as long as it took: tasks have their turn meanwhile."""
+
 _log = logging.getLogger("hybrid.agent.learning")
 
 
@@ -57,6 +62,19 @@ class _Origin:
     id: str
     training: Training
     note: CampaignNote | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unfit:
+    """A version for which no layers could be fitted, on a box that took no part.
+
+    Attributes:
+        ids: of the labelled samples that there were then.
+        why: in words.
+    """
+
+    ids: frozenset[str]
+    why: str
 
 
 class Host(Protocol):
@@ -81,8 +99,10 @@ class Personal:
         offers: samples of models.
         why_not: what keeps a model from answering with personal layers, in words; empty where nothing does.
         wall_s: the box's calendar.
+        now_s: a clock that only runs forward.
 
     Attributes:
+        n_left_out: samples for which what is learned from had no room; asked after a fitting.
         n_judged, n_worse: how often layers were tried since the start, and found to answer worse than the version.
     """
 
@@ -95,15 +115,18 @@ class Personal:
         offers: Offers,
         why_not: Callable[[str], str] = lambda _: "",
         wall_s: Callable[[], float],
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._answering, self._host = store, answering, host
-        self._offers, self._why_not, self._wall_s = offers, why_not, wall_s
+        self._offers, self._why_not, self._wall_s, self._now_s = offers, why_not, wall_s, now_s
         self._failures: dict[str, tuple[str, HybridError]] = {}
         self._campaigns: dict[str, str] = {}
         self._up: dict[str, str] = {}
         self._waits: dict[str, str] = {}
-        self._unfit: dict[str, str] = {}
+        self._unfit: dict[str, _Unfit] = {}
+        self._rests: dict[str, float] = {}
         self._without: dict[str, PersonalStatus] = {}
+        self.n_left_out: Callable[[], int] = lambda: 0
         self.n_judged = self.n_worse = 0
 
     async def look(self, candidates: Sequence[Candidate], fit: Fit | None) -> None:
@@ -116,8 +139,7 @@ class Personal:
         Raises:
             StorageError: what was found could not be kept; what answered does.
         """
-        names = {one.version.name for one in candidates}
-        self._without = {name: told for name, told in self._without.items() if name in names}
+        self._keep_to(candidates)
         for one in candidates:
             name = one.version.name
             origin = self._origin(one)
@@ -129,7 +151,7 @@ class Personal:
                 continue
             self._campaigns[name] = origin.id
             self._waits[name] = self._obstacle(one)
-            if self._waits[name] or not await self._may_be_fitted(one, origin):
+            if not await self._may_be_fitted(one, origin, fit) or self._waits[name]:
                 await self.plainly(name)
                 continue
             judged = await self._judged(one, origin, fit)
@@ -159,6 +181,10 @@ class Personal:
             if note.judged is not None and self._answering.copy_of(note.judged.digest) is not None:
                 await self.plainly(note.terms.model)
         return [note.id for note in found]
+
+    def relabelled(self, sample_id: str) -> None:
+        """A sample has a label, its first or another one: what could not be fitted with it may be now."""
+        self._unfit = {digest: one for digest, one in self._unfit.items() if sample_id not in one.ids}
 
     def failed(self, copy: PersonalCopy, error: HybridError) -> None:
         """A run failed by a copy and not by its version, which answers from the next look on."""
@@ -207,16 +233,37 @@ class Personal:
         is_its = (note.terms.model, note.terms.variant) == (one.version.name, one.variant)
         return _Origin(id=campaign, training=note.terms.training, note=note) if is_its and _has_any(note) else None
 
-    async def _may_be_fitted(self, one: Candidate, origin: _Origin) -> bool:
-        """Whether there are layers, or such can be fitted on a box that took no part; says why not."""
+    def _keep_to(self, candidates: Sequence[Candidate]) -> None:
+        """Forget what is known of versions that answer no more."""
+        names = {one.version.name for one in candidates}
+        digests = {one.version.artifact_digest for one in candidates}
+        self._without = {name: told for name, told in self._without.items() if name in names}
+        self._unfit = {digest: one for digest, one in self._unfit.items() if digest in digests}
+        self._rests = {digest: until_s for digest, until_s in self._rests.items() if digest in digests}
+
+    async def _may_be_fitted(self, one: Candidate, origin: _Origin, fit: Fit | None) -> bool:
+        """Whether there are layers, or such can be fitted now on a box that took no part; says why not."""
         version, why_not = one.version, ""
         if origin.note is None:
-            why_not = self._unfit.get(version.artifact_digest, "")
-            if not await self._offers.samples(one):
+            n_samples, unfit = len(await self._offers.samples(one)), self._unfit.get(version.artifact_digest)
+            if not n_samples:
                 why_not = "this box took no part and has no labelled samples to fit any to"
+            elif self._waits[version.name]:
+                why_not = self._waits[version.name]
+            elif unfit is not None and n_samples < _MORE * max(1, len(unfit.ids)):
+                why_not = unfit.why
+            elif self._is_resting(one):
+                why_not = _GIVEN_UP
+            elif fit is None:
+                why_not = "this box took no part; layers of its own are fitted when it may learn"
         if why_not:
             self._tell_none(version, origin, why_not)
+        else:
+            self._without.pop(version.name, None)
         return not why_not
+
+    def _is_resting(self, one: Candidate) -> bool:
+        return self._now_s() < self._rests.get(one.version.artifact_digest, float("-inf"))
 
     def _tell_none(self, version: ModelVersion, origin: _Origin, why_not: str) -> None:
         told = PersonalStatus.none(version.name, version.version, origin.id, why_not=why_not)
@@ -234,12 +281,12 @@ class Personal:
         known = None if note is None else note.judged
         if known is not None and not known.is_of(version.artifact_digest, one.variant):
             known = None
-        n_samples = len(await self._offers.samples(one))
-        is_lost = False
+        ids = await self._offers.samples(one)
+        n_samples, is_lost = len(ids), False
         if known is not None and known.answers and self._answering.copy_of(known.digest) is None:
             is_lost = await asyncio.to_thread(self._store.vector, origin.id, "fitted") is None
         is_due = known is None or is_lost or n_samples >= _MORE * max(1, known.n_samples)
-        if not is_due or (fit is None and not is_lost):
+        if not is_due or self._is_resting(one) or (fit is None and not is_lost):
             return known
         found = Judged(
             artifact_digest=version.artifact_digest, version=version.version, variant=one.variant,
@@ -253,15 +300,20 @@ class Personal:
             return await self._kept(note, msgspec.structs.replace(found, why_not=DAMAGED, n_samples=0), None)
         assert fit is not None
         personal = None if content is None else np.frombuffer(content, "<f4").astype(np.float32)
+        began_s = self._now_s()
         try:
             fitted, shared, layout = await fit(one, origin.id, origin.training, personal)
         except (Cancelled, StorageError) as exc:
+            ended_s = self._now_s()
+            self._rests[version.artifact_digest] = ended_s + _RESTS * (ended_s - began_s)
             _log.info("personal.judged_later campaign=%s why=%s", origin.id, exc)
+            if note is None:
+                self._tell_none(version, origin, _GIVEN_UP)
             return known
         except HybridError as exc:
             if note is None:
                 _log.warning("personal.unfit campaign=%s version=%s error=%s", origin.id, version.version, exc)
-                self._unfit[version.artifact_digest] = str(exc)
+                self._unfit[version.artifact_digest] = _Unfit(ids=frozenset(ids), why=str(exc))
                 self._tell_none(version, origin, str(exc))
                 return None
             return await self._kept(note, msgspec.structs.replace(found, why_not=str(exc)), None)
@@ -269,7 +321,7 @@ class Personal:
         found = msgspec.structs.replace(
             found, answers=fitted.is_better, n=fitted.plain.n, n_right=fitted.personal.n_right,
             n_plain_right=fitted.plain.n_right, loss=fitted.personal.loss, plain_loss=fitted.plain.loss,
-            why_not="" if fitted.is_better else _worse(fitted.plain.n), layout=layout,
+            why_not="" if fitted.is_better else _worse(fitted.plain.n, self.n_left_out()), layout=layout,
         )  # fmt: skip
         self.n_worse += not fitted.is_better and bool(fitted.plain.n)
         note = note or _new_note(one, origin, shared)
@@ -332,9 +384,10 @@ def _new_note(one: Candidate, origin: _Origin, shared: Layout) -> CampaignNote:
     return CampaignNote(id=origin.id, terms=terms, is_over=True, last="took no part; layers of its own were tried")
 
 
-def _worse(n: int) -> str:
+def _worse(n: int, n_left_out: int) -> str:
     from hybrid.federated.box.personal import LEAST_APART
 
     if n >= LEAST_APART:
         return "the version answers better without them"
-    return f"{n} labelled samples are kept apart to judge them on, {LEAST_APART} are wanted"
+    room = f"; {n_left_out} find no room: more with --learn-memory-bytes" if n_left_out else ""
+    return f"{n} labelled samples are kept apart to judge them on, {LEAST_APART} are wanted{room}"
