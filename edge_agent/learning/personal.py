@@ -210,8 +210,8 @@ class Personal:
         """Of each model whose personal layers were judged, or that came of a campaign without this box."""
         found = []
         for note in self._store.notes.values():
-            if note.judged is not None:
-                name = note.terms.model
+            name = note.terms.model
+            if note.judged is not None and (name not in self._without or self._without[name].campaign != note.id):
                 is_current = self._campaigns.get(name) == note.id
                 wait = self._waits.get(name, "") if is_current else "another version answers"
                 copy = self._answering.personal(name)
@@ -227,7 +227,7 @@ class Personal:
         note = self._store.notes.get(campaign)
         if not campaign:
             return None
-        if note is None:
+        if note is None or _tried_with_another(note, one):
             training = training_of(one.manifest)
             return None if training is None else _Origin(id=campaign, training=training, note=None)
         is_its = (note.terms.model, note.terms.variant) == (one.version.name, one.variant)
@@ -330,11 +330,11 @@ class Personal:
     async def _kept(self, note: CampaignNote, judged: Judged, vector: np.ndarray | None) -> Judged | None:
         """Keep what was found, with the layers that are to answer, in one transaction."""
         campaign = note.id
-        note = self._store.notes.get(campaign, note)
-        if note.is_forgotten:
+        kept = self._store.notes.get(campaign, note)
+        if kept.is_forgotten:
             return None
         content = None if vector is None else vector.astype("<f4").tobytes()
-        note = msgspec.structs.replace(note, judged=judged)
+        note = msgspec.structs.replace(kept, terms=note.terms, judged=judged)
         await asyncio.to_thread(self._store.keep, note, {"fitted": content})
         self._without.pop(note.terms.model, None)
         _log.info(
@@ -373,6 +373,12 @@ class Personal:
 
 def _has_any(note: CampaignNote) -> bool:
     return bool(note.terms.training.personal) and not note.is_forgotten
+
+
+def _tried_with_another(note: CampaignNote, one: Candidate) -> bool:
+    """Whether a box that trained nothing in a campaign tried layers with another variant of the model alone."""
+    is_another = note.terms.model == one.version.name and note.terms.variant != one.variant
+    return is_another and note.is_over and not note.loss_before and _has_any(note)
 
 
 def _new_note(one: Candidate, origin: _Origin, shared: Layout) -> CampaignNote:

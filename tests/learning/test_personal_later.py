@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.learning.personal import Personal
+from edge_agent.learning.records import CampaignNote
 from hybrid.errors import Cancelled, DataUnfit
 from tests.edge_agent.model_room import model_room
-from tests.learning.lab import Box, at_work
+from tests.learning.lab import CAMPAIGN, Box, at_work
 from tests.learning.nets import N_FEATURES
 from tests.learning.personal_lab import TURN, learned, with_personal_head
 
@@ -123,3 +125,21 @@ async def test_too_little_memory_is_told_as_that(looks: Looks) -> None:
         "3 labelled samples are kept apart to judge them on, 5 are wanted; "
         f"{n_left_out} find no room: more with --learn-memory-bytes"
     )
+
+
+@pytest.mark.parametrize(
+    "what", [{"is_over": True}, {"is_over": True, "is_forgotten": True}, {"is_over": True, "loss_before": 1.0}]
+)
+async def test_another_variant_than_layers_were_tried_with(looks: Looks, what: dict[str, Any]) -> None:
+    """A box that took no part begins anew; not where a person wants none, or where the other one was trained."""
+    store, tasks = looks.box.learning.store, looks.box.learning._tasks
+    terms = msgspec.structs.replace(looks.box.desk.terms, variant="another")
+    store.keep(CampaignNote(id=CAMPAIGN, terms=terms, n_evaluated=2, **what), {})
+    await _filled(looks, 80)
+    for _ in range(2):
+        await looks.look(tasks.fitted)
+        assert looks.part.n_judged == (what == {"is_over": True}), "judged once"
+    assert (looks.box.answering.personal("net") is not None) == (what == {"is_over": True})
+    note = store.notes[CAMPAIGN]
+    assert (note.terms.variant == "original") == (what == {"is_over": True})
+    assert note.n_evaluated == 2
