@@ -89,19 +89,19 @@ class Doing:
         await self._done(task, terms, candidate, deadline_s, lambda work, found, view: keep(work.learned(found), view))
 
     async def trained(
-        self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float
+        self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float, *, was_metered: bool
     ) -> tuple[Work, Trained, bytes]:
         """What training changed, what it was done with, and the view that it began with; for what is sent at once.
 
         Args:
             deadline_s: end of the lease, on the loop's clock.
+            was_metered: what the gateway was told of the link when it gave the task.
 
         Raises:
             Cancelled: given up; says why.
             HybridError: it cannot be done.
         """
         conditions = self._conditions
-        was_metered = conditions.condition.is_metered
         found = await self._done(task, terms, candidate, deadline_s, lambda work, found, view: (work, found, view))
         await conditions.lately()
         if conditions.condition.is_metered and not was_metered:

@@ -148,6 +148,14 @@ class Learning:
         if self._tasks.unfit:
             do = "See `hybrid agent rounds`; `hybrid rounds report` on the gateway says whether other boxes can."
             found.append(Problem(code="learning_unfit", what=self._tasks.unfit, do=do))
+        if self._tasks.damaged:
+            named = ", ".join(sorted(self._tasks.damaged))
+            what = f"the disk has damaged the account of the privacy spent on {named}: no task with a budget is done"
+            do = (
+                "Look at the disk's health. To take part again stop the agent and remove learning/learning.db of its "
+                "folder: the account begins anew, an update that waits and personal layers are lost."
+            )
+            found.append(Problem(code="learning_account_damaged", what=what, do=do))
         return [*found, *(self.personal.problems() if self.personal is not None else ())]
 
     def status(self) -> LearningStatus:

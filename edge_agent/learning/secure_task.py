@@ -33,8 +33,13 @@ class SecureTasks:
         self._found: Trained | None = None
         self._view = b""
 
-    async def take(self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float) -> str:
+    async def take(
+        self, task: Task, terms: Terms, candidate: Candidate, deadline_s: float, *, was_metered: bool
+    ) -> str:
         """Do it; why this box would not, empty where it took its part.
+
+        Args:
+            task, terms, candidate, deadline_s, was_metered: as `Doing.trained` takes them.
 
         Raises:
             HybridError: it cannot be trained, or the disk refused.
@@ -55,7 +60,9 @@ class SecureTasks:
         async def trained() -> Update:
             if root:
                 await asyncio.to_thread(self._note_list, Invitation.from_bytes(task.secure).device_list, root)
-            work, self._found, self._view = await self._doing.trained(task, terms, candidate, deadline_s)
+            work, self._found, self._view = await self._doing.trained(
+                task, terms, candidate, deadline_s, was_metered=was_metered
+            )
             return self._found.delta, work.left.residual
 
         outcome = await masked(

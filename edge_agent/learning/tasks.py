@@ -39,6 +39,7 @@ class Tasks:
         refused: tasks that were given up and that the gateway was not told of yet.
         n_given_up: since the start.
         unfit: why the last campaign cannot be learned here; empty where it can.
+        damaged: models of which the disk has damaged what privacy this box spent.
         doing: does them; None before the first.
         is_metered: what the gateway was told of the link when it gave the task.
     """
@@ -58,6 +59,7 @@ class Tasks:
         self.refused: list[str] = []
         self.n_given_up = 0
         self.unfit = ""
+        self.damaged: frozenset[str] = frozenset()
         self.doing: Doing | None = None
         self.is_metered = False
 
@@ -144,7 +146,7 @@ class Tasks:
             await self._train(self.doing, task, terms, candidate, deadline_s)
         else:
             tasks = await asyncio.to_thread(self._secure, self.doing)
-            why = await tasks.take(task, terms, candidate, deadline_s)
+            why = await tasks.take(task, terms, candidate, deadline_s, was_metered=self.is_metered)
             if why:
                 self.give_up(task, why)
 
@@ -221,7 +223,9 @@ class Tasks:
         try:
             spent = outcomes.account_of(self._store, terms.model).cost
         except BadMessage:
+            self.damaged |= {terms.model}
             return f"the disk has damaged what this box noted of its privacy spent on {terms.model}"
+        self.damaged -= {terms.model}
         privacy = Privacy(noise=terms.noise, delta=terms.delta, max_epsilon=terms.max_epsilon, clip=1.0)
         return "" if has_left(privacy, spent) else f"one more update would go over an epsilon of {terms.max_epsilon:g}"
 

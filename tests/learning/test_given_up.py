@@ -13,10 +13,12 @@ from edge_agent.disk import RealDisk
 from edge_agent.learning import doing
 from edge_agent.learning.doing import Doing
 from edge_agent.learning.records import CampaignNote
+from edge_agent.learning.secure_task import SecureTasks
 from edge_agent.learning.store import INLINE_BYTES, MOST_CAMPAIGNS, LearningStore
 from edge_agent.learning.yielding import Yielding
 from edge_agent.outbox.place import Place
 from hybrid.errors import Cancelled, StorageError
+from hybrid.federated.messages import TaskAnswer, TaskCall
 from tests.learning.lab import Box, at_work, made
 from tests.learning.test_power_cuts import TERMS, waiting_of
 from tests.outbox.lab import until
@@ -131,17 +133,46 @@ async def test_a_masked_update_stays_where_the_link_began_to_cost_meanwhile(monk
     )
 
     async def done(*_given: Any) -> str:
-        link.is_metered |= begins_to_cost
+        link.is_metered = costs_by_then
         return "trained"
 
     monkeypatch.setattr(part, "_done", done)
     given: Any = (None, None, None, 0.0)
-    begins_to_cost = False
-    assert await part.trained(*given) == "trained"
-    begins_to_cost = True
-    with pytest.raises(Cancelled, match="costs by the byte"):
-        await part.trained(*given)
-    assert await part.trained(*given) == "trained", "the gateway was told of this link, and gave the task all the same"
+    costs_by_then = False
+    assert await part.trained(*given, was_metered=False) == "trained"
+    costs_by_then = True
+    for since in ("while it trained", "before, since the gateway was asked"):
+        assert link.is_metered == (since != "while it trained")
+        with pytest.raises(Cancelled, match="costs by the byte"):
+            await part.trained(*given, was_metered=False)
+    said = "the gateway was told of this link, and gave the task all the same"
+    assert await part.trained(*given, was_metered=True) == "trained", said
+
+
+async def test_a_masked_task_knows_what_the_gateway_was_told_of_the_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll is held for minutes: the link may begin to cost before the task comes, and long before it is trained."""
+    artifact, desk = made()
+    desk.kind = "secure"
+    box = Box(tmp_path, artifact, desk)
+    told: list[tuple[bool, bool]] = []
+    asked = desk.task
+
+    async def held(call: TaskCall) -> TaskAnswer:
+        box.is_metered = True
+        return await asked(call)
+
+    async def take(self: SecureTasks, *_given: Any, was_metered: bool) -> str:
+        told.append((was_metered, box.learning._conditions.condition.is_metered))
+        return "it is not done in this test"
+
+    monkeypatch.setattr(desk, "task", held)
+    monkeypatch.setattr(SecureTasks, "take", take)
+    async with at_work(box.outbox, box.samples, box.learning):
+        await box.fill(12)
+        await until(lambda: told)
+    assert told[0] == (False, True)
 
 
 def test_a_disk_that_will_not_tidy_costs_no_update(tmp_path: Path) -> None:

@@ -60,8 +60,31 @@ async def test_a_damaged_account_spends_nothing_more(tmp_path: Path) -> None:
         await box.fill(20)
         await until(lambda: desk.refused)
         assert not desk.updates
+        (problem,) = box.learning.problems()
+        assert problem.code == "learning_account_damaged"
+        assert "privacy spent on net" in problem.what
+        assert "remove learning/learning.db" in problem.do
         assert CAMPAIGN not in store.notes
         with pytest.raises(BadMessage):
             outcomes.account_of(store, "net")
         note = store.note(CAMPAIGN, desk.terms)
         assert outcomes.charge(store, note, 0, cost=0.25, delta=1e-5) == (note, {}), "it stays as it is"
+
+
+async def test_the_way_out_of_a_damaged_account(tmp_path: Path) -> None:
+    """As the problem says it: without that file the box takes part again."""
+    artifact, desk = made(noise=2.0, max_epsilon=50.0)
+    box = Box(tmp_path, artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        await box.fill(20)
+        async with at_work(box.learning):
+            await until(lambda: box.learning._opened)
+            box.learning.store.note_masked(0, CampaignNote(id="old", terms=desk.terms), {"net": b"{damaged"})
+            await until(box.learning.problems)
+        for file in (tmp_path / "learning").glob("learning.db*"):
+            file.unlink()
+        desk.refused.clear()
+        desk.salt = "again"
+        async with at_work(box.started()):
+            await until(lambda: desk.updates)
+            assert not box.learning.problems()

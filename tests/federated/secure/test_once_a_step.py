@@ -65,7 +65,7 @@ def task_of(step: int) -> Task:
 async def taken(store, step: int, secure) -> str:
     """What a box says of a task at a gateway that answers so."""
 
-    async def trained(*_):
+    async def trained(*_, was_metered):
         found = SimpleNamespace(delta=np.ones(4, np.float32), loss_before=1.0, loss_after=0.5, personal=np.zeros(0))
         return SimpleNamespace(left=SimpleNamespace(residual=None)), found, bytes(16)
 
@@ -75,7 +75,7 @@ async def taken(store, step: int, secure) -> str:
     )
     deadline_s = asyncio.get_running_loop().time() + 0.3
     return await SecureTasks(store, around, SimpleNamespace(trained=trained)).take(
-        task_of(step), TERMS, None, deadline_s
+        task_of(step), TERMS, None, deadline_s, was_metered=False
     )
 
 
