@@ -93,9 +93,10 @@ class CampaignNote(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def worth(self) -> int:
-        """The least leaves first: what runs stays, more so whose personal layers answer, or shall not be here."""
+        """The least leaves first: what runs stays; of the others whose personal layers answer, or shall not be here."""
         is_kept = self.is_forgotten or (self.judged is not None and self.judged.answers)
-        return 2 * is_kept + (not self.is_over)
+        is_running = not self.is_over and self.step >= 0  # of a campaign without a view nobody says that it ended
+        return 4 * is_running + 2 * is_kept + (not self.is_over)
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):

@@ -87,3 +87,22 @@ def test_a_campaign_whose_layers_answer_is_forgotten_last(tmp_path: Path) -> Non
     assert next(iter(store.notes)) == "c0"
     assert (store.vector("c0", "personal"), store.vector("c0", "view")) == (b"p" * 8, None)
     store.close()
+
+
+@pytest.mark.parametrize("step", [3, -1])
+def test_a_campaign_that_runs_outlasts_those_that_are_over(step: int, tmp_path: Path) -> None:
+    """However many answer; but of one that this box has no view of it may never hear that it is over."""
+    _, desk = with_personal_head()
+    store = LearningStore(Place(folder=tmp_path))
+    store.open("gateway")
+    judged = Judged(artifact_digest="a" * 64, version="1.r2-c0", variant="original", answers=True)
+    store.keep(CampaignNote(id="running", terms=desk.terms, step=step), {"residual": b"r" * 8})
+    for n in range(MOST_CAMPAIGNS - 1):
+        store.keep(CampaignNote(id=f"c{n}", terms=desk.terms, judged=judged), {"personal": b"p" * 8})
+        store.end([f"c{n}"])
+    store.keep(CampaignNote(id="new", terms=desk.terms, step=0), {})
+    gone = "c0" if step >= 0 else "running"
+    assert gone not in store.notes
+    assert {"running", "c0", "new"} - {gone} <= set(store.notes)
+    assert store.vector("running", "residual") == (b"r" * 8 if step >= 0 else None)
+    store.close()
