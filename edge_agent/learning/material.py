@@ -28,7 +28,7 @@ _log = logging.getLogger("hybrid.agent.learning")
 
 
 class Material:
-    """Heads and features; all methods but `forget` are for the one training thread.
+    """Heads and features; all methods but `forget` and `release` are for the one training thread.
 
     Args:
         shelf: of the samples.
@@ -59,14 +59,16 @@ class Material:
         return sum(self._left_out.values())
 
     def release(self) -> None:
-        """Let go of all that is in memory; the next task makes it anew."""
+        """Let go of all that is in memory; the next task makes it anew. Nothing may run on the training thread."""
         for shelf in self._features.values():
             shelf.begin("", ())
-        self._targets, self._opened = {}, None
+        self._targets, self._unfit, self._opened = {}, {}, None
+        self._relabelled.clear()
 
     def forget(self, sample_id: str) -> None:
         """A sample was labelled anew: the next task reads it again, whatever this one has read of it."""
-        self._relabelled.add(sample_id)
+        if any(shelf.expects(sample_id) for shelf in self._features.values()):  # else nothing was read of it
+            self._relabelled.add(sample_id)
 
     def learnable(self, candidate: Candidate) -> Learnable:
         """What can learn of a model.

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.learning.material import Material
+from hybrid.federated.learning.body import Body
 from hybrid.federated.learning.labels import is_held_out
 from tests.learning.lab import Box, at_work, made
 from tests.learning.nets import N_FEATURES
@@ -66,3 +67,42 @@ async def test_what_cannot_be_learned_from_is_read_once(tmp_path: Path) -> None:
         found = material.examples(named, ids, held_out=False)
         assert len(found) == len(ids)
         assert list(found.targets[1:3]) == [2, 2]
+
+
+async def test_nothing_is_noted_of_samples_that_no_task_has_read(tmp_path: Path) -> None:
+    """With labels that come by themselves and no round, what is noted of them would grow for ever."""
+    artifact, desk = made()
+    box = Box(tmp_path, artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        ids = await box.fill(12)
+        box.yielding.begin()
+        material = Material(box.samples.shelf, box.yielding, most_bytes=1 << 20)
+        (candidate,) = box.learning._offers.candidates()
+        material.examples(candidate, ids, held_out=False)
+        for one in (*ids[:3], *(f"later-{n}" for n in range(50))):
+            material.forget(one)
+        assert material._relabelled == set(ids[:3])
+        material.release()
+        assert not material._relabelled, "nothing is left that could be out of date"
+
+
+async def test_what_did_not_fit_beside_others_is_tried_again_without_them(tmp_path: Path) -> None:
+    """The newest sample says the size of all others: once they have left memory another one may."""
+    artifact, desk = made()
+    box = Box(tmp_path, artifact, desk)
+    async with at_work(box.outbox, box.samples):
+        ids = [one for one in await box.fill(12) if not is_held_out(one)]
+        box.yielding.begin()
+        material = Material(box.samples.shelf, box.yielding, most_bytes=1 << 20)
+        run, widths = material._run, [2]
+
+        def sized(body: Body, feeds: dict[str, np.ndarray]) -> np.ndarray:
+            return np.tile(run(body, feeds), (1, widths.pop() if widths else 1))
+
+        material._run = sized  # type: ignore[method-assign]
+        (candidate,) = box.learning._offers.candidates()
+        assert len(material.examples(candidate, ids, held_out=False)) == 1
+        assert material.n_unfit == len(ids) - 1
+        material.release()
+        assert len(material.examples(candidate, ids, held_out=False)) == len(ids)
+        assert material.n_unfit == 0

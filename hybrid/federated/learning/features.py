@@ -31,6 +31,10 @@ class FeatureShelf:
     def __contains__(self, sample_id: object) -> bool:
         return sample_id in self._rows
 
+    def expects(self, sample_id: str) -> bool:
+        """Whether `begin` named it; may be asked by any thread."""
+        return sample_id in self._ages
+
     def begin(self, body_key: str, sample_ids: Sequence[str]) -> None:
         """Keep rows of this body and of these samples alone, newest first; those that are there already stay."""
         if body_key != self._body:
