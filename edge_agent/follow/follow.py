@@ -32,6 +32,9 @@ WAIT_S: Final = 240.0
 UNREADY_WAIT_S: Final = 20.0
 """The same where the box said that it is not ready, as it does while it starts: when it is, it is to be told soon."""
 
+STARTING_S: Final = 600.0
+"""So long after the start; a box that is not ready for longer asks no more often than others."""
+
 _GRACE_S: Final = 30.0
 _FIRST_S: Final = 1.0
 _MOST_S: Final = 60.0
@@ -91,6 +94,7 @@ class Follow:
         self._trouble: HybridError | None = None
         self._heard_s: float | None = None
         self._known = ""
+        self._began_s = float("-inf")
         self._applying = asyncio.Lock()
 
     def problems(self) -> Sequence[Problem]:
@@ -132,6 +136,7 @@ class Follow:
 
     async def _poll(self) -> None:
         await self._install.begun.wait()
+        self._began_s = asyncio.get_running_loop().time()
         while True:
             await self._rest(await self._ask())
 
@@ -141,7 +146,8 @@ class Follow:
         if calls is None:
             return _LOOK_S
         health = self._leader.health()
-        wait_s = WAIT_S if health is None or health.ready else UNREADY_WAIT_S
+        is_starting = asyncio.get_running_loop().time() - self._began_s < STARTING_S
+        wait_s = UNREADY_WAIT_S if is_starting and health is not None and not health.ready else WAIT_S
         call = StateCall(
             known=self._known,
             epoch=self._leader.epoch(),

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.disk import RealDisk
 from edge_agent.follow.desired import Desired, DesiredFile
-from edge_agent.follow.follow import UNREADY_WAIT_S, WAIT_S, Follow, Leader
+from edge_agent.follow.follow import STARTING_S, UNREADY_WAIT_S, WAIT_S, Follow, Leader
 from edge_agent.follow.imports import TRUST, Imported, Imports, combined
 from edge_agent.install.sealed import sealed
 from hybrid.errors import ConnectionLost, CorruptContent, DiskFull, Forbidden, HybridError, Overloaded, StorageError
@@ -120,6 +120,23 @@ def test_a_box_that_was_not_ready_tells_soon_that_it_is(fleet: Fleet) -> None:
     assert [call.health.ready for call in gateway.calls] == [False, False, True, True]
     assert gateway.times[2] - gateway.times[0] <= UNREADY_WAIT_S + 2 * 10.0
     assert [call.wait_s for call in gateway.calls] == [UNREADY_WAIT_S, UNREADY_WAIT_S, WAIT_S, WAIT_S]
+
+
+def test_a_box_that_stays_unready_asks_no_more_often_than_others(fleet: Fleet) -> None:
+    """Its link may cost by the byte, and it may stay so for weeks."""
+    gateway = Gateway()
+
+    def went_on(life: Life) -> bool:
+        life.health = Health(ready=False)
+        return len(gateway.calls) > 4 and gateway.calls[-3].wait_s == WAIT_S
+
+    live(Image(), Shelf(), fleet, gateway, went_on, within_s=3000.0)
+    n_early = [call.wait_s for call in gateway.calls].index(WAIT_S)
+    assert [call.wait_s for call in gateway.calls] == n_early * [UNREADY_WAIT_S] + (len(gateway.calls) - n_early) * [
+        WAIT_S
+    ]
+    assert gateway.times[n_early - 1] - gateway.times[0] < STARTING_S <= gateway.times[n_early] - gateway.times[0] + 1.0
+    assert gateway.times[-1] - gateway.times[-2] >= WAIT_S
 
 
 def test_what_the_gateway_wants_is_installed_told_and_kept(fleet: Fleet, versions: list[Made]) -> None:
