@@ -198,6 +198,18 @@ def test_large_weights_inside_of_a_models_file_are_read_from_there(tmp_path: Pat
         body.features({"x": inputs[:, :300]})
 
 
+def test_a_model_whose_file_is_gone_is_one_that_cannot_be_learned(tmp_path: Path) -> None:
+    """And no failure of the disk: it was replaced after its head was read."""
+    artifact = artifact_in(tmp_path)
+    head = open_head(artifact.folder, artifact.manifest, "original")
+    head.path.write_bytes(b"")
+    with pytest.raises(ModelUntrainable, match="cannot be read any more"):
+        Body(head)
+    head.path.unlink()
+    with pytest.raises(ModelUntrainable, match="cannot be read any more"):
+        Body(head)
+
+
 def test_an_input_that_is_learned_from_itself_has_the_models_size(tmp_path: Path) -> None:
     """The newest sample says the size of all others: it must not be one that the model cannot take."""
     made = trainable_artifact(model_file(tmp_path / "net.onnx"), tmp_path / "made", name="net", head="input")

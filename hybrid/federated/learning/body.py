@@ -47,7 +47,7 @@ def body_model(head: Head) -> onnx.ModelProto | None:
     Its external weights lie where those of the model do, and large ones inside the model's file.
 
     Raises:
-        OSError: that file cannot be read.
+        ModelUntrainable: that file cannot be read.
     """
     graph = head.model.graph
     if any(value.name == head.feature for value in graph.input):
@@ -60,7 +60,10 @@ def body_model(head: Head) -> onnx.ModelProto | None:
     body.functions.extend(head.model.functions)
     body.graph.name = graph.name or "graph"
     body.graph.node.extend(kept)
-    inside = dict(_large_weights(head.path))
+    try:
+        inside = dict(_large_weights(head.path))
+    except (OSError, ValueError) as exc:  # it is being replaced
+        raise ModelUntrainable(f"{head.path.name} cannot be read any more: {exc}") from exc
     body.graph.initializer.extend(
         _outside(tensor, head.path.name, *inside[tensor.name]) if tensor.name in inside else tensor
         for tensor in graph.initializer
