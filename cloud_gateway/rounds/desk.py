@@ -169,9 +169,12 @@ class RoundsDesk:
 
     async def _take(self, box_id: str, call: UpdateCall) -> UpdateAnswer:
         course = self.courses.get(call.campaign)
-        while course is not None and (course.closing or course.is_half_closed) and not course.has_ended:
+        known = await self._taking.known(course, box_id, call)  # no closing changes what was said
+        while known is None and course is not None and not course.has_ended:
+            if not (course.closing or course.is_half_closed):
+                break
             await self._until_closed(course)
-        known = await self._taking.known(course, box_id, call)
+            known = await self._taking.known(course, box_id, call)
         if known is not None:
             return known
         if course is None or course.has_ended:

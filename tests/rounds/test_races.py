@@ -80,6 +80,26 @@ async def test_a_round_that_was_half_closed_takes_nothing_more_in(tmp_path) -> N
     again.close()
 
 
+async def test_who_brought_an_update_to_a_half_closed_round_is_told_at_once_also_while_it_is_paused(tmp_path) -> None:
+    lab = Lab(tmp_path, learns=("w2", "b2"))
+    campaign = await lab.create(goal=2, rounds=2, coding=PLAIN)
+    first, second = boxes_of(lab, 2)
+    course = lab.desk.courses[campaign]
+    call = first.update(await first.task())
+    assert (await first.send(call)).state == "accepted"
+    await second.once(campaign)
+    rows = sorted(course.counted.values(), key=lambda row: row.id)
+    await lab.rounds._closings._choose(course, rows, [], b"", 0.0)  # and here the power fails
+    lab.close()
+    again = Lab(tmp_path, learns=("w2", "b2"))
+    await again.rounds.order("pause", campaign)
+    first.lab = again
+    async with asyncio.timeout(5.0):
+        assert (await first.send(call)).state == "accepted"
+    assert again.desk.courses[campaign].is_half_closed
+    again.close()
+
+
 async def test_campaigns_that_begin_at_once_have_one_account_of_what_boxes_spent(lab: Lab, monkeypatch) -> None:
     read, both = lab.rounds._store.accounts, threading.Barrier(2, timeout=10.0)
 
