@@ -189,6 +189,12 @@ class Campaigns:
                 found.add(version.artifact_digest)
         return found
 
+    def note_version(self, digest: str) -> None:
+        """A version was learned: boxes that hold it go on in campaigns with any base before it; blocks."""
+        for base in learned_from(parse(self._around.library.manifest_bytes(digest))):
+            if base in self._learned:
+                self._learned[base].add(digest)
+
     # Ordered.
 
     async def create(self, wish: CampaignWish, who: str) -> Course:

@@ -178,3 +178,30 @@ async def test_a_campaign_that_began_with_a_learned_version_comes_home_as_any(tm
         assert candidate.fits(task.terms)
         assert not candidate.fits(msgspec.structs.replace(task.terms, artifact_digest="0" * 64))
     lab.close()
+
+
+async def test_a_version_of_a_learned_version_takes_part_in_a_campaign_with_the_first_base(lab: Lab) -> None:
+    order = {"goal": 2, "coding": PLAIN, "promotion": Promotion(policy="candidate", cohort_evaluation=False)}
+    first = await lab.create(rounds=1, **order)
+    await learned(lab, first)
+    await until(lambda: first not in lab.desk.courses)
+    base = lab.registry.resolve(MODEL)
+    second = await lab.create(rounds=2, version=base.version, **order)
+    course = lab.desk.courses[second]
+    for at in range(2):
+        box = Box(lab, at)
+        task = (await lab.desk.task(box.id, box.call(offers=(offered(base.artifact_digest),)))).task
+        assert task is not None
+        box.terms[second] = task.terms
+        await box.send(box.update(task))
+    await until(lambda: course.row.step == 1)
+    other = await lab.create(version="1", **order)
+    await lab.rounds.order("pause", second)
+    await lab.rounds.promote(second, PromoteWish())
+    await until(lambda: course.promotion is None)
+    version = lab.registry.resolve(MODEL)
+    assert version.version == f"{base.version}.r1-{second}"
+    box = Box(lab, 2)
+    task = (await lab.desk.task(box.id, box.call(offers=(offered(version.artifact_digest),)))).task
+    assert task is not None
+    assert task.campaign == other

@@ -199,7 +199,7 @@ class Promotions:
 
     async def _home_with(self, course: Course, view: PromotionView) -> PromotionView:
         version, digest = await asyncio.to_thread(self._made, course, view.step)
-        course.learned.add(digest)
+        await asyncio.to_thread(self._campaigns.note_version, digest)
         self._home.committed(course.order.model)
         view = msgspec.structs.replace(view, state="candidate", version=f"{course.order.model}:{version}")
         if view.policy != "rollout":
