@@ -307,6 +307,39 @@ async def test_boxes_that_cannot_evaluate_are_not_waited_for(lab: Lab) -> None:
     assert (promotion.state, promotion.n_boxes) == ("candidate", 1)
 
 
+async def test_a_candidate_that_no_box_could_try_at_this_moment_waits_for_one_until_the_deadline(lab: Lab) -> None:
+    """Boxes that take the model up anew, or another variant, tell for a while that they have nothing of it."""
+    campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+    await learned(lab, campaign)
+    course = lab.desk.courses[campaign]
+    await until(lambda: course.promotion is not None)
+    for at in range(4):
+        assert await Box(lab, at).task(offers=()) is None
+    is_due = lab.rounds._promotions.is_due
+    assert not is_due(course)
+    lab.later_s += course.order.deadline_s
+    assert is_due(course)
+    lab.later_s = 0.0
+    last = Box(lab, 3)
+    await last.evaluate(await last.task(), n_won=1, n_lost=0)
+    await until(lambda: campaign not in lab.desk.courses)
+    promotion = (await lab.shown(campaign)).promotions[0]
+    assert (promotion.state, promotion.n_boxes) == ("candidate", 1)
+
+
+async def test_a_candidate_that_every_box_gave_up_waits_for_none(lab: Lab) -> None:
+    campaign = await lab.create(goal=2, rounds=1, coding=PLAIN, promotion=Promotion(policy="candidate"))
+    await learned(lab, campaign)
+    await until(lambda: lab.desk.courses[campaign].promotion is not None)
+    for at in range(4):
+        box = Box(lab, at)
+        task = await box.task()
+        assert task is not None
+        await box.task(refused=(task.id,))
+    await until(lambda: campaign not in lab.desk.courses)
+    assert (await lab.shown(campaign)).promotions[0].state == "candidate"
+
+
 def assignment(at: int, **selector: str) -> Assignment:
     return Assignment(id=at, model=MODEL, version="1", artifact_digest="0" * 64, selector=selector)
 

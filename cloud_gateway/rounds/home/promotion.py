@@ -164,8 +164,11 @@ class Promotions:
             return False
         if not course.order.promotion.cohort_evaluation:
             return True
+        boxes = {*self._campaigns.cohorts.of(course.order)}
+        if boxes and boxes <= course.declined:
+            return True
         able = {*self._campaigns.cohorts.that_may_try(course), *course.evaluated} - course.declined
-        wanted = min(max(ENOUGH, course.order.n_least), len(able))
+        wanted = min(max(ENOUGH, course.order.n_least), max(1, len(able)))  # until the deadline one may come back
         return len(course.evaluated) >= wanted or self._home.clock_s() >= self._until_s[course.id]
 
     async def finish(self, course: Course) -> None:
