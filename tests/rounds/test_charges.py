@@ -107,6 +107,43 @@ async def test_an_account_that_the_disk_damaged_begins_anew_and_stops_no_campaig
     lab.close()
 
 
+@pytest.fixture
+async def shared(tmp_path: Path):
+    """A round with the updates that it wants, not closed yet, of whose boxes other campaigns may charge meanwhile."""
+    lab = Lab(tmp_path, n_boxes=3, learns=("w2", "b2"))
+    privacy = Privacy(noise=2.0, clip=1.0, max_epsilon=50.0)
+    order = {"goal": 2, "over_selection": 1.0, "rounds": 5, "coding": Coding(up="float32"), "aggregation": UNIFORM}
+    campaign = await lab.create(privacy=privacy, **order)
+    for number in range(2):
+        assert (await Box(lab, number).once(campaign)).state == "accepted"
+    yield SimpleNamespace(lab=lab, course=lab.desk.courses[campaign], id=campaign)
+    lab.close()
+
+
+async def test_a_box_that_can_pay_no_more_leaves_its_place_to_another(shared) -> None:
+    shared.course.spent[box_id(0)] = 1e6
+    async with running(shared.lab):
+        answer = await Box(shared.lab, 2).once(shared.id)
+        assert answer is not None
+        assert answer.state == "accepted"
+        await until(lambda: shared.course.row.step == 1)
+    assert shared.course.rounds[0].n_counted == 2
+    assert set(costs(shared.lab)) == {box_id(1), box_id(2)}
+
+
+async def test_a_round_whose_boxes_can_pay_no_more_waits_for_others_and_then_is_spent(shared) -> None:
+    """It is not begun anew as fast as the loop turns."""
+    course, lab = shared.course, shared.lab
+    course.spent.update({box_id(number): 1e6 for number in range(3)})
+    assert not course.wants_closing(lab._clock_s(), [box_id(number) for number in range(3)])
+    lab.later_s += course.order.deadline_s
+    async with running(lab):
+        await until(lambda: shared.id not in lab.desk.courses)
+    view = await lab.shown(shared.id)
+    assert (view.state, view.step, view.rounds[0].n_abandoned) == ("spent", 0, 0)
+    assert "0 of 3 boxes have enough privacy left" in view.reason
+
+
 async def worked(lab: Lab, campaign: str, step: int) -> None:
     """Both boxes learn until a campaign stands at this step."""
     boxes = [Box(lab, number) for number in range(2)]

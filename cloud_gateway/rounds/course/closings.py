@@ -36,7 +36,7 @@ from cloud_gateway.rounds.kept.store import (
 from cloud_gateway.rounds.messages import CampaignState, RoundView
 from hybrid.errors import CorruptContent, HybridError, PrivacySpent, StorageError
 from hybrid.federated.aggregation.gates import Limits
-from hybrid.federated.privacy.account import Account, check_round, has_left
+from hybrid.federated.privacy.account import Account, check_round
 from hybrid.federated.privacy.accountant import cost_of, epsilon_for
 from hybrid.federated.secure.quantized import Sum
 
@@ -133,8 +133,9 @@ class Closings:
         rows = sorted(course.counted.values(), key=lambda row: row.id)
         if course.round.state != "closing":
             async with self._charging:
-                rows = [row for row in rows if _can_pay(course, row)]
+                rows = [row for row in rows if course.can_pay(row.box_id)]
                 if len(rows) < course.n_least:
+                    self._check_budget(course)
                     await self._begin_anew(course, now_s)
                     return
                 chosen, left_out = _outliers(course, rows)
@@ -158,7 +159,7 @@ class Closings:
         live = [_masked_row(course, box_id) for box_id in masking.live_box_ids]
         is_begun = course.round.state == "closing"
         async with self._charging:
-            if not is_begun and not all(_can_pay(course, row) for row in live):
+            if not is_begun and not all(course.can_pay(row.box_id) for row in live):
                 await masking.begin_anew("a box in the sum has no privacy left to pay for it")
                 await self._begin_anew(course, now_s, masking.trouble)
                 return
@@ -297,7 +298,7 @@ class Closings:
 
     async def _begin_anew(self, course: Course, now_s: float, why: str = "", came: str = "") -> None:
         """Too few came in time, or no sum of them, and why: what came stays, the time begins anew."""
-        came = came or f"{len(course.counted)} updates came and {course.n_least} are needed"
+        came = came or f"{len(course.paying)} updates came and {course.n_least} are needed"
         row = msgspec.structs.replace(course.row, n_abandoned=course.row.n_abandoned + 1)
         if row.n_abandoned >= course.order.most_abandoned:
             row.state = "stalled"
@@ -337,11 +338,6 @@ class Closings:
 def _goes_on(course: Course) -> bool:
     """Whether a round is to be closed now: a person may have stopped or paused the campaign meanwhile."""
     return course.is_running or (course.round.state == "closing" and not course.has_ended)
-
-
-def _can_pay(course: Course, row: ReceivedRow) -> bool:
-    """Whether what a box has left pays for this round: another campaign of the model may have charged it meanwhile."""
-    return has_left(course.order.privacy, course.spent.get(row.box_id, 0.0))
 
 
 def _outliers(course: Course, rows: list[ReceivedRow]) -> tuple[list[ReceivedRow], list[ReceivedRow]]:

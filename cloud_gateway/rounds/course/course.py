@@ -185,7 +185,16 @@ class Course:
 
     def has_room(self) -> bool:
         """Whether one more box may begin."""
-        return len({*self.leases, *self.counted, *self.writing}) < self.most_at_once
+        return len({*self.leases, *self.paying, *self.writing}) < self.most_at_once
+
+    def can_pay(self, box_id: str) -> bool:
+        """Whether what a box has left pays for a round: other campaigns of the model charge it meanwhile."""
+        return has_left(self.order.privacy, self.spent.get(box_id, 0.0))
+
+    @property
+    def paying(self) -> list[str]:
+        """Boxes whose update of the open round can still count."""
+        return [box_id for box_id in self.counted if self.can_pay(box_id)]
 
     def is_done_with(self, box_id: str) -> bool:
         """Whether a box has nothing to do before the next step."""
@@ -194,7 +203,7 @@ class Course:
             or box_id in self.writing
             or box_id in self.given_up
             or (self.row.step, box_id) in self.received
-            or not has_left(self.order.privacy, self.spent.get(box_id, 0.0))
+            or not self.can_pay(box_id)
         )
 
     def lease(self, box_id: str, now_s: float, weights_bytes: int) -> float:
@@ -259,9 +268,10 @@ class Course:
         """
         if not self.is_running or self.closing or self.writing or self.order.privacy.secure:
             return False
-        if len(self.counted) >= self.order.goal or self.is_over(now_s):
+        n_paying = len(self.paying)
+        if n_paying >= self.order.goal or self.is_over(now_s):
             return True
-        return len(self.counted) >= self.n_least and all(self.is_done_with(box_id) for box_id in cohort)
+        return n_paying >= self.n_least and all(self.is_done_with(box_id) for box_id in cohort)
 
     def is_over(self, now_s: float) -> bool:
         """Whether the round's time is over."""
