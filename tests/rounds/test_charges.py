@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from cloud_gateway.rounds.desk import MASKED_CALLS_AT_ONCE
+from cloud_gateway.rounds.home.statements import statement_of
 from cloud_gateway.rounds.kept.steps import as_vector
 from cloud_gateway.rounds.kept.store import RoundStore
+from hybrid.artifact.manifest import LineageStep
 from hybrid.errors import Overloaded, PrivacySpent
 from hybrid.federated.campaign import Aggregation, Coding, Privacy
 from hybrid.federated.messages import SecureCall
@@ -89,7 +91,9 @@ async def test_a_campaign_that_ended_in_memory_alone_stays_open_in_the_accounts(
     lab.close()
 
 
-async def test_an_account_that_the_disk_damaged_begins_anew_and_stops_no_campaign(tmp_path: Path) -> None:
+async def test_an_account_that_the_disk_damaged_is_the_most_that_any_box_spent_and_stops_no_campaign(
+    tmp_path: Path,
+) -> None:
     lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
     order = {"goal": 2, "coding": Coding(up="float32"), "aggregation": UNIFORM, "privacy": Privacy(noise=2.0, clip=1.0)}
     async with running(lab):
@@ -103,7 +107,49 @@ async def test_an_account_that_the_disk_damaged_begins_anew_and_stops_no_campaig
         assert (await lab.shown(campaign)).state == "running"
         await worked(lab, campaign, 2)
         assert (await lab.shown(await lab.create(rounds=1, **order))).state == "running"
-    assert costs(lab) == {box_id(0): 0.25, box_id(1): 0.5}
+    assert costs(lab) == {box_id(0): 0.5, box_id(1): 0.5}
+    lab.close()
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_what_was_spent_never_falls_where_the_disk_damaged_all_accounts(
+    tmp_path: Path, is_restarted: bool
+) -> None:
+    """Nothing else says how much: what later campaigns sign, and who may take part, hangs on it."""
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    privacy = Privacy(noise=2.0, clip=1.0, max_epsilon=3.8)  # three rounds of a box
+    order = {"goal": 2, "coding": Coding(up="float32"), "aggregation": UNIFORM, "privacy": privacy}
+    async with running(lab):
+        first = await lab.create(rounds=2, **order)
+        await worked(lab, first, 2)
+    store, row = lab.rounds._store, lab.rounds.campaigns.row(first)
+    with store.database.writing() as db:
+        db.execute("UPDATE account SET body = CAST('{no account' AS BLOB)")
+    before = LineageStep(step="rounds", artifact_digest="", detail=statement_of(store, row, 2, ()).detail())
+    assert statement_of(store, row, 2, [before]).cost == pytest.approx(0.5 + 0.5)
+    if is_restarted:
+        lab.close()
+        lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    async with running(lab):
+        second = await lab.create(rounds=5, **order)
+        spent = lab.desk.courses[second].spent
+        await worked(lab, second, 1)
+        assert spent == costs(lab) == {box_id(0): 0.75, box_id(1): 0.75}
+        assert (lab.rounds.campaigns.row(second).cost, lab.rounds.campaigns.row(second).state) == (0.75, "spent")
+    lab.close()
+
+
+async def test_what_was_read_before_the_disk_damaged_an_account_and_its_campaign_counts(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, n_boxes=2, learns=("w2", "b2"))
+    order = {"goal": 2, "coding": Coding(up="float32"), "aggregation": UNIFORM, "privacy": Privacy(noise=2.0, clip=1.0)}
+    async with running(lab):
+        campaign = await lab.create(rounds=5, **order)
+        await worked(lab, campaign, 2)
+        with lab.rounds._store.database.writing() as db:
+            db.execute("UPDATE account SET body = X'00'")
+            db.execute("UPDATE campaign SET body = X'00'")
+        await worked(lab, campaign, 3)
+    assert costs(lab) == {box_id(0): 0.75, box_id(1): 0.75}
     lab.close()
 
 

@@ -23,6 +23,7 @@ from cloud_gateway.rounds.course.taking import ROW_BYTES
 from cloud_gateway.rounds.kept.spool import Spool
 from cloud_gateway.rounds.kept.steps import StepFile, as_vector
 from cloud_gateway.rounds.kept.store import (
+    DAMAGED,
     CampaignRow,
     Received,
     ReceivedRow,
@@ -210,7 +211,9 @@ class Closings:
         ended = store.ended({campaign for account in accounts.values() for campaign in account.open} - {course.id})
         found, spent = {}, {}
         for row in chosen:
-            account = accounts[row.box_id]
+            account, before = accounts[row.box_id], course.spent.get(row.box_id, 0.0)
+            if DAMAGED in account.closed and before > account.cost:  # damaged since: what was read before it is more
+                account.closed[DAMAGED] += before - account.cost
             for campaign in ended & account.open.keys():
                 account.close(campaign)
             account.charge(course.id, course.round.number, cost)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from cloud_gateway.rounds.kept.store import CampaignRow, RoundStore
+from cloud_gateway.rounds.kept.store import DAMAGED, CampaignRow, RoundStore
 from hybrid.artifact.manifest import LineageStep
+from hybrid.federated.privacy.accountant import cost_of
 from hybrid.federated.privacy.statement import Statement, spent_before
 
 
@@ -33,8 +34,10 @@ def statement_of(store: RoundStore, row: CampaignRow, step: int, lineage: Sequen
 def _cost(store: RoundStore, row: CampaignRow, before: float) -> float:
     """Mu squared of the box that spent most: in all campaigns of the model here, or in the base's lineage and this.
 
-    A base that was learned here stands in both, and counts once.
+    A base that was learned here stands in both, and counts once. What the disk has damaged of an account may all be of
+    this campaign, up to its rounds.
     """
     accounts = store.accounts(row.order.model).values()
-    own = max((account.cost_in(row.id) for account in accounts), default=0.0)
+    most = cost_of(row.order.privacy.noise, row.step + 1)
+    own = max((min(most, each.cost_in(row.id) + each.closed.get(DAMAGED, 0.0)) for each in accounts), default=0.0)
     return max(row.cost, before + own)

@@ -20,6 +20,8 @@ from hybrid.hosting.database import Database
 FILE_NAME: Final = "rounds.db"
 ORDER_FILE: Final = "campaign.json"
 """What was ordered, in a campaign's folder."""
+DAMAGED: Final = "damaged"
+"""Stands in an account, in place of a campaign, for what the disk has damaged of it: never less than that was."""
 _T = TypeVar("_T")
 _log = logging.getLogger("hybrid.gateway.rounds")
 
@@ -228,7 +230,7 @@ class RoundStore:
         return {row.id for row in _sound(rows, CampaignRow) if row.state in ENDED}
 
     def accounts(self, model: str) -> dict[str, Account]:
-        """What each box has spent on a model; one that the disk has damaged begins anew."""
+        """What each box has spent on a model; one that the disk has damaged holds the most that any box spent on it."""
         with self.database.reading() as db:
             rows = db.execute("SELECT box, body FROM account WHERE model = ?", (model,)).fetchall()
         found = {}
@@ -237,6 +239,8 @@ class RoundStore:
                 found[box_id] = Account.decoded(bytes(body))
             except (BadMessage, TypeError) as exc:
                 _log.error("rounds.account_damaged model=%s box=%s error=%s", model, box_id, exc)
+                most = max((row.cost for row in self.campaigns() if row.order.model == model), default=0.0)
+                found[box_id] = Account(closed={DAMAGED: most})
         return found
 
     def promotions(self, campaign: str) -> list[PromotionView]:
