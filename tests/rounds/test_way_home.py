@@ -21,6 +21,18 @@ def offered(digest: str) -> Offer:
     return Offer(model=MODEL, artifact_digest=digest, variant="original", n_samples=100)
 
 
+async def learned_anew(lab: Lab, campaign: str, digest: str) -> None:
+    """The first round of a campaign, by two boxes that hold another version than the lab's first."""
+    course = lab.desk.courses[campaign]
+    for at in range(2):
+        box = Box(lab, at)
+        task = (await lab.desk.task(box.id, box.call(offers=(offered(digest),)))).task
+        assert task is not None
+        box.terms[campaign] = task.terms
+        await box.send(box.update(task))
+    await until(lambda: course.row.step == 1)
+
+
 class Steering:
     """Begins rollouts, or is cut off while it does."""
 
@@ -151,14 +163,8 @@ async def test_a_campaign_that_began_with_a_learned_version_comes_home_as_any(tm
         campaign = await lab.create(
             goal=2, rounds=2, version=base.version, coding=PLAIN, promotion=Promotion(policy="none")
         )
+        await learned_anew(lab, campaign, base.artifact_digest)
         course = lab.desk.courses[campaign]
-        for at in range(2):
-            box = Box(lab, at)
-            task = (await lab.desk.task(box.id, box.call(offers=(offered(base.artifact_digest),)))).task
-            assert task is not None
-            box.terms[campaign] = task.terms
-            await box.send(box.update(task))
-        await until(lambda: course.row.step == 1)
         for _ in range(2):
             await lab.rounds.promote(campaign, PromoteWish())
             course.declined |= {box.id for box in lab.boxes.all()}
@@ -187,14 +193,8 @@ async def test_a_version_of_a_learned_version_takes_part_in_a_campaign_with_the_
     await until(lambda: first not in lab.desk.courses)
     base = lab.registry.resolve(MODEL)
     second = await lab.create(rounds=2, version=base.version, **order)
+    await learned_anew(lab, second, base.artifact_digest)
     course = lab.desk.courses[second]
-    for at in range(2):
-        box = Box(lab, at)
-        task = (await lab.desk.task(box.id, box.call(offers=(offered(base.artifact_digest),)))).task
-        assert task is not None
-        box.terms[second] = task.terms
-        await box.send(box.update(task))
-    await until(lambda: course.row.step == 1)
     other = await lab.create(version="1", **order)
     await lab.rounds.order("pause", second)
     await lab.rounds.promote(second, PromoteWish())
