@@ -70,7 +70,7 @@ def lines(told: Mapping[str, Any]) -> list[str]:
         samples = f"{told['n_unfit']} sample{'s' * (told['n_unfit'] != 1)}"
         found.append(f"         {samples} cannot be learned from, such as: {told['why_unfit']}")
     if told.get("n_left_out"):
-        room = f"{told['feature_bytes'] / 1e6:.3g} MB hold the newest; more with `learn_memory_bytes`"
+        room = f"{told['feature_bytes'] / 1e6:.3g} MB hold the newest; more with --learn-memory-bytes"
         found.append(f"         {told['n_left_out']} labelled samples are left out: {room}")
     if told.get("n_stood"):
         times = "once" if told["n_stood"] == 1 else f"{told['n_stood']} times"
